@@ -1,0 +1,35 @@
+"""The typed errors: each message is one sentence of what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Something the user can act on; the command line prints its message alone and exits with 1."""
+
+
+class UsageError(PipelineError):
+    """The command itself is wrong (an unknown name, an impossible value); exits with 2."""
+
+
+class DatasetError(PipelineError):
+    """The input folder does not hold what the named dataset's layout asks for."""
+
+
+class ImageError(PipelineError):
+    """One image or label map cannot be read; the message is the reason kept in the manifest."""
+
+
+class WeightsError(PipelineError):
+    """No source holds the weights of a backbone, or the weights do not fit it."""
+
+
+class RunError(PipelineError):
+    """The run directory is missing, is not one, or lacks what a stage reads."""
+
+
+class StaleError(RunError):
+    """What a stage reads was made from something that has changed since."""
+
+
+class ShardError(PipelineError):
+    """Some shards of a stage could not be computed; the others are on disk."""

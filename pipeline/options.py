@@ -1,0 +1,82 @@
+"""Command-line options made from a settings class, so that a default is said once."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+
+from pipeline.settings import StageSettings, option_name
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def settings_options(
+    settings: type[StageSettings], types_by_name: Mapping[str, click.ParamType] | None = None
+) -> Callable[[C], C]:
+    """Give a command one option per field of a settings class.
+
+    An option that is not given stays out of the settings: what ``run.yaml`` remembers, or else the
+    class's default, holds.
+
+    Parameters
+    ----------
+    settings
+        The class.
+    types_by_name
+        Types of fields whose annotation does not say enough (a choice of names).
+    """
+
+    def decorate(command: C) -> C:
+        for name in reversed(settings.model_fields):
+            command = _make_option(settings, name, (types_by_name or {}).get(name))(command)
+        return command
+
+    return decorate
+
+
+def given_settings(settings: type[StageSettings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that the command line gives, out of all its values."""
+    return {
+        name: values[name] for name in settings.model_fields if values.get(name) not in (None, ())
+    }
+
+
+def _make_option(
+    settings: type[StageSettings], name: str, kind: click.ParamType | None
+) -> Callable[[C], C]:
+    field = settings.model_fields[name]
+    annotation, multiple = _strip(field.annotation)
+    text = field.description or ""
+    if field.is_required():
+        text += "  [required at first]"
+    elif field.default not in (None, ()):
+        text += f"  [default: {field.default}]"
+    return click.option(
+        option_name(settings, name),
+        name,
+        type=kind or _click_type(annotation),
+        multiple=multiple,
+        default=None,
+        help=text,
+    )
+
+
+def _strip(annotation: Any) -> tuple[Any, bool]:
+    """Take ``None`` out of a union and the element out of a tuple."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0], True
+    return annotation, False
+
+
+def _click_type(annotation: Any) -> Any:
+    if get_origin(annotation) is Literal:
+        return click.Choice([str(value) for value in get_args(annotation)])
+    if annotation is Path:
+        return click.Path(path_type=Path)
+    return {int: int, float: float}.get(annotation, str)

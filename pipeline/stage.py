@@ -1,0 +1,452 @@
+"""What a stage is, and the one way in which stages are run.
+
+A stage plans (which shards, made from what), prepares (allocates its arrays), computes single
+shards, and finishes. The same code therefore runs in a loop, in a pool, or on a cluster, and every
+shard can be computed again alone.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError
+from pipeline.files import fingerprint
+from pipeline.ledger import Ledger, ShardRecord, StageRecord
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import Execution, announce, compute_shards
+from pipeline.settings import StageSettings, describe_changes
+
+S = TypeVar("S", bound=StageSettings)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be: what it is made from, and how many items it holds."""
+
+    fingerprint: str
+    items: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a stage.
+
+    Attributes
+    ----------
+    shards
+        In the order of the arrays.
+    facts
+        Small JSON-able findings that later stages and the report read (channels, grid, source of
+        the weights).
+    redo
+        Shards to compute again although their fingerprint is known.
+    payload
+        Anything that :meth:`Stage.prepare` needs from :meth:`Stage.plan`; not kept.
+    """
+
+    shards: list[ShardPlan]
+    facts: dict[str, Any] = field(default_factory=dict)
+    redo: frozenset[int] = frozenset()
+    payload: Any = None
+
+
+class Stage(ABC, Generic[S]):
+    """One of the pipeline's steps. Instances hold no state: they travel to other processes."""
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    settings_class: ClassVar[type[StageSettings]]
+
+    @property
+    def version(self) -> int:
+        """Version of what the stage computes."""
+        return self.settings_class.version
+
+    def key(self, settings: S) -> str:
+        """Return the ledger key; a stage that may run under several names adds the name."""
+        return self.name
+
+    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+        """Return the ledger key that the given settings mean, before all settings are known."""
+        return self.name
+
+    def name_options(self, settings: S) -> str:
+        """Return the command-line options that name the key, with a space in front, or nothing."""
+        return ""
+
+    def inputs(self, run: Run, settings: S) -> list[str]:
+        """Return the keys of the stages that this one reads."""
+        return []
+
+    def resolve(self, run: Run, settings: S) -> S:
+        """Replace every ``auto`` or absent value by what it means here."""
+        return settings
+
+    @abstractmethod
+    def plan(self, run: Run, settings: S, screen: Screen) -> Plan:
+        """Say which shards there will be; writes nothing."""
+
+    @abstractmethod
+    def prepare(self, run: Run, settings: S, plan: Plan) -> None:
+        """Allocate what the shards are written into; touches nothing that is right already."""
+
+    @abstractmethod
+    def compute(self, run: Run, settings: S, shard: int) -> dict[str, Any]:
+        """Compute and write one shard; return a small JSON-able result for its record."""
+
+    def holds(self, run: Run, settings: S, shard: int) -> bool:
+        """Whether what a finished shard wrote is still there; the ledger cannot know."""
+        return True
+
+    def holds_summary(self, run: Run, settings: S) -> bool:
+        """Whether what :meth:`finish` wrote is still there."""
+        return True
+
+    def find(self, run: Run, settings: S, records: dict[int, ShardRecord]) -> str:
+        """Return a fingerprint of what only the computation could tell, for the later stages."""
+        return ""
+
+    def finish(
+        self, run: Run, settings: S, records: dict[int, ShardRecord], screen: Screen
+    ) -> list[str]:
+        """Do what needs all shards; return lines for the screen."""
+        return []
+
+
+def run_stage(
+    stage: Stage[S],
+    run: Run,
+    settings: S,
+    execution: Execution,
+    screen: Screen,
+    versions: Mapping[str, int] | None = None,
+) -> StageRecord | None:
+    """Bring a stage up to date: compute the shards that are missing or stale, and no others.
+
+    Parameters
+    ----------
+    stage, run, settings
+        What to compute, and where.
+    execution, screen
+        How to compute it, and where to show it.
+    versions
+        Version number of every stage of this installation, by name, where known: what an older
+        version wrote is stale.
+
+    Returns
+    -------
+    StageRecord or None
+        The finished record; None on a dry run that would compute something.
+
+    Raises
+    ------
+    StaleError, RunError
+        A stage that this one reads is missing, incomplete or stale.
+    ShardError
+        Some shards failed; the others are finished and will not be computed again.
+    """
+    names = settings.model_fields_set
+    settings = stage.resolve(run, settings)
+    key = stage.key(settings)
+    if execution.dry_run:
+        return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
+    if stage.inputs(run, settings):
+        run.require()
+    existed = run.path.exists()
+    run.create()
+    try:
+        with run.lock(key, wait=False):
+            return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
+    finally:
+        # a first command that was refused leaves nothing behind
+        run.discard_unused(folder=not existed)
+
+
+def _bring_up_to_date(
+    stage: Stage[S],
+    run: Run,
+    settings: S,
+    names: set[str],
+    execution: Execution,
+    screen: Screen,
+    versions: Mapping[str, int] | None,
+) -> StageRecord | None:
+    key = stage.key(settings)
+    inputs = {
+        name: require_fresh(run, name, versions).digest for name in stage.inputs(run, settings)
+    }
+    plan = stage.plan(run, settings, screen)
+    ledger = Ledger(run.state(key))
+    old = ledger.read_stage()
+    new = StageRecord(
+        stage=stage.name,
+        version=stage.version,
+        settings=settings.output_settings(),
+        inputs=inputs,
+        shards=[shard.fingerprint for shard in plan.shards],
+        facts=plan.facts,
+        options=stage.name_options(settings),
+    )
+    known = ledger.read_shards()
+    stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
+    lost = {n for n in known.keys() - stale if not stage.holds(run, settings, n)}
+    if lost:
+        screen.warn(f"{key}: what {len(lost)} finished shards wrote is gone; computing it again.")
+        stale |= lost
+    pending = [
+        n for n in range(len(plan.shards)) if execution.force or n not in known or n in stale
+    ]
+    _say_plan(key, old, new, len(stale), len(pending), plan, stage.unit, screen)
+    kept = {n: known[n] for n in range(len(plan.shards)) if n in known}
+    fresh = (
+        not pending
+        and old is not None
+        and _equal(old, _seal(stage, run, settings, new, kept))
+        and stage.holds_summary(run, settings)
+    )
+    if execution.dry_run:
+        return old if fresh else None
+    resolved = settings.model_dump(mode="json")
+    run.write_settings(key, resolved, {name: resolved[name] for name in resolved if name in names})
+    if fresh:
+        stage.prepare(run, settings, plan)
+        return old
+
+    # the ledger forgets a shard before its bytes change, so a crash in between mixes nothing
+    ledger.write_stage(new)
+    for number in {*stale, *pending} & known.keys():
+        ledger.drop(number)
+    stage.prepare(run, settings, plan)
+    _compute_pending(stage, run, settings, plan, pending, execution, screen)
+    records = ledger.read_shards()
+    lines = stage.finish(run, settings, records, screen)
+    finished = _seal(stage, run, settings, new, records)
+    ledger.write_stage(finished)
+    for line in lines:
+        screen.note(line)
+    return finished
+
+
+def _seal(
+    stage: Stage[S], run: Run, settings: S, record: StageRecord, records: dict[int, ShardRecord]
+) -> StageRecord:
+    return replace(record, findings=stage.find(run, settings, records), finished=True)
+
+
+def _equal(first: StageRecord, second: StageRecord) -> bool:
+    # by their JSON: what is read back holds lists where tuples were written
+    return fingerprint(asdict(first)) == fingerprint(asdict(second))
+
+
+def _is_stale(number: int, record: ShardRecord, plan: Plan) -> bool:
+    return (
+        number >= len(plan.shards)
+        or record.fingerprint != plan.shards[number].fingerprint
+        or number in plan.redo
+    )
+
+
+def _compute_pending(
+    stage: Stage[S],
+    run: Run,
+    settings: S,
+    plan: Plan,
+    pending: list[int],
+    execution: Execution,
+    screen: Screen,
+) -> None:
+    # another process may have another working folder
+    place = Run(run.path.absolute())
+    calls = [(stage, place, settings, number, plan.shards[number]) for number in pending]
+    total = sum(plan.shards[number].items for number in pending)
+    failed: list[tuple[int, Exception]] = []
+    with screen.count(stage.name, total, stage.unit) as counter:
+
+        def listen(event: dict[str, Any]) -> None:
+            if "say" in event:
+                counter.say(str(event["say"]))
+            if "warn" in event:
+                screen.warn(str(event["warn"]))
+            if "note" in event and screen.progress:
+                screen.note(str(event["note"]))
+            counter.advance(int(event.get("advance", 0)))
+
+        for done in compute_shards(compute_shard, calls, execution, listen):
+            if done.error is not None:
+                failed.append((pending[done.index], done.error))
+                if isinstance(done.error, PipelineError) and len(pending) == 1:
+                    raise done.error
+                if isinstance(done.error, RunError | WeightsError) and not isinstance(
+                    done.error, StaleError
+                ):
+                    break  # a full disk or absent weights fail every other shard, too
+    if failed:
+        number, error = failed[0]
+        raise ShardError(
+            f"{stage.name}: {len(failed)} of {len(pending)} shards failed, the others are kept; "
+            f"shard {number}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def compute_shard(
+    stage: Stage[S], run: Run, settings: S, number: int, shard: ShardPlan
+) -> ShardRecord:
+    """Compute one shard and, last of all, write its record."""
+    start = time.perf_counter()
+    result = stage.compute(run, settings, number)
+    record = ShardRecord(
+        shard=number,
+        fingerprint=shard.fingerprint,
+        seconds=round(time.perf_counter() - start, 3),
+        items=shard.items,
+        result=result,
+    )
+    Ledger(run.state(stage.key(settings))).commit(record)
+    return record
+
+
+def read_record(run: Run, key: str) -> StageRecord:
+    """Return what a stage was last prepared to do, without judging it.
+
+    Raises
+    ------
+    RunError
+        It never was.
+    """
+    record = Ledger(run.state(key)).read_stage()
+    if record is None:
+        raise RunError(f"{key} has not been run in {run.path}; run it first.")
+    return record
+
+
+def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None) -> StageRecord:
+    """Return the record of a stage whose artefacts may be read.
+
+    Raises
+    ------
+    RunError
+        The stage was not run, or not to its end.
+    StaleError
+        What it was made from has changed since.
+    """
+    run.require()
+    condition = inspect_stage(run, key, versions)
+    options = condition.record.options if condition.record else ""
+    command = f"`primaps-pipe {key.partition('/')[0]} {run.quoted}{options}`"
+    if condition.record is None:
+        raise RunError(f"{key} has not been run in {run.path}; run {command} first.")
+    if condition.state == "incomplete":
+        raise RunError(
+            f"{key} is incomplete in {run.path}: {condition.done} of {condition.total} shards are "
+            f"finished; run {command} again, it goes on with the missing ones."
+        )
+    if condition.state == "stale":
+        raise StaleError(f"{key} is stale in {run.path} ({condition.reason}); run {command} again.")
+    return condition.record
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a stage stands: ``missing``, ``incomplete``, ``stale`` (and why) or ``fresh``."""
+
+    key: str
+    state: str
+    done: int
+    total: int
+    seconds: float
+    reason: str = ""
+    record: StageRecord | None = None
+
+
+def inspect_stage(run: Run, key: str, versions: Mapping[str, int] | None = None) -> Condition:
+    """Say how a stage stands, from the ledger alone.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    key
+        Ledger key of the stage.
+    versions
+        Version number of every stage of this installation, by stage name, where known.
+    """
+    ledger = Ledger(run.state(key))
+    record = ledger.read_stage()
+    if record is None:
+        return Condition(key, "missing", 0, 0, 0.0)
+    shards = ledger.read_shards()
+    done = sum(
+        number in shards and shards[number].fingerprint == print_
+        for number, print_ in enumerate(record.shards)
+    )
+    seconds = sum(shard.seconds for shard in shards.values())
+    total = len(record.shards)
+    reason = _find_staleness(run, record, versions)
+    if reason:
+        state = "stale"
+    elif record.finished and done == total:
+        state = "fresh"
+    else:
+        state = "incomplete"
+    return Condition(key, state, done, total, seconds, reason, record)
+
+
+def _find_staleness(run: Run, record: StageRecord, versions: Mapping[str, int] | None) -> str:
+    current = (versions or {}).get(record.stage, record.version)
+    if current != record.version:
+        return f"{record.stage} is now version {current}, was {record.version}"
+    for key, digest in record.inputs.items():
+        upstream = Ledger(run.state(key)).read_stage()
+        if upstream is None:
+            return f"{key} is gone"
+        if upstream.digest != digest:
+            return f"{key} has changed"
+        deeper = _find_staleness(run, upstream, versions)
+        if deeper:
+            return deeper
+    return ""
+
+
+def _say_plan(
+    key: str,
+    old: StageRecord | None,
+    new: StageRecord,
+    stale: int,
+    pending: int,
+    plan: Plan,
+    unit: str,
+    screen: Screen,
+) -> None:
+    total = len(plan.shards)
+    items = sum(shard.items for shard in plan.shards)
+    if not pending:
+        screen.note(f"{key}: fresh, nothing to do ({total} shards, {items} {unit})")
+        return
+    if old is not None and stale:
+        reasons = describe_changes(old.settings, new.settings)
+        reasons += describe_changes(old.facts, new.facts)
+        reasons += [f"{k} has changed" for k in new.inputs if old.inputs.get(k) != new.inputs[k]]
+        if old.version != new.version:
+            reasons.append(f"version {old.version} -> {new.version}")
+        why = "; ".join(reasons) or "its input files have changed"
+        screen.note(f"{key}: {stale} shards are stale: {why}")
+    screen.note(f"{key}: {pending} of {total} shards to compute ({items} {unit} in all)")
+
+
+__all__ = [
+    "Condition",
+    "Plan",
+    "ShardPlan",
+    "Stage",
+    "announce",
+    "compute_shard",
+    "inspect_stage",
+    "read_record",
+    "require_fresh",
+    "run_stage",
+]

@@ -1,0 +1,74 @@
+"""The ledger: what is written is read back, and nothing else counts as done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.ledger import Ledger, ShardRecord, StageRecord
+
+STAGE = StageRecord("paint", 2, {"coats": 3}, {"extract": "ab"}, ["p", "q"], {"grid": [2, 2]})
+SHARD = ShardRecord(1, "q", 0.5, 7, {"mean": 1.25})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "state" / "em" / "k12")
+
+
+def test_an_empty_ledger(ledger: Ledger) -> None:
+    assert ledger.read_stage() is None
+    assert ledger.read_shard(0) is None
+    assert ledger.read_shards() == {}
+    ledger.drop(0)
+    assert not ledger.folder.exists()
+
+
+def test_records_are_read_back(ledger: Ledger) -> None:
+    ledger.write_stage(STAGE)
+    ledger.commit(SHARD)
+    ledger.commit(replace(SHARD, shard=0, fingerprint="p"))
+    ledger.commit(replace(SHARD, shard=1_234_567))
+    assert ledger.read_stage() == STAGE
+    assert ledger.read_shard(1) == SHARD
+    assert list(ledger.read_shards()) == [0, 1, 1_234_567]
+    assert ledger.read_shards()[1] == SHARD
+
+
+def test_drop(ledger: Ledger) -> None:
+    ledger.write_stage(STAGE)
+    ledger.commit(SHARD)
+    ledger.drop(1)
+    assert ledger.read_shards() == {}
+    assert ledger.read_stage() == STAGE
+
+
+def test_the_digest_is_of_the_shards_in_order() -> None:
+    assert replace(STAGE, finished=True, facts={}).digest == STAGE.digest
+    assert replace(STAGE, shards=["q", "p"]).digest != STAGE.digest
+    assert replace(STAGE, shards=["p"]).digest != STAGE.digest
+    assert replace(STAGE, findings="f").digest != STAGE.digest
+
+
+def test_leftovers_of_a_crash_do_not_count(ledger: Ledger) -> None:
+    ledger.commit(SHARD)
+    (ledger.folder / "shards" / ".abc.part").write_bytes(b"{")
+    assert list(ledger.read_shards()) == [1]
+
+
+@pytest.mark.parametrize("content", ['{"shard": 1}', '{"colour": 2}', "[1, 2]"])
+def test_another_version_gives_one_sentence(ledger: Ledger, content: str) -> None:
+    ledger.commit(SHARD)
+    (ledger.folder / "shards" / "000001.json").write_text(content)
+    with pytest.raises(RunError, match=r"was written by another version .*; delete that folder"):
+        ledger.read_shards()
+
+
+def test_a_torn_record_gives_one_sentence(ledger: Ledger) -> None:
+    ledger.commit(SHARD)
+    (ledger.folder / "shards" / "000001.json").write_text('{"shard"')
+    with pytest.raises(RunError, match=r"000001\.json is not JSON .*; delete it"):
+        ledger.read_shard(1)

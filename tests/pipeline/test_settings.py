@@ -1,0 +1,133 @@
+"""Settings: layers, one-sentence errors, and which of them name an output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import ValidationError, field_validator
+
+from pipeline.errors import UsageError
+from pipeline.settings import (
+    StageSettings,
+    describe_changes,
+    did_you_mean,
+    execution_setting,
+    field_extra,
+    make_settings,
+    option_name,
+    parse_assignments,
+    setting,
+)
+
+
+class Paint(StageSettings):
+    """Settings of a stage that does not exist."""
+
+    colour: Literal["red", "blue"] = setting(..., "colour")
+    coats: int = setting(2, "number of coats", ge=1)
+    walls: tuple[str, ...] = setting((), "walls", option="--wall")
+    folder: Path | None = setting(None, "where to")
+    batch_size: int = execution_setting(8, "walls at once", ge=1)
+
+    @field_validator("walls")
+    @classmethod
+    def _no_roof(cls, walls: tuple[str, ...]) -> tuple[str, ...]:
+        if "roof" in walls:
+            raise ValueError("the roof is no wall")
+        return walls
+
+
+def test_later_layers_win() -> None:
+    made = make_settings(Paint, "paint", {"colour": "red", "coats": 3}, {"coats": 4}, {})
+    assert made == Paint(colour="red", coats=4)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Paint(colour="red").coats = 3  # type: ignore[misc]
+
+
+def test_replace_validates() -> None:
+    made = Paint(colour="red")
+    assert made.replace(coats=5).coats == 5
+    assert made.coats == 2
+    with pytest.raises(ValidationError):
+        made.replace(coats=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"colour": "red", "coat": 3},
+            "paint has no setting 'coat' (did you mean 'coats'?); "
+            "its settings are colour, coats, walls, folder, batch_size.",
+        ),
+        ({}, "paint needs --colour (setting paint.colour)."),
+        (
+            {"colour": "red", "coats": 0},
+            "paint.coats = 0: Input should be greater than or equal to 1.",
+        ),
+        ({"colour": "red", "walls": ("roof",)}, "paint.walls = ('roof',): the roof is no wall."),
+        (
+            {"colour": "green"},
+            "paint.colour = 'green': Input should be 'red' or 'blue'.",
+        ),
+        (
+            {"colour": "red", "walls": ["a", None]},
+            "paint.walls.1 = None: Input should be a valid string.",
+        ),
+    ],
+)
+def test_bad_values_give_one_sentence(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_settings(Paint, "paint", values)
+    assert str(caught.value) == message
+
+
+def test_output_settings_leave_out_how_a_stage_runs() -> None:
+    made = Paint(colour="red", walls=("a", "b"), folder=Path("x/y"), batch_size=1)
+    plain = {"colour": "red", "coats": 2, "walls": ["a", "b"], "folder": "x/y"}
+    assert made.output_settings() == plain
+    assert field_extra(made, "batch_size", "affects_output") is False
+    assert field_extra(Paint, "walls", "option") == "--wall"
+
+
+def test_option_names() -> None:
+    assert option_name(Paint, "batch_size") == "--batch-size"
+    assert option_name(Paint, "walls") == "--wall"
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("tain", ("train", "val")) == " (did you mean 'train'?)"
+    assert did_you_mean("zzz", ("train", "val")) == ""
+
+
+def test_assignments() -> None:
+    given = ("em.classes=12", "em.batch-size=4", "extract.root=a=b", "masks.crf=", "em.x=[a, 1]")
+    assert parse_assignments(given) == {
+        "em": {"classes": 12, "batch_size": 4, "x": ["a", 1]},
+        "extract": {"root": "a=b"},
+        "masks": {"crf": ""},
+    }
+
+
+@pytest.mark.parametrize("text", ["[", "2024-99-99", "!!python/object/apply:os.getcwd []", "{a"])
+def test_what_is_no_yaml_is_text(text: str) -> None:
+    assert parse_assignments((f"em.name={text}",)) == {"em": {"name": text}}
+
+
+@pytest.mark.parametrize("text", ["em.classes", "classes=3", ".classes=3", "em.=3", ""])
+def test_bad_assignments(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not of the form stage\.option=value\.$"):
+        parse_assignments((text,))
+
+
+def test_changes_are_described_in_the_order_of_the_new() -> None:
+    assert describe_changes({"a": 1, "gone": 0, "same": 2}, {"same": 2, "new": "x", "a": 3}) == [
+        "new None -> 'x'",
+        "a 1 -> 3",
+        "gone 0 -> None",
+    ]

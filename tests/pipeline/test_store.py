@@ -1,0 +1,252 @@
+"""Sharded arrays: readable by xarray, kept where they fit, checked when read."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from pipeline import store as module
+from pipeline.errors import RunError
+from pipeline.store import (
+    ArraySpec,
+    consolidate,
+    open_arrays,
+    prepare_arrays,
+    read_group,
+    write_group,
+    write_shard,
+)
+
+FEATURES = ArraySpec(
+    (2, 3), ("window", "row", "channel"), "float16", compress=False, attributes={"units": "1"}
+)
+IDS = ArraySpec((4,), ("window", "y"), "uint8", compress=True, fill=255)
+SPECS = {"features": FEATURES, "ids": IDS}
+LENGTH, SHARD = 10, 4
+
+
+def prepare(store: Path, length: int = LENGTH, **changes: Any) -> None:
+    specs = {"features": replace(FEATURES, **changes), "ids": IDS}
+    prepare_arrays(store, specs, length, SHARD, {"backbone": "none"})
+
+
+def rows(shard: int, length: int = LENGTH) -> np.ndarray:
+    return np.arange(shard * SHARD, min((shard + 1) * SHARD, length)) + 1
+
+
+def fill(store: Path, shards: tuple[int, ...] = (0, 1, 2), length: int = LENGTH) -> None:
+    for shard in shards:
+        numbers = rows(shard, length)
+        features = np.broadcast_to(numbers[:, None, None], (len(numbers), 2, 3))
+        ids = np.broadcast_to(numbers[:, None], (len(numbers), 4))
+        blocks = {"features": features.astype(np.float16), "ids": ids.astype(np.uint8)}
+        write_shard(store, blocks, shard, SHARD)
+
+
+def first_column(store: Path, name: str = "features") -> list[float]:
+    array = np.asarray(open_arrays(store, [name])[name][...])
+    return array.reshape(len(array), -1)[:, 0].tolist()
+
+
+def shard_files(array: Path) -> list[Path]:
+    return sorted(p for p in (array / "c").rglob("*") if p.is_file())
+
+
+def times(store: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    prepare(tmp_path / "a.zarr")
+    return tmp_path / "a.zarr"
+
+
+def test_xarray_shows_it_as_it_is(store: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    fill(store)
+    with xarray.open_zarr(store) as dataset:
+        assert dict(dataset.sizes) == {"window": 10, "row": 2, "channel": 3, "y": 4}
+        assert dataset.features.dims == ("window", "row", "channel")
+        assert dataset.features.dtype == np.float16
+        assert dataset.features.attrs["units"] == "1"
+        assert dataset.attrs == {"backbone": "none"}
+        assert dataset.features[:, 0, 0].values.tolist() == list(range(1, 11))
+
+
+def test_one_file_per_shard(store: Path) -> None:
+    fill(store)
+    for name in SPECS:
+        assert len(shard_files(store / name)) == 3
+    array = open_arrays(store, ["features"])["features"]
+    assert (array.shards, array.chunks) == ((4, 2, 3), (1, 2, 3))
+
+
+def test_what_is_not_written_reads_as_the_fill(store: Path) -> None:
+    fill(store, (1,))
+    assert first_column(store) == [0] * 4 + [5, 6, 7, 8] + [0] * 2
+    assert first_column(store, "ids") == [255] * 4 + [5, 6, 7, 8] + [255] * 2
+
+
+def test_preparing_twice_touches_no_file(store: Path) -> None:
+    fill(store)
+    before = times(store)
+    prepare(store)
+    assert times(store) == before
+
+
+def test_attributes_alone_may_change(store: Path) -> None:
+    fill(store)
+    before = times(store)
+    prepare(store, attributes={"units": "m"})
+    group = zarr.open_group(store, mode="r")
+    assert group["features"].attrs.asdict() == {"units": "m"}
+    changed = {Path(p).relative_to(store) for p, time in times(store).items() if time != before[p]}
+    assert changed == {Path("zarr.json"), Path("features/zarr.json")}
+    assert first_column(store) == list(range(1, 11))
+
+
+def test_growing_keeps_the_shards(store: Path) -> None:
+    fill(store)
+    files = {p: p.stat().st_mtime_ns for p in shard_files(store / "features")}
+    prepare(store, length=15)
+    assert first_column(store) == [*range(1, 11), 0, 0, 0, 0, 0]
+    assert {p: p.stat().st_mtime_ns for p in shard_files(store / "features")} == files
+    assert zarr.open_group(store, mode="r")["features"].shape == (15, 2, 3)
+    fill(store, (2, 3), 15)
+    assert first_column(store) == list(range(1, 16))
+
+
+def test_shrinking_removes_whole_shards(store: Path) -> None:
+    fill(store)
+    prepare(store, length=6)
+    assert first_column(store) == [1, 2, 3, 4, 5, 6]
+    assert len(shard_files(store / "features")) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": (2, 5)},
+        {"dtype": "float32"},
+        {"dims": ("window", "row", "band")},
+        {"fill": 7},
+    ],
+)
+def test_another_spec_makes_the_array_anew(store: Path, change: dict[str, Any]) -> None:
+    fill(store)
+    prepare(store, **change)
+    assert first_column(store) == [change.get("fill", 0)] * 10
+    assert first_column(store, "ids") == list(range(1, 11))
+    array = zarr.open_group(store, mode="r")["features"]
+    assert isinstance(array, zarr.Array)
+    assert array.shape[1:] == change.get("shape", (2, 3))
+
+
+def test_another_shard_size_makes_all_arrays_anew(store: Path) -> None:
+    fill(store)
+    prepare_arrays(store, SPECS, LENGTH, 5, {})
+    assert first_column(store) == [0] * 10
+    assert first_column(store, "ids") == [255] * 10
+
+
+@pytest.mark.parametrize("length", [LENGTH, 15])
+def test_killed_before_it_consolidated_it_does_so_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    def die(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    store = tmp_path / "a.zarr"
+    if length != LENGTH:
+        prepare(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "consolidate", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(store, length)
+    prepare(store, length)
+    consolidated = zarr.open_consolidated(store)
+    assert sorted(consolidated.array_keys()) == ["features", "ids"]
+    assert consolidated["features"].shape == (length, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["features", "ids"])
+@pytest.mark.parametrize("where", [0, 3])
+def test_a_flipped_byte_is_seen(store: Path, name: str, where: int) -> None:
+    fill(store)
+    file = shard_files(store / name)[1]
+    content = bytearray(file.read_bytes())
+    content[where] ^= 1
+    file.write_bytes(content)
+    array = open_arrays(store, [name])[name]
+    assert np.asarray(array[0:4]).ravel()[0] == 1
+    with pytest.raises(ValueError, match="checksum"):
+        array[4:8]
+
+
+def test_a_block_must_fill_its_shard(store: Path) -> None:
+    block = np.zeros((3, 4), np.uint8)
+    with pytest.raises(ValueError, match="ids: shard 2 has 2 rows, got 3"):
+        write_shard(store, {"ids": block}, 2, SHARD)
+    with pytest.raises(ValueError, match="ids: shard 0 has 4 rows, got 3"):
+        write_shard(store, {"ids": block}, 0, SHARD)
+
+
+def test_a_full_disk_gives_one_sentence(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", full)
+    with pytest.raises(RunError, match=r"ids \(16 bytes\): No space left on device; free some"):
+        write_shard(store, {"ids": np.ones((4, 4), np.uint8)}, 0, SHARD)
+
+
+def test_a_store_below_a_file_gives_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match=r"^cannot write "):
+        prepare(tmp_path / "file" / "a.zarr")
+    with pytest.raises(RunError, match=r"^cannot write "):
+        write_group(tmp_path / "file" / "a.zarr", "fit", {}, {})
+
+
+def test_missing_arrays_give_one_sentence(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"lacks ids, depth .*; run the stage that writes it again"):
+        open_arrays(store, ["ids", "depth"])
+    with pytest.raises(RunError, match="lacks ids"):
+        open_arrays(tmp_path / "none.zarr", ["ids"])
+    assert not (tmp_path / "none.zarr").exists()
+
+
+def test_groups_are_read_back(tmp_path: Path) -> None:
+    store = tmp_path / "em.zarr"
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_group(store, "old", {"gone": (weight, ("a", "b"))}, {"seed": 1})
+    arrays = {"weight": (weight, ("class", "channel")), "step": (np.array(3), ())}
+    write_group(store, "k12", {"gone": (weight, ("a", "b"))}, {"gone": 1})
+    write_group(store, "k12", arrays, {"splits": ["train"], "loss": 0.5})
+    loaded, attributes = read_group(store, "k12")
+    assert attributes == {"splits": ["train"], "loss": 0.5}
+    assert sorted(loaded) == ["step", "weight"]
+    np.testing.assert_array_equal(loaded["weight"], weight, strict=True)
+    assert loaded["step"] == 3
+    assert sorted(read_group(store, "old")[0]) == ["gone"]
+
+
+def test_groups_open_in_xarray(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    weight = np.ones((2, 3), np.float32)
+    write_group(tmp_path / "em.zarr", "k12", {"w": (weight, ("class", "channel"))}, {})
+    consolidate(tmp_path / "em.zarr")
+    with xarray.open_zarr(tmp_path / "em.zarr", group="k12") as dataset:
+        assert dataset.w.dims == ("class", "channel")
+
+
+def test_a_missing_group_gives_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"has no group 'k12'; run the stage that writes it\.$"):
+        read_group(tmp_path / "em.zarr", "k12")
