@@ -1,0 +1,151 @@
+"""Batches: every window once an epoch, in an order with a name, in memory that does not grow."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.batches import BatchStream, shard_ranges
+
+
+class FakeArray:
+    """Row i is [i, -i]; counts what was read."""
+
+    def __init__(self, length: int, width: int = 2) -> None:
+        self.shape = (length, width)
+        self.rows_read = 0
+        self.reads: list[tuple[int, int]] = []
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        assert 0 <= rows.start < rows.stop <= self.shape[0]
+        self.reads.append((rows.start, rows.stop))
+        self.rows_read += rows.stop - rows.start
+        block = np.empty((rows.stop - rows.start, self.shape[1]), np.int64)
+        block[:] = np.arange(rows.start, rows.stop)[:, None]
+        block[:, 1::2] *= -1
+        return block
+
+
+def make(windows: Any, shard: int = 4, batch: int = 3, together: int = 2) -> BatchStream:
+    numbers = np.asarray(windows, np.int64)
+    arrays: Any = {"a": FakeArray(int(numbers.max(initial=0)) + 1)}
+    return BatchStream(arrays, numbers, shard, batch, together)
+
+
+def order(stream: BatchStream, *seed: int) -> list[int]:
+    return [int(w) for batch in stream.read_epoch(*seed) for w in batch.windows]
+
+
+@given(
+    windows=st.sets(st.integers(0, 60)),
+    shard=st.integers(1, 9),
+    batch=st.integers(1, 20),
+    together=st.integers(1, 5),
+    seed=st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+def test_every_window_once_with_its_own_rows(
+    windows: set[int],
+    shard: int,
+    batch: int,
+    together: int,
+    seed: tuple[int, int] | None,
+) -> None:
+    stream = make(sorted(windows), shard, batch, together)
+    batches = list(stream.read_epoch(*(seed or ())))
+    assert len(batches) == len(stream)
+    sizes = [len(b.windows) for b in batches]
+    assert max(sizes, default=0) <= batch
+    assert len({*sizes[:-1]}) <= 1
+    assert not sizes or sizes[0] - sizes[-1] < len(sizes)
+    read = [int(w) for b in batches for w in b.windows]
+    assert sorted(read) == sorted(windows)
+    if seed is None:
+        assert read == sorted(windows)
+    for b in batches:
+        np.testing.assert_array_equal(b.arrays["a"], np.stack([b.windows, -b.windows], axis=1))
+
+
+def test_an_order_has_a_name() -> None:
+    stream = make(range(200))
+    assert order(stream, 3, 0) == order(stream, 3, 0)
+    orders = {tuple(order(stream, *seed)) for seed in [(3, 0), (3, 1), (4, 0), (0, 3)]}
+    assert len(orders) == 4
+    assert list(range(200)) not in map(list, orders)
+
+
+def test_the_order_does_not_depend_on_the_batch_size() -> None:
+    assert order(make(range(50), batch=3), 7) == order(make(range(50), batch=32), 7)
+
+
+def test_windows_of_several_shards_are_mixed() -> None:
+    first = next(make(range(400), shard=4, batch=32, together=8).read_epoch(1))
+    assert len(np.unique(first.windows // 4)) > 4
+    assert np.abs(np.diff(first.windows)).max() > 32
+
+
+def test_all_arrays_keep_step() -> None:
+    arrays: Any = {"a": FakeArray(30), "b": FakeArray(30, width=3)}
+    stream = BatchStream(arrays, np.arange(1, 30, 2), 4, 4)
+    for batch in stream.read_epoch(5):
+        np.testing.assert_array_equal(batch.arrays["a"], batch.arrays["b"][:, :2])
+
+
+def test_only_the_rows_asked_for_are_read() -> None:
+    stream = make([5, 6, 17, 18], shard=4, together=1)
+    array: Any = stream.arrays["a"]
+    assert order(stream) == [5, 6, 17, 18]
+    assert array.reads == [(5, 7), (17, 19)]
+
+
+@pytest.mark.parametrize("seed", [(), (1,)])
+def test_no_more_than_one_group_is_read_ahead(seed: tuple[int, ...]) -> None:
+    stream = make(range(400), shard=5, batch=4, together=3)
+    array: Any = stream.arrays["a"]
+    used = 0
+    for batch in stream.read_epoch(*seed):
+        assert array.rows_read - used <= 2 * 15 + 4
+        used += len(batch.windows)
+    assert array.rows_read == 400
+
+
+def test_memory_is_that_of_a_few_groups() -> None:
+    width, shard, together = 2000, 8, 4
+    arrays: Any = {"a": FakeArray(12 * shard * together, width)}
+    stream = BatchStream(arrays, np.arange(12 * shard * together), shard, 5, together)
+    group = shard * together * width * 8
+    tracemalloc.start()
+    try:
+        for batch in stream.read_epoch(1):
+            del batch
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # one read ahead (its shards and their concatenation), one shuffled, one joined to what was left
+    assert peak < 4.4 * group
+
+
+def test_an_epoch_may_be_left_early() -> None:
+    epoch = make(range(100)).read_epoch(1)
+    next(epoch)
+    epoch.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_in_reading_is_raised() -> None:
+    stream = make(range(40), shard=2, together=1)
+    array: Any = stream.arrays["a"]
+    array.shape = (20, 2)
+    epoch = stream.read_epoch()
+    assert next(epoch).windows.tolist() == [0, 1, 2]
+    with pytest.raises(AssertionError):
+        list(epoch)
+
+
+def test_shard_ranges() -> None:
+    assert shard_ranges(7, 3) == [range(3), range(3, 6), range(6, 7)]
+    assert shard_ranges(6, 3) == [range(3), range(3, 6)]
+    assert shard_ranges(0, 3) == []

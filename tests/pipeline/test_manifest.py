@@ -1,0 +1,157 @@
+"""The manifest: every name is read back, and equal content leaves the files alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import RunError, UsageError
+from pipeline.manifest import Image, Manifest, read_manifest
+from pipeline.run import Run
+from pipeline.windows import Window
+
+NAMES = ["a", "Köln/東京 ✓", "two\nlines\t'\"\\", "a.b/c", "🦊"]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+def make_image(row: int, name: str, split: str = "train", label: str | None = None) -> Image:
+    return Image(row, name, split, f"{name}.jpg", label, 640, 480, 10**10 + row, 2**60, f"d{row}")
+
+
+def make(names: list[str], labels: Path | None = None) -> Manifest:
+    images = tuple(
+        make_image(row, name, "train" if row % 2 == 0 else "val", f"{name}.png" if row else None)
+        for row, name in enumerate(names)
+    )
+    windows = tuple(
+        Window(2 * row + side, row, 160 * side, 0, 320, 480, 320)
+        for row in range(len(names))
+        for side in range(2)
+    )
+    return Manifest("folder", Path("/data/Fotos für alle"), labels, images, windows)
+
+
+@pytest.mark.parametrize("labels", [None, Path("/data/ünder")])
+def test_it_is_read_back(tmp_path: Path, labels: Path | None) -> None:
+    manifest = make(NAMES, labels).reject({2: "truncated: the file ends early"})
+    manifest.write(Run(tmp_path))
+    assert read_manifest(Run(tmp_path)) == manifest
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(TEXT, max_size=4), root=TEXT, reason=TEXT)
+def test_any_text_is_read_back(tmp_path: Path, names: list[str], root: str, reason: str) -> None:
+    manifest = replace(make(names), root=Path(root)).reject(dict.fromkeys(range(1), reason))
+    manifest.write(Run(tmp_path))
+    assert read_manifest(Run(tmp_path)) == manifest
+
+
+def test_it_is_plain_parquet(tmp_path: Path) -> None:
+    make(NAMES).write(Run(tmp_path))
+    assert pq.read_table(tmp_path / "manifest.parquet")["id"].to_pylist() == NAMES
+    table = pq.read_table(tmp_path / "windows.parquet")
+    assert table.column_names == ["index", "image", "left", "top", "size", "width", "height"]
+
+
+def test_equal_content_is_not_written_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    make(NAMES).write(run)
+    before = [p.stat().st_mtime_ns for p in (run.manifest_file, run.windows_file)]
+    make(NAMES).write(run)
+    assert [p.stat().st_mtime_ns for p in (run.manifest_file, run.windows_file)] == before
+    make(NAMES).reject({0: "dark"}).write(run)
+    after = [p.stat().st_mtime_ns for p in (run.manifest_file, run.windows_file)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
+def test_rejects() -> None:
+    manifest = make(NAMES)
+    assert manifest.rejected == []
+    fewer = manifest.reject({1: "dark"}).reject({3: "bright"})
+    assert [(i.image, i.state, i.reason, i.ok) for i in fewer.rejected] == [
+        (1, "rejected", "dark", False),
+        (3, "rejected", "bright", False),
+    ]
+    assert manifest.rejected == []
+    assert fewer.windows == manifest.windows
+    assert {w.image for w in fewer.usable_windows()} == {0, 2, 4}
+
+
+def test_usable_windows() -> None:
+    manifest = make(NAMES).reject({0: "dark"})
+    assert [w.index for w in manifest.usable_windows()] == list(range(2, 10))
+    assert [w.index for w in manifest.usable_windows(1, 4)] == [2, 3]
+    assert [w.index for w in manifest.usable_windows(splits=["train"])] == [4, 5, 8, 9]
+    assert [w.index for w in manifest.usable_windows(5, splits=["val"])] == [6, 7]
+
+
+def test_windows_of_an_image() -> None:
+    manifest = make(NAMES)
+    assert [w.index for w in manifest.windows_of(manifest.images[3])] == [6, 7]
+    assert replace(manifest, windows=()).windows_of(manifest.images[3]) == []
+
+
+def test_splits() -> None:
+    manifest = make(NAMES)
+    assert manifest.splits == ("train", "val")
+    manifest.check_splits(["val"])
+    with pytest.raises(UsageError) as caught:
+        manifest.check_splits(["val", "trian"])
+    assert str(caught.value) == ("--split 'trian': the run has train, val (did you mean 'train'?).")
+
+
+def test_label_paths() -> None:
+    image = make_image(0, "a", label="gt/a.png")
+    assert make([]).label_path(image) == Path("/data/Fotos für alle/gt/a.png")
+    assert make([], Path("/labels")).label_path(image) == Path("/labels/gt/a.png")
+    assert make([]).label_path(make_image(0, "a")) is None
+
+
+def test_a_missing_one_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        read_manifest(Run(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / 'manifest.parquet'} is missing; run `primaps-pipe extract {tmp_path}`."
+    )
+
+
+def assert_unreadable(run: Run, name: str) -> None:
+    with pytest.raises(RunError, match=rf"{name} cannot be read .*; delete it and run `primaps"):
+        read_manifest(run)
+
+
+@pytest.mark.parametrize("name", ["manifest.parquet", "windows.parquet"])
+@pytest.mark.parametrize("keep", [0, 3, 100, -9, -1])
+def test_a_damaged_one_gives_one_sentence(tmp_path: Path, name: str, keep: int) -> None:
+    make(NAMES).write(Run(tmp_path))
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:keep])
+    assert_unreadable(Run(tmp_path), name)
+
+
+def test_damage_inside_gives_one_sentence(tmp_path: Path) -> None:
+    make(NAMES).write(Run(tmp_path))
+    file = tmp_path / "manifest.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    assert_unreadable(Run(tmp_path), "manifest.parquet")
+
+
+def test_other_columns_give_one_sentence(tmp_path: Path) -> None:
+    make(NAMES).write(Run(tmp_path))
+    pq.write_table(pa.table({"image": [1], "weight": [2]}), tmp_path / "windows.parquet")
+    assert_unreadable(Run(tmp_path), "windows.parquet")
+
+
+def test_one_of_another_program_gives_one_sentence(tmp_path: Path) -> None:
+    make(NAMES).write(Run(tmp_path))
+    table = pq.read_table(tmp_path / "manifest.parquet").replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    assert_unreadable(Run(tmp_path), "manifest.parquet")
