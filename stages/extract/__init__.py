@@ -1,0 +1,1 @@
+"""Room extract: images become features, cached window by window."""

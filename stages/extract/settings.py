@@ -1,0 +1,50 @@
+"""Settings of the extract stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pipeline.settings import StageSettings, execution_setting, setting
+
+HANDCRAFTED = "handcrafted"
+
+
+class ExtractSettings(StageSettings):
+    """What features are extracted of which images."""
+
+    dataset: str = setting(
+        ..., "layout of the images: folder, cocostuff, cityscapes, potsdam or camvid"
+    )
+    root: Path = execution_setting(..., "folder that holds the dataset")
+    labels: Path | None = execution_setting(
+        None, "label maps of a `folder` dataset, at the images' relative paths"
+    )
+    splits: tuple[str, ...] = setting(
+        (), "split to read, repeatable; the dataset's own when not given", option="--split"
+    )
+    backbone: str = setting(
+        "vit_small_patch14_dinov2.lvd142m",
+        "any timm ViT, an `hf-hub:` name, or `handcrafted` (no weights needed)",
+    )
+    weights: Path | None = execution_setting(
+        None, ".safetensors or .pth of the backbone; found by itself when not given"
+    )
+    size: int | None = setting(
+        None, "side of a window in pixels; 320, or 322 for patches of 14", ge=16
+    )
+    frame: Literal["whole", "centre"] | None = setting(
+        None,
+        "centre: one centred window an image (the benchmarks' protocol); whole: overlapping "
+        "windows over all of it; the dataset's own when not given",
+    )
+    overlap: float = setting(
+        0.25, "least share of a window that neighbours have in common (frame whole)", ge=0, lt=1
+    )
+    limit: int | None = setting(None, "only the first N images of every split", ge=1)
+    device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "arithmetic of the backbone; auto: bfloat16 where the hardware multiplies it"
+    )
+    shard_size: int = setting(64, "windows per shard: the unit of work and of resuming", ge=1)
+    batch_size: int = execution_setting(16, "windows per forward pass", ge=1)

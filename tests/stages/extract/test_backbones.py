@@ -1,0 +1,314 @@
+"""Backbones on small models of timm with random weights, and on the real DINOv2 where it lies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import UsageError, WeightsError
+from stages.extract import backbones, handcrafted, weights
+from stages.extract.backbones import (
+    build_backbone,
+    check_size,
+    default_size,
+    describe_backbone,
+    resolve_precision,
+)
+from stages.extract.weights import WeightsFile, load_state_dict
+
+CPU = torch.device("cpu")
+DINOV2 = "vit_small_patch14_dinov2.lvd142m"
+
+
+def make(name: str, **arguments: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, pretrained=False, num_classes=0, **arguments).eval()
+
+
+def keep(state: dict[str, Tensor], folder: Path) -> WeightsFile:
+    """Write a state dict and give it as found weights."""
+    path = folder / "some.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    return WeightsFile(path, "a test", "0")
+
+
+def images(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_round_trip_gives_the_models_own_tokens(tmp_path: Path) -> None:
+    model = make("test_vit", dynamic_img_size=True)
+    found = keep(model.state_dict(), tmp_path)
+    backbone = build_backbone("test_vit", found, size=96, device=CPU, precision="float32")
+    batch = images(2, 3, 96, 64)
+    features = backbone(batch)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
+    with torch.inference_mode():
+        tokens = model.forward_features((batch - mean) / std)
+    assert features.shape == (2, 6, 4, backbone.channels)
+    assert features.dtype == torch.float32
+    # Row and column in their places: one token of a grid of unlike sides, counted by hand.
+    torch.testing.assert_close(features[1, 2, 3], tokens[1, model.num_prefix_tokens + 2 * 4 + 3])
+
+
+def test_building_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    found = keep(make("test_vit").state_dict(), tmp_path)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_backbone("test_vit", found, size=64, device=CPU, precision="float32")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_class_and_register_tokens_are_dropped() -> None:
+    model = make("test_vit", reg_tokens=3, dynamic_img_size=True)
+    batch = images(1, 3, 64, 64)
+    with torch.inference_mode():
+        tokens = model.forward_features(batch)
+        grid = backbones._grid_of_tokens(model, batch, 16)
+    assert tokens.shape[1] == 1 + 3 + 16
+    torch.testing.assert_close(grid.flatten(1, 2), tokens[:, 4:])
+
+
+def test_position_embedding_of_another_size_is_resampled(tmp_path: Path) -> None:
+    found = keep(make("test_vit", img_size=224).state_dict(), tmp_path)
+    backbone = build_backbone("test_vit", found, size=64, device=CPU, precision="float32")
+    assert torch.isfinite(backbone(images(1, 3, 64, 64))).all()
+
+
+def test_bfloat16_is_near_float32_and_comes_back_as_float32(tmp_path: Path) -> None:
+    found = keep(make("test_vit").state_dict(), tmp_path)
+    results = [
+        build_backbone("test_vit", found, size=64, device=CPU, precision=p)(images(2, 3, 64, 64))
+        for p in ("float32", "bfloat16")
+    ]
+    assert results[1].dtype == torch.float32
+    assert not torch.equal(*results)
+    assert torch.nn.functional.cosine_similarity(*results, dim=-1).min() > 0.99
+
+
+def test_heads_and_mask_token_are_dropped_and_half_is_taken(tmp_path: Path) -> None:
+    state = {key: value.half() for key, value in make("test_vit").state_dict().items()}
+    state |= {"head.weight": torch.ones(3, 4), "head.bias": torch.ones(3)}
+    state |= {"mask_token": torch.zeros(1, 4), "dino_head.mlp.0.weight": torch.ones(2, 2)}
+    found = keep(state, tmp_path)
+    backbone = build_backbone("test_vit", found, size=64, device=CPU, precision="float32")
+    assert backbone(images(1, 3, 64, 64)).shape[-1] == backbone.channels
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "differ in shape"])
+def test_weights_of_another_model_are_refused(fault: str, tmp_path: Path) -> None:
+    state = make("test_vit").state_dict()
+    if fault == "missing":
+        del state["norm.weight"]
+    elif fault == "unknown":
+        state["blocks.99.norm.weight"] = torch.ones(1)
+    else:
+        state["norm.weight"] = torch.ones(7)
+    with pytest.raises(WeightsError, match=rf"1 parameters (are )?{fault} \([\w.]*norm\.weight\)"):
+        build_backbone("test_vit", keep(state, tmp_path), size=64, device=CPU, precision="float32")
+
+
+def test_metas_names_of_registers_are_taken(tmp_path: Path) -> None:
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    model = make(name, depth=1)
+    state = dict(model.state_dict())
+    registers, position = state.pop("reg_token"), state.pop("pos_embed")
+    token = state.pop("cls_token")
+    first = torch.full_like(token, 0.5)
+    # Meta's embedding has a row for the class token; timm adds that row to the token itself.
+    state |= {
+        "register_tokens": registers,
+        "cls_token": token - first,
+        "pos_embed": torch.cat([first, position], dim=1),
+        "mask_token": torch.zeros(1, model.num_features),
+    }
+    found = keep(state, tmp_path)
+    renamed = make(name, depth=1)
+    backbones._load(renamed, found, name)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(renamed.state_dict()[key], value, msg=key)
+
+
+def test_metas_names_of_dinov3_are_taken(tmp_path: Path) -> None:
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    model = make(name, depth=1)
+    state = {
+        key.replace("gamma_1", "ls1.gamma")
+        .replace("gamma_2", "ls2.gamma")
+        .replace("reg_token", "storage_tokens"): value
+        for key, value in model.state_dict().items()
+    }
+    state |= {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, 384)}
+    state["blocks.0.attn.qkv.bias"] = torch.zeros(3 * 384)
+    renamed = make(name, depth=1)
+    backbones._load(renamed, keep(state, tmp_path), name)
+    assert all(torch.equal(renamed.state_dict()[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "channels"),
+    [
+        ("vit_small_patch8_224.dino", 8, 384),
+        ("vit_base_patch8_224.dino", 8, 768),
+        (DINOV2, 14, 384),
+        ("vit_base_patch14_reg4_dinov2.lvd142m", 14, 768),
+        ("vit_small_patch16_dinov3.lvd1689m", 16, 384),
+        ("beit_base_patch16_224", 16, 768),
+        ("handcrafted", 8, handcrafted.CHANNELS),
+    ],
+)
+def test_backbones_are_described_without_weights(name: str, patch: int, channels: int) -> None:
+    assert describe_backbone(name) == (patch, channels)
+
+
+def test_model_of_fixed_size_is_built_for_the_size(tmp_path: Path) -> None:
+    name = "beit_base_patch16_224"
+    model = backbones._create(name, torch.device("meta"), 96)
+    assert model.patch_embed.grid_size == (6, 6)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50", "swin_tiny_patch4_window7_224", "samvit_base_patch16"]
+)
+def test_models_without_a_grid_of_tokens_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="not a Vision Transformer"):
+        describe_backbone(name)
+
+
+def test_unknown_name_is_answered_by_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"did you mean .*vit_small_patch14_dinov2\.lvd142m"):
+        describe_backbone("vit_small_patch14_dinov2.lvd142")
+    with pytest.raises(UsageError, match="knows no backbone"):
+        describe_backbone("qqqq")
+
+
+def test_hub_model_is_built_from_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "architecture": "test_vit",
+        "num_classes": 10,
+        "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repo, name, **_: str(tmp_path / name)
+    )
+    found = keep(make("test_vit").state_dict(), tmp_path)
+    backbone = build_backbone(
+        "hf-hub:someone/model", found, size=64, device=CPU, precision="float32"
+    )
+    assert backbone.patch == 16
+    assert backbone.mean == (0.1, 0.2, 0.3)
+    (tmp_path / "config.json").write_text('{"architectures": ["Dinov2Model"]}')
+    with pytest.raises(WeightsError, match="timm's format"):
+        describe_backbone("hf-hub:someone/other")
+
+
+def test_hub_model_without_a_hub_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*arguments: object, **options: object) -> str:
+        raise LocalEntryNotFoundError("no")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(weights, "_answers", lambda address: False)
+    with pytest.raises(WeightsError, match=r"hf-hub:someone/model.*cannot be reached"):
+        describe_backbone("hf-hub:someone/model")
+
+
+@pytest.mark.parametrize(("patch", "size"), [(8, 320), (16, 320), (14, 322), (32, 320), (7, 322)])
+def test_default_size_is_the_multiple_nearest_to_320(patch: int, size: int) -> None:
+    assert default_size(patch) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(320, "308 or 322"), (5, "take 14 "), (0, "take 14 "), (-14, "take 14 ")]
+)
+def test_size_that_does_not_fit_names_the_nearest(size: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_size(size, 14, "x")
+
+
+def test_build_and_call_check_the_size(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="312 or 320"):
+        build_backbone("handcrafted", None, size=316, device=CPU, precision="float32")
+    backbone = build_backbone("handcrafted", None, size=320, device=CPU, precision="bfloat16")
+    assert backbone.precision == "float32"
+    with pytest.raises(UsageError):
+        backbone(images(1, 3, 16, 20))
+
+
+def test_handcrafted_has_the_same_interface() -> None:
+    backbone = build_backbone("handcrafted", None, size=64, device=CPU, precision="float32")
+    batch = images(2, 3, 64, 64)
+    features = backbone(batch)
+    assert (backbone.patch, backbone.channels) == (8, features.shape[-1])
+    assert torch.equal(features, handcrafted.compute_features(batch))
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    with pytest.raises(WeightsError, match="needs weights"):
+        build_backbone("test_vit", None, size=64, device=CPU, precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("avx", "amx", "expected"),
+    [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")],
+)
+def test_auto_precision_on_a_processor(
+    avx: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("float32", CPU) == "float32"
+    with pytest.raises(UsageError, match="float16"):
+        resolve_precision("float16", CPU)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((9, 0), "bfloat16")])
+def test_auto_precision_on_cuda(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_the_room_opens_without_torch() -> None:
+    code = "import sys, stages.extract; sys.exit('torch' in sys.modules)"
+    root = Path(backbones.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_real_weights_tell_regions_apart(shared: Path) -> None:
+    path = shared / "weights" / f"{DINOV2}.safetensors"
+    found = WeightsFile(path, "a test", "0")
+    backbone = build_backbone(DINOV2, found, size=224, device=CPU, precision="float32")
+    assert (backbone.patch, backbone.channels) == (14, 384)
+    frame = sorted((shared / "datasets" / "camvid" / "train").glob("*.png"))[0]
+    pixels = np.asarray(Image.open(frame).convert("RGB").resize((224, 224)), np.float32) / 255
+    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    features = torch.nn.functional.normalize(backbone(batch)[0], dim=-1)
+    assert features.shape == (16, 16, 384)
+    # Neighbours of one road look alike; road and upper edge do not.
+    road, beside, top = features[13, 8], features[13, 9], features[1, 8]
+    assert road @ beside > 0.5
+    assert road @ beside > road @ top + 0.1
+    model = make(DINOV2, dynamic_img_size=True)
+    model.load_state_dict({key: value.float() for key, value in load_state_dict(path).items()})
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
+    with torch.inference_mode():
+        tokens = model.forward_features((batch - mean) / std)[0, 1:]
+    torch.testing.assert_close(backbone(batch)[0].flatten(0, 1), tokens, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,280 @@
+"""The listing: what is read again, what is rejected, where windows lie, what shards are made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from pipeline.datasets import get_dataset
+from pipeline.errors import DatasetError, ImageError
+from pipeline.images import ImageHeader, probe_image
+from pipeline.manifest import Image, Manifest
+from pipeline.progress import Counter
+from stages.extract import listing
+from stages.extract.listing import fingerprint_shard, list_images, place_all
+
+
+@dataclass
+class Lister:
+    """A folder of photographs, and how often each was read."""
+
+    root: Path
+    read: list[str] = field(default_factory=list)
+    advanced: int = 0
+
+    def add(self, name: str, width: int = 40, height: int = 30) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (height, width, 3))
+        PillowImage.fromarray(pixels.astype(np.uint8)).save(path)
+        return path
+
+    def scan(
+        self,
+        known: Sequence[Image] = (),
+        *,
+        splits: Sequence[str] = ("all",),
+        limit: int | None = None,
+        exclude: Sequence[Path] = (),
+    ) -> list[Image]:
+        self.read.clear()
+        self.advanced = 0
+        folder = get_dataset("folder")
+        return list_images(folder, self.root, None, splits, limit, known, exclude, self._count)
+
+    def _count(self, total: int) -> Counter:
+        lister = self
+
+        class Counting(Counter):
+            def advance(self, amount: int = 1) -> None:
+                lister.advanced += amount
+
+        return Counting()
+
+
+@pytest.fixture
+def lister(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lister:
+    lister = Lister(tmp_path / "photographs")
+
+    def probe(path: Path) -> ImageHeader:
+        lister.read.append(path.name)
+        return probe_image(path)
+
+    monkeypatch.setattr(listing, "probe_image", probe)
+    return lister
+
+
+def manifest_of(images: Sequence[Image], **placing: object) -> Manifest:
+    options = {"size": 32, "frame": "whole", "overlap": 0.25} | placing
+    windows, reasons = place_all(images, **options)  # type: ignore[arg-type]
+    return Manifest("folder", Path(), None, tuple(images), tuple(windows)).reject(reasons)
+
+
+def test_every_image_is_read_once_and_listed_in_order(lister: Lister) -> None:
+    for name in ("c.png", "a/z.png", "b.jpg"):
+        lister.add(name)
+    images = lister.scan()
+    assert [image.id for image in images] == ["a/z", "b", "c"]
+    assert [image.image for image in images] == [0, 1, 2]
+    assert sorted(lister.read) == ["b.jpg", "c.png", "z.png"]
+    assert lister.advanced == 3
+    assert all(image.ok and (image.width, image.height) == (40, 30) for image in images)
+    assert len({image.digest for image in images}) == 3
+    first = lister.root / "a/z.png"
+    assert images[0].bytes == first.stat().st_size
+    assert images[0].modified_ns == first.stat().st_mtime_ns
+
+
+def test_unchanged_files_are_not_read_again(lister: Lister) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        lister.add(name)
+    known = lister.scan()
+    assert lister.scan(known) == known
+    assert lister.read == []
+    assert lister.advanced == 3
+
+    changed = lister.add("b.png", width=50)
+    lister.add("d.png")
+    images = lister.scan(known)
+    assert sorted(lister.read) == ["b.png", "d.png"]
+    assert images[1].width == 50
+    assert images[1].digest != known[1].digest
+    assert (images[0], images[2]) == (known[0], known[2])
+
+    status = changed.stat()
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    touched = lister.scan(images)
+    assert lister.read == ["b.png"]
+    assert touched[1].digest == images[1].digest
+
+
+def test_rows_follow_the_present_listing_not_the_known_one(lister: Lister) -> None:
+    for name in ("b.png", "c.png"):
+        lister.add(name)
+    known = lister.scan()
+    lister.add("a.png")
+    images = lister.scan(known)
+    assert lister.read == ["a.png"]
+    assert [(image.image, image.id) for image in images] == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_broken_files_are_rejected_with_a_reason(lister: Lister) -> None:
+    good = lister.add("good.png")
+    (lister.root / "cut.png").write_bytes(good.read_bytes()[:20])
+    (lister.root / "empty.jpg").write_bytes(b"")
+    (lister.root / "text.jpg").write_text("not a photograph")
+    (lister.root / "gone.png").symlink_to(lister.root / "nowhere.png")
+    images = {image.id: image for image in lister.scan()}
+    assert {name for name, image in images.items() if image.ok} == {"good"}
+    for name in ("cut", "empty", "text", "gone"):
+        assert images[name].state == "rejected"
+        assert images[name].reason
+        assert (images[name].width, images[name].digest) == (0, "")
+    assert "empty" in str(images["empty"].reason)
+    assert lister.advanced == 5
+
+
+def test_rejected_files_are_tried_again(lister: Lister) -> None:
+    lister.add("a.png")
+    (lister.root / "b.png").write_bytes(b"")
+    known = lister.scan()
+    assert [image.ok for image in known] == [True, False]
+    lister.scan(known)
+    assert lister.read == ["b.png"]
+    lister.add("b.png")
+    assert all(image.ok and image.reason is None for image in lister.scan(known))
+
+
+def test_a_rejected_file_is_not_taken_for_a_known_one(lister: Lister) -> None:
+    lister.root.mkdir()
+    empty = lister.root / "a.png"
+    empty.write_bytes(b"")
+    os.utime(empty, ns=(0, 0))  # size and time are those of a row that nothing is known of
+    known = lister.scan()
+    assert lister.scan(known) == known
+    assert not known[0].ok
+
+
+def test_a_file_that_failed_later_on_is_given_another_chance(lister: Lister) -> None:
+    lister.add("a.png")
+    (image,) = lister.scan()
+    (rejected,) = manifest_of([image]).reject({0: "truncated"}).images
+    assert lister.scan([rejected]) == [image]
+    assert lister.read == []
+
+
+def test_the_limit_is_that_of_every_split(lister: Lister) -> None:
+    for name in ("train/a.png", "train/b.png", "train/c.png", "val/d.png", "val/e.png"):
+        lister.add(name)
+    images = lister.scan(splits=("val", "train"), limit=2)
+    assert [(image.split, image.id) for image in images] == [
+        ("val", "d"),
+        ("val", "e"),
+        ("train", "a"),
+        ("train", "b"),
+    ]
+    assert [image.image for image in images] == [0, 1, 2, 3]
+    assert len(lister.read) == 4, "what is not listed is not read"
+    assert len(lister.scan(splits=("train", "val"), limit=9)) == 5
+
+
+def test_excluded_folders_are_left_out(lister: Lister) -> None:
+    lister.add("a.png")
+    lister.add("run/labels/b.png")
+    assert [i.id for i in lister.scan(exclude=[lister.root / "run"])] == ["a"]
+
+
+def test_a_folder_without_images_is_refused(lister: Lister) -> None:
+    lister.root.mkdir()
+    with pytest.raises(DatasetError, match="no images"):
+        lister.scan()
+
+
+def make_image(row: int, width: int, height: int, *, ok: bool = True) -> Image:
+    state = "ok" if ok else "rejected"
+    return Image(row, f"i{row}", "all", f"i{row}.png", None, width, height, 1, 1, f"d{row}", state)
+
+
+def test_a_window_s_index_is_its_row() -> None:
+    images = [make_image(0, 90, 30), make_image(1, 30, 60), make_image(2, 30, 30)]
+    windows, reasons = place_all(images, 32, "whole", 0.25)
+    assert not reasons
+    assert [window.index for window in windows] == list(range(len(windows)))
+    assert [window.image for window in windows] == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert {(w.width, w.height) for w in windows if w.image == 0} == {(96, 32)}
+    assert [w.box for w in windows if w.image == 2] == [(0, 0, 32, 32)]
+    for image in images:
+        seen = np.zeros(next((w.height, w.width) for w in windows if w.image == image.image), bool)
+        for window in windows:
+            if window.image == image.image:
+                left, top, right, bottom = window.box
+                seen[top:bottom, left:right] = True
+        assert seen.all()
+
+
+def test_one_centred_window_an_image() -> None:
+    windows, _ = place_all([make_image(0, 64, 32), make_image(1, 32, 64)], 32, "centre", 0.25)
+    assert [window.box for window in windows] == [(16, 0, 48, 32), (0, 16, 32, 48)]
+
+
+def test_rejected_and_unplaceable_images_have_no_windows() -> None:
+    images = [make_image(0, 40, 40, ok=False), make_image(1, 9000, 10), make_image(2, 40, 40)]
+    windows, reasons = place_all(images, 32, "whole", 0.25)
+    assert [(window.index, window.image) for window in windows] == [(0, 2)]
+    assert list(reasons) == [1]
+    assert "too long" in reasons[1]
+
+
+def test_more_images_keep_the_fingerprints_of_earlier_shards(lister: Lister) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        lister.add(name, width=90)
+    before = manifest_of(lister.scan())
+    (lister.root / "0.png").write_bytes(b"")  # rows shift, windows do not
+    for name in ("d.png", "e.png"):
+        lister.add(name)
+    after = manifest_of(lister.scan(before.images))
+    assert after.images[1].id == "a"
+    assert len(after.windows) > len(before.windows)
+    for start in range(0, len(before.windows), 4):
+        block = slice(start, start + 4)
+        assert fingerprint_shard(after, after.windows[block]) == fingerprint_shard(
+            before, before.windows[block]
+        )
+
+
+def test_a_shard_s_fingerprint_is_that_of_what_it_shows(lister: Lister) -> None:
+    for name in ("a.png", "b.png"):
+        lister.add(name, width=90)
+    manifest = manifest_of(lister.scan())
+    print_ = fingerprint_shard(manifest, manifest.windows)
+    (lister.root / "a.png").rename(lister.root / "aa.png")
+    renamed = manifest_of(lister.scan())
+    assert fingerprint_shard(renamed, renamed.windows) == print_
+    placed = manifest_of(renamed.images, overlap=0.6)
+    assert fingerprint_shard(placed, placed.windows) != print_
+    moved = [replace(window, left=window.left + 1) for window in manifest.windows]
+    assert fingerprint_shard(manifest, moved) != print_
+    smaller = manifest_of(renamed.images, size=16)
+    assert fingerprint_shard(smaller, smaller.windows) != print_
+    lister.add("b.png", width=91)
+    changed = manifest_of(lister.scan(renamed.images))
+    assert fingerprint_shard(changed, changed.windows) != print_
+
+
+def test_an_unexpected_error_is_not_swallowed(
+    lister: Lister, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lister.add("a.png")
+
+    def fail(path: Path) -> ImageHeader:
+        raise ImageError("of the wrong kind") if path.name == "b.png" else KeyError("a bug")
+
+    monkeypatch.setattr(listing, "probe_image", fail)
+    with pytest.raises(KeyError):
+        lister.scan()
