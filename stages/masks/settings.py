@@ -1,0 +1,23 @@
+"""Settings of the masks stage."""
+
+from __future__ import annotations
+
+from pipeline.settings import StageSettings, execution_setting, setting
+
+
+class MaskSettings(StageSettings):
+    """How features become principal mask proposals."""
+
+    threshold: float = setting(
+        0.4, "least cosine to the seed, as a share of the largest (psi of PriMaPs)", gt=0, le=1
+    )
+    leave: float = setting(
+        0.05, "stop when at most this share of the positions is in no proposal", ge=0, lt=1
+    )
+    max_proposals: int = setting(32, "most proposals of one window", ge=1, le=254)
+    gain: float = setting(10.0, "gain on the soft proposals before they are clamped to 1", gt=0)
+    crf: str = setting(
+        "auto", "refinement at image size: auto (our own), numba, pydensecrf or none"
+    )
+    device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+    batch_size: int = execution_setting(32, "windows whose PCA runs together", ge=1)

@@ -1,0 +1,231 @@
+"""The masks stage: features -> principal mask proposals, refined by the dense CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from pipeline.batches import shard_ranges
+from pipeline.devices import resolve_device
+from pipeline.errors import ImageError
+from pipeline.files import fingerprint
+from pipeline.frames import count_threads, map_ahead, read_windows
+from pipeline.ledger import ShardRecord
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.stage import Plan, ShardPlan, Stage, announce, read_record
+from pipeline.store import (
+    ArraySpec,
+    holds_shard,
+    open_arrays,
+    prepare_arrays,
+    read_rows,
+    write_shard,
+)
+from pipeline.windows import Window
+from stages.crf import choose_backend
+from stages.crf.backends import Backend
+from stages.crf.settings import CrfSettings
+from stages.masks.proposals import pool_proposals, propose_masks, score_proposals
+from stages.masks.settings import MaskSettings
+
+
+class Masks(Stage[MaskSettings]):
+    """``features.zarr`` and the images -> ``masks.zarr``."""
+
+    name: ClassVar[str] = "masks"
+    unit: ClassVar[str] = "windows"
+    settings_class = MaskSettings
+
+    def inputs(self, run: Run, settings: MaskSettings) -> list[str]:
+        """Return ``extract``."""
+        return ["extract"]
+
+    def resolve(self, run: Run, settings: MaskSettings) -> MaskSettings:
+        """Name the CRF backend that ``auto`` means."""
+        backend = choose_backend(settings.crf)
+        return settings.replace(crf="none" if backend is None else backend.name)
+
+    def plan(self, run: Run, settings: MaskSettings, screen: Screen) -> Plan:
+        """Plan one shard for every shard of features."""
+        extract = read_record(run, "extract")
+        base = fingerprint(
+            self.name, self.version, settings.output_settings(), CrfSettings().model_dump()
+        )
+        size = extract.settings["shard_size"]
+        manifest = read_manifest(run)
+        total = len(manifest.windows)
+        shards = []
+        for rows, print_ in zip(shard_ranges(total, size), extract.shards, strict=True):
+            # an image that was rejected and is mended has features that extract's own print of the
+            # shard cannot tell from its gap
+            used = [window.index for window in manifest.usable_windows(rows.start, rows.stop)]
+            shards.append(ShardPlan(fingerprint(base, print_, used), len(rows)))
+        facts = {"max_proposals": settings.max_proposals, "crf": settings.crf}
+        return Plan(shards, facts, payload=(extract, total))
+
+    def prepare(self, run: Run, settings: MaskSettings, plan: Plan) -> None:
+        """Allocate the id maps and the table of proposals."""
+        extract, total = plan.payload
+        size, channels = extract.facts["size"], extract.facts["channels"]
+        most = settings.max_proposals
+        specs = {
+            "proposals": ArraySpec(
+                (size, size),
+                ("window", "y", "x"),
+                "uint8",
+                compress=True,
+                attributes={"long_name": "proposal of every pixel, 0 = none", "units": "1"},
+            ),
+            "pooled": ArraySpec(
+                (most, channels),
+                ("window", "proposal", "channel"),
+                "float16",
+                compress=True,
+                attributes={
+                    "long_name": "mean unit feature of proposal 1, 2, ..., scaled to unit length",
+                    "units": "1",
+                },
+            ),
+            "area": ArraySpec(
+                (most,),
+                ("window", "proposal"),
+                "uint32",
+                compress=True,
+                attributes={"long_name": "area of proposal 1, 2, ...", "units": "pixels"},
+            ),
+        }
+        attributes = {"threshold": settings.threshold, "crf": settings.crf}
+        prepare_arrays(run.masks, specs, total, extract.settings["shard_size"], attributes)
+
+    def holds(self, run: Run, settings: MaskSettings, shard: int) -> bool:
+        """Whether the shard's files are there."""
+        return holds_shard(run.masks, ("proposals", "pooled", "area"), shard)
+
+    def compute(self, run: Run, settings: MaskSettings, shard: int) -> dict[str, Any]:
+        """Propose, refine and pool one block of windows."""
+        manifest = read_manifest(run)
+        extract = read_record(run, "extract")
+        rows = extract.settings["shard_size"]
+        start, stop = shard * rows, min((shard + 1) * rows, len(manifest.windows))
+        windows = manifest.usable_windows(start, stop)
+        size, channels = extract.facts["size"], extract.facts["channels"]
+        most = settings.max_proposals
+        blocks = {
+            "proposals": np.zeros((stop - start, size, size), np.uint8),
+            "pooled": np.zeros((stop - start, most, channels), np.float16),
+            "area": np.zeros((stop - start, most), np.uint32),
+        }
+        features = read_rows(open_arrays(run.features, ["clean"])["clean"], start, stop)
+        device = resolve_device(settings.device)
+        backend = choose_backend(settings.crf)
+        images = _read_pixels(manifest, windows)
+        full = 0
+        for first in range(0, len(windows), settings.batch_size):
+            batch = windows[first : first + settings.batch_size]
+            local = np.array([window.index - start for window in batch])
+            grid = torch.from_numpy(features[local]).to(device).float()
+            proposals = propose_masks(
+                grid,
+                threshold=settings.threshold,
+                leave=settings.leave,
+                max_proposals=most,
+            )
+            scores = score_proposals(proposals, gain=settings.gain).cpu()
+            counts = proposals.count.tolist()
+            full += counts.count(most)
+            jobs = (
+                (scores[i, : counts[i] + 1], next(images) if backend else None)
+                for i in range(len(batch))
+            )
+            maps = []
+            for ids in map_ahead(
+                lambda job: refine_scores(job[0], job[1], size, backend),
+                jobs,
+                threads=count_threads(),
+                ahead=count_threads(),
+            ):
+                maps.append(ids)
+                announce(advance=1)
+            ids = np.stack(maps)
+            pooled, area = pool_proposals(
+                torch.from_numpy(ids).to(device).long(), grid, proposals=most
+            )
+            blocks["proposals"][local] = ids
+            blocks["pooled"][local] = pooled.half().cpu().numpy()
+            blocks["area"][local] = area.cpu().numpy()
+        write_shard(run.masks, blocks, shard, rows)
+        used = blocks["area"] > 0
+        return {
+            "windows": len(windows),
+            "full": full,
+            "proposals": int(used.sum()),
+            "covered": int((blocks["proposals"] > 0).sum()),
+            "pixels": len(windows) * size * size,
+        }
+
+    def finish(
+        self, run: Run, settings: MaskSettings, records: dict[int, ShardRecord], screen: Screen
+    ) -> list[str]:
+        """Sum up what was proposed."""
+        sums = {
+            key: sum(record.result[key] for record in records.values())
+            for key in ("windows", "full", "proposals", "covered", "pixels")
+        }
+        mean = sums["proposals"] / max(sums["windows"], 1)
+        covered = 100 * sums["covered"] / max(sums["pixels"], 1)
+        if not sums["proposals"]:
+            screen.warn("masks: no window has a proposal; em will have nothing to learn from.")
+        if sums["full"]:
+            screen.warn(
+                f"masks: {sums['full']} windows have {settings.max_proposals} proposals, and may "
+                "need more; raise --max-proposals."
+            )
+        return [
+            f"masks: {mean:.1f} proposals a window, {covered:.0f} % of the pixels covered, "
+            f"in {run.masks}"
+        ]
+
+
+def refine_scores(
+    scores: torch.Tensor, pixels: np.ndarray | None, size: int, backend: Backend | None
+) -> np.ndarray:
+    """Up-sample the log-probabilities of one window, refine them, and take the largest.
+
+    Parameters
+    ----------
+    scores
+        float32 [channel, row, column], log-probabilities; channel 0 is the background.
+    pixels
+        uint8 [y, x, rgb]; None without a backend.
+    size
+        Side of the window, pixels.
+    backend
+        The dense CRF, or None.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [y, x]: 0 = background, j = proposal j.
+    """
+    large = F.interpolate(scores[None], (size, size), mode="bilinear", align_corners=False)[0]
+    if backend is None or pixels is None:
+        return large.argmax(dim=0).numpy().astype(np.uint8)
+    posterior = backend.refine(-large.numpy(), pixels, CrfSettings())
+    return posterior.argmax(axis=0).astype(np.uint8)
+
+
+def _read_pixels(manifest: Manifest, windows: list[Window]) -> Iterator[np.ndarray]:
+    for group, pixels in read_windows(manifest, windows, ahead=8):
+        if isinstance(pixels, ImageError):
+            image = manifest.images[group[0].image]
+            raise ImageError(
+                f"{image.path} could be read by extract and now cannot ({pixels}); "
+                "run `primaps-pipe extract` again."
+            )
+        yield from pixels
