@@ -1,0 +1,1 @@
+"""Features and proposals -> class prototypes."""

@@ -1,0 +1,166 @@
+"""The fit: PCA start, K-means, PriMaPs-EM, epoch by epoch over streamed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stages.em.assignment import predict_pixels, vote_proposals
+from stages.em.initialisation import ReadSample, cluster_loss, find_initial_directions
+from stages.em.prototypes import Prototypes, compute_logits, make_prototypes, update_momentum
+from stages.em.settings import EmSettings
+from stages.em.updates import compute_gradient
+
+ReadEpoch = Callable[[int], Iterable[tuple[Tensor, Tensor | None]]]
+
+
+@dataclass
+class FitState:
+    """All that a fit needs to go on after any epoch.
+
+    Attributes
+    ----------
+    running, momentum, initial
+        theta_R, theta_M, and where both started.
+    moments
+        Adam's step count and first and second moments of direction and norm.
+    epoch
+        Finished epochs.
+    step
+        Finished steps since the initialisation.
+    loss
+        Mean loss of every finished epoch.
+    usage
+        Share of the labelled positions of each class, for every finished epoch.
+    """
+
+    running: Prototypes
+    momentum: Prototypes
+    initial: Prototypes
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
+    loss: list[float] = field(default_factory=list)
+    usage: list[list[float]] = field(default_factory=list)
+
+
+def initialise(
+    read_sample: ReadSample, read_epoch: ReadEpoch, steps: int, settings: EmSettings
+) -> FitState:
+    """Start a fit from the principal directions of a sample and a short cosine K-means.
+
+    Parameters
+    ----------
+    read_sample
+        Gives the features for the PCA, float32 [window, row, column, channel]; called twice.
+    read_epoch
+        Gives the batches (features, proposals) of an epoch by its number; the initialisation uses
+        negative numbers, so that its orders are none of the fit's.
+    steps
+        Batches per epoch.
+    settings
+        Classes, epochs and steps of the initialisation, learning rate.
+    """
+    prototypes = make_prototypes(find_initial_directions(read_sample, settings.classes))
+    state = FitState(prototypes, prototypes.copy(), prototypes.copy())
+    least = -(-settings.init_steps // max(steps, 1))
+    for epoch in range(max(settings.init_epochs, least) if settings.init_epochs else 0):
+        run_kmeans_epoch(state, read_epoch(-1 - epoch), settings)
+    started = make_prototypes(torch.nn.functional.normalize(state.running.direction, dim=1))
+    return FitState(started.copy(), started.copy(), started.copy())
+
+
+def run_kmeans_epoch(
+    state: FitState, batches: Iterable[tuple[Tensor, Tensor | None]], settings: EmSettings
+) -> tuple[float, list[float]]:
+    """Run one epoch of cosine K-means by Adam; return its mean loss and class usage."""
+    losses, usages = [], []
+    running, adam = _open(state, settings.learning_rate)
+    for features, _ in batches:
+        loss, usage = cluster_loss(features, running.direction)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        state.step += 1
+        losses.append(loss.detach())
+        usages.append(usage)
+    _close(state, running, adam)
+    state.momentum = state.running
+    return _summarise(losses, usages)
+
+
+def run_em_epoch(
+    state: FitState, batches: Iterable[tuple[Tensor, Tensor | None]], settings: EmSettings
+) -> tuple[float, list[float]]:
+    """Run one epoch of PriMaPs-EM; return its mean loss and class usage."""
+    losses, usages = [], []
+    running, adam = _open(state, settings.learning_rate)
+    for features, proposals in batches:
+        if proposals is None:
+            raise ValueError("PriMaPs-EM needs proposals")
+        size = (proposals.shape[-2], proposals.shape[-1])
+        with torch.no_grad():
+            teacher = compute_logits(features, state.momentum.weight())
+            labels = vote_proposals(predict_pixels(teacher, size), proposals, settings.classes)
+        student = compute_logits(features, running.weight())
+        gradient = compute_gradient(student, labels, focus=settings.focus)
+        adam.zero_grad()
+        student.backward(gradient.logits)
+        adam.step()
+        state.step += 1
+        updates, rest = divmod(state.step, settings.momentum_every)
+        if rest == 0:
+            state.momentum = update_momentum(
+                state.momentum, running, settings.momentum, updates - 1
+            )
+        losses.append(gradient.loss)
+        usages.append(gradient.usage)
+    _close(state, running, adam)
+    return _summarise(losses, usages)
+
+
+def run_epochs(state: FitState, read_epoch: ReadEpoch, settings: EmSettings) -> Iterator[FitState]:
+    """Run the epochs that are left, and give the state after each."""
+    run_epoch = {"primaps": run_em_epoch, "kmeans": run_kmeans_epoch}[settings.method]
+    while state.epoch < settings.epochs:
+        loss, usage = run_epoch(state, read_epoch(state.epoch), settings)
+        state.epoch += 1
+        state.loss.append(loss)
+        state.usage.append(usage)
+        yield state
+
+
+_PARAMETERS = ("direction", "norm")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _open(state: FitState, learning_rate: float) -> tuple[Prototypes, torch.optim.Adam]:
+    copy = state.running.copy()
+    running = Prototypes(copy.direction.requires_grad_(), copy.norm.requires_grad_())
+    adam = torch.optim.Adam([running.direction, running.norm], lr=learning_rate)
+    for name, parameter in zip(_PARAMETERS, adam.param_groups[0]["params"], strict=True):
+        if f"{name}_step" in state.moments:
+            adam.state[parameter] = {
+                moment: state.moments[f"{name}_{moment}"].clone() for moment in _MOMENTS
+            }
+    return running, adam
+
+
+def _close(state: FitState, running: Prototypes, adam: torch.optim.Adam) -> None:
+    state.running = running.copy()
+    # K-means leaves the norm alone, so Adam knows nothing of it
+    state.moments = {
+        f"{name}_{moment}": adam.state[parameter][moment].clone()
+        for name, parameter in zip(_PARAMETERS, adam.param_groups[0]["params"], strict=True)
+        if parameter in adam.state
+        for moment in _MOMENTS
+    }
+
+
+def _summarise(losses: list[Tensor], usages: list[Tensor]) -> tuple[float, list[float]]:
+    usage = torch.stack(usages).sum(dim=0).double()
+    share = usage / usage.sum().clamp_min(1)
+    return float(torch.stack(losses).mean()), share.tolist()
