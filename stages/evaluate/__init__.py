@@ -1,0 +1,1 @@
+"""Prototypes -> label PNGs, metrics, report."""

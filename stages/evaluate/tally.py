@@ -1,0 +1,176 @@
+"""The tally: what evaluation counts of every image, added up over shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.evaluate.matching import UNMATCHED, match_clusters
+from stages.evaluate.metrics import count_confusion, score_assignment
+
+MAX_CLASSES = 255
+
+
+@dataclass
+class Tally:
+    """Counts over the images of one split.
+
+    Attributes
+    ----------
+    clusters
+        Number of clusters K.
+    images, labelled
+        Images, and those of them that have a label map.
+    confusion, confusion_crf
+        int64 [cluster, class] without and with CRF, over the windows' pixels.
+    usage
+        int64 [cluster]: pixels of the label PNGs.
+    pixels
+        All pixels of the label PNGs, ignored ones included.
+    confidence
+        Sum over the windows' pixels of the largest probability.
+    predicted
+        The windows' pixels.
+    """
+
+    clusters: int
+    images: int = 0
+    labelled: int = 0
+    pixels: int = 0
+    predicted: int = 0
+    confidence: float = 0.0
+    confusion: NDArray[np.int64] = field(init=False)
+    confusion_crf: NDArray[np.int64] = field(init=False)
+    usage: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.confusion = np.zeros((self.clusters, MAX_CLASSES), np.int64)
+        self.confusion_crf = np.zeros((self.clusters, MAX_CLASSES), np.int64)
+        self.usage = np.zeros(self.clusters, np.int64)
+
+    def count_labels(self, labels: NDArray[np.uint8], confidence: float, predicted: int) -> None:
+        """Count one image: its label PNG [y, x] and the confidence of its windows' pixels."""
+        self.images += 1
+        self.pixels += labels.size
+        self.usage += np.bincount(labels.ravel(), minlength=256)[: self.clusters]
+        self.confidence += confidence
+        self.predicted += predicted
+
+    def count_truth(
+        self,
+        plain: NDArray[np.uint8],
+        refined: NDArray[np.uint8] | None,
+        truth: NDArray[np.uint8],
+    ) -> None:
+        """Count the predictions [y, x] of one image, without and with CRF, against its labels."""
+        self.labelled += 1
+        self.confusion += count_confusion(plain, truth, self.clusters, MAX_CLASSES)
+        if refined is not None:
+            self.confusion_crf += count_confusion(refined, truth, self.clusters, MAX_CLASSES)
+
+    def add(self, other: Tally) -> None:
+        """Add the counts of another tally."""
+        for name in vars(self):
+            if name != "clusters":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def pack(self) -> dict[str, Any]:
+        """Return the counts as JSON values; matrices as [row, column, count] triplets."""
+        packed = dict(vars(self))
+        for name in ("confusion", "confusion_crf"):
+            matrix = packed[name]
+            rows, columns = np.nonzero(matrix)
+            packed[name] = np.stack([rows, columns, matrix[rows, columns]], axis=1).tolist()
+        packed["usage"] = self.usage.tolist()
+        return packed
+
+
+def unpack_tally(packed: dict[str, Any]) -> Tally:
+    """Rebuild what :meth:`Tally.pack` gave."""
+    tally = Tally(packed["clusters"])
+    for name in ("images", "labelled", "pixels", "predicted", "confidence"):
+        setattr(tally, name, packed[name])
+    for name in ("confusion", "confusion_crf"):
+        matrix = getattr(tally, name)
+        for row, column, count in packed[name]:
+            matrix[row, column] = count
+    tally.usage = np.array(packed["usage"], np.int64)
+    return tally
+
+
+def summarise(tally: Tally, class_names: tuple[str, ...], *, crf: bool) -> dict[str, Any]:
+    """Turn counts into what ``metrics.json`` says of a split, in per cent.
+
+    Parameters
+    ----------
+    tally
+        The counts.
+    class_names
+        Names of the classes; those without a name, up to the largest label, are numbered.
+    crf
+        Whether the labels were refined; without it the ``_crf`` entries are None.
+
+    Returns
+    -------
+    dict
+        Scores are None where no image has labels: nothing is made up.
+    """
+    # a label that nobody has named is a class all the same: left out, the scores would be too good
+    names = [*class_names, *_number_classes(tally.confusion)[len(class_names) :]]
+    plain = _score(tally.confusion[:, : len(names)])
+    refined = _score(tally.confusion_crf[:, : len(names)]) if crf else _NO_SCORE
+    used = max(int(tally.usage.sum()), 1)
+    return {
+        "images": tally.images,
+        "labelled_images": tally.labelled,
+        "classes": tally.clusters,
+        "accuracy": plain["accuracy"],
+        "miou": plain["miou"],
+        "accuracy_crf": refined["accuracy"],
+        "miou_crf": refined["miou"],
+        "class_names": names,
+        "per_class": [
+            {"name": name, "iou": _at(plain["iou"], i), "iou_crf": _at(refined["iou"], i)}
+            for i, name in enumerate(names)
+        ],
+        "assignment": plain["assignment"],
+        "assignment_crf": refined["assignment"],
+        "confusion": plain["confusion"],
+        "confusion_crf": refined["confusion"],
+        "class_usage": [_percent(count / used) for count in tally.usage],
+        "coverage": _percent(tally.usage.sum() / max(tally.pixels, 1)),
+        "confidence": _percent(tally.confidence / max(tally.predicted, 1)),
+    }
+
+
+_NO_SCORE: dict[str, Any] = dict.fromkeys(("accuracy", "miou", "iou", "assignment", "confusion"))
+
+
+def _score(confusion: NDArray[np.int64]) -> dict[str, Any]:
+    if not confusion.sum():
+        return _NO_SCORE
+    assignment = match_clusters(confusion)
+    scores = score_assignment(confusion, assignment)
+    return {
+        "accuracy": _percent(scores.accuracy),
+        "miou": _percent(scores.miou),
+        "iou": [None if np.isnan(iou) else _percent(iou) for iou in scores.iou],
+        "assignment": [None if k == UNMATCHED else int(k) for k in assignment],
+        "confusion": confusion.tolist(),
+    }
+
+
+def _number_classes(confusion: NDArray[np.int64]) -> list[str]:
+    present = np.flatnonzero(confusion.sum(axis=0))
+    return [f"class {i}" for i in range(int(present.max()) + 1 if len(present) else 0)]
+
+
+def _percent(share: float) -> float:
+    return round(100 * float(share), 2)
+
+
+def _at(values: list[Any] | None, index: int) -> Any:
+    return None if values is None else values[index]

@@ -1,0 +1,71 @@
+"""How a run stands: stage by stage, with sizes and times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from pipeline.run import Run
+from pipeline.stage import Condition, inspect_stage
+from stages import SETTINGS, VERSIONS
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One row of ``primaps-pipe status``.
+
+    Attributes
+    ----------
+    condition
+        What the ledger says.
+    bytes
+        Size of what the stage has written.
+    """
+
+    condition: Condition
+    bytes: int
+
+
+def inspect_run(run: Run) -> list[StageStatus]:
+    """Say how every stage of a run stands.
+
+    Stages that were never run are listed as missing, in the order of the pipeline.
+
+    Raises
+    ------
+    RunError
+        There is no run directory.
+    """
+    known = run.require().keys()
+    keys = []
+    for stage in SETTINGS:
+        named = [key for key in known if key.partition("/")[0] == stage]
+        keys += named or [stage]
+    return [
+        StageStatus(inspect_stage(run, key, VERSIONS), sum(map(_measure, list_artefacts(run, key))))
+        for key in keys
+    ]
+
+
+def list_artefacts(run: Run, key: str) -> list[Path]:
+    """Return the files and folders that a stage writes."""
+    stage, _, name = key.partition("/")
+    if stage == "extract":
+        return [run.manifest_file, run.windows_file, run.features]
+    if stage == "masks":
+        return [run.masks]
+    if not name:
+        return []
+    return [run.em / name] if stage == "em" else [run.labels(name), run.report(name)]
+
+
+def _measure(path: Path) -> int:
+    total = 0
+    for file in [path, *path.rglob("*")]:
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue  # a stage at work removes its temporary files
+        total += status.st_size if S_ISREG(status.st_mode) else 0
+    return total
