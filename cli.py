@@ -1,0 +1,260 @@
+"""The command line: verbs. Parses, calls a stage, prints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipeline.datasets import DATASET_NAMES
+from pipeline.errors import PipelineError, UsageError
+from pipeline.options import given_settings, settings_options
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import Execution
+from pipeline.settings import parse_assignments
+from stages import SETTINGS, recall_settings, run_stage
+from stages.crf.backends import BACKENDS
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+RUN = click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="compute the shards in N local processes; 0: in this one",
+)
+SCHEDULER = click.option(
+    "--scheduler", metavar="ADDRESS", help="compute on a dask cluster, for instance tcp://host:8786"
+)
+FORCE = click.option("--force", is_flag=True, help="compute finished shards again")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="say what would be computed, and stop")
+FORGET = click.option(
+    "--forget",
+    is_flag=True,
+    help="forget the options that were given to this stage of the run before",
+)
+PROGRESS = click.option("--progress/--no-progress", default=True, help="show progress")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="show tracebacks and library logs")
+CHOICES: dict[str, click.ParamType] = {
+    "dataset": click.Choice(DATASET_NAMES),
+    "crf": click.Choice(BACKENDS),
+}
+
+
+def execution_options(command: C) -> C:
+    """Give a command the options that every stage has, and its errors one sentence."""
+    for option in (VERBOSE, PROGRESS, DRY_RUN, FORCE, SCHEDULER, WORKERS):
+        command = option(_guard(command) if option is VERBOSE else command)
+    return command
+
+
+def _guard(command: C) -> C:
+    @functools.wraps(command)
+    def guarded(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
+        if verbose:
+            logging.basicConfig(level=logging.INFO)
+        try:
+            command(*args, **kwargs)
+        except PipelineError as error:
+            _fail(str(error), 2 if isinstance(error, UsageError) else 1, verbose)
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command goes on from here.", 130, verbose)
+        except click.exceptions.ClickException:
+            raise
+        except Exception as error:
+            text = f"unexpected {type(error).__name__}: {error}; -v shows where."
+            _fail(text, 1, verbose)
+
+    return guarded  # type: ignore[return-value]
+
+
+def _fail(text: str, code: int, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    click.echo(f"primaps-pipe: {text}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="primaps-pipe")
+def main() -> None:
+    """From a folder of unlabelled photographs to semantic pseudo-label PNGs.
+
+    The four stages work on one run directory, each on what those before it left there:
+
+    \b
+      primaps-pipe extract  RUN --dataset folder --root PHOTOS
+      primaps-pipe masks    RUN
+      primaps-pipe em       RUN --classes 12
+      primaps-pipe evaluate RUN
+    """
+
+
+def _run_one(name: str, path: Path, options: dict[str, Any]) -> None:
+    run = Run(path)
+    given = given_settings(SETTINGS[name], options)
+    settings = recall_settings(name, run, given, forget=options["forget"])
+    screen = Screen(progress=options["progress"])
+    run_stage(name, run, settings, _execution(options), screen)
+
+
+def _execution(options: dict[str, Any]) -> Execution:
+    names = ("workers", "scheduler", "force", "dry_run")
+    return Execution(**{name: options[name] for name in names})
+
+
+@main.command()
+@RUN
+@FORGET
+@settings_options(SETTINGS["extract"], CHOICES)
+@execution_options
+def extract(run: Path, **options: Any) -> None:
+    """Extract the frozen ViT features of every image, and of its mirror image.
+
+    \b
+    primaps-pipe extract runs/mine --dataset folder --root ~/photographs
+    """
+    _run_one("extract", run, options)
+
+
+@main.command()
+@RUN
+@FORGET
+@settings_options(SETTINGS["masks"], CHOICES)
+@execution_options
+def masks(run: Path, **options: Any) -> None:
+    """Split every image into principal mask proposals.
+
+    \b
+    primaps-pipe masks runs/mine --threshold 0.4
+    """
+    _run_one("masks", run, options)
+
+
+@main.command()
+@RUN
+@FORGET
+@settings_options(SETTINGS["em"])
+@execution_options
+def em(run: Path, **options: Any) -> None:
+    """Fit class prototypes to the cached features and proposals.
+
+    \b
+    primaps-pipe em runs/mine --classes 12
+    """
+    _run_one("em", run, options)
+
+
+@main.command()
+@RUN
+@FORGET
+@settings_options(SETTINGS["evaluate"], CHOICES)
+@execution_options
+def evaluate(run: Path, **options: Any) -> None:
+    """Write label PNGs, metrics and a report.
+
+    \b
+    primaps-pipe evaluate runs/mine
+    """
+    _run_one("evaluate", run, options)
+
+
+@main.command("run")
+@RUN
+@click.option(
+    "--workflow", required=True, metavar="FILE", help="recipe, or the name of a shipped one"
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="STAGE.OPTION=VALUE",
+    help="change a setting of the recipe, repeatable",
+)
+@execution_options
+def run_(run: Path, workflow: str, assignments: tuple[str, ...], **options: Any) -> None:
+    """Run all four stages from a recipe.
+
+    \b
+    primaps-pipe run runs/camvid --workflow camvid --set extract.root=~/data/camvid
+    """
+    from workflows.recipes import read_recipe, resolve_recipe, run_recipe
+
+    settings = resolve_recipe(read_recipe(workflow), parse_assignments(assignments))
+    screen = Screen(progress=options["progress"])
+    execution = _execution(options)
+    report = run_recipe(Run(run), settings, execution, screen)
+    if not execution.dry_run:
+        click.echo(report)
+
+
+@main.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@VERBOSE
+@_guard
+def status(run: Path, as_json: bool) -> None:
+    """Show how every stage of a run stands."""
+    from stages.status import inspect_run
+
+    rows = inspect_run(Run(run))
+    if as_json:
+        click.echo(json.dumps([_row(row) for row in rows], indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("stage", "state", "shards", "size", "time", ""):
+        table.add_column(title, justify="right" if title in ("shards", "size", "time") else "left")
+    for row in rows:
+        c = row.condition
+        shards = f"{c.done}/{c.total}" if c.total else "-"
+        table.add_row(
+            c.key, c.state, shards, f"{row.bytes / 1e6:.1f} MB", f"{c.seconds:.0f} s", c.reason
+        )
+    Console().print(table)
+
+
+def _row(row: Any) -> dict[str, Any]:
+    c = row.condition
+    return {
+        "stage": c.key,
+        "state": c.state,
+        "shards_done": c.done,
+        "shards_total": c.total,
+        "bytes": row.bytes,
+        "seconds": round(c.seconds, 3),
+        "reason": c.reason,
+    }
+
+
+@main.command()
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/demo"))
+@execution_options
+def demo(run: Path, **options: Any) -> None:
+    """Run all four stages on photographs that come with the install.
+
+    RUN is runs/demo when it is not given.
+    """
+    from workflows.demo.job import run_demo
+
+    execution = _execution(options)
+    report = run_demo(Run(run), execution, Screen(progress=options["progress"]))
+    if not execution.dry_run:
+        click.echo(f"the report is at {report.absolute()}")
+
+
+if __name__ == "__main__":
+    main()

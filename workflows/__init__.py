@@ -1,0 +1,1 @@
+"""Recipes: a dataset, a backbone, and the settings of every stage."""

@@ -1,0 +1,133 @@
+"""Recipes: YAML files that name a dataset, a backbone, and the settings of every stage."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UsageError
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import Execution
+from pipeline.settings import StageSettings, did_you_mean, make_settings
+from stages import SETTINGS, run_stage
+
+Recipe = dict[str, dict[str, Any]]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the install."""
+    files = resources.files("workflows").iterdir()
+    return sorted(Path(f.name).stem for f in files if f.name.endswith(".yaml"))
+
+
+def read_recipe(given: str) -> Recipe:
+    """Read a recipe.
+
+    Parameters
+    ----------
+    given
+        A file, or the name of a recipe that comes with the install (``camvid``).
+
+    Returns
+    -------
+    dict
+        Stage name -> setting -> value.
+
+    Raises
+    ------
+    UsageError
+        There is no such file, or it is not a recipe.
+    """
+    path = Path(given)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif given in list_recipes():
+        text = (resources.files("workflows") / f"{given}.yaml").read_text(encoding="utf-8")
+    else:
+        names = list_recipes()
+        raise UsageError(
+            f"--workflow {given}: no such file, and no recipe of that name"
+            f"{did_you_mean(given, names)}; there are {', '.join(names)}."
+        )
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{given} is not YAML: {' '.join(str(error).split())}.") from None
+    return _check(content, given)
+
+
+def _check(content: Any, given: str) -> Recipe:
+    if not isinstance(content, dict):
+        raise UsageError(f"{given} is not a recipe: it holds no stages.")
+    recipe: Recipe = {}
+    for stage, values in content.items():
+        if stage not in SETTINGS:
+            raise UsageError(
+                f"{given}: no stage {stage!r}{did_you_mean(str(stage), SETTINGS)}; "
+                f"there are {', '.join(SETTINGS)}."
+            )
+        if values is not None and not isinstance(values, dict):
+            raise UsageError(f"{given}: {stage} must hold settings, not {values!r}.")
+        recipe[stage] = dict(values or {})
+    return recipe
+
+
+def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
+    """Build the settings of all stages from a recipe and what ``--set`` changes.
+
+    Raises
+    ------
+    UsageError
+        A stage, a name or a value that does not exist.
+    """
+    for stage in changes:
+        if stage not in SETTINGS:
+            raise UsageError(
+                f"--set {stage}.…: no stage {stage!r}{did_you_mean(stage, SETTINGS)}; "
+                f"there are {', '.join(SETTINGS)}."
+            )
+    settings = {
+        stage: make_settings(cls, stage, recipe.get(stage, {}), changes.get(stage, {}))
+        for stage, cls in SETTINGS.items()
+    }
+    evaluate = settings["evaluate"]
+    if evaluate.model_dump()["em"] is None:
+        # the recipe's own fit, whatever other fits the run holds
+        settings["evaluate"] = evaluate.replace(em=settings["em"].model_dump()["name"])
+    return settings
+
+
+def run_recipe(
+    run: Run, settings: dict[str, StageSettings], execution: Execution, screen: Screen
+) -> Path:
+    """Bring all four stages of a run up to date.
+
+    Parameters
+    ----------
+    run
+        The run directory; made where it is not there.
+    settings
+        Settings of every stage.
+    execution, screen
+        Where to compute and what to show.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    PipelineError
+        A stage failed; those before it are finished.
+    """
+    for name in SETTINGS:
+        record = run_stage(name, run, settings[name], execution, screen)
+        if record is None:
+            screen.note(f"dry run: what comes after {name} is planned from what {name} writes")
+            break
+    return run.report(settings["em"].model_dump()["name"]) / "index.html"
