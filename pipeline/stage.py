@@ -340,6 +340,11 @@ def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None)
     command = f"`primaps-pipe {key.partition('/')[0]} {run.quoted}{options}`"
     if condition.record is None:
         raise RunError(f"{key} has not been run in {run.path}; run {command} first.")
+    if condition.state == "incomplete" and condition.done == condition.total:
+        raise RunError(
+            f"{key} is incomplete in {run.path}: its shards are finished, its summary is not; "
+            f"run {command} again."
+        )
     if condition.state == "incomplete":
         raise RunError(
             f"{key} is incomplete in {run.path}: {condition.done} of {condition.total} shards are "

@@ -130,29 +130,8 @@ class Masks(Stage[MaskSettings]):
             batch = windows[first : first + settings.batch_size]
             local = np.array([window.index - start for window in batch])
             grid = torch.from_numpy(features[local]).to(device).float()
-            proposals = propose_masks(
-                grid,
-                threshold=settings.threshold,
-                leave=settings.leave,
-                max_proposals=most,
-            )
-            scores = score_proposals(proposals, gain=settings.gain).cpu()
-            counts = proposals.count.tolist()
+            ids, counts = _propose_batch(grid, images, size, settings, backend)
             full += counts.count(most)
-            jobs = (
-                (scores[i, : counts[i] + 1], next(images) if backend else None)
-                for i in range(len(batch))
-            )
-            maps = []
-            for ids in map_ahead(
-                lambda job: refine_scores(job[0], job[1], size, backend),
-                jobs,
-                threads=count_threads(),
-                ahead=count_threads(),
-            ):
-                maps.append(ids)
-                announce(advance=1)
-            ids = np.stack(maps)
             pooled, area = pool_proposals(
                 torch.from_numpy(ids).to(device).long(), grid, proposals=most
             )
@@ -190,6 +169,36 @@ class Masks(Stage[MaskSettings]):
             f"masks: {mean:.1f} proposals a window, {covered:.0f} % of the pixels covered, "
             f"in {run.masks}"
         ]
+
+
+def _propose_batch(
+    grid: torch.Tensor,
+    images: Iterator[np.ndarray],
+    size: int,
+    settings: MaskSettings,
+    backend: Backend | None,
+) -> tuple[np.ndarray, list[int]]:
+    """Propose on the device, refine in threads; return uint8 [window, y, x] and the counts."""
+    proposals = propose_masks(
+        grid,
+        threshold=settings.threshold,
+        leave=settings.leave,
+        max_proposals=settings.max_proposals,
+    )
+    scores = score_proposals(proposals, gain=settings.gain).cpu()
+    counts = proposals.count.tolist()
+    jobs = (
+        (window[: count + 1], next(images) if backend else None)
+        for window, count in zip(scores, counts, strict=True)
+    )
+    threads = count_threads()
+    maps = []
+    for ids in map_ahead(
+        lambda job: refine_scores(job[0], job[1], size, backend), jobs, threads, threads
+    ):
+        maps.append(ids)
+        announce(advance=1)
+    return np.stack(maps), counts
 
 
 def refine_scores(
