@@ -89,46 +89,55 @@ class BatchStream:
             for i in range(0, len(shards), self.shards_together)
         ]
         size = self.even_batch
-        left = Batch(np.empty(0, np.int64), {})
+        left: Batch | None = None
         for group in map_ahead(self._read_group, groups, threads=1, ahead=1):
-            if generator is not None:
-                group = _take(group, generator.permutation(len(group.windows)))
-            whole = _join(left, group)
+            count = len(group.windows)
+            order = np.arange(count) if generator is None else generator.permutation(count)
+            # rows are gathered batch by batch: a shuffled copy of the group would double its memory
+            start = 0
+            while (held := 0 if left is None else len(left.windows)) + count - start >= size:
+                batch = _join(left, _take(group, order[start : start + size - held]))
+                start, left = start + size - held, None
+                yield batch
+            if start < count:
+                left = _join(left, _take(group, order[start:]))
             del group
-            full = len(whole.windows) // size * size
-            for start in range(0, full, size):
-                yield _take(whole, slice(start, start + size))
-            # by numbers, not a slice: a view would keep the whole group in memory
-            left = _take(whole, np.arange(full, len(whole.windows)))
-            del whole
-        if len(left.windows):
+        if left is not None:
             yield left
 
     def _read_group(self, shards: np.ndarray) -> Batch:
-        parts = [self._read_shard(int(number)) for number in shards]
-        return Batch(
-            np.concatenate([part.windows for part in parts]),
-            {name: np.concatenate([part.arrays[name] for part in parts]) for name in self.arrays},
-        )
+        windows = np.concatenate([self._windows_in(int(number)) for number in shards])
+        arrays = {
+            name: np.empty((len(windows), *array.shape[1:]), array.dtype)
+            for name, array in self.arrays.items()
+        }
+        start = 0
+        for number in shards:
+            stop = start + len(self._windows_in(int(number)))
+            for name, block in self._read_shard(int(number)).items():
+                arrays[name][start:stop] = block
+            start = stop
+        return Batch(windows, arrays)
 
-    def _read_shard(self, number: int) -> Batch:
-        start, stop = number * self.shard, (number + 1) * self.shard
-        first, last = np.searchsorted(self.windows, (start, stop))
-        windows = self.windows[first:last]
+    def _windows_in(self, shard: int) -> np.ndarray:
+        first, last = np.searchsorted(self.windows, (shard * self.shard, (shard + 1) * self.shard))
+        return self.windows[first:last]
+
+    def _read_shard(self, shard: int) -> dict[str, np.ndarray]:
+        windows = self._windows_in(shard)
         low, high = int(windows[0]), int(windows[-1]) + 1
-        rows = windows - low
         blocks = {name: read_rows(array, low, high) for name, array in self.arrays.items()}
-        if len(rows) < high - low:
-            blocks = {name: block[rows] for name, block in blocks.items()}
-        return Batch(windows, blocks)
+        if len(windows) < high - low:
+            blocks = {name: block[windows - low] for name, block in blocks.items()}
+        return blocks
 
 
-def _take(batch: Batch, rows: np.ndarray | slice) -> Batch:
+def _take(batch: Batch, rows: np.ndarray) -> Batch:
     return Batch(batch.windows[rows], {name: a[rows] for name, a in batch.arrays.items()})
 
 
-def _join(first: Batch, second: Batch) -> Batch:
-    if not len(first.windows):
+def _join(first: Batch | None, second: Batch) -> Batch:
+    if first is None:
         return second
     return Batch(
         np.concatenate([first.windows, second.windows]),
