@@ -196,10 +196,11 @@ def _bring_up_to_date(
     stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
     lost = {n for n in known.keys() - stale if not stage.holds(run, settings, n)}
     if lost:
-        screen.warn(f"{key}: what {len(lost)} finished shards wrote is gone; computing it again.")
-        stale |= lost
+        screen.warn(f"{key}: what {len(lost)} finished shards wrote is gone.")
     pending = [
-        n for n in range(len(plan.shards)) if execution.force or n not in known or n in stale
+        n
+        for n in range(len(plan.shards))
+        if execution.force or n not in known or n in stale or n in lost
     ]
     _say_plan(key, old, new, len(stale), len(pending), plan, stage.unit, screen)
     kept = {n: known[n] for n in range(len(plan.shards)) if n in known}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISREG
 
@@ -42,10 +42,17 @@ def inspect_run(run: Run) -> list[StageStatus]:
     for stage in SETTINGS:
         named = [key for key in known if key.partition("/")[0] == stage]
         keys += named or [stage]
-    return [
-        StageStatus(inspect_stage(run, key, VERSIONS), sum(map(_measure, list_artefacts(run, key))))
-        for key in keys
-    ]
+    return [_inspect_key(run, key) for key in keys]
+
+
+def _inspect_key(run: Run, key: str) -> StageStatus:
+    condition = inspect_stage(run, key, VERSIONS)
+    paths = list_artefacts(run, key)
+    gone = [path.name for path in paths if not path.exists()]
+    if condition.state == "fresh" and gone:
+        reason = f"{', '.join(gone)} is gone; the same command makes it again"
+        condition = replace(condition, state="incomplete", reason=reason)
+    return StageStatus(condition, sum(map(_measure, paths)))
 
 
 def list_artefacts(run: Run, key: str) -> list[Path]:

@@ -125,7 +125,7 @@ class Em(Stage[EmSettings]):
             text = _describe_epoch(state)
             announce(
                 advance=1,
-                say=f"loss {state.loss[-1]:.4f}",
+                say="",
                 note=f"em: epoch {state.epoch}/{settings.epochs}: {text}",
             )
         _write_fit(run, settings, state)

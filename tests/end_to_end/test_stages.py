@@ -188,10 +188,15 @@ def test_a_running_cluster_computes_the_shards_too(
     assert hash_tree(run / "masks.zarr") == hash_tree(finished / "masks.zarr")
 
 
-def test_a_lost_label_map_is_written_again(finished: Path, invoke: Invoke, tmp_path: Path) -> None:
+def test_lost_label_maps_are_seen_and_written_again(
+    finished: Path, invoke: Invoke, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    next((run / "labels").rglob("*.png")).unlink()
+    shutil.rmtree(run / "labels")
+    rows = {row["stage"]: row for row in json.loads(invoke("status", run, "--json").stdout)}
+    assert rows["evaluate/default"]["state"] == "incomplete"
+    assert "labels is gone" in rows["evaluate/default"]["reason"]
     invoke("evaluate", run, "--no-progress")
     assert hash_tree(run / "labels") == hash_tree(finished / "labels")
 
