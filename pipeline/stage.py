@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
+from pipeline.condition import require_fresh
 from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError
 from pipeline.files import fingerprint
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.progress import Screen
 from pipeline.run import Run
-from pipeline.scheduler import Execution, announce, compute_shards
+from pipeline.scheduler import Execution, compute_shards
 from pipeline.settings import StageSettings, describe_changes
 
 S = TypeVar("S", bound=StageSettings)
@@ -202,7 +203,6 @@ def _bring_up_to_date(
         for n in range(len(plan.shards))
         if execution.force or n not in known or n in stale or n in lost
     ]
-    _say_plan(key, old, new, len(stale), len(pending), plan, stage.unit, screen)
     kept = {n: known[n] for n in range(len(plan.shards)) if n in known}
     fresh = (
         not pending
@@ -210,6 +210,7 @@ def _bring_up_to_date(
         and _equal(old, _seal(stage, run, settings, new, kept))
         and stage.holds_summary(run, settings)
     )
+    _say_plan(key, old, new, len(stale), len(pending), fresh, plan, stage.unit, screen)
     if execution.dry_run:
         return old if fresh else None
     resolved = settings.model_dump(mode="json")
@@ -311,119 +312,13 @@ def compute_shard(
     return record
 
 
-def read_record(run: Run, key: str) -> StageRecord:
-    """Return what a stage was last prepared to do, without judging it.
-
-    Raises
-    ------
-    RunError
-        It never was.
-    """
-    record = Ledger(run.state(key)).read_stage()
-    if record is None:
-        raise RunError(f"{key} has not been run in {run.path}; run it first.")
-    return record
-
-
-def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None) -> StageRecord:
-    """Return the record of a stage whose artefacts may be read.
-
-    Raises
-    ------
-    RunError
-        The stage was not run, or not to its end.
-    StaleError
-        What it was made from has changed since.
-    """
-    run.require()
-    condition = inspect_stage(run, key, versions)
-    options = condition.record.options if condition.record else ""
-    command = f"`primaps-pipe {key.partition('/')[0]} {run.quoted}{options}`"
-    if condition.record is None:
-        raise RunError(f"{key} has not been run in {run.path}; run {command} first.")
-    if condition.state == "incomplete" and condition.done == condition.total:
-        raise RunError(
-            f"{key} is incomplete in {run.path}: its shards are finished, its summary is not; "
-            f"run {command} again."
-        )
-    if condition.state == "incomplete":
-        raise RunError(
-            f"{key} is incomplete in {run.path}: {condition.done} of {condition.total} shards are "
-            f"finished; run {command} again, it goes on with the missing ones."
-        )
-    if condition.state == "stale":
-        raise StaleError(f"{key} is stale in {run.path} ({condition.reason}); run {command} again.")
-    return condition.record
-
-
-@dataclass(frozen=True)
-class Condition:
-    """How a stage stands: ``missing``, ``incomplete``, ``stale`` (and why) or ``fresh``."""
-
-    key: str
-    state: str
-    done: int
-    total: int
-    seconds: float
-    reason: str = ""
-    record: StageRecord | None = None
-
-
-def inspect_stage(run: Run, key: str, versions: Mapping[str, int] | None = None) -> Condition:
-    """Say how a stage stands, from the ledger alone.
-
-    Parameters
-    ----------
-    run
-        The run directory.
-    key
-        Ledger key of the stage.
-    versions
-        Version number of every stage of this installation, by stage name, where known.
-    """
-    ledger = Ledger(run.state(key))
-    record = ledger.read_stage()
-    if record is None:
-        return Condition(key, "missing", 0, 0, 0.0)
-    shards = ledger.read_shards()
-    done = sum(
-        number in shards and shards[number].fingerprint == print_
-        for number, print_ in enumerate(record.shards)
-    )
-    seconds = sum(shard.seconds for shard in shards.values())
-    total = len(record.shards)
-    reason = _find_staleness(run, record, versions)
-    if reason:
-        state = "stale"
-    elif record.finished and done == total:
-        state = "fresh"
-    else:
-        state = "incomplete"
-    return Condition(key, state, done, total, seconds, reason, record)
-
-
-def _find_staleness(run: Run, record: StageRecord, versions: Mapping[str, int] | None) -> str:
-    current = (versions or {}).get(record.stage, record.version)
-    if current != record.version:
-        return f"{record.stage} is now version {current}, was {record.version}"
-    for key, digest in record.inputs.items():
-        upstream = Ledger(run.state(key)).read_stage()
-        if upstream is None:
-            return f"{key} is gone"
-        if upstream.digest != digest:
-            return f"{key} has changed"
-        deeper = _find_staleness(run, upstream, versions)
-        if deeper:
-            return deeper
-    return ""
-
-
 def _say_plan(
     key: str,
     old: StageRecord | None,
     new: StageRecord,
     stale: int,
     pending: int,
+    fresh: bool,
     plan: Plan,
     unit: str,
     screen: Screen,
@@ -431,7 +326,8 @@ def _say_plan(
     total = len(plan.shards)
     items = sum(shard.items for shard in plan.shards)
     if not pending:
-        screen.note(f"{key}: fresh, nothing to do ({total} shards, {items} {unit})")
+        state = "fresh, nothing to do" if fresh else "shards are fresh, the summary is made again"
+        screen.note(f"{key}: {state} ({total} shards, {items} {unit})")
         return
     if old is not None and stale:
         reasons = describe_changes(old.settings, new.settings)
@@ -442,17 +338,3 @@ def _say_plan(
         why = "; ".join(reasons) or "its input files have changed"
         screen.note(f"{key}: {stale} shards are stale: {why}")
     screen.note(f"{key}: {pending} of {total} shards to compute ({items} {unit} in all)")
-
-
-__all__ = [
-    "Condition",
-    "Plan",
-    "ShardPlan",
-    "Stage",
-    "announce",
-    "compute_shard",
-    "inspect_stage",
-    "read_record",
-    "require_fresh",
-    "run_stage",
-]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISREG
 
+from pipeline.condition import Condition, inspect_stage
 from pipeline.run import Run
-from pipeline.stage import Condition, inspect_stage
 from stages import SETTINGS, VERSIONS
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.batches import BatchStream
 from pipeline.checkpoint import Checkpoint
+from pipeline.condition import read_record
 from pipeline.devices import resolve_device
 from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
@@ -18,7 +19,8 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run import DEFAULT_NAME, Run
-from pipeline.stage import Plan, ShardPlan, Stage, announce, read_record
+from pipeline.scheduler import announce
+from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import consolidate, open_arrays, write_group
 from stages.em.fit import FitState, initialise, run_epochs
 from stages.em.prototypes import Prototypes

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.condition import inspect_stage, read_record
 from pipeline.datasets import Dataset, get_dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import ImageError
 from pipeline.frames import read_frame, resize_labels
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.run import Run
-from pipeline.stage import inspect_stage, read_record
 from pipeline.store import open_arrays, read_group, read_rows
 from pipeline.windows import Window, bounding_box
 from stages.evaluate.stitching import Box, average_views, classify

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batches import shard_ranges
+from pipeline.condition import read_record
 from pipeline.datasets import get_dataset
 from pipeline.datasets.palettes import png_palette
 from pipeline.errors import ImageError, RunError, UsageError
@@ -23,8 +24,9 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run import DEFAULT_NAME, Run
+from pipeline.scheduler import announce
 from pipeline.settings import did_you_mean
-from pipeline.stage import Plan, ShardPlan, Stage, announce, read_record
+from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import read_group
 from stages.crf import Backend, CrfSettings, choose_backend
 from stages.evaluate.artefacts import Artefacts, open_artefacts

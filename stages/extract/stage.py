@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.batches import shard_ranges
+from pipeline.condition import read_record
 from pipeline.datasets import get_dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import (
@@ -27,7 +28,8 @@ from pipeline.ledger import Ledger, ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run import Run
-from pipeline.stage import Plan, ShardPlan, Stage, announce, read_record
+from pipeline.scheduler import announce
+from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import ArraySpec, holds_shard, prepare_arrays, write_shard
 from pipeline.windows import Window
 from stages.extract.listing import fingerprint_shard, list_images, place_all

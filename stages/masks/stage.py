@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.batches import shard_ranges
+from pipeline.condition import read_record
 from pipeline.devices import resolve_device
 from pipeline.errors import ImageError
 from pipeline.files import fingerprint
@@ -18,7 +19,8 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run import Run
-from pipeline.stage import Plan, ShardPlan, Stage, announce, read_record
+from pipeline.scheduler import announce
+from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import (
     ArraySpec,
     holds_shard,

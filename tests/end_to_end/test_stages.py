@@ -206,7 +206,8 @@ def test_a_lost_report_is_written_again(finished: Path, invoke: Invoke, tmp_path
     shutil.copytree(finished, run)
     shutil.rmtree(run / "report")
     before = list_times(run / "labels")
-    invoke("evaluate", run, "--no-progress")
+    output = invoke("evaluate", run, "--no-progress").output
+    assert "the summary is made again" in output
     assert (run / "report" / "index.html").is_file()
     assert list_times(run / "labels") == before
 

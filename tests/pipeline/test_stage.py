@@ -10,23 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from pipeline.condition import inspect_stage, read_record, require_fresh
 from pipeline.errors import ImageError, PipelineError, RunError, ShardError, StaleError
 from pipeline.files import fingerprint
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.progress import Screen
 from pipeline.run import Run
-from pipeline.scheduler import Execution
+from pipeline.scheduler import Execution, announce
 from pipeline.settings import StageSettings, execution_setting, setting
-from pipeline.stage import (
-    Plan,
-    ShardPlan,
-    Stage,
-    announce,
-    inspect_stage,
-    read_record,
-    require_fresh,
-    run_stage,
-)
+from pipeline.stage import Plan, ShardPlan, Stage, run_stage
 from pipeline.store import ArraySpec, open_arrays, prepare_arrays, write_shard
 
 ROWS = 2
