@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.crf.compilation import compile_kernel
+from pipeline.compilation import compile_kernel
 from stages.crf.inputs import CrfError
 
 # Adding and subtracting 1.5 * 2^23 rounds a float32 below 2^22 to the nearest integer, ties to

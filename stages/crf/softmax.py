@@ -7,7 +7,7 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.crf.compilation import compile_kernel
+from pipeline.compilation import compile_kernel
 
 # Rows of labels are padded to a multiple of this, which also is the number of partial sums.
 LANES = 4

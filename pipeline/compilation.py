@@ -1,4 +1,4 @@
-"""How the kernels of this room are compiled: at first use, without a compiler, for any thread."""
+"""How loops over arrays are compiled: at first use, without a compiler, for any thread."""
 
 from __future__ import annotations
 

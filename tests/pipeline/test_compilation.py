@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from stages.crf import compilation
+from pipeline import compilation
 
 
 def test_a_place_that_cannot_be_written_compiles_without_a_cache(
