@@ -216,14 +216,13 @@ def status(run: Path, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("stage", "state", "shards", "size", "time", ""):
+    for title in ("stage", "state", "shards", "size", "time", "CRF", ""):
         table.add_column(title, justify="right" if title in ("shards", "size", "time") else "left")
     for row in rows:
         c = row.condition
         shards = f"{c.done}/{c.total}" if c.total else "-"
-        table.add_row(
-            c.key, c.state, shards, f"{row.bytes / 1e6:.1f} MB", f"{c.seconds:.0f} s", c.reason
-        )
+        size, time = f"{row.bytes / 1e6:.1f} MB", f"{c.seconds:.0f} s"
+        table.add_row(c.key, c.state, shards, size, time, row.crf, c.reason)
     Console().print(table)
 
 
@@ -236,6 +235,7 @@ def _row(row: Any) -> dict[str, Any]:
         "shards_total": c.total,
         "bytes": row.bytes,
         "seconds": round(c.seconds, 3),
+        "crf": row.crf,
         "reason": c.reason,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from benchmarks.comparison import Comparison, Section, race
 from benchmarks.machine import Machine
@@ -40,8 +41,8 @@ def compare_crf(repeats: int, machine: Machine) -> Iterator[Comparison]:
         for seed, (name, image) in enumerate(images.items()):
             unary = draw_unary(image, labels, SHARPNESS[seed % len(SHARPNESS)], seed)
             own, other, mine, reference = race(
-                lambda unary=unary, image=image: ours.refine(unary, image, settings),
-                lambda unary=unary, image=image: theirs.refine(unary, image, settings),
+                partial(ours.refine, unary, image, settings),
+                partial(theirs.refine, unary, image, settings),
                 repeats,
             )
             yield Comparison(

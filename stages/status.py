@@ -26,6 +26,12 @@ class StageStatus:
     condition: Condition
     bytes: int
 
+    @property
+    def crf(self) -> str:
+        """Name of the dense CRF's backend; empty for a stage that has none."""
+        record = self.condition.record
+        return "" if record is None else record.facts.get("crf", "")
+
 
 def inspect_run(run: Run) -> list[StageStatus]:
     """Say how every stage of a run stands.

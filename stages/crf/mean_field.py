@@ -11,16 +11,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.crf.lattice import Lattice, blur, build_lattice, splat
+from stages.crf.definition import NARROWEST
+from stages.crf.lattice import Lattice, build_lattice
+from stages.crf.rows import Floats, arrange_logits, collect_labels, compile_rows, pad_labels
+from stages.crf.scratch import take_scratch
 from stages.crf.settings import CrfSettings
-from stages.crf.softmax import LANES, update_posterior
+from stages.crf.stencil import BAND, BORDER, REACH, multiply_out
 
-# Energies that exceed the lowest of their pixel by this much are as good as infinite; the labels
-# that pad a pixel's row to whole vector registers have it too.
-FORBIDDEN = np.float32(1e30)
-# A kernel this much narrower than one pixel or one grey level ties no two of them together (the
-# lattice's kernel ends at 4.5 standard deviations): a narrower one would only lose precision.
-NARROWEST = 0.1
+# The width at which the spatial kernel is a stencil that repeats in every row.
+STENCIL_SXY = 1.0
 
 
 def infer_posterior(
@@ -49,32 +48,45 @@ def infer_posterior(
         A kernel is too narrow for an image of this size.
     """
     labels, height, width = unary.shape
-    energies = _arrange_energies(unary)
-    pixels, padded = energies.shape
-    spatial = build_spatial_lattice(height, width, settings.spatial_sxy)
-    bilateral = build_lattice(
+    lanes = pad_labels(labels)
+    kernels = compile_rows(lanes)
+    near = build_spatial_operator(height, width, settings.spatial_sxy)
+    alike = build_lattice(
         bilateral_features(image, settings.bilateral_sxy, settings.bilateral_srgb)
     )
-    posterior = np.empty((pixels, padded), np.float32)
-    near = np.zeros((spatial.size, padded), np.float32)
-    alike = np.zeros((bilateral.size, padded), np.float32)
+    corners = (alike.vertices, alike.weights)
+    scales = (np.float32(settings.spatial_weight), np.float32(settings.bilateral_weight))
+    logits = take_scratch("logits", (height * width, lanes))
+    arrange_logits(np.ascontiguousarray(unary).reshape(labels, -1), logits)
+    messages = take_scratch("messages", (2, BAND, width, lanes))
+    posterior = take_scratch("posterior", (height + 2 * REACH, width + 2 * REACH, lanes))
+    posterior[:REACH] = posterior[-REACH:] = 0.0
+    posterior[:, :REACH] = posterior[:, -REACH:] = 0.0
+    old = take_scratch("old", (alike.size + 1, lanes))
+    new = take_scratch("new", (alike.size + 1, lanes))
+    splatted = take_scratch("near", (near.size + 1 if isinstance(near, Lattice) else 1, lanes))
+    # The neighbour of all vertices that have none.
+    old[-1] = new[-1] = splatted[-1] = 0.0
     for iteration in range(settings.iterations + 1):
-        # The first posterior is the softmax of the unary alone: both filters are still zero.
-        if iteration:
-            _filter(spatial, posterior, near)
-            _filter(bilateral, posterior, alike)
-        update_posterior(
-            energies,
-            (spatial.vertices, spatial.weights, near),
-            np.float32(settings.spatial_weight),
-            (bilateral.vertices, bilateral.weights, alike),
-            np.float32(settings.bilateral_weight),
-            posterior,
-        )
-    return np.ascontiguousarray(posterior[:, :labels].T).reshape(labels, height, width)
+        first, last = iteration == 0, iteration == settings.iterations
+        common = (corners, old, new, scales, posterior, first, last)
+        if isinstance(near, Lattice):
+            spatial = (near.vertices, near.weights)
+            if not first:
+                kernels.splat(spatial, posterior, splatted)
+                kernels.blur(near.chains, near.axes, splatted)
+            kernels.sweep_lattice(logits, spatial, splatted, messages, *common)
+        else:
+            kernels.sweep_stencil(logits, near, messages, *common)
+        if not last:
+            kernels.blur(alike.chains, alike.axes, new)
+        old, new = new, old
+    probabilities = np.empty(unary.shape, np.float32)
+    collect_labels(posterior, probabilities)
+    return probabilities
 
 
-def bilateral_features(image: NDArray[np.uint8], sxy: float, srgb: float) -> NDArray[np.float32]:
+def bilateral_features(image: NDArray[np.uint8], sxy: float, srgb: float) -> Floats:
     """Place every pixel in the space of the bilateral kernel.
 
     Parameters
@@ -86,15 +98,17 @@ def bilateral_features(image: NDArray[np.uint8], sxy: float, srgb: float) -> NDA
 
     Returns
     -------
-    float32 [pixel, (x, y, r, g, b)]
+    float32 [(x, y, r, g, b), pixel]
         In units of the standard deviations, row by row.
     """
     height, width = image.shape[:2]
-    colours = image.reshape(-1, 3).astype(np.float32) / np.float32(max(srgb, NARROWEST))
-    return np.concatenate([spatial_features(height, width, sxy), colours], axis=1)
+    features = np.empty((5, height, width), np.float32)
+    features[:2] = spatial_features(height, width, sxy).reshape(2, height, width)
+    np.divide(image.transpose(2, 0, 1), np.float32(max(srgb, NARROWEST)), out=features[2:])
+    return features.reshape(5, -1)
 
 
-def spatial_features(height: int, width: int, sxy: float) -> NDArray[np.float32]:
+def spatial_features(height: int, width: int, sxy: float) -> Floats:
     """Place every pixel of an image in the space of the spatial kernel.
 
     Parameters
@@ -106,17 +120,16 @@ def spatial_features(height: int, width: int, sxy: float) -> NDArray[np.float32]
 
     Returns
     -------
-    float32 [pixel, (x, y)]
+    float32 [(x, y), pixel]
         In units of the standard deviation, row by row.
     """
     rows, columns = np.indices((height, width), dtype=np.float32)
-    positions = np.stack([columns.ravel(), rows.ravel()], axis=1)
-    return positions / np.float32(max(sxy, NARROWEST))
+    return np.stack([columns.ravel(), rows.ravel()]) / np.float32(max(sxy, NARROWEST))
 
 
 @lru_cache(maxsize=2)
-def build_spatial_lattice(height: int, width: int, sxy: float) -> Lattice:
-    """Build the lattice of the spatial kernel, which all images of one size share.
+def build_spatial_operator(height: int, width: int, sxy: float) -> Lattice | Floats:
+    """Build the operator of the spatial kernel, which all images of one size share.
 
     Parameters
     ----------
@@ -125,30 +138,16 @@ def build_spatial_lattice(height: int, width: int, sxy: float) -> Lattice:
 
     Returns
     -------
-    Lattice
-        Kept for the next image of the same size; nobody may write to it.
+    Lattice or float32 [row, x, column, row]
+        Kept for the next image of the same size; nobody may write to it. At a width of one pixel
+        a stencil of at most 13 rows (see `stages.crf.stencil`), else a lattice.
 
     Raises
     ------
     CrfError
         The kernel is too narrow for an image of this size.
     """
-    return build_lattice(spatial_features(height, width, sxy))
-
-
-def _arrange_energies(unary: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lay the energies out as [pixel, label], lowest 0, padded with labels that never win."""
-    labels = len(unary)
-    energies = np.full((unary[0].size, -(-labels // LANES) * LANES), FORBIDDEN, np.float32)
-    own = energies[:, :labels]
-    with np.errstate(over="ignore"):
-        np.subtract(unary, unary.min(axis=0), out=own.T.reshape(unary.shape))
-    np.minimum(own, FORBIDDEN, out=own)
-    return energies
-
-
-def _filter(lattice: Lattice, posterior: NDArray[np.float32], values: NDArray[np.float32]) -> None:
-    """Splat and blur the posterior into the rows of the lattice's vertices."""
-    values.fill(0.0)
-    splat(lattice.vertices, lattice.weights, posterior, values)
-    blur(lattice.chains, lattice.axes, values)
+    if sxy != STENCIL_SXY:
+        return build_lattice(spatial_features(height, width, sxy))
+    rows = min(height, 2 * BORDER + 1)
+    return multiply_out(build_lattice(spatial_features(rows, width, sxy)), rows, width)

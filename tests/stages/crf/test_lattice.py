@@ -9,22 +9,35 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stages.crf.inputs import CrfError
-from stages.crf.lattice import Lattice, blur, build_lattice, splat
+from stages.crf.lattice import Lattice, build_lattice
+from stages.crf.rows import compile_rows, pad_labels
+from stages.crf.stencil import REACH
 from tests.stages.crf.reference import find_simplex, kernel_matrix
 
 
 def filter_rows(lattice: Lattice, source: NDArray[np.float32]) -> NDArray[np.float32]:
     """Filter [pixel, channel] with the lattice, slice included."""
-    values = np.zeros((lattice.size, source.shape[1]), np.float32)
-    splat(lattice.vertices, lattice.weights, source, values)
-    blur(lattice.chains, lattice.axes, values)
+    pixels, channels = source.shape
+    kernels = compile_rows(pad_labels(channels))
+    rows = np.zeros((1 + 2 * REACH, pixels + 2 * REACH, pad_labels(channels)), np.float32)
+    rows[REACH, REACH:-REACH, :channels] = source
+    values = np.full((lattice.size + 1, rows.shape[2]), np.nan, np.float32)
+    values[-1] = 0.0
+    kernels.splat((lattice.vertices, lattice.weights), rows, values)
+    kernels.blur(lattice.chains, lattice.axes, values)
     sliced = np.einsum("pc,pcl->pl", lattice.weights, values[lattice.vertices])
-    return np.asarray(sliced, np.float32)
+    return np.asarray(sliced[:, :channels], np.float32)
 
 
 def lattice_matrix(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the kernel matrix of a lattice by filtering unit impulses."""
-    return filter_rows(build_lattice(features), np.eye(len(features), dtype=np.float32))
+    """Give the kernel matrix of a lattice of features [pixel, dimension] by filtering impulses."""
+    lattice = build_lattice(np.ascontiguousarray(features.T))
+    pixels = len(features)
+    impulses = np.eye(pixels, dtype=np.float32)
+    parts = [
+        filter_rows(lattice, impulses[:, first : first + 32]) for first in range(0, pixels, 32)
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 5])
@@ -81,7 +94,7 @@ def test_filter_looks_like_the_gaussian() -> None:
     features = (np.stack([columns, rows], axis=1) / 4.0).astype(np.float32)
     impulse = np.zeros((41 * 41, 1), np.float32)
     impulse[41 * 20 + 20] = 1.0
-    response = filter_rows(build_lattice(features), impulse)[:, 0]
+    response = filter_rows(build_lattice(np.ascontiguousarray(features.T)), impulse)[:, 0]
     distance = ((features - features[41 * 20 + 20]) ** 2).sum(axis=1)
     gaussian = np.exp(-distance / 2)
     response /= response.sum()
@@ -97,7 +110,7 @@ def test_weights_and_chains_are_well_formed(
     dimension: int, pixels: int, spread: float, seed: int
 ) -> None:
     features = np.random.default_rng(seed).normal(0.0, spread, (pixels, dimension))
-    lattice = build_lattice(features.astype(np.float32))
+    lattice = build_lattice(np.ascontiguousarray(features.T, np.float32))
     assert set(np.unique(lattice.vertices)) == set(range(lattice.size))
     assert (lattice.weights > -1e-3).all()
     for first, last in zip(lattice.axes[:-1], lattice.axes[1:], strict=True):
@@ -111,10 +124,10 @@ def test_weights_and_chains_are_well_formed(
 
 def test_coordinates_beyond_float32_are_refused() -> None:
     with pytest.raises(CrfError, match="too narrow"):
-        build_lattice(np.array([[0.0, 0.0], [1e9, 0.0]], np.float32))
+        build_lattice(np.array([[0.0, 1e9], [0.0, 0.0]], np.float32))
 
 
 def test_keys_of_more_than_two_integers_are_refused() -> None:
     signs = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 6), axis=-1).reshape(-1, 6)
     with pytest.raises(CrfError, match="too narrow"):
-        build_lattice((1.03e5 * signs).astype(np.float32))
+        build_lattice(np.ascontiguousarray(1.03e5 * signs.T, np.float32))

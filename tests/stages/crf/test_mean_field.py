@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.crf.mean_field import build_spatial_lattice, infer_posterior
+from stages.crf.mean_field import build_spatial_operator, infer_posterior
 from stages.crf.settings import CrfSettings
 from tests.stages.crf.reference import infer_reference
 
@@ -170,15 +170,15 @@ def test_threads_give_the_bytes_of_a_serial_run() -> None:
 
     samples = [draw_sample(3 + seed % 4, 40, 30 + seed % 3, seed) for seed in range(16)]
     serial = [refine(sample) for sample in samples]
-    build_spatial_lattice.cache_clear()
+    build_spatial_operator.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(refine, samples)) == serial
 
 
-def test_the_spatial_lattice_is_kept_and_unchanged() -> None:
-    build_spatial_lattice.cache_clear()
+def test_the_spatial_operator_is_kept_and_unchanged() -> None:
+    build_spatial_operator.cache_clear()
     unary, image = draw_sample(3, 17, 19)
     first = infer_posterior(unary, image, CrfSettings())
     second = infer_posterior(unary, image, CrfSettings())
-    assert build_spatial_lattice.cache_info().misses == 1
+    assert build_spatial_operator.cache_info().misses == 1
     assert first.tobytes() == second.tobytes()

@@ -1,0 +1,346 @@
+"""What the mean field does to rows of labels, compiled for one length of row.
+
+A row is one vector (see `pipeline.vectors`): padded to a whole number of registers, it is sliced,
+normalised and splatted without being written in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compilation import compile_kernel
+from pipeline.vectors import (
+    Vector,
+    add_scaled,
+    count_lanes,
+    load,
+    prefetch,
+    store,
+    zeros,
+)
+from stages.crf.definition import FORBIDDEN
+from stages.crf.softmax import normalise
+from stages.crf.stencil import BAND, LANES, REACH, gather_band
+
+# So many pixels and chain entries ahead, rows are asked for before they are needed.
+PIXELS_AHEAD = 4
+ENTRIES_AHEAD = 16
+LINE = 16
+LEAST_LOGIT = np.float32(-FORBIDDEN)
+_BLOCK = 32
+
+Floats = NDArray[np.float32]
+# Vertices and weights of the pixels, [pixel, corner] each.
+Corners = tuple[NDArray[np.int32], Floats]
+
+
+class RowKernels(NamedTuple):
+    """The kernels for rows of one length.
+
+    Attributes
+    ----------
+    splat : callable
+        (corners, posterior, values): add every pixel's row, weighted, to those of its vertices.
+    blur : callable
+        (chains, axes, values): blur along one axis after the other, in place.
+    sweep_stencil, sweep_lattice : callable
+        One mean-field update of all pixels; see `compile_rows`.
+    """
+
+    splat: Callable[..., None]
+    blur: Callable[..., None]
+    sweep_stencil: Callable[..., None]
+    sweep_lattice: Callable[..., None]
+
+
+def pad_labels(labels: int) -> int:
+    """Return the length of a row of labels, padded to a power of two.
+
+    Other lengths are split into registers of several widths, and 24 lanes take longer than 32.
+
+    Parameters
+    ----------
+    labels : int
+        Number of labels, at least 1.
+    """
+    return max(8, 1 << (labels - 1).bit_length())
+
+
+@cache
+def compile_rows(lanes: int) -> RowKernels:
+    """Compile the kernels for rows of `lanes` labels.
+
+    Parameters
+    ----------
+    lanes : int
+        As `pad_labels` gives it.
+
+    Returns
+    -------
+    RowKernels
+        Each is compiled when it is first called.
+
+    Notes
+    -----
+    Arrays of the kernels: `posterior` float32 [3 + y + 3, 3 + x + 3, label] with a border of zeros,
+    `logits` float32 [pixel, label], minus the unary energies; `values` float32 [vertex + 1, label],
+    whose last row is 0: the neighbour of vertices that have none. ``first`` and ``last`` say
+    which sweep it is: the first has no messages yet, the last splats nothing any more.
+    """
+    part = min(lanes, LANES)
+
+    def splat(corners: Corners, posterior: Floats, values: Floats) -> None:
+        vertices, weights = corners
+        width = posterior.shape[1] - 2 * REACH
+        fresh = 0
+        for pixel in range(len(vertices)):
+            row = load(posterior, _place(pixel, width) * lanes, zeros(lanes))
+            fresh = _splat_row(row, vertices, weights, pixel, values, fresh)
+
+    def blur(chains: NDArray[np.int32], axes: NDArray[np.int64], values: Floats) -> None:
+        entries = axes[-1]
+        last = entries - 1
+        none = len(values) - 1
+        half = np.float32(0.5)
+        before = zeros(lanes)
+        for entry in range(entries):
+            far = np.intp(chains[min(entry + ENTRIES_AHEAD, last)])
+            _ask_for(values, (far ^ (far >> 63)) * lanes, lanes)
+            # -1 at the end of a run, where the next entry is no neighbour, else 0: a branch here
+            # would be guessed wrong at every other run.
+            link = np.intp(chains[entry])
+            end = link >> 63
+            vertex = (link ^ end) * lanes
+            after = np.intp(chains[min(entry + 1, last)])
+            after = ((after ^ (after >> 63)) & ~end) | (none & end)
+            own = load(values, vertex, before)
+            sides = before + load(values, after * lanes, before)
+            store(values, vertex, add_scaled(own, sides, half))
+            before = own * np.float32(1 + end)
+
+    def sweep_stencil(
+        logits: Floats,
+        stencil: Floats,
+        messages: Floats,
+        corners: Corners,
+        old: Floats,
+        new: Floats,
+        scales: tuple[np.float32, np.float32],
+        posterior: Floats,
+        first: bool,
+        last: bool,
+    ) -> None:
+        height = len(posterior) - 2 * REACH
+        fresh = 0
+        if not first:
+            gather_band(posterior, stencil, 0, messages[0], zeros(part))
+        for y in range(0, height, BAND):
+            band = y // BAND % 2
+            # The next band's messages are gathered before this band's posterior is replaced.
+            if not first and y + BAND < height:
+                gather_band(posterior, stencil, y + BAND, messages[1 - band], zeros(part))
+            fresh = _update_band(
+                logits,
+                messages[band],
+                corners,
+                old,
+                new,
+                scales,
+                posterior,
+                y,
+                first,
+                last,
+                fresh,
+                zeros(lanes),
+            )
+
+    def sweep_lattice(
+        logits: Floats,
+        near: Corners,
+        values: Floats,
+        messages: Floats,
+        corners: Corners,
+        old: Floats,
+        new: Floats,
+        scales: tuple[np.float32, np.float32],
+        posterior: Floats,
+        first: bool,
+        last: bool,
+    ) -> None:
+        height = len(posterior) - 2 * REACH
+        width = posterior.shape[1] - 2 * REACH
+        fresh = 0
+        for y in range(0, height, BAND):
+            if not first:
+                for place in range(min(BAND, height - y) * width):
+                    message = _slice_row(
+                        zeros(lanes), near[0], near[1], y * width + place, values, np.float32(1.0)
+                    )
+                    store(messages, place * lanes, message)
+            fresh = _update_band(
+                logits,
+                messages[0],
+                corners,
+                old,
+                new,
+                scales,
+                posterior,
+                y,
+                first,
+                last,
+                fresh,
+                zeros(lanes),
+            )
+
+    return RowKernels(
+        *(compile_kernel(kernel) for kernel in (splat, blur, sweep_stencil, sweep_lattice))
+    )
+
+
+@compile_kernel
+def _update_band(
+    logits: Floats,
+    messages: Floats,
+    corners: Corners,
+    old: Floats,
+    new: Floats,
+    scales: tuple[np.float32, np.float32],
+    posterior: Floats,
+    y: int,
+    first: bool,
+    last: bool,
+    fresh: int,
+    like: Vector,
+) -> int:
+    """Update the posterior of a band of rows and splat it; return the vertices seen by then."""
+    vertices, weights = corners
+    lanes = count_lanes(like)
+    height = len(posterior) - 2 * REACH
+    width = posterior.shape[1] - 2 * REACH
+    start = y * width
+    for pixel in range(start, min(y + BAND, height) * width):
+        ahead = min(pixel + PIXELS_AHEAD, len(vertices) - 1)
+        for corner in range(vertices.shape[1]):
+            at = np.intp(vertices[ahead, corner]) * lanes
+            _ask_for(old, at, lanes)
+            _ask_for(new, at, lanes)
+        row = load(logits, pixel * lanes, like)
+        if not first:
+            row = add_scaled(row, load(messages, (pixel - start) * lanes, like), scales[0])
+            row = _slice_row(row, vertices, weights, pixel, old, scales[1])
+        row = normalise(row)
+        store(posterior, _place(pixel, width) * lanes, row)
+        if not last:
+            fresh = _splat_row(row, vertices, weights, pixel, new, fresh)
+    return fresh
+
+
+@compile_kernel
+def _place(pixel: int, width: int) -> int:
+    """Return where a pixel's row stands in the posterior, which has a border."""
+    y = pixel // width
+    return (y + REACH) * (width + 2 * REACH) + pixel - y * width + REACH
+
+
+@compile_kernel
+def _ask_for(values: Floats, at: int, lanes: int) -> None:
+    """Prefetch the first two cache lines of a row; the machine sees a longer one coming."""
+    prefetch(values, at)
+    if lanes > LINE:
+        prefetch(values, at + LINE)
+
+
+@compile_kernel
+def _slice_row(
+    row: Vector,
+    vertices: NDArray[np.int32],
+    weights: Floats,
+    pixel: int,
+    values: Floats,
+    scale: np.float32,
+) -> Vector:
+    """Add the weighted rows of a pixel's vertices, times a scale."""
+    lanes = count_lanes(row)
+    for corner in range(vertices.shape[1]):
+        source = load(values, np.intp(vertices[pixel, corner]) * lanes, row)
+        row = add_scaled(row, source, weights[pixel, corner] * scale)
+    return row
+
+
+@compile_kernel
+def _splat_row(
+    row: Vector,
+    vertices: NDArray[np.int32],
+    weights: Floats,
+    pixel: int,
+    values: Floats,
+    fresh: int,
+) -> int:
+    """Add a pixel's row, weighted, to those of its vertices; return the vertices seen by then.
+
+    Vertices are numbered in the order in which the pixels come to them, so that the number of
+    those seen tells which is new: its row is set, not added to, and need not be zeroed before.
+    """
+    lanes = count_lanes(row)
+    for corner in range(vertices.shape[1]):
+        vertex = np.intp(vertices[pixel, corner])
+        at = vertex * lanes
+        weight = weights[pixel, corner]
+        if vertex >= fresh:
+            store(values, at, row * weight)
+            fresh = int(vertex) + 1
+        else:
+            store(values, at, add_scaled(load(values, at, row), row, weight))
+    return fresh
+
+
+@compile_kernel
+def arrange_logits(unary: Floats, logits: Floats) -> None:
+    """Lay the negative energies out in rows, the largest 0, padded with labels that never win.
+
+    Parameters
+    ----------
+    unary : float32 [label, pixel]
+        Energies, finite.
+    logits : float32 [pixel, row of labels]
+        Written.
+    """
+    labels, pixels = unary.shape
+    lanes = logits.shape[1]
+    lowest = np.empty(_BLOCK, np.float32)
+    for first in range(0, pixels, _BLOCK):
+        count = min(_BLOCK, pixels - first)
+        lowest[:count] = unary[0, first : first + count]
+        for label in range(1, labels):
+            for place in range(count):
+                lowest[place] = min(lowest[place], unary[label, first + place])
+        for label in range(labels):
+            for place in range(count):
+                logit = lowest[place] - unary[label, first + place]
+                logits[first + place, label] = max(logit, LEAST_LOGIT)
+        for label in range(labels, lanes):
+            for place in range(count):
+                logits[first + place, label] = LEAST_LOGIT
+
+
+@compile_kernel
+def collect_labels(posterior: Floats, collected: Floats) -> None:
+    """Lay the rows out as planes.
+
+    Parameters
+    ----------
+    posterior : float32 [3 + y + 3, 3 + x + 3, row of labels]
+        With its border.
+    collected : float32 [label, y, x]
+        Written.
+    """
+    labels, height, width = collected.shape
+    for y in range(height):
+        for label in range(labels):
+            for x in range(width):
+                collected[label, y, x] = posterior[y + REACH, x + REACH, label]
