@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.devices import resolve_device
 from pipeline.errors import UsageError
-from stages.crf.inputs import check_inputs
+from stages.crf.inputs import CrfError, check_inputs
 from stages.crf.settings import CrfSettings
 
-BACKENDS = ("auto", "numba", "pydensecrf", "none")
+if TYPE_CHECKING:
+    import torch
+
+BACKENDS = ("auto", "numba", "cuda", "pydensecrf", "none")
 
 
 class Backend(Protocol):
@@ -46,6 +51,49 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchBackend(Backend, Protocol):
+    """A backend that is fastest when it is given many images at once.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where it computes.
+    """
+
+    device: torch.device
+
+    def refine_batch(
+        self,
+        unaries: Sequence[torch.Tensor],
+        images: Sequence[NDArray[np.uint8]],
+        settings: CrfSettings,
+    ) -> list[torch.Tensor]:
+        """Infer the posteriors of many images.
+
+        Parameters
+        ----------
+        unaries : sequence of float32 [label, y, x]
+            Energies, as in `refine`, on any device; sizes and numbers of labels may differ.
+        images : sequence of uint8 [y, x, rgb]
+            The images.
+        settings : CrfSettings
+            Kernels and iterations.
+
+        Returns
+        -------
+        list of float32 [label, y, x]
+            Probabilities, in the order of the images, still on the device: who wants labels alone
+            takes them there.
+
+        Raises
+        ------
+        CrfError
+            As in `refine`; or the device's memory does not hold a batch.
+        """
+        ...
+
+
 class NumbaBackend:
     """The project's own dense CRF, compiled at first use; many threads may share one."""
 
@@ -62,13 +110,15 @@ class NumbaBackend:
         return infer_posterior(unary, image, settings)
 
 
-def choose_backend(name: str) -> Backend | None:
+def choose_backend(name: str, device: str = "cpu") -> Backend | None:
     """Choose the backend of the dense CRF.
 
     Parameters
     ----------
     name : str
-        One of `BACKENDS`: "auto" takes the project's own.
+        One of `BACKENDS`: "auto" takes the project's own for the device.
+    device : str
+        Where the stage computes, as `pipeline.devices.resolve_device` takes it.
 
     Returns
     -------
@@ -78,16 +128,34 @@ def choose_backend(name: str) -> Backend | None:
     Raises
     ------
     UsageError
-        No backend has this name.
+        No backend has this name, or there is no such device.
     CrfError
-        The backend is not installed.
+        The backend is not installed, or has no device to run on.
     """
     if name == "none":
         return None
-    if name in ("auto", "numba"):
+    if name == "auto":
+        name = "cuda" if resolve_device(device).type == "cuda" else "numba"
+    if name == "numba":
         return NumbaBackend()
+    if name == "cuda":
+        return _choose_cuda(device)
     if name == "pydensecrf":
         from stages.crf.oracle import PydensecrfBackend
 
         return PydensecrfBackend()
     raise UsageError(f"no CRF backend is called {name!r}: choose one of {', '.join(BACKENDS)}")
+
+
+def _choose_cuda(device: str) -> Backend:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CrfError(
+            "the CRF backend cuda needs a CUDA device, and this machine has none: choose --crf auto"
+        )
+    from stages.crf.cuda import CudaBackend
+
+    # The labels may be refined on the device though everything else stays on the processor.
+    chosen = resolve_device("cuda" if device == "cpu" else device)
+    return CudaBackend(chosen)

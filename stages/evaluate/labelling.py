@@ -36,6 +36,26 @@ class Labelling:
     confidence: float
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What the windows of one image say together, before the CRF.
+
+    Attributes
+    ----------
+    plain
+        uint8 [y, x]: cluster of the largest logit.
+    log_probabilities, probabilities
+        float32 [cluster, y, x].
+    confidence
+        Sum over the pixels of the largest probability.
+    """
+
+    plain: NDArray[np.uint8]
+    log_probabilities: Tensor
+    probabilities: Tensor
+    confidence: float
+
+
 def label_windows(
     logits: Tensor,
     boxes: Sequence[Box],
@@ -58,18 +78,43 @@ def label_windows(
     backend
         The dense CRF, or None.
     """
-    scores = stitch_windows(logits, boxes, size)
-    log_probabilities = scores.log_softmax(dim=0)
+    scores = score_windows(logits, boxes, size)
+    if backend is None or pixels is None:
+        return take_labels(scores, None)
+    energies, image = give_to_crf(scores, pixels)
+    posterior = backend.refine(energies.numpy(), image, CrfSettings())
+    return take_labels(scores, torch.from_numpy(posterior))
+
+
+def score_windows(logits: Tensor, boxes: Sequence[Box], size: int) -> Scores:
+    """Stitch the windows of one image; parameters as in :func:`label_windows`."""
+    stitched = stitch_windows(logits, boxes, size)
+    log_probabilities = stitched.log_softmax(dim=0)
     probabilities = log_probabilities.exp()
     confidence = float(probabilities.amax(dim=0).double().sum())
-    plain = _take_largest(scores)
-    if backend is None or pixels is None:
-        return Labelling(plain, None, probabilities, confidence)
-    posterior = backend.refine(
-        -log_probabilities.numpy(), np.ascontiguousarray(pixels), CrfSettings()
-    )
-    probabilities = torch.from_numpy(posterior)
-    return Labelling(plain, _take_largest(probabilities), probabilities, confidence)
+    return Scores(_take_largest(stitched), log_probabilities, probabilities, confidence)
+
+
+def give_to_crf(scores: Scores, pixels: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Return what the CRF takes of one image: energies, float32 [cluster, y, x], and pixels."""
+    return -scores.log_probabilities, np.ascontiguousarray(pixels)
+
+
+def take_labels(scores: Scores, posterior: Tensor | None) -> Labelling:
+    """Take the labels of one image.
+
+    Parameters
+    ----------
+    scores
+        Of its windows.
+    posterior
+        float32 [cluster, y, x] after the CRF, on any device; None without one.
+    """
+    if posterior is None:
+        return Labelling(scores.plain, None, scores.probabilities, scores.confidence)
+    probabilities = posterior.cpu()
+    refined = _take_largest(probabilities)
+    return Labelling(scores.plain, refined, probabilities, scores.confidence)
 
 
 def _take_largest(values: Tensor) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from pipeline.settings import did_you_mean
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import read_group
 from stages.crf import Backend, CrfSettings, choose_backend
+from stages.crf.batches import refine_each
 from stages.evaluate.artefacts import Artefacts, open_artefacts
 from stages.evaluate.content import (
     ClusterLook,
@@ -38,7 +39,14 @@ from stages.evaluate.content import (
     describe_facts,
     sample_evenly,
 )
-from stages.evaluate.labelling import Labelling, label_windows
+from stages.evaluate.labelling import (
+    Labelling,
+    Scores,
+    give_to_crf,
+    label_windows,
+    score_windows,
+    take_labels,
+)
 from stages.evaluate.report import Curve, GalleryItem, ReportContent, render_report
 from stages.evaluate.settings import EvaluateSettings
 from stages.evaluate.stitching import draw_labels, scale_box
@@ -69,11 +77,11 @@ class Evaluate(Stage[EvaluateSettings]):
         return ["extract", f"em/{settings.em}"]
 
     def resolve(self, run: Run, settings: EvaluateSettings) -> EvaluateSettings:
-        """Name the fit, the splits and the CRF backend."""
+        """Name the fit, the splits and the CRF backend, which ``auto`` takes for the device."""
         name = _choose_fit(run.require(), settings.em)
         manifest = read_manifest(run)
         manifest.check_splits(settings.splits)
-        backend = choose_backend(settings.crf)
+        backend = choose_backend(settings.crf, settings.device)
         return settings.replace(
             em=name,
             splits=settings.splits or manifest.splits,
@@ -129,18 +137,14 @@ class Evaluate(Stage[EvaluateSettings]):
         assert settings.em is not None
         artefacts = open_artefacts(run, settings.em)
         images = _list_images(artefacts.manifest, settings, _shard_rows(run, shard))
-        backend = choose_backend(settings.crf)
+        backend = choose_backend(settings.crf, settings.device)
         logits = artefacts.read_logits(images, gain=settings.cosine_gain, device=settings.device)
         folder = run.labels(settings.em)
 
-        def label(image: Image) -> _Labelled:
-            file = _label_file(folder, image)
-            return _label_image(artefacts, image, logits[image.image], backend, file)
-
         tallies = {split: Tally(len(artefacts.prototypes)) for split in settings.splits}
         unreadable: dict[str, str] = {}
-        threads = count_threads()
-        for image, end in zip(images, map_ahead(label, images, threads, threads), strict=True):
+        ends = _label_images(artefacts, images, logits, backend, folder)
+        for image, end in zip(images, ends, strict=True):
             tally, labelling = tallies[image.split], end.labelling
             tally.count_labels(end.labels, labelling.confidence, labelling.plain.size)
             if isinstance(end.truth, ImageError):
@@ -197,15 +201,42 @@ class _Labelled:
     truth: NDArray[np.uint8] | ImageError | None
 
 
-def _label_image(
-    artefacts: Artefacts, image: Image, logits: Tensor, backend: Backend | None, file: Path
+def _label_images(
+    artefacts: Artefacts,
+    images: Sequence[Image],
+    logits: Mapping[int, Tensor],
+    backend: Backend | None,
+    folder: Path,
+) -> Iterator[_Labelled]:
+    """Label images and write their maps, in threads; the CRF between may work on a device."""
+
+    def score(image: Image) -> Scores:
+        boxes = artefacts.cover(image).boxes
+        return score_windows(logits[image.image], boxes, artefacts.size)
+
+    def prepare(image: Image) -> tuple[tuple[Image, Scores], Tensor, NDArray[np.uint8]]:
+        scores = score(image)
+        return (image, scores), *give_to_crf(scores, artefacts.read_pixels(image))
+
+    def finish(kept: tuple[Image, Scores], posterior: Tensor | None) -> _Labelled:
+        image, scores = kept
+        return _write_image(artefacts, image, take_labels(scores, posterior), folder)
+
+    if backend is None:
+        threads = count_threads()
+        return map_ahead(
+            lambda image: finish((image, score(image)), None), images, threads, threads
+        )
+    return refine_each(backend, images, prepare, finish, CrfSettings())
+
+
+def _write_image(
+    artefacts: Artefacts, image: Image, labelling: Labelling, folder: Path
 ) -> _Labelled:
     cover = artefacts.cover(image)
-    pixels = artefacts.read_pixels(image) if backend is not None else None
-    labelling = label_windows(logits, cover.boxes, artefacts.size, pixels, backend)
     box = scale_box(cover.box, cover.resized, (image.width, image.height))
     labels = draw_labels(labelling.probabilities, box, image.width, image.height)
-    write_label(file, labels, png_palette(()))
+    write_label(_label_file(folder, image), labels, png_palette(()))
     try:
         truth: NDArray[np.uint8] | ImageError | None = artefacts.read_truth(image)
     except ImageError as error:

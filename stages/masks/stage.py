@@ -30,9 +30,8 @@ from pipeline.store import (
     write_shard,
 )
 from pipeline.windows import Window
-from stages.crf import choose_backend
-from stages.crf.backends import Backend
-from stages.crf.settings import CrfSettings
+from stages.crf import Backend, CrfSettings, choose_backend
+from stages.crf.batches import place_beside, refine_each
 from stages.masks.proposals import pool_proposals, propose_masks, score_proposals
 from stages.masks.settings import MaskSettings
 
@@ -49,8 +48,12 @@ class Masks(Stage[MaskSettings]):
         return ["extract"]
 
     def resolve(self, run: Run, settings: MaskSettings) -> MaskSettings:
-        """Name the CRF backend that ``auto`` means."""
-        backend = choose_backend(settings.crf)
+        """Name the CRF backend that ``auto`` means for the device.
+
+        The name is part of the fingerprint: all shards of a run are refined by one backend, and a
+        run that goes on where another backend is meant computes its shards again.
+        """
+        backend = choose_backend(settings.crf, settings.device)
         return settings.replace(crf="none" if backend is None else backend.name)
 
     def plan(self, run: Run, settings: MaskSettings, screen: Screen) -> Plan:
@@ -125,7 +128,7 @@ class Masks(Stage[MaskSettings]):
         }
         features = read_rows(open_arrays(run.features, ["clean"])["clean"], start, stop)
         device = resolve_device(settings.device)
-        backend = choose_backend(settings.crf)
+        backend = choose_backend(settings.crf, settings.device)
         images = _read_pixels(manifest, windows)
         full = 0
         for first in range(0, len(windows), settings.batch_size):
@@ -134,10 +137,8 @@ class Masks(Stage[MaskSettings]):
             grid = torch.from_numpy(features[local]).to(device).float()
             ids, counts = _propose_batch(grid, images, size, settings, backend)
             full += counts.count(most)
-            pooled, area = pool_proposals(
-                torch.from_numpy(ids).to(device).long(), grid, proposals=most
-            )
-            blocks["proposals"][local] = ids
+            pooled, area = pool_proposals(ids.to(device).long(), grid, proposals=most)
+            blocks["proposals"][local] = ids.cpu().numpy()
             blocks["pooled"][local] = pooled.half().cpu().numpy()
             blocks["area"][local] = area.cpu().numpy()
         write_shard(run.masks, blocks, shard, rows)
@@ -179,56 +180,79 @@ def _propose_batch(
     size: int,
     settings: MaskSettings,
     backend: Backend | None,
-) -> tuple[np.ndarray, list[int]]:
-    """Propose on the device, refine in threads; return uint8 [window, y, x] and the counts."""
+) -> tuple[torch.Tensor, list[int]]:
+    """Propose, up-sample and refine; return uint8 [window, y, x] beside the CRF, and the counts."""
     proposals = propose_masks(
         grid,
         threshold=settings.threshold,
         leave=settings.leave,
         max_proposals=settings.max_proposals,
     )
-    scores = score_proposals(proposals, gain=settings.gain).cpu()
+    scores = place_beside(score_proposals(proposals, gain=settings.gain), backend)
     counts = proposals.count.tolist()
-    jobs = (
-        (window[: count + 1], next(images) if backend else None)
-        for window, count in zip(scores, counts, strict=True)
-    )
-    threads = count_threads()
+    own = (window[: count + 1] for window, count in zip(scores, counts, strict=True))
     maps = []
-    for ids in map_ahead(
-        lambda job: refine_scores(job[0], job[1], size, backend), jobs, threads, threads
-    ):
+    for ids in _refine_scores(own, images, size, backend):
         maps.append(ids)
         announce(advance=1)
-    return np.stack(maps), counts
+    return torch.stack(maps), counts
 
 
-def refine_scores(
-    scores: torch.Tensor, pixels: np.ndarray | None, size: int, backend: Backend | None
-) -> np.ndarray:
-    """Up-sample the log-probabilities of one window, refine them, and take the largest.
+def _refine_scores(
+    scores: Iterator[torch.Tensor],
+    images: Iterator[np.ndarray],
+    size: int,
+    backend: Backend | None,
+) -> Iterator[torch.Tensor]:
+    """Give the id map of each window, uint8 [y, x], from its scores and, for the CRF, its image."""
+    if backend is None:
+        threads = count_threads()
+        yield from map_ahead(
+            lambda window: take_largest(enlarge_scores(window, size)), scores, threads, threads
+        )
+        return
+    yield from refine_each(
+        backend,
+        # one after the other: the images are not decoded before there is a place for them
+        ((window, next(images)) for window in scores),
+        prepare=lambda item: (None, -enlarge_scores(item[0], size), item[1]),
+        finish=lambda _, posterior: take_largest(posterior),
+        settings=CrfSettings(),
+    )
+
+
+def enlarge_scores(scores: torch.Tensor, size: int) -> torch.Tensor:
+    """Up-sample the log-probabilities of one window.
 
     Parameters
     ----------
     scores
-        float32 [channel, row, column], log-probabilities; channel 0 is the background.
-    pixels
-        uint8 [y, x, rgb]; None without a backend.
+        float32 [channel, row, column]; channel 0 is the background.
     size
         Side of the window, pixels.
-    backend
-        The dense CRF, or None.
 
     Returns
     -------
-    numpy.ndarray
-        uint8 [y, x]: 0 = background, j = proposal j.
+    Tensor
+        float32 [channel, y, x].
     """
-    large = F.interpolate(scores[None], (size, size), mode="bilinear", align_corners=False)[0]
-    if backend is None or pixels is None:
-        return large.argmax(dim=0).numpy().astype(np.uint8)
-    posterior = backend.refine(-large.numpy(), pixels, CrfSettings())
-    return posterior.argmax(axis=0).astype(np.uint8)
+    return F.interpolate(scores[None], (size, size), mode="bilinear", align_corners=False)[0]
+
+
+def take_largest(scores: torch.Tensor) -> torch.Tensor:
+    """Take the largest channel of every pixel, the first of equals.
+
+    Parameters
+    ----------
+    scores
+        float [channel, y, x], at most 255 channels.
+
+    Returns
+    -------
+    Tensor
+        uint8 [y, x], on the same device: 0 = background, j = proposal j.
+    """
+    return scores.argmax(dim=0).to(torch.uint8)
 
 
 def _read_pixels(manifest: Manifest, windows: list[Window]) -> Iterator[np.ndarray]:
