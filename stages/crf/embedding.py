@@ -15,6 +15,7 @@ from pipeline.compilation import compile_kernel
 from pipeline.vectors import less, load, maximum, minimum, prefetch, spread, store, zeros
 from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, scale_axes
 from stages.crf.inputs import CrfError
+from stages.crf.scratch import take_scratch
 
 # Pixels that are embedded together: one vector holds one coordinate of all of them.
 BLOCK = 16
@@ -22,6 +23,8 @@ BLOCK = 16
 # even, and costs two additions where a call of rint costs ten times that.
 ROUNDER = np.float32(1.5 * 2**23)
 KEY_BITS = 62
+# The hash table begins with so many slots, and grows as vertices come.
+FIRST_SLOTS = 2**14
 # Odd multipliers that spread the keys over the hash table (the second is 2^64 / golden ratio).
 HASH_HIGH, HASH_LOW = 0x2545F4914F6CDD1D, -7046029254386353131
 
@@ -37,7 +40,7 @@ class Embedding(NamedTuple):
         Barycentric weights of the pixel in its simplex.
     sums : float32 [vertex]
         Sum of each vertex's weights.
-    keys : int64 [word, vertex]
+    keys : int64 [vertex, word]
         Where each vertex lies: its coordinates, packed into two integers.
     steps : int64 [word, axis]
         What is added to a vertex's key to get that of its neighbour along each axis.
@@ -61,6 +64,7 @@ def embed_pixels(features: NDArray[np.float32]) -> Embedding:
     Returns
     -------
     Embedding
+        In scratch memory: it holds until the thread embeds other pixels.
 
     Raises
     ------
@@ -68,14 +72,21 @@ def embed_pixels(features: NDArray[np.float32]) -> Embedding:
         A coordinate is so large that float32 cannot tell neighbouring vertices apart.
     """
     dimension, pixels = features.shape
+    count = dimension + 1
     scale = scale_axes(dimension)
     strides, offset = _pack_strides(*_bound_coordinates(features, scale))
-    padded = np.empty((dimension, -(-pixels // BLOCK) * BLOCK), np.float32)
+    padded = take_scratch("padded", (dimension, -(-pixels // BLOCK) * BLOCK), np.float32)
     padded[:, :pixels] = features
     padded[:, pixels:] = features[:, -1:]
-    vertices, weights, sums, keys = _embed(padded, pixels, scale, offset, strides)
-    steps = strides.sum(axis=1, keepdims=True) - (dimension + 1) * strides
-    return Embedding(vertices, weights, sums, keys, steps)
+    vertices = take_scratch("vertices", (pixels, count), np.int32)
+    weights = take_scratch("weights", (pixels, count), np.float32)
+    sums = take_scratch("sums", (pixels * count,), np.float32)
+    keys = take_scratch("keys", (pixels * count, 2), np.int64)
+    # At most half full, and a power of two.
+    table = take_scratch("table", (1 << (2 * pixels * count + FIRST_SLOTS).bit_length(),), np.int32)
+    size = _embed(padded, scale, offset, strides, vertices, weights, sums, keys, table)
+    steps = strides.sum(axis=1, keepdims=True) - count * strides
+    return Embedding(vertices, weights, sums[:size], keys[:size], steps)
 
 
 def _bound_coordinates(
@@ -190,38 +201,34 @@ def _enclose(
 
 
 @compile_kernel
-def _list_keys(
-    origins: NDArray[np.float32],
-    ranks: NDArray[np.float32],
-    lane: int,
-    offset: NDArray[np.int64],
-    strides: NDArray[np.int64],
-    order: NDArray[np.int64],
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-) -> None:
-    """Write the keys of one pixel's vertices, by colour, to its place among its block's."""
-    count = len(origins)
-    here_low = np.int64(0)
-    here_high = np.int64(0)
-    all_low = np.int64(0)
-    all_high = np.int64(0)
+def _order_axes(ranks: NDArray[np.float32], lane: int, order: NDArray[np.int64]) -> None:
+    """List the axes in the order in which a pixel's vertices step back along them."""
+    count = len(ranks)
     for axis in range(count):
         order[count - 1 - np.int64(ranks[axis, lane])] = axis
-        place = np.int64(origins[axis, lane]) - offset[axis]
-        here_low += place * strides[0, axis]
-        here_high += place * strides[1, axis]
-        all_low += strides[0, axis]
-        all_high += strides[1, axis]
+
+
+@compile_kernel
+def _list_keys(
+    origins: NDArray[np.float32],
+    lane: int,
+    order: NDArray[np.int64],
+    offset: NDArray[np.int64],
+    strides: NDArray[np.int64],
+    keys: NDArray[np.int64],
+) -> None:
+    """Write one word of the keys of a pixel's vertices, by colour, to its place in its block."""
+    count = len(origins)
+    key = np.int64(0)
+    forward = np.int64(0)
+    for axis in range(count - 1):
+        key += (np.int64(origins[axis, lane]) - offset[axis]) * strides[axis]
+        forward += strides[axis]
     for colour in range(count):
-        entry = lane * count + colour
-        low[entry] = here_low
-        high[entry] = here_high
+        keys[lane * count + colour] = key
         # The next colour's vertex is one step on along all axes, but for the axis whose turn it
         # is, which steps back by what the others gain.
-        axis = order[colour]
-        here_low += all_low - count * strides[0, axis]
-        here_high += all_high - count * strides[1, axis]
+        key += forward - count * strides[order[colour]]
 
 
 @compile_kernel
@@ -232,61 +239,68 @@ def _hash(low: int, high: int, slots: int) -> int:
 
 
 @compile_kernel
-def _grow(table: NDArray[np.int32], keys: NDArray[np.int64], size: int) -> NDArray[np.int32]:
-    """Return a table of four times as many slots that holds the same vertices."""
-    larger = np.full(4 * len(table), -1, np.int32)
+def _fill(table: NDArray[np.int32], slots: int, keys: NDArray[np.int64], size: int) -> None:
+    """Fill the first slots of the table with all vertices there are."""
+    table[:slots] = -1
     for vertex in range(size):
-        slot = _hash(keys[vertex, 0], keys[vertex, 1], len(larger))
-        while larger[slot] >= 0:
-            slot = (slot + 1) & (len(larger) - 1)
-        larger[slot] = vertex
-    return larger
+        slot = _hash(keys[vertex, 0], keys[vertex, 1], slots)
+        while table[slot] >= 0:
+            slot = (slot + 1) & (slots - 1)
+        table[slot] = vertex
 
 
 @compile_kernel
 def _embed(
     features: NDArray[np.float32],
-    pixels: int,
     scale: NDArray[np.float32],
     offset: NDArray[np.int64],
     strides: NDArray[np.int64],
-) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Embed whole blocks of pixels; give vertices, weights, sums and keys as in `Embedding`."""
+    vertices: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    keys: NDArray[np.int64],
+    table: NDArray[np.int32],
+) -> int:
+    """Embed whole blocks of pixels; write what `Embedding` holds, return the number of vertices."""
     dimension, padded = features.shape
+    pixels = len(vertices)
     count = dimension + 1
-    vertices = np.empty((pixels, count), np.int32)
-    weights = np.empty((pixels, count), np.float32)
-    sums = np.empty(pixels * count, np.float32)
-    keys = np.empty((pixels * count, 2), np.int64)
-    table = np.full(2**14, -1, np.int32)
     origins = np.empty((count, BLOCK), np.float32)
     ranks = np.empty((count, BLOCK), np.float32)
     shares = np.empty((count, BLOCK), np.float32)
     barycentric = np.empty((count, BLOCK), np.float32)
     order = np.empty(count, np.int64)
-    low = np.empty(BLOCK * count, np.int64)
-    high = np.empty(BLOCK * count, np.int64)
-    slots = np.empty(BLOCK * count, np.int64)
+    low = np.zeros(BLOCK * count, np.int64)
+    high = np.zeros(BLOCK * count, np.int64)
+    starts = np.empty(BLOCK * count, np.int64)
+    wide = strides[1].any()
+    slots = FIRST_SLOTS
     size = 0
+    _fill(table, slots, keys, size)
     for first in range(0, padded, BLOCK):
         _enclose(features, first, scale, origins, ranks, shares, barycentric)
         lanes = min(BLOCK, pixels - first)
         for lane in range(lanes):
-            _list_keys(origins, ranks, lane, offset, strides, order, low, high)
-        while 2 * (size + lanes * count) > len(table):
-            table = _grow(table, keys, size)
+            _order_axes(ranks, lane, order)
+            _list_keys(origins, lane, order, offset, strides[0], low)
+            if wide:
+                _list_keys(origins, lane, order, offset, strides[1], high)
+        while 2 * (size + lanes * count) > slots:
+            slots *= 4
+            _fill(table, slots, keys, size)
+        # The slots are in the cache by the time they are looked at.
         for entry in range(lanes * count):
-            slots[entry] = _hash(low[entry], high[entry], len(table))
-            prefetch(table, slots[entry])
+            starts[entry] = _hash(low[entry], high[entry], slots)
+            prefetch(table, starts[entry])
         for lane in range(lanes):
             for colour in range(count):
                 entry = lane * count + colour
-                slot = slots[entry]
+                slot = starts[entry]
                 vertex = table[slot]
                 while vertex >= 0 and (
                     keys[vertex, 0] != low[entry] or keys[vertex, 1] != high[entry]
                 ):
-                    slot = (slot + 1) & (len(table) - 1)
+                    slot = (slot + 1) & (slots - 1)
                     vertex = table[slot]
                 if vertex < 0:
                     vertex = size
@@ -298,4 +312,4 @@ def _embed(
                 vertices[first + lane, colour] = vertex
                 weights[first + lane, colour] = barycentric[colour, lane]
                 sums[vertex] += barycentric[colour, lane]
-    return vertices, weights, sums[:size].copy(), keys[:size].copy()
+    return size

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.compilation import compile_kernel
 from stages.crf.embedding import embed_pixels
+from stages.crf.scratch import take_scratch
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Lattice:
     axes: NDArray[np.int64]
     size: int
 
+    def keep(self) -> Lattice:
+        """Return a copy in memory of its own."""
+        arrays = (self.vertices, self.weights, self.chains, self.axes)
+        return Lattice(*(array.copy() for array in arrays), self.size)
+
 
 def build_lattice(features: NDArray[np.float32]) -> Lattice:
     """Build the lattice of the pixels' features, normalised symmetrically.
@@ -55,7 +61,8 @@ def build_lattice(features: NDArray[np.float32]) -> Lattice:
     Lattice
         Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels
         (found by filtering ones on the same lattice). The papers' factor of the slice,
-        1 / (1 + 2^-d), cancels in it.
+        1 / (1 + 2^-d), cancels in it. In scratch memory: it holds until the thread builds another;
+        `keep` returns one that stays.
 
     Raises
     ------
@@ -64,49 +71,60 @@ def build_lattice(features: NDArray[np.float32]) -> Lattice:
     """
     vertices, weights, sums, keys, steps = embed_pixels(features)
     ranking = np.lexsort(keys.T) if keys[:, 1].any() else np.argsort(keys[:, 0])
-    chains, axes = _chain_vertices(keys[ranking], ranking.astype(np.int32), steps)
+    size, axes = len(keys), np.empty(len(steps[0]) + 1, np.int64)
+    ascending = take_scratch("ascending", keys.shape, np.int64)
+    np.take(keys, ranking, axis=0, out=ascending)
+    chains = take_scratch("chains", (steps[0].size * size,), np.int32)
+    following = take_scratch("following", (size,), np.int32)
+    preceded = take_scratch("preceded", (size,), np.bool_)
+    _chain_vertices(ascending, ranking, steps, following, preceded, chains, axes)
+    chains = chains[: axes[-1]]
     _blur_numbers(chains, axes, sums)
     _normalise_weights(vertices, weights, sums)
-    return Lattice(vertices, weights, chains, axes, len(keys))
+    return Lattice(vertices, weights, chains, axes, size)
 
 
 @compile_kernel
 def _chain_vertices(
-    keys: NDArray[np.int64], names: NDArray[np.int32], steps: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """List the runs of neighbouring vertices along each axis.
+    keys: NDArray[np.int64],
+    names: NDArray[np.int64],
+    steps: NDArray[np.int64],
+    following: NDArray[np.int32],
+    preceded: NDArray[np.bool_],
+    chains: NDArray[np.int32],
+    axes: NDArray[np.int64],
+) -> None:
+    """List the runs of neighbouring vertices along each axis in `chains`, their ends in `axes`.
 
     The keys [place, word] ascend and `names` [place] are their vertices. A neighbour's key is
     larger by a constant, so that one sweep of two pointers finds all neighbours along an axis.
     """
     size = len(keys)
     count = steps.shape[1]
-    chains = np.empty(size * count, np.int32)
-    axes = np.zeros(count + 1, np.int64)
-    following = np.empty(size + 1, np.int32)
-    preceded = np.empty(size + 1, np.bool_)
+    axes[0] = 0
     entry = 0
     for axis in range(count):
         preceded[:] = False
         following[:] = -1
-        _find_following(keys, steps[0, axis], steps[1, axis], following, preceded)
-        for place in range(size):
-            if preceded[place] or following[place] < 0:
+        _find_following(keys, names, steps[0, axis], steps[1, axis], following, preceded)
+        # In the order of their first vertices the runs are a third faster to blur than by key.
+        for vertex in range(size):
+            if preceded[vertex] or following[vertex] < 0:
                 continue
-            current = place
+            current = vertex
             while following[current] >= 0:
-                chains[entry] = names[current]
+                chains[entry] = current
                 entry += 1
                 current = following[current]
-            chains[entry] = -1 - names[current]
+            chains[entry] = -1 - current
             entry += 1
         axes[axis + 1] = entry
-    return chains[:entry].copy(), axes
 
 
 @compile_kernel
 def _find_following(
     keys: NDArray[np.int64],
+    names: NDArray[np.int64],
     step_low: int,
     step_high: int,
     following: NDArray[np.int32],
@@ -125,8 +143,8 @@ def _find_following(
         other_low = keys[other, 0]
         other_high = keys[other, 1]
         same = (low == other_low) & (high == other_high)
-        following[place] = other if same else -1
-        preceded[other] |= same
+        following[names[place]] = names[other] if same else -1
+        preceded[names[other]] |= same
         less = (high < other_high) | ((high == other_high) & (low < other_low))
         place += less | same
         other += not less

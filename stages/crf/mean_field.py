@@ -59,12 +59,15 @@ def infer_posterior(
     logits = take_scratch("logits", (height * width, lanes))
     arrange_logits(np.ascontiguousarray(unary).reshape(labels, -1), logits)
     messages = take_scratch("messages", (2, BAND, width, lanes))
-    posterior = take_scratch("posterior", (height + 2 * REACH, width + 2 * REACH, lanes))
+    posterior = take_scratch(
+        "posterior", (height + 2 * REACH, width + 2 * REACH, lanes), np.float32
+    )
     posterior[:REACH] = posterior[-REACH:] = 0.0
     posterior[:, :REACH] = posterior[:, -REACH:] = 0.0
     old = take_scratch("old", (alike.size + 1, lanes))
     new = take_scratch("new", (alike.size + 1, lanes))
-    splatted = take_scratch("near", (near.size + 1 if isinstance(near, Lattice) else 1, lanes))
+    beside = near.size if isinstance(near, Lattice) else 0
+    splatted = take_scratch("near", (beside + 1, lanes))
     # The neighbour of all vertices that have none.
     old[-1] = new[-1] = splatted[-1] = 0.0
     for iteration in range(settings.iterations + 1):
@@ -102,7 +105,7 @@ def bilateral_features(image: NDArray[np.uint8], sxy: float, srgb: float) -> Flo
         In units of the standard deviations, row by row.
     """
     height, width = image.shape[:2]
-    features = np.empty((5, height, width), np.float32)
+    features = take_scratch("features", (5, height, width))
     features[:2] = spatial_features(height, width, sxy).reshape(2, height, width)
     np.divide(image.transpose(2, 0, 1), np.float32(max(srgb, NARROWEST)), out=features[2:])
     return features.reshape(5, -1)
@@ -148,6 +151,6 @@ def build_spatial_operator(height: int, width: int, sxy: float) -> Lattice | Flo
         The kernel is too narrow for an image of this size.
     """
     if sxy != STENCIL_SXY:
-        return build_lattice(spatial_features(height, width, sxy))
+        return build_lattice(spatial_features(height, width, sxy)).keep()
     rows = min(height, 2 * BORDER + 1)
     return multiply_out(build_lattice(spatial_features(rows, width, sxy)), rows, width)

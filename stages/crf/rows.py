@@ -284,18 +284,18 @@ def _splat_row(
     """Add a pixel's row, weighted, to those of its vertices; return the vertices seen by then.
 
     Vertices are numbered in the order in which the pixels come to them, so that the number of
-    those seen tells which is new: its row is set, not added to, and need not be zeroed before.
+    those seen tells which is new: its row need not be zeroed before, the zeros behind the last
+    vertex's row are added to instead.
     """
     lanes = count_lanes(row)
+    none = len(values) - 1
     for corner in range(vertices.shape[1]):
-        vertex = np.intp(vertices[pixel, corner])
-        at = vertex * lanes
-        weight = weights[pixel, corner]
-        if vertex >= fresh:
-            store(values, at, row * weight)
-            fresh = int(vertex) + 1
-        else:
-            store(values, at, add_scaled(load(values, at, row), row, weight))
+        vertex = int(vertices[pixel, corner])
+        # A choice between two addresses and not a branch, which would often be guessed wrong.
+        known = vertex if vertex < fresh else none
+        fresh = max(fresh, vertex + 1)
+        sum_ = add_scaled(load(values, known * lanes, row), row, weights[pixel, corner])
+        store(values, vertex * lanes, sum_)
     return fresh
 
 

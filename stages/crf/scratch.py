@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# A larger array is given back at once: to have it zeroed by the system costs little of its time.
+# A larger array is given back at once.
 LARGEST_KEPT = 2**26
 
 _kept = threading.local()
 
 
-def take_scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def take_scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
     """Take an array with any content, the same memory whenever a thread asks by the same name.
 
     To have the system map and zero new pages costs a tenth of a whole inference. What a thread
@@ -26,15 +27,13 @@ def take_scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         Whoever asks again by this name has no use for the earlier array any more.
     shape : tuple of int
         The array's shape.
-
-    Returns
-    -------
-    float32 of the given shape
+    dtype : type
+        Its type, the same whenever the name is.
     """
     size = prod(shape)
-    if 4 * size > LARGEST_KEPT:
-        return np.empty(shape, np.float32)
-    kept: dict[str, NDArray[np.float32]] = _kept.__dict__
+    if size * np.dtype(dtype).itemsize > LARGEST_KEPT:
+        return np.empty(shape, dtype)
+    kept: dict[str, NDArray[Any]] = _kept.__dict__
     if name not in kept or len(kept[name]) < size:
-        kept[name] = np.empty(size, np.float32)
+        kept[name] = np.empty(size, dtype)
     return kept[name][:size].reshape(shape)
