@@ -12,7 +12,8 @@ def compile_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of arrays to machine code that holds no interpreter lock.
 
     The code is kept on disk beside the module, or in the user's cache where that is read-only.
-    Strict floating-point rules hold, so that the same image gives the same bytes everywhere.
+    Strict floating-point rules hold, so that the same image gives the same bytes everywhere; a
+    division by 0 gives infinity, as in numpy, and no test for it.
 
     Parameters
     ----------
@@ -25,8 +26,8 @@ def compile_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         The compiled function; it may run in many threads at once.
     """
     try:
-        kernel: Callable[..., Any] = njit(nogil=True, cache=True)(function)
+        kernel: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:
         # Neither the package nor the user's home can be written: every process compiles anew.
-        kernel = njit(nogil=True)(function)
+        kernel = njit(nogil=True, error_model="numpy")(function)
     return kernel

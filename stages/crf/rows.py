@@ -224,11 +224,13 @@ def _update_band(
     width = posterior.shape[1] - 2 * REACH
     start = y * width
     for pixel in range(start, min(y + BAND, height) * width):
-        ahead = min(pixel + PIXELS_AHEAD, len(vertices) - 1)
-        for corner in range(vertices.shape[1]):
-            at = np.intp(vertices[ahead, corner]) * lanes
-            _ask_for(old, at, lanes)
-            _ask_for(new, at, lanes)
+        # Shorter rows of two scan lines, the old and the new, stay in the cache by themselves.
+        if lanes > LINE:
+            ahead = min(pixel + PIXELS_AHEAD, len(vertices) - 1)
+            for corner in range(vertices.shape[1]):
+                at = np.intp(vertices[ahead, corner]) * lanes
+                _ask_for(old, at, lanes)
+                _ask_for(new, at, lanes)
         row = load(logits, pixel * lanes, like)
         if not first:
             row = add_scaled(row, load(messages, (pixel - start) * lanes, like), scales[0])

@@ -7,7 +7,16 @@ from math import factorial
 import numpy as np
 
 from pipeline.compilation import compile_kernel
-from pipeline.vectors import Vector, largest, maximum, power_of_two, total, zero_below
+from pipeline.vectors import (
+    Vector,
+    add_scaled,
+    largest,
+    maximum,
+    power_of_two,
+    spread,
+    total,
+    zero_below,
+)
 from stages.crf.definition import NEGLIGIBLE
 
 LEAST = np.float32(NEGLIGIBLE)
@@ -36,15 +45,15 @@ def exponentiate(exponents: Vector) -> Vector:
     within one unit in the last place, and the same on every machine.
     """
     bounded = maximum(exponents, LEAST)
-    whole = (bounded * LOG2_E + ROUNDER) - ROUNDER
-    rest = (bounded - whole * LN2_HIGH) - whole * LN2_LOW
-    series = rest * SEVENTH + SIXTH
-    series = series * rest + FIFTH
-    series = series * rest + FOURTH
-    series = series * rest + THIRD
-    series = series * rest + HALF
-    series = series * rest + ONE
-    series = series * rest + ONE
+    whole = add_scaled(spread(ROUNDER, bounded), bounded, LOG2_E) - ROUNDER
+    rest = add_scaled(add_scaled(bounded, whole, -LN2_HIGH), whole, -LN2_LOW)
+    series = add_scaled(spread(SIXTH, rest), rest, SEVENTH)
+    series = add_scaled(spread(FIFTH, rest), rest, series)
+    series = add_scaled(spread(FOURTH, rest), rest, series)
+    series = add_scaled(spread(THIRD, rest), rest, series)
+    series = add_scaled(spread(HALF, rest), rest, series)
+    series = add_scaled(spread(ONE, rest), rest, series)
+    series = add_scaled(spread(ONE, rest), rest, series)
     return zero_below(series * power_of_two(whole), exponents, LEAST)
 
 

@@ -17,11 +17,11 @@ def test_a_place_that_cannot_be_written_compiles_without_a_cache(
 ) -> None:
     asked = []
 
-    def refuse_cache(*, nogil: bool, cache: bool = False) -> Callable[..., Any]:
+    def refuse_cache(*, nogil: bool, error_model: str, cache: bool = False) -> Callable[..., Any]:
         asked.append(cache)
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return numba.njit(nogil=nogil)  # type: ignore[no-any-return]
+        return numba.njit(nogil=nogil, error_model=error_model)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(compilation, "njit", refuse_cache)
 
