@@ -7,7 +7,7 @@ Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS 2011 (the symmetric
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,12 @@ class Lattice:
 
     def keep(self) -> Lattice:
         """Return a copy in memory of its own."""
-        arrays = (self.vertices, self.weights, self.chains, self.axes)
-        return Lattice(*(array.copy() for array in arrays), self.size)
+        return replace(
+            self,
+            vertices=self.vertices.copy(),
+            weights=self.weights.copy(),
+            chains=self.chains.copy(),
+        )
 
 
 def build_lattice(features: NDArray[np.float32]) -> Lattice:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.crf.definition import NARROWEST
 from stages.crf.lattice import Lattice, build_lattice
-from stages.crf.rows import Floats, arrange_logits, collect_labels, compile_rows, pad_labels
+from stages.crf.rows import Floats, Sweep, arrange_logits, collect_labels, compile_rows, pad_labels
 from stages.crf.scratch import take_scratch
 from stages.crf.settings import CrfSettings
 from stages.crf.stencil import BAND, BORDER, REACH, multiply_out
@@ -54,8 +54,6 @@ def infer_posterior(
     alike = build_lattice(
         bilateral_features(image, settings.bilateral_sxy, settings.bilateral_srgb)
     )
-    corners = (alike.vertices, alike.weights)
-    scales = (np.float32(settings.spatial_weight), np.float32(settings.bilateral_weight))
     logits = take_scratch("logits", (height * width, lanes))
     arrange_logits(np.ascontiguousarray(unary).reshape(labels, -1), logits)
     messages = take_scratch("messages", (2, BAND, width, lanes))
@@ -70,20 +68,33 @@ def infer_posterior(
     splatted = take_scratch("near", (beside + 1, lanes))
     # The neighbour of all vertices that have none.
     old[-1] = new[-1] = splatted[-1] = 0.0
+    sweep = Sweep(
+        logits=logits,
+        corners=(alike.vertices, alike.weights),
+        old=old,
+        new=new,
+        near_weight=np.float32(settings.spatial_weight),
+        alike_weight=np.float32(settings.bilateral_weight),
+        posterior=posterior,
+        first=True,
+        last=settings.iterations == 0,
+    )
     for iteration in range(settings.iterations + 1):
-        first, last = iteration == 0, iteration == settings.iterations
-        common = (corners, old, new, scales, posterior, first, last)
         if isinstance(near, Lattice):
-            spatial = (near.vertices, near.weights)
-            if not first:
-                kernels.splat(spatial, posterior, splatted)
+            if not sweep.first:
+                kernels.splat((near.vertices, near.weights), posterior, splatted)
                 kernels.blur(near.chains, near.axes, splatted)
-            kernels.sweep_lattice(logits, spatial, splatted, messages, *common)
+            kernels.sweep_lattice(sweep, (near.vertices, near.weights), splatted, messages)
         else:
-            kernels.sweep_stencil(logits, near, messages, *common)
-        if not last:
-            kernels.blur(alike.chains, alike.axes, new)
-        old, new = new, old
+            kernels.sweep_stencil(sweep, near, messages)
+        if not sweep.last:
+            kernels.blur(alike.chains, alike.axes, sweep.new)
+        sweep = sweep._replace(
+            old=sweep.new,
+            new=sweep.old,
+            first=False,
+            last=iteration + 1 == settings.iterations,
+        )
     probabilities = np.empty(unary.shape, np.float32)
     collect_labels(posterior, probabilities)
     return probabilities

@@ -39,6 +39,37 @@ Floats = NDArray[np.float32]
 Corners = tuple[NDArray[np.int32], Floats]
 
 
+class Sweep(NamedTuple):
+    """One mean-field update of all pixels.
+
+    Attributes
+    ----------
+    logits : float32 [pixel, label]
+        Minus the unary energies.
+    corners : (int32 [pixel, corner], float32 [pixel, corner])
+        Vertices and weights of the pixels in the bilateral lattice.
+    old, new : float32 [vertex + 1, label]
+        Values of that lattice, blurred, and those to be splatted. The last row is 0: the
+        neighbour of vertices that have none.
+    near_weight, alike_weight : float32
+        Weights of the spatial and of the bilateral kernel.
+    posterior : float32 [3 + y + 3, 3 + x + 3, label]
+        Read and replaced; with a border of zeros.
+    first, last : bool
+        The first sweep has no messages yet, the last splats nothing any more.
+    """
+
+    logits: Floats
+    corners: Corners
+    old: Floats
+    new: Floats
+    near_weight: np.float32
+    alike_weight: np.float32
+    posterior: Floats
+    first: bool
+    last: bool
+
+
 class RowKernels(NamedTuple):
     """The kernels for rows of one length.
 
@@ -48,8 +79,12 @@ class RowKernels(NamedTuple):
         (corners, posterior, values): add every pixel's row, weighted, to those of its vertices.
     blur : callable
         (chains, axes, values): blur along one axis after the other, in place.
-    sweep_stencil, sweep_lattice : callable
-        One mean-field update of all pixels; see `compile_rows`.
+    sweep_stencil : callable
+        (sweep, stencil, messages): update with a spatial kernel that is a stencil; `messages`,
+        float32 [2, row of a band, x, label], is overwritten.
+    sweep_lattice : callable
+        (sweep, corners, values, messages): update with a spatial kernel that is a lattice, whose
+        values are blurred.
     """
 
     splat: Callable[..., None]
@@ -84,13 +119,6 @@ def compile_rows(lanes: int) -> RowKernels:
     -------
     RowKernels
         Each is compiled when it is first called.
-
-    Notes
-    -----
-    Arrays of the kernels: `posterior` float32 [3 + y + 3, 3 + x + 3, label] with a border of zeros,
-    `logits` float32 [pixel, label], minus the unary energies; `values` float32 [vertex + 1, label],
-    whose last row is 0: the neighbour of vertices that have none. ``first`` and ``last`` say
-    which sweep it is: the first has no messages yet, the last splats nothing any more.
     """
     part = min(lanes, LANES)
 
@@ -123,79 +151,30 @@ def compile_rows(lanes: int) -> RowKernels:
             store(values, vertex, add_scaled(own, sides, half))
             before = own * np.float32(1 + end)
 
-    def sweep_stencil(
-        logits: Floats,
-        stencil: Floats,
-        messages: Floats,
-        corners: Corners,
-        old: Floats,
-        new: Floats,
-        scales: tuple[np.float32, np.float32],
-        posterior: Floats,
-        first: bool,
-        last: bool,
-    ) -> None:
-        height = len(posterior) - 2 * REACH
+    def sweep_stencil(sweep: Sweep, stencil: Floats, messages: Floats) -> None:
+        height = len(sweep.posterior) - 2 * REACH
         fresh = 0
-        if not first:
-            gather_band(posterior, stencil, 0, messages[0], zeros(part))
+        if not sweep.first:
+            gather_band(sweep.posterior, stencil, 0, messages[0], zeros(part))
         for y in range(0, height, BAND):
             band = y // BAND % 2
             # The next band's messages are gathered before this band's posterior is replaced.
-            if not first and y + BAND < height:
-                gather_band(posterior, stencil, y + BAND, messages[1 - band], zeros(part))
-            fresh = _update_band(
-                logits,
-                messages[band],
-                corners,
-                old,
-                new,
-                scales,
-                posterior,
-                y,
-                first,
-                last,
-                fresh,
-                zeros(lanes),
-            )
+            if not sweep.first and y + BAND < height:
+                gather_band(sweep.posterior, stencil, y + BAND, messages[1 - band], zeros(part))
+            fresh = _update_band(sweep, messages[band], y, fresh, zeros(lanes))
 
-    def sweep_lattice(
-        logits: Floats,
-        near: Corners,
-        values: Floats,
-        messages: Floats,
-        corners: Corners,
-        old: Floats,
-        new: Floats,
-        scales: tuple[np.float32, np.float32],
-        posterior: Floats,
-        first: bool,
-        last: bool,
-    ) -> None:
-        height = len(posterior) - 2 * REACH
-        width = posterior.shape[1] - 2 * REACH
+    def sweep_lattice(sweep: Sweep, near: Corners, values: Floats, messages: Floats) -> None:
+        vertices, weights = near
+        height = len(sweep.posterior) - 2 * REACH
+        width = sweep.posterior.shape[1] - 2 * REACH
         fresh = 0
         for y in range(0, height, BAND):
-            if not first:
+            if not sweep.first:
                 for place in range(min(BAND, height - y) * width):
-                    message = _slice_row(
-                        zeros(lanes), near[0], near[1], y * width + place, values, np.float32(1.0)
-                    )
-                    store(messages, place * lanes, message)
-            fresh = _update_band(
-                logits,
-                messages[0],
-                corners,
-                old,
-                new,
-                scales,
-                posterior,
-                y,
-                first,
-                last,
-                fresh,
-                zeros(lanes),
-            )
+                    pixel = y * width + place
+                    row = _slice_row(zeros(lanes), vertices, weights, pixel, values, np.float32(1))
+                    store(messages, place * lanes, row)
+            fresh = _update_band(sweep, messages[0], y, fresh, zeros(lanes))
 
     return RowKernels(
         *(compile_kernel(kernel) for kernel in (splat, blur, sweep_stencil, sweep_lattice))
@@ -203,25 +182,12 @@ def compile_rows(lanes: int) -> RowKernels:
 
 
 @compile_kernel
-def _update_band(
-    logits: Floats,
-    messages: Floats,
-    corners: Corners,
-    old: Floats,
-    new: Floats,
-    scales: tuple[np.float32, np.float32],
-    posterior: Floats,
-    y: int,
-    first: bool,
-    last: bool,
-    fresh: int,
-    like: Vector,
-) -> int:
+def _update_band(sweep: Sweep, messages: Floats, y: int, fresh: int, like: Vector) -> int:
     """Update the posterior of a band of rows and splat it; return the vertices seen by then."""
-    vertices, weights = corners
+    vertices, weights = sweep.corners
     lanes = count_lanes(like)
-    height = len(posterior) - 2 * REACH
-    width = posterior.shape[1] - 2 * REACH
+    height = len(sweep.posterior) - 2 * REACH
+    width = sweep.posterior.shape[1] - 2 * REACH
     start = y * width
     for pixel in range(start, min(y + BAND, height) * width):
         # Shorter rows of two scan lines, the old and the new, stay in the cache by themselves.
@@ -229,16 +195,17 @@ def _update_band(
             ahead = min(pixel + PIXELS_AHEAD, len(vertices) - 1)
             for corner in range(vertices.shape[1]):
                 at = np.intp(vertices[ahead, corner]) * lanes
-                _ask_for(old, at, lanes)
-                _ask_for(new, at, lanes)
-        row = load(logits, pixel * lanes, like)
-        if not first:
-            row = add_scaled(row, load(messages, (pixel - start) * lanes, like), scales[0])
-            row = _slice_row(row, vertices, weights, pixel, old, scales[1])
+                _ask_for(sweep.old, at, lanes)
+                _ask_for(sweep.new, at, lanes)
+        row = load(sweep.logits, pixel * lanes, like)
+        if not sweep.first:
+            message = load(messages, (pixel - start) * lanes, like)
+            row = add_scaled(row, message, sweep.near_weight)
+            row = _slice_row(row, vertices, weights, pixel, sweep.old, sweep.alike_weight)
         row = normalise(row)
-        store(posterior, _place(pixel, width) * lanes, row)
-        if not last:
-            fresh = _splat_row(row, vertices, weights, pixel, new, fresh)
+        store(sweep.posterior, _place(pixel, width) * lanes, row)
+        if not sweep.last:
+            fresh = _splat_row(row, vertices, weights, pixel, sweep.new, fresh)
     return fresh
 
 
