@@ -1,9 +1,10 @@
-"""Batches of cached windows, streamed shard by shard in a seeded order."""
+"""Batches of cached windows, streamed block by block in a seeded order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import zarr
@@ -32,10 +33,11 @@ class Batch:
 class BatchStream:
     """Reads cached arrays in batches with memory that does not grow with their length.
 
-    A few shards are read together (in one thread, beside the consumer), their windows are shuffled
-    together, and what does not fill a batch goes on to the next few. The batches of an epoch are
-    of one size, bar the last, which may be up to ``len(stream) - 1`` windows smaller: a remainder
-    of two windows would otherwise be a step as long as one of 32.
+    A few blocks are read together (in one thread, beside the consumer), their windows are shuffled
+    together, and what does not fill a batch goes on to the next few. Two such groups are held at
+    most: one in use and one that is being read. The batches of an epoch are of one size, bar the
+    last, which may be up to ``len(stream) - 1`` windows smaller: a remainder of two windows would
+    otherwise be a step as long as one of 32.
 
     Attributes
     ----------
@@ -43,19 +45,19 @@ class BatchStream:
         Array name to zarr array; all have the windows as first axis.
     windows
         Indices of the windows to read, int64 [window], ascending.
-    shard
-        Windows per shard.
     batch
         Most windows of a batch.
-    shards_together
-        How many shards are shuffled together.
+    block
+        Neighbours that are read at once. The smaller, the more places are mixed in the same memory.
+    blocks_together
+        How many blocks are shuffled together.
     """
 
     arrays: Mapping[str, zarr.Array]
     windows: np.ndarray
-    shard: int
     batch: int
-    shards_together: int = 4
+    block: int = 8
+    blocks_together: int = 8
 
     def __len__(self) -> int:
         return -(-len(self.windows) // self.batch)
@@ -77,20 +79,21 @@ class BatchStream:
         Yields
         ------
         Batch
-            Reproducible: the order depends on the seed and the shard size only.
+            Reproducible: the order depends on the seed and the size of blocks and groups only.
         """
         generator = np.random.default_rng(seed) if seed else None
-        numbers = self.windows // self.shard
-        shards = np.unique(numbers)
+        blocks = np.unique(self.windows // self.block)
         if generator is not None:
-            generator.shuffle(shards)
-        groups = [
-            shards[i : i + self.shards_together]
-            for i in range(0, len(shards), self.shards_together)
-        ]
+            generator.shuffle(blocks)
+        together = self.blocks_together
+        groups = [blocks[low : low + together] for low in range(0, len(blocks), together)]
+        # Every epoch uses two buffers over and over: fresh ones, made in one thread and freed in
+        # another, would fray the allocator's memory, and more of it the longer an epoch is.
+        buffers = cycle(self._allocate(groups) for _ in groups[:2])
         size = self.even_batch
         left: Batch | None = None
-        for group in map_ahead(self._read_group, groups, threads=1, ahead=1):
+        tasks = zip(groups, buffers, strict=False)
+        for group in map_ahead(self._read_group, tasks, threads=1, ahead=1):
             count = len(group.windows)
             order = np.arange(count) if generator is None else generator.permutation(count)
             # rows are gathered batch by batch: a shuffled copy of the group would double its memory
@@ -105,31 +108,35 @@ class BatchStream:
         if left is not None:
             yield left
 
-    def _read_group(self, shards: np.ndarray) -> Batch:
-        windows = np.concatenate([self._windows_in(int(number)) for number in shards])
-        arrays = {
-            name: np.empty((len(windows), *array.shape[1:]), array.dtype)
+    def _allocate(self, groups: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        most = max(sum(len(self._windows_in(int(block))) for block in group) for group in groups)
+        return {
+            name: np.empty((most, *array.shape[1:]), array.dtype)
             for name, array in self.arrays.items()
         }
-        start = 0
-        for number in shards:
-            stop = start + len(self._windows_in(int(number)))
-            for name, block in self._read_shard(int(number)).items():
-                arrays[name][start:stop] = block
-            start = stop
-        return Batch(windows, arrays)
 
-    def _windows_in(self, shard: int) -> np.ndarray:
-        first, last = np.searchsorted(self.windows, (shard * self.shard, (shard + 1) * self.shard))
+    def _read_group(self, task: tuple[np.ndarray, dict[str, np.ndarray]]) -> Batch:
+        blocks, buffers = task
+        windows = np.concatenate([self._windows_in(int(number)) for number in blocks])
+        start = 0
+        for number in blocks:
+            stop = start + len(self._windows_in(int(number)))
+            for name, rows in self._read_block(int(number)).items():
+                buffers[name][start:stop] = rows
+            start = stop
+        return Batch(windows, {name: buffer[:start] for name, buffer in buffers.items()})
+
+    def _windows_in(self, block: int) -> np.ndarray:
+        first, last = np.searchsorted(self.windows, (block * self.block, (block + 1) * self.block))
         return self.windows[first:last]
 
-    def _read_shard(self, shard: int) -> dict[str, np.ndarray]:
-        windows = self._windows_in(shard)
+    def _read_block(self, block: int) -> dict[str, np.ndarray]:
+        windows = self._windows_in(block)
         low, high = int(windows[0]), int(windows[-1]) + 1
-        blocks = {name: read_rows(array, low, high) for name, array in self.arrays.items()}
+        rows = {name: read_rows(array, low, high) for name, array in self.arrays.items()}
         if len(windows) < high - low:
-            blocks = {name: block[windows - low] for name, block in blocks.items()}
-        return blocks
+            rows = {name: part[windows - low] for name, part in rows.items()}
+        return rows
 
 
 def _take(batch: Batch, rows: np.ndarray) -> Batch:

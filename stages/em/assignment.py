@@ -2,11 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pipeline.datasets import IGNORE
+from stages.em.compiled import map_windows, pad_classes, runs_compiled
+from stages.em.interpolation import split_windows, upsample
+from stages.em.votes import vote_windows
+
+# Proposals are numbered by a byte, labels too.
+_NUMBERS = 256
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The classes of the proposals of a batch, pixel by pixel.
+
+    Attributes
+    ----------
+    labels
+        uint8 [window, y, x]: the class of the pixel's proposal, ``IGNORE`` where there is none.
+    usage
+        int64 [class]: labelled pixels of each class.
+    """
+
+    labels: Tensor
+    usage: Tensor
+
+
+def assign_proposals(logits: Tensor, proposals: Tensor) -> Assignment:
+    """Give every proposal the class that is the largest at most of its pixels.
+
+    Parameters
+    ----------
+    logits
+        float [window, class, row, column], at most 255 classes.
+    proposals
+        uint8 [window, y, x]: 0 = no proposal, j = proposal j of the window.
+
+    Returns
+    -------
+    Assignment
+        Of equal logits and of equally frequent classes the smallest class wins.
+    """
+    if runs_compiled(logits):
+        return _assign_compiled(logits, proposals)
+    classes, size = logits.shape[1], (proposals.shape[-2], proposals.shape[-1])
+    labels = vote_proposals(predict_pixels(logits, size), proposals, classes)
+    return Assignment(labels.to(torch.uint8), count_numbers(labels, _NUMBERS)[:classes])
+
+
+def _assign_compiled(logits: Tensor, proposals: Tensor) -> Assignment:
+    padded, ids = pad_classes(logits), proposals.contiguous().numpy()
+    labels = np.empty_like(ids)
+    usage = np.zeros(padded.shape[:2], np.int64)
+
+    def vote(run: slice) -> None:
+        vote_windows(padded[run], ids[run], labels[run], usage[run])
+
+    map_windows(vote, len(ids))
+    return Assignment(
+        torch.from_numpy(labels), torch.from_numpy(usage.sum(axis=0)[: logits.shape[1]])
+    )
 
 
 def predict_pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -15,7 +75,7 @@ def predict_pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Parameters
     ----------
     logits
-        float32 [window, class, row, column].
+        float [window, class, row, column].
     size
         Height and width of the image, pixels.
 
@@ -24,13 +84,8 @@ def predict_pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Tensor
         int64 [window, y, x].
     """
-    # window by window: K full-size planes of one window stay in the cache, those of a batch do not
-    return torch.stack([upsample(one[None], size)[0].argmax(dim=0) for one in logits])
-
-
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Up-sample [window, class, row, column] bilinearly to ``size`` (height, width)."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    runs = split_windows(logits, size)
+    return torch.cat([upsample(logits[run], size).argmax(dim=1) for run in runs])
 
 
 def vote_proposals(predictions: Tensor, proposals: Tensor, classes: int) -> Tensor:
@@ -51,12 +106,17 @@ def vote_proposals(predictions: Tensor, proposals: Tensor, classes: int) -> Tens
         int64 [window, y, x]: the class, ``IGNORE`` where there is no proposal. Of equally frequent
         classes the smallest wins.
     """
-    ids = proposals.long()
-    windows = len(ids)
-    most = int(ids.max()) + 1 if ids.numel() else 1
-    region = ids + most * torch.arange(windows, device=ids.device)[:, None, None]
-    votes = torch.bincount(
-        (region * classes + predictions).flatten(), minlength=windows * most * classes
-    )
-    winner = votes.reshape(windows * most, classes).argmax(dim=1)
+    ids, windows = proposals.long(), len(proposals)
+    region = ids + _NUMBERS * torch.arange(windows, device=ids.device)[:, None, None]
+    votes = count_numbers(region * classes + predictions, windows * _NUMBERS * classes)
+    winner = votes.reshape(windows * _NUMBERS, classes).argmax(dim=1)
     return torch.where(ids > 0, winner[region], IGNORE)
+
+
+def count_numbers(numbers: Tensor, length: int) -> Tensor:
+    """Count how often each of 0 .. length - 1 occurs, int64 [number].
+
+    Unlike ``torch.bincount`` on a CUDA device, the host need not wait to learn the largest.
+    """
+    flat = numbers.flatten()
+    return flat.new_zeros(length).scatter_add_(0, flat, torch.ones_like(flat))

@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.em.assignment import predict_pixels, vote_proposals
+from stages.em.assignment import assign_proposals
 from stages.em.initialisation import ReadSample, cluster_loss, find_initial_directions
-from stages.em.prototypes import Prototypes, compute_logits, make_prototypes, update_momentum
+from stages.em.prototypes import (
+    Prototypes,
+    compute_logits,
+    compute_weight_gradient,
+    make_prototypes,
+    update_momentum,
+)
 from stages.em.settings import EmSettings
 from stages.em.updates import compute_gradient
 
@@ -101,14 +107,14 @@ def run_em_epoch(
     for features, proposals in batches:
         if proposals is None:
             raise ValueError("PriMaPs-EM needs proposals")
-        size = (proposals.shape[-2], proposals.shape[-1])
-        with torch.no_grad():
-            teacher = compute_logits(features, state.momentum.weight())
-            labels = vote_proposals(predict_pixels(teacher, size), proposals, settings.classes)
-        student = compute_logits(features, running.weight())
-        gradient = compute_gradient(student, labels, focus=settings.focus)
+        weight = running.weight()
+        # one product reads the features once for both
+        both = torch.cat([state.momentum.weight(), weight.detach()])
+        teacher, student = compute_logits(features, both).chunk(2, dim=1)
+        assignment = assign_proposals(teacher, proposals)
+        gradient = compute_gradient(student, assignment.labels, focus=settings.focus)
         adam.zero_grad()
-        student.backward(gradient.logits)
+        weight.backward(compute_weight_gradient(gradient.logits, features))
         adam.step()
         state.step += 1
         updates, rest = divmod(state.step, settings.momentum_every)
@@ -117,7 +123,7 @@ def run_em_epoch(
                 state.momentum, running, settings.momentum, updates - 1
             )
         losses.append(gradient.loss)
-        usages.append(gradient.usage)
+        usages.append(assignment.usage)
     _close(state, running, adam)
     return _summarise(losses, usages)
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from stages.em.assignment import count_numbers
+
 ReadSample = Callable[[], Iterable[Tensor]]
 
 
@@ -44,7 +46,8 @@ def find_initial_directions(read_sample: ReadSample, classes: int) -> Tensor:
     directions = vectors.T.flip(0)[:classes]
     skewness = torch.zeros(classes, dtype=torch.float64, device=mean.device)
     for block in read_sample():
-        flat = block.reshape(-1, block.shape[-1]).double()
+        # a difference from float64 is float64 at once, without a copy of the block in between
+        flat = block.reshape(-1, block.shape[-1])
         skewness += ((flat - mean) @ directions.T).pow(3).sum(dim=0)
     signs = torch.where(skewness < 0, -1.0, 1.0)
     return (directions * signs[:, None]).float()
@@ -54,12 +57,12 @@ def _measure_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     count, origin = 0, None
     total = scatter = torch.empty(0)
     for block in blocks:
-        flat = block.reshape(-1, block.shape[-1]).double()
+        flat = block.reshape(-1, block.shape[-1])
         if origin is None:
             # sums about a point near the mean lose no digits when they are centred at the end
-            origin = flat.mean(dim=0)
+            origin = flat.mean(dim=0, dtype=torch.float64)
             total = torch.zeros_like(origin)
-            scatter = flat.new_zeros(len(origin), len(origin))
+            scatter = origin.new_zeros(len(origin), len(origin))
         flat = flat - origin
         count += len(flat)
         total += flat.sum(dim=0)
@@ -88,7 +91,8 @@ def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     usage : Tensor
         int64 [class]: positions nearest to each prototype.
     """
-    flat = F.normalize(features.reshape(-1, features.shape[-1]), dim=-1)
-    cosine = flat @ F.normalize(direction, dim=-1).T
-    best, nearest = cosine.max(dim=1)
-    return -best.mean(), torch.bincount(nearest, minlength=len(direction))
+    flat = features.reshape(-1, features.shape[-1])
+    # lengths divide one number a position instead of all its channels, and change no order
+    best, nearest = (F.normalize(direction, dim=-1) @ flat.T).max(dim=0)
+    length = torch.linalg.vector_norm(flat, dim=-1).clamp_min(1e-12)
+    return -(best / length).mean(), count_numbers(nearest, len(direction))

@@ -55,7 +55,29 @@ def compute_logits(features: Tensor, weight: Tensor) -> Tensor:
     Tensor
         float32 [window, class, row, column].
     """
-    return torch.einsum("nhwd,kd->nkhw", features, weight)
+    # prototypes times positions: the other way round the same product takes half as long again
+    positions = features.flatten(1, 2).transpose(1, 2)
+    return (weight @ positions).unflatten(2, features.shape[1:3])
+
+
+def compute_weight_gradient(gradient: Tensor, features: Tensor) -> Tensor:
+    """Carry a gradient from the logits back to the prototypes.
+
+    Parameters
+    ----------
+    gradient
+        float32 [window, class, row, column]: with respect to the logits.
+    features
+        float32 [window, row, column, channel] that they were computed from.
+
+    Returns
+    -------
+    Tensor
+        float32 [class, channel].
+    """
+    # the small factor is laid out anew, the features are multiplied where they lie
+    by_class = gradient.transpose(0, 1).flatten(1)
+    return by_class @ features.flatten(0, 2)
 
 
 def update_momentum(

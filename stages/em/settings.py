@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -12,6 +12,8 @@ from pipeline.settings import StageSettings, execution_setting, setting
 
 class EmSettings(StageSettings):
     """How class prototypes are fitted."""
+
+    version: ClassVar[int] = 2
 
     classes: int = setting(..., "number of classes K", ge=2, le=255)
     method: Literal["primaps", "kmeans"] = setting(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import zarr
 from torch import Tensor
 
-from pipeline.batches import BatchStream
+from pipeline.batches import Batch, BatchStream
 from pipeline.checkpoint import Checkpoint
 from pipeline.condition import read_record
 from pipeline.devices import resolve_device
 from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
 from pipeline.ledger import ShardRecord
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.progress import Screen
 from pipeline.run import DEFAULT_NAME, Run
 from pipeline.scheduler import announce
@@ -90,9 +92,7 @@ class Em(Stage[EmSettings]):
     def compute(self, run: Run, settings: EmSettings, shard: int) -> dict[str, Any]:
         """Fit, from the last checkpoint where there is one."""
         device = resolve_device(settings.device)
-        extract = read_record(run, "extract")
-        manifest = read_manifest(run)
-        stream = _open_stream(run, settings, extract.settings["shard_size"], manifest)
+        cache = _open_cache(run, settings, device)
         print_ = read_record(run, self.key(settings)).shards[shard]
         checkpoint = Checkpoint(
             run.em,
@@ -100,29 +100,15 @@ class Em(Stage[EmSettings]):
             run.state(self.key(settings)) / "fit.json",
             print_,
         )
-
-        def read_epoch(epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-            # a seed sequence takes no negative numbers: the initialisation's epochs are -1, -2, …
-            for batch in stream.read_epoch(settings.seed, int(epoch < 0), abs(epoch)):
-                features = torch.from_numpy(batch.arrays["clean"]).to(device).float()
-                ids = batch.arrays.get("proposals")
-                yield features, None if ids is None else torch.from_numpy(ids).to(device)
-
         saved = checkpoint.load()
         if saved is None:
             announce(say="initialisation")
-            sample = _sample_windows(stream, settings)
-
-            def read_sample() -> Iterator[Tensor]:
-                for batch in sample.read_epoch():
-                    yield torch.from_numpy(batch.arrays["clean"]).to(device).float()
-
-            state = initialise(read_sample, read_epoch, len(stream), settings)
+            state = initialise(cache.read_sample, cache.read_epoch, cache.steps, settings)
             checkpoint.save(*_pack(state))
         else:
             state = _unpack(*saved, device)
             announce(advance=state.epoch)
-        for _ in run_epochs(state, read_epoch, settings):
+        for _ in run_epochs(state, cache.read_epoch, settings):
             checkpoint.save(*_pack(state))
             text = _describe_epoch(state)
             announce(
@@ -132,7 +118,7 @@ class Em(Stage[EmSettings]):
             )
         _write_fit(run, settings, state)
         checkpoint.remove()
-        return {"loss": state.loss[-1], "usage": state.usage[-1], "windows": len(stream.windows)}
+        return {"loss": state.loss[-1], "usage": state.usage[-1], "windows": len(cache.windows)}
 
     def finish(
         self, run: Run, settings: EmSettings, records: dict[int, ShardRecord], screen: Screen
@@ -159,22 +145,79 @@ def _describe_epoch(state: FitState) -> str:
     return f"loss {state.loss[-1]:.4f}, class usage {shares} %"
 
 
-def _open_stream(run: Run, settings: EmSettings, shard: int, manifest: Manifest) -> BatchStream:
+@dataclass(frozen=True)
+class Cache:
+    """The cached arrays that a fit reads, as tensors on its device.
+
+    Attributes
+    ----------
+    arrays
+        ``clean`` and, for PriMaPs-EM, ``proposals``; the windows are the first axis.
+    windows
+        Indices of the windows to fit on, int64 [window], ascending.
+    settings
+        Seed, batch size, size of the sample.
+    device
+        Where the tensors go.
+    """
+
+    arrays: Mapping[str, zarr.Array]
+    windows: np.ndarray
+    settings: EmSettings
+    device: torch.device
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return len(self._stream(self.windows, self.arrays))
+
+    def read_sample(self) -> Iterator[Tensor]:
+        """Read the features of the windows that the PCA sees, each batch over the last."""
+        windows = self.windows
+        if len(windows) > self.settings.sample:
+            generator = np.random.default_rng(self.settings.seed)
+            windows = np.sort(generator.choice(windows, self.settings.sample, replace=False))
+        for _, features in self._widen(self._stream(windows, ["clean"]).read_epoch()):
+            yield features
+
+    def read_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Read the batches of an epoch; those of the initialisation, -1, -2, …, need no proposals.
+
+        Yields
+        ------
+        features, proposals
+            float32 [window, row, column, channel], overwritten by the next, and uint8
+            [window, y, x] or None.
+        """
+        stream = self._stream(self.windows, self.arrays if epoch >= 0 else ["clean"])
+        # a seed sequence takes no negative numbers
+        batches = stream.read_epoch(self.settings.seed, int(epoch < 0), abs(epoch))
+        for batch, features in self._widen(batches):
+            ids = batch.arrays.get("proposals")
+            yield features, None if ids is None else torch.from_numpy(ids).to(self.device)
+
+    def _widen(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+        # One buffer for all batches: to free and allocate the largest tensor in every step frays
+        # the allocator's memory, and more of it the longer an epoch is.
+        wide = torch.empty(0)
+        for batch in batches:
+            # half the bytes cross to the device, and are widened there
+            features = torch.from_numpy(batch.arrays["clean"]).to(self.device)
+            if len(wide) < len(features):
+                wide = torch.empty_like(features, dtype=torch.float32)
+            yield batch, wide[: len(features)].copy_(features)
+
+    def _stream(self, windows: np.ndarray, names: Iterable[str]) -> BatchStream:
+        arrays = {name: self.arrays[name] for name in names}
+        return BatchStream(arrays, windows, self.settings.batch_size)
+
+
+def _open_cache(run: Run, settings: EmSettings, device: torch.device) -> Cache:
     arrays = open_arrays(run.features, ["clean"])
     if settings.method == "primaps":
         arrays |= open_arrays(run.masks, ["proposals"])
-    windows = [window.index for window in manifest.usable_windows(splits=settings.splits)]
-    return BatchStream(arrays, np.array(windows), shard, settings.batch_size)
-
-
-def _sample_windows(stream: BatchStream, settings: EmSettings) -> BatchStream:
-    windows = stream.windows
-    if len(windows) > settings.sample:
-        generator = np.random.default_rng(settings.seed)
-        windows = np.sort(generator.choice(windows, settings.sample, replace=False))
-    return BatchStream(
-        {"clean": stream.arrays["clean"]}, windows, stream.shard, settings.batch_size
-    )
+    windows = [window.index for window in read_manifest(run).usable_windows(splits=settings.splits)]
+    return Cache(arrays, np.array(windows), settings, device)
 
 
 _PROTOTYPES = ("running", "momentum", "initial")

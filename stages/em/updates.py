@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from stages.em.assignment import IGNORE, upsample
+from pipeline.datasets import IGNORE
+from stages.em.compiled import map_windows, pad_classes, runs_compiled
+from stages.em.cross_entropy import differentiate_windows, sum_softmax
+from stages.em.interpolation import allocate_rows, downsample, split_windows, upsample
+
+# Labels are numbered by a byte.
+_NUMBERS = 256
 
 
 @dataclass(frozen=True)
@@ -18,16 +24,13 @@ class Gradient:
     Attributes
     ----------
     loss
-        float32 scalar.
+        Scalar.
     logits
-        float32 [window, class, row, column]: d loss / d logits on the grid.
-    usage
-        int64 [class]: labelled pixels of each class.
+        [window, class, row, column]: d loss / d logits on the grid.
     """
 
     loss: Tensor
     logits: Tensor
-    usage: Tensor
 
 
 def compute_gradient(logits: Tensor, labels: Tensor, *, focus: float) -> Gradient:
@@ -40,36 +43,65 @@ def compute_gradient(logits: Tensor, labels: Tensor, *, focus: float) -> Gradien
     Parameters
     ----------
     logits
-        float32 [window, class, row, column].
+        float [window, class, row, column], at most 255 classes.
     labels
-        int64 [window, y, x], ``IGNORE`` where unlabelled.
+        Integers [window, y, x], ``IGNORE`` where unlabelled.
     focus
         gamma of the weight.
 
     Returns
     -------
     Gradient
+        Of the logits' type.
 
     Notes
     -----
     The weight needs the mean over the whole batch before any gradient, so the windows are passed
-    over twice, one at a time: the K planes at image size of one window are all that is ever held.
+    over twice. On the processor no logit at image size is ever stored.
     """
-    size = (labels.shape[-2], labels.shape[-1])
+    compute = _compute_compiled if runs_compiled(logits) else _compute_on_device
+    return compute(logits.detach(), labels, focus)
+
+
+def _compute_compiled(logits: Tensor, labels: Tensor, focus: float) -> Gradient:
+    padded, targets = pad_classes(logits), labels.to(torch.uint8).contiguous().numpy()
+    windows, height, width = targets.shape
     classes = logits.shape[1]
-    with torch.no_grad():
-        sums = [upsample(one[None], size).softmax(dim=1).sum(dim=(0, 2, 3)) for one in logits]
-        mean = torch.stack(sums).sum(dim=0) / labels.numel()
-        weight = (1 - mean) ** focus
-    losses, gradients = [], []
-    for one, target in zip(logits.detach(), labels, strict=True):
-        leaf = one[None].requires_grad_()
-        loss = F.cross_entropy(
-            upsample(leaf, size), target[None], weight, ignore_index=IGNORE, reduction="sum"
+    normaliser = allocate_rows(windows, height, width)
+    sums = np.empty(padded.shape[:2])
+    losses = np.empty(windows)
+    gradient = np.empty_like(padded)
+
+    def add(run: slice) -> None:
+        sum_softmax(padded[run], width, normaliser[run], sums[run])
+
+    def differentiate(run: slice) -> None:
+        differentiate_windows(
+            padded[run], targets[run], weight, normaliser[run], losses[run], gradient[run]
         )
-        loss = loss / labels.numel()
-        losses.append(loss.detach())
-        gradients.append(torch.autograd.grad(loss, leaf)[0])
-    counted = torch.where(labels == IGNORE, classes, labels).flatten()
-    usage = torch.bincount(counted, minlength=classes + 1)[:classes]
-    return Gradient(torch.stack(losses).sum(), torch.cat(gradients), usage)
+
+    map_windows(add, windows)
+    weight = np.zeros(_NUMBERS, np.float32)
+    weight[:classes] = (1 - sums.sum(axis=0)[:classes] / targets.size) ** focus
+    map_windows(differentiate, windows)
+    loss = torch.tensor(losses.sum() / targets.size, dtype=logits.dtype)
+    return Gradient(loss, torch.from_numpy(gradient[:, :classes]) / targets.size)
+
+
+def _compute_on_device(logits: Tensor, labels: Tensor, focus: float) -> Gradient:
+    size, grid = (labels.shape[-2], labels.shape[-1]), (logits.shape[-2], logits.shape[-1])
+    runs = split_windows(logits, size)
+    sums = [upsample(logits[run], size).softmax(dim=1).sum(dim=(0, 2, 3)) for run in runs]
+    mean = torch.stack(sums).sum(dim=0) / labels.numel()
+    weight = logits.new_zeros(_NUMBERS)
+    weight[: logits.shape[1]] = (1 - mean) ** focus / labels.numel()
+    losses, gradients = [], []
+    for run in runs:
+        target = labels[run].long().unsqueeze(1)
+        scale = weight[target]
+        target = target.where(target != IGNORE, 0)
+        logarithm = upsample(logits[run], size).log_softmax(dim=1)
+        losses.append(-(scale * logarithm.gather(1, target)).sum())
+        gradient = (scale * logarithm.exp()).scatter_add_(1, target, -scale)
+        gradients.append(downsample(gradient, grid))
+    return Gradient(torch.stack(losses).sum(), torch.cat(gradients))

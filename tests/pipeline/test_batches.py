@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -32,10 +31,10 @@ class FakeArray:
         return block
 
 
-def make(windows: Any, shard: int = 4, batch: int = 3, together: int = 2) -> BatchStream:
+def make(windows: Any, block: int = 4, batch: int = 3, together: int = 2) -> BatchStream:
     numbers = np.asarray(windows, np.int64)
     arrays: Any = {"a": FakeArray(int(numbers.max(initial=0)) + 1)}
-    return BatchStream(arrays, numbers, shard, batch, together)
+    return BatchStream(arrays, numbers, batch, block, together)
 
 
 def order(stream: BatchStream, *seed: int) -> list[int]:
@@ -44,19 +43,19 @@ def order(stream: BatchStream, *seed: int) -> list[int]:
 
 @given(
     windows=st.sets(st.integers(0, 60)),
-    shard=st.integers(1, 9),
+    block=st.integers(1, 9),
     batch=st.integers(1, 20),
     together=st.integers(1, 5),
     seed=st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)),
 )
 def test_every_window_once_with_its_own_rows(
     windows: set[int],
-    shard: int,
+    block: int,
     batch: int,
     together: int,
     seed: tuple[int, int] | None,
 ) -> None:
-    stream = make(sorted(windows), shard, batch, together)
+    stream = make(sorted(windows), block, batch, together)
     batches = list(stream.read_epoch(*(seed or ())))
     assert len(batches) == len(stream)
     sizes = [len(b.windows) for b in batches]
@@ -83,21 +82,21 @@ def test_the_order_does_not_depend_on_the_batch_size() -> None:
     assert order(make(range(50), batch=3), 7) == order(make(range(50), batch=32), 7)
 
 
-def test_windows_of_several_shards_are_mixed() -> None:
-    first = next(make(range(400), shard=4, batch=32, together=8).read_epoch(1))
+def test_windows_of_several_blocks_are_mixed() -> None:
+    first = next(make(range(400), block=4, batch=32, together=8).read_epoch(1))
     assert len(np.unique(first.windows // 4)) > 4
     assert np.abs(np.diff(first.windows)).max() > 32
 
 
 def test_all_arrays_keep_step() -> None:
     arrays: Any = {"a": FakeArray(30), "b": FakeArray(30, width=3)}
-    stream = BatchStream(arrays, np.arange(1, 30, 2), 4, 4)
+    stream = BatchStream(arrays, np.arange(1, 30, 2), 4, 3, 2)
     for batch in stream.read_epoch(5):
         np.testing.assert_array_equal(batch.arrays["a"], batch.arrays["b"][:, :2])
 
 
 def test_only_the_rows_asked_for_are_read() -> None:
-    stream = make([5, 6, 17, 18], shard=4, together=1)
+    stream = make([5, 6, 17, 18], block=4, together=1)
     array: Any = stream.arrays["a"]
     assert order(stream) == [5, 6, 17, 18]
     assert array.reads == [(5, 7), (17, 19)]
@@ -105,7 +104,7 @@ def test_only_the_rows_asked_for_are_read() -> None:
 
 @pytest.mark.parametrize("seed", [(), (1,)])
 def test_no_more_than_one_group_is_read_ahead(seed: tuple[int, ...]) -> None:
-    stream = make(range(400), shard=5, batch=4, together=3)
+    stream = make(range(400), block=5, batch=4, together=3)
     array: Any = stream.arrays["a"]
     used = 0
     for batch in stream.read_epoch(*seed):
@@ -116,21 +115,20 @@ def test_no_more_than_one_group_is_read_ahead(seed: tuple[int, ...]) -> None:
 
 def test_memory_is_that_of_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     # counted, not traced: tracemalloc's peaks vary threefold with what other threads do meanwhile
-    alive: list[int] = [0, 0]
+    buffers: dict[int, np.ndarray] = {}
     read_group = BatchStream._read_group
 
-    def count(self: BatchStream, shards: np.ndarray) -> Batch:
-        group = read_group(self, shards)
-        alive[0] += 1
-        alive[1] = max(alive)
-        weakref.finalize(group.arrays["a"], lambda: alive.__setitem__(0, alive[0] - 1))
-        return group
+    def count(self: BatchStream, task: Any) -> Batch:
+        buffers[id(task[1]["a"])] = task[1]["a"]
+        return read_group(self, task)
 
     monkeypatch.setattr(BatchStream, "_read_group", count)
-    batches = list(make(range(400), shard=5, batch=4, together=3).read_epoch(1))
+    batches = list(make(range(400), block=5, batch=4, together=3).read_epoch(1))
     assert len(batches) == 100
-    assert alive[1] <= 2
-    assert alive[0] == 0, "a batch kept its whole group alive"
+    assert [len(buffer) for buffer in buffers.values()] == [15, 15]
+    for batch in batches:
+        for buffer in buffers.values():
+            assert not np.shares_memory(batch.arrays["a"], buffer)
 
 
 def test_an_epoch_may_be_left_early() -> None:
@@ -140,7 +138,7 @@ def test_an_epoch_may_be_left_early() -> None:
 
 
 def test_an_error_in_reading_is_raised() -> None:
-    stream = make(range(40), shard=2, together=1)
+    stream = make(range(40), block=2, together=1)
     array: Any = stream.arrays["a"]
     array.shape = (20, 2)
     epoch = stream.read_epoch()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.em.assignment import IGNORE, predict_pixels, upsample, vote_proposals
+from pipeline.datasets import IGNORE
+from stages.em.assignment import assign_proposals, predict_pixels, vote_proposals
+from stages.em.interpolation import upsample
 from stages.em.prototypes import compute_logits
 
 
@@ -70,3 +73,39 @@ def test_upsampled_logits_are_the_logits_of_upsampled_features() -> None:
     normalised = torch.nn.functional.normalize(large, dim=-1)
     expected = compute_logits(normalised, weight).argmax(dim=1)
     assert torch.equal(predict_pixels(logits, size), expected)
+
+
+def make_case(windows: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(windows, classes, 5, 4, generator=generator)
+    proposals = torch.randint(0, 7, (windows, 5, 4), generator=generator, dtype=torch.uint8)
+    return logits, proposals.repeat_interleave(9, dim=1).repeat_interleave(11, dim=2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 27, 255])
+def test_both_ways_assign_the_same(classes: int) -> None:
+    # float32 goes through the compiled loops; float64 through torch, which CUDA does too
+    logits, proposals = make_case(4, classes, seed=classes)
+    found, other = (assign_proposals(kind, proposals) for kind in (logits, logits.double()))
+    assert found.labels.dtype == other.labels.dtype == torch.uint8
+    assert torch.equal(found.labels, other.labels)
+    assert torch.equal(found.usage, other.usage)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_usage_counts_the_labelled_pixels(kind: torch.dtype) -> None:
+    logits, proposals = make_case(3, 4, seed=1)
+    assignment = assign_proposals(logits.to(kind), proposals)
+    assert assignment.usage.tolist() == [int((assignment.labels == k).sum()) for k in range(4)]
+    assert int(assignment.usage.sum()) == int((proposals > 0).sum())
+
+
+def test_any_number_of_threads_assigns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, proposals = make_case(7, 5, seed=2)
+    results = []
+    for threads in "125":
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        results.append(assign_proposals(logits, proposals))
+    for other in results[1:]:
+        assert torch.equal(other.labels, results[0].labels)
+        assert torch.equal(other.usage, results[0].usage)

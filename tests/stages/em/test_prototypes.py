@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.em.prototypes import Prototypes, compute_logits, make_prototypes, update_momentum
+from stages.em.prototypes import (
+    Prototypes,
+    compute_logits,
+    compute_weight_gradient,
+    make_prototypes,
+    update_momentum,
+)
 
 
 def constant(value: float) -> Prototypes:
@@ -43,6 +49,15 @@ def test_logits_by_hand() -> None:
     logits = compute_logits(features, torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, -2.0]]))
     assert logits.shape == (1, 3, 1, 2)
     assert logits[0, :, 0].tolist() == [[1, 3], [3, 7], [-4, -8]]
+
+
+def test_the_gradient_of_the_weight_is_autograd_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    weight = torch.randn(6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 6, 3, 4, generator=generator, dtype=torch.float64)
+    compute_logits(features, weight).backward(gradient)
+    torch.testing.assert_close(compute_weight_gradient(gradient, features), weight.grad)
 
 
 def test_the_first_update_copies() -> None:
