@@ -40,7 +40,7 @@ class Embedding(NamedTuple):
         Barycentric weights of the pixel in its simplex.
     sums : float32 [vertex]
         Sum of each vertex's weights.
-    keys : int64 [vertex, word]
+    keys : int64 [word, vertex]
         Where each vertex lies: its coordinates, packed into two integers.
     steps : int64 [word, axis]
         What is added to a vertex's key to get that of its neighbour along each axis.
@@ -81,12 +81,12 @@ def embed_pixels(features: NDArray[np.float32]) -> Embedding:
     vertices = take_scratch("vertices", (pixels, count), np.int32)
     weights = take_scratch("weights", (pixels, count), np.float32)
     sums = take_scratch("sums", (pixels * count,), np.float32)
-    keys = take_scratch("keys", (pixels * count, 2), np.int64)
+    keys = take_scratch("keys", (2, pixels * count), np.int64)
     # At most half full, and a power of two.
     table = take_scratch("table", (1 << (2 * pixels * count + FIRST_SLOTS).bit_length(),), np.int32)
     size = _embed(padded, scale, offset, strides, vertices, weights, sums, keys, table)
     steps = strides.sum(axis=1, keepdims=True) - count * strides
-    return Embedding(vertices, weights, sums[:size], keys[:size], steps)
+    return Embedding(vertices, weights, sums[:size], keys[:, :size], steps)
 
 
 def _bound_coordinates(
@@ -243,7 +243,7 @@ def _fill(table: NDArray[np.int32], slots: int, keys: NDArray[np.int64], size: i
     """Fill the first slots of the table with all vertices there are."""
     table[:slots] = -1
     for vertex in range(size):
-        slot = _hash(keys[vertex, 0], keys[vertex, 1], slots)
+        slot = _hash(keys[0, vertex], keys[1, vertex], slots)
         while table[slot] >= 0:
             slot = (slot + 1) & (slots - 1)
         table[slot] = vertex
@@ -298,15 +298,15 @@ def _embed(
                 slot = starts[entry]
                 vertex = table[slot]
                 while vertex >= 0 and (
-                    keys[vertex, 0] != low[entry] or keys[vertex, 1] != high[entry]
+                    keys[0, vertex] != low[entry] or (wide and keys[1, vertex] != high[entry])
                 ):
                     slot = (slot + 1) & (slots - 1)
                     vertex = table[slot]
                 if vertex < 0:
                     vertex = size
                     table[slot] = vertex
-                    keys[vertex, 0] = low[entry]
-                    keys[vertex, 1] = high[entry]
+                    keys[0, vertex] = low[entry]
+                    keys[1, vertex] = high[entry]
                     sums[vertex] = np.float32(0.0)
                     size += 1
                 vertices[first + lane, colour] = vertex

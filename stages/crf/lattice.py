@@ -74,84 +74,112 @@ def build_lattice(features: NDArray[np.float32]) -> Lattice:
         A coordinate is so large that float32 cannot tell neighbouring vertices apart.
     """
     vertices, weights, sums, keys, steps = embed_pixels(features)
-    ranking = np.lexsort(keys.T) if keys[:, 1].any() else np.argsort(keys[:, 0])
-    size, axes = len(keys), np.empty(len(steps[0]) + 1, np.int64)
-    ascending = take_scratch("ascending", keys.shape, np.int64)
-    np.take(keys, ranking, axis=0, out=ascending)
-    chains = take_scratch("chains", (steps[0].size * size,), np.int32)
+    size, axes = len(sums), np.empty(steps.shape[1] + 1, np.int64)
+    wide = bool(steps[1].any())
+    ranking = np.lexsort(keys) if wide else np.argsort(keys[0])
+    low, high = take_scratch("ascending", (2, size), np.int64)
+    np.take(keys[0], ranking, out=low)
+    np.take(keys[1], ranking, out=high)
+    chains = take_scratch("chains", (steps.shape[1] * size,), np.int32)
     following = take_scratch("following", (size,), np.int32)
     preceded = take_scratch("preceded", (size,), np.bool_)
-    _chain_vertices(ascending, ranking, steps, following, preceded, chains, axes)
-    chains = chains[: axes[-1]]
+    starts = take_scratch("starts", (size + 1,), np.int32)
+    entry = axes[0] = 0
+    for axis in range(len(axes) - 1):
+        if wide:
+            _find_far(low, high, ranking, *steps[:, axis], following, preceded)
+        else:
+            _find_near(low, ranking, steps[0, axis], following, preceded)
+        entry = axes[axis + 1] = _chain_vertices(following, preceded, starts, chains, entry)
+    chains = chains[:entry]
     _blur_numbers(chains, axes, sums)
     _normalise_weights(vertices, weights, sums)
     return Lattice(vertices, weights, chains, axes, size)
 
 
+# The keys ascend, and a neighbour's is larger by a constant of the axis: one sweep of two pointers
+# finds all neighbours. Both advance by the outcome of a comparison and not by a branch: which of
+# them does is as good as random, and a branch guessed wrong costs more than the step itself.
+
+
 @compile_kernel
-def _chain_vertices(
+def _find_near(
     keys: NDArray[np.int64],
     names: NDArray[np.int64],
-    steps: NDArray[np.int64],
+    step: int,
     following: NDArray[np.int32],
     preceded: NDArray[np.bool_],
-    chains: NDArray[np.int32],
-    axes: NDArray[np.int64],
 ) -> None:
-    """List the runs of neighbouring vertices along each axis in `chains`, their ends in `axes`.
+    """Set each vertex's neighbour along an axis, -1 for none, and mark those that are one.
 
-    The keys [place, word] ascend and `names` [place] are their vertices. A neighbour's key is
-    larger by a constant, so that one sweep of two pointers finds all neighbours along an axis.
+    The keys are of one integer; `names` are their vertices.
     """
-    size = len(keys)
-    count = steps.shape[1]
-    axes[0] = 0
-    entry = 0
-    for axis in range(count):
-        preceded[:] = False
-        following[:] = -1
-        _find_following(keys, names, steps[0, axis], steps[1, axis], following, preceded)
-        # In the order of their first vertices the runs are a third faster to blur than by key.
-        for vertex in range(size):
-            if preceded[vertex] or following[vertex] < 0:
-                continue
-            current = vertex
-            while following[current] >= 0:
-                chains[entry] = current
-                entry += 1
-                current = following[current]
-            chains[entry] = -1 - current
-            entry += 1
-        axes[axis + 1] = entry
+    following[:] = -1
+    preceded[:] = False
+    place = other = 0
+    while place < len(keys) and other < len(keys):
+        wanted = keys[place] + step
+        same = wanted == keys[other]
+        following[names[place]] = names[other] if same else -1
+        preceded[names[other]] |= same
+        less = wanted < keys[other]
+        place += less | same
+        other += not less
 
 
 @compile_kernel
-def _find_following(
-    keys: NDArray[np.int64],
+def _find_far(
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
     names: NDArray[np.int64],
     step_low: int,
     step_high: int,
     following: NDArray[np.int32],
     preceded: NDArray[np.bool_],
 ) -> None:
-    """Set each vertex's neighbour on one side, and mark those that are a neighbour.
-
-    Both pointers advance by the outcome of a comparison and not by a branch: which of them
-    advances is as good as random, and a branch guessed wrong costs more than the step itself.
-    """
-    size = len(keys)
+    """Do what `_find_near` does for keys of two integers."""
+    following[:] = -1
+    preceded[:] = False
     place = other = 0
-    while place < size and other < size:
-        low = keys[place, 0] + step_low
-        high = keys[place, 1] + step_high
-        other_low = keys[other, 0]
-        other_high = keys[other, 1]
-        same = (low == other_low) & (high == other_high)
+    while place < len(low) and other < len(low):
+        wanted, wanted_high = low[place] + step_low, high[place] + step_high
+        even = wanted_high == high[other]
+        same = even & (wanted == low[other])
         following[names[place]] = names[other] if same else -1
         preceded[names[other]] |= same
-        less = (high < other_high) | ((high == other_high) & (low < other_low))
+        less = (wanted_high < high[other]) | (even & (wanted < low[other]))
         place += less | same
         other += not less
+
+
+@compile_kernel
+def _chain_vertices(
+    following: NDArray[np.int32],
+    preceded: NDArray[np.bool_],
+    starts: NDArray[np.int32],
+    chains: NDArray[np.int32],
+    entry: int,
+) -> int:
+    """List the runs of neighbouring vertices along an axis from an entry on; return the next.
+
+    In the order of their first vertices the runs are a third faster to blur than by key.
+    """
+    count = 0
+    for vertex in range(len(following)):
+        # Every vertex is written, and the next one in its place unless it starts a run: no branch.
+        starts[count] = vertex
+        count += (not preceded[vertex]) & (following[vertex] >= 0)
+    for start in range(count):
+        current = starts[start]
+        after = following[current]
+        while after >= 0:
+            chains[entry] = current
+            entry += 1
+            current = after
+            after = following[current]
+        chains[entry] = -1 - current
+        entry += 1
+    return entry
 
 
 @compile_kernel

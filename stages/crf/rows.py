@@ -19,6 +19,8 @@ from pipeline.vectors import (
     add_scaled,
     count_lanes,
     load,
+    maximum,
+    minimum,
     prefetch,
     store,
     zeros,
@@ -32,7 +34,8 @@ PIXELS_AHEAD = 4
 ENTRIES_AHEAD = 16
 LINE = 16
 LEAST_LOGIT = np.float32(-FORBIDDEN)
-_BLOCK = 32
+# Pixels whose energies are turned into rows together.
+BLOCK = 16
 
 Floats = NDArray[np.float32]
 # Vertices and weights of the pixels, [pixel, corner] each.
@@ -280,21 +283,20 @@ def arrange_logits(unary: Floats, logits: Floats) -> None:
         Written.
     """
     labels, pixels = unary.shape
-    lanes = logits.shape[1]
-    lowest = np.empty(_BLOCK, np.float32)
-    for first in range(0, pixels, _BLOCK):
-        count = min(_BLOCK, pixels - first)
-        lowest[:count] = unary[0, first : first + count]
+    whole = pixels - pixels % BLOCK
+    block = np.full((logits.shape[1], BLOCK), LEAST_LOGIT, np.float32)
+    for first in range(0, whole, BLOCK):
+        lowest = load(unary, first, zeros(BLOCK))
         for label in range(1, labels):
-            for place in range(count):
-                lowest[place] = min(lowest[place], unary[label, first + place])
+            lowest = minimum(lowest, load(unary, label * pixels + first, lowest))
         for label in range(labels):
-            for place in range(count):
-                logit = lowest[place] - unary[label, first + place]
-                logits[first + place, label] = max(logit, LEAST_LOGIT)
-        for label in range(labels, lanes):
-            for place in range(count):
-                logits[first + place, label] = LEAST_LOGIT
+            logit = lowest - load(unary, label * pixels + first, lowest)
+            store(block, label * BLOCK, maximum(logit, LEAST_LOGIT))
+        logits[first : first + BLOCK] = block.T
+    for pixel in range(whole, pixels):
+        own = unary[:, pixel]
+        logits[pixel] = LEAST_LOGIT
+        logits[pixel, :labels] = np.maximum(own.min() - own, LEAST_LOGIT)
 
 
 @compile_kernel
