@@ -29,7 +29,12 @@ class Proposals:
 
 
 def propose_masks(
-    features: Tensor, *, threshold: float, leave: float, max_proposals: int
+    features: Tensor,
+    *,
+    threshold: float,
+    leave: float,
+    max_proposals: int,
+    together: bool | None = None,
 ) -> Proposals:
     """Split every window into proposals, one principal direction after the other.
 
@@ -49,6 +54,9 @@ def propose_masks(
         Share of the grid that may be left in no proposal, in [0, 1).
     max_proposals
         Most proposals of one window.
+    together
+        Whether all windows take each round in one batch, as a GPU wants it; else window by window,
+        as the processor's cache does. By default, whether the features are on a GPU.
 
     Returns
     -------
@@ -56,13 +64,27 @@ def propose_masks(
 
     Notes
     -----
-    The absolute projection makes the result independent of the direction's arbitrary sign. One
-    read-back per round tells whether any window goes on; none per window.
+    The absolute projection makes the result independent of the direction's arbitrary sign. Where
+    the windows go together, one read-back per round tells whether any goes on; none per window.
     """
+    if together is None:
+        together = features.is_cuda
     windows, rows, columns, channels = features.shape
-    positions = rows * columns
-    flat = features.reshape(windows, positions, channels)
-    unit = F.normalize(flat, dim=-1)
+    flat = features.reshape(windows, rows * columns, channels)
+    groups = [flat] if together else list(flat.split(1))
+    found = [_propose(group, threshold, leave, max_proposals, together) for group in groups]
+    most = max(len(soft) for soft, _ in found)
+    planes = torch.cat([F.pad(soft, (0, 0, 0, 0, 0, most - len(soft))) for soft, _ in found], dim=1)
+    count = torch.cat([count for _, count in found])
+    return Proposals(planes.transpose(0, 1).reshape(windows, most, rows, columns), count)
+
+
+def _propose(
+    features: Tensor, threshold: float, leave: float, max_proposals: int, together: bool
+) -> tuple[Tensor, Tensor]:
+    """Go round by round; return soft planes [proposal, window, position] and their number."""
+    windows, positions, _ = features.shape
+    unit = F.normalize(features, dim=-1)
     active = torch.ones(windows, positions, dtype=torch.bool, device=features.device)
     soft: list[Tensor] = []
     count = torch.zeros(windows, dtype=torch.int64, device=features.device)
@@ -70,20 +92,19 @@ def propose_masks(
         going = active.sum(dim=1) > leave * positions
         if not going.any():
             break
-        direction = find_principal_directions(flat, active)
-        projection = (unit @ direction.unsqueeze(-1)).squeeze(-1).abs()
-        seed = projection.masked_fill(~active, -1).argmax(dim=1)
-        seed_feature = unit[torch.arange(windows, device=unit.device), seed]
-        similarity = (unit @ seed_feature.unsqueeze(-1)).squeeze(-1)
+        direction = find_principal_directions(features, active, together=together)
+        projection = torch.bmm(unit, direction.unsqueeze(-1)).squeeze(-1).abs()
+        seed = projection.masked_fill(~active, -1).argmax(dim=1, keepdim=True)
+        seed_feature = unit.take_along_dim(seed.unsqueeze(-1), dim=1)
+        similarity = torch.bmm(unit, seed_feature.transpose(1, 2)).squeeze(-1)
         # the seed's own cosine is the largest; rounding may not decide whether it is in
-        similarity = similarity.scatter(1, seed.unsqueeze(1), 1.0).clamp(max=1)
+        similarity = similarity.scatter(1, seed, 1.0).clamp(max=1)
         proposal = active & (similarity >= threshold) & going.unsqueeze(1)
         soft.append(torch.where(proposal, similarity, similarity.new_zeros(())))
         active = active & ~proposal
         count += going
-    if not soft:
-        return Proposals(features.new_zeros(windows, 0, rows, columns), count)
-    return Proposals(torch.stack(soft, dim=1).reshape(windows, -1, rows, columns), count)
+    planes = torch.stack(soft) if soft else features.new_zeros(0, windows, positions)
+    return planes, count
 
 
 def score_proposals(proposals: Proposals, *, gain: float) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pipeline.settings import StageSettings, execution_setting, setting
 
 
 class MaskSettings(StageSettings):
     """How features become principal mask proposals."""
+
+    version: ClassVar[int] = 2
 
     threshold: float = setting(
         0.4, "least cosine to the seed, as a share of the largest (psi of PriMaPs)", gt=0, le=1
@@ -17,7 +21,8 @@ class MaskSettings(StageSettings):
     max_proposals: int = setting(32, "most proposals of one window", ge=1, le=254)
     gain: float = setting(10.0, "gain on the soft proposals before they are clamped to 1", gt=0)
     crf: str = setting(
-        "auto", "refinement at image size: auto (our own), numba, pydensecrf or none"
+        "auto",
+        "refinement at image size: auto (our own on the device), numba, cuda, pydensecrf or none",
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
     batch_size: int = execution_setting(32, "windows whose PCA runs together", ge=1)

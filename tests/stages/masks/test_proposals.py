@@ -66,10 +66,11 @@ def draw_ids(soft: np.ndarray) -> np.ndarray:
     return ((soft > 0) * np.arange(1, len(soft) + 1)[:, None, None]).sum(axis=0)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_clustered_features_give_the_method_s_proposals(seed: int) -> None:
+def test_clustered_features_give_the_method_s_proposals(seed: int, together: bool) -> None:
     features = cluster_features(6, 10, 24, clusters=3 + seed, seed=seed)
-    found = propose_masks(features, **METHOD)
+    found = propose_masks(features, **METHOD, together=together)
     for window in range(6):
         expected = propose_by_hand(features[window], **METHOD)
         assert found.count[window] == len(expected)
@@ -79,13 +80,17 @@ def test_clustered_features_give_the_method_s_proposals(seed: int) -> None:
         assert not soft[len(expected) :].any()
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("threshold", [0.25, 0.4, 0.9])
-def test_random_features_give_the_method_s_proposals_nearly_everywhere(threshold: float) -> None:
-    method = {**METHOD, "threshold": threshold}
+def test_random_features_give_the_method_s_proposals_nearly_everywhere(
+    threshold: float, together: bool
+) -> None:
+    method = {**METHOD, "threshold": threshold, "together": together}
     features = random_features(40, 8, 24, seed=11)
     found = propose_masks(features, **method)
     same = [
-        draw_ids(found.soft[window].numpy()) == draw_ids(propose_by_hand(one, **method))
+        draw_ids(found.soft[window].numpy())
+        == draw_ids(propose_by_hand(one, threshold, METHOD["leave"], METHOD["max_proposals"]))
         for window, one in enumerate(features)
     ]
     assert np.mean(same) >= 0.99
@@ -95,7 +100,9 @@ def test_the_sign_of_the_direction_does_not_matter(monkeypatch: pytest.MonkeyPat
     features = random_features(5, 9, 16, seed=3)
     expected = propose_masks(features, **METHOD)
     find = module.find_principal_directions
-    monkeypatch.setattr(module, "find_principal_directions", lambda *given: -find(*given))
+    monkeypatch.setattr(
+        module, "find_principal_directions", lambda *given, **how: -find(*given, **how)
+    )
     turned = propose_masks(features, **METHOD)
     assert torch.equal(turned.soft, expected.soft)
     assert torch.equal(turned.count, expected.count)
@@ -109,6 +116,7 @@ def test_the_sign_of_the_direction_does_not_matter(monkeypatch: pytest.MonkeyPat
     threshold=st.floats(0.05, 1),
     leave=st.floats(0, 0.9),
     most=st.integers(1, 12),
+    together=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -120,11 +128,14 @@ def test_what_holds_of_any_proposals(
     threshold: float,
     leave: float,
     most: int,
+    together: bool,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(windows, rows, columns, channels, generator=generator)
-    found = propose_masks(features, threshold=threshold, leave=leave, max_proposals=most)
+    found = propose_masks(
+        features, threshold=threshold, leave=leave, max_proposals=most, together=together
+    )
     assert found.soft.shape == (windows, found.count.max(), rows, columns)
     assert found.count.min() >= 1
     assert found.count.max() <= most
@@ -143,17 +154,18 @@ def test_what_holds_of_any_proposals(
         assert before_last > leave * rows * columns - 1e-4, "it stops in time"
 
 
-def test_a_window_does_not_depend_on_its_companions() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_a_window_does_not_depend_on_its_companions(together: bool) -> None:
     features = torch.cat(
         [cluster_features(2, 8, 16, 2, seed=1), cluster_features(2, 8, 16, 6, seed=2)]
     )
-    together = propose_masks(features, **METHOD)
-    assert len(set(together.count.tolist())) > 1
+    found = propose_masks(features, **METHOD, together=together)
+    assert len(set(found.count.tolist())) > 1
     for window in range(4):
         alone = propose_masks(features[window : window + 1], **METHOD)
         count = int(alone.count)
-        assert count == together.count[window]
-        torch.testing.assert_close(alone.soft[0], together.soft[window, :count], atol=1e-5, rtol=0)
+        assert count == found.count[window]
+        torch.testing.assert_close(alone.soft[0], found.soft[window, :count], atol=1e-5, rtol=0)
 
 
 def test_equal_features_are_one_proposal() -> None:
@@ -162,8 +174,9 @@ def test_equal_features_are_one_proposal() -> None:
     torch.testing.assert_close(found.soft, torch.ones(1, 1, 4, 4))
 
 
-def test_features_of_zero_length_end_too() -> None:
-    found = propose_masks(torch.zeros(1, 3, 3, 4), **METHOD)
+@pytest.mark.parametrize("together", [False, True])
+def test_features_of_zero_length_end_too(together: bool) -> None:
+    found = propose_masks(torch.zeros(1, 3, 3, 4), **METHOD, together=together)
     assert found.soft.isfinite().all()
     assert found.count.tolist() == [9]
 

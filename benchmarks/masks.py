@@ -1,0 +1,213 @@
+"""The proposals against the call sequence of the published code, one thread each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from benchmarks.comparison import Comparison, Section, race
+from benchmarks.machine import Machine
+from benchmarks.samples import GRID, PHOTOGRAPHS, load_square
+from stages.extract.handcrafted import CELL, compute_features
+from stages.masks.directions import find_principal_directions
+from stages.masks.proposals import propose_masks
+from stages.masks.settings import MaskSettings
+
+CHANNELS = 384
+SIDES = (GRID, 40)
+# Multiplications by the covariance that a direction to five digits takes on such features.
+STEPS = 10
+_METHOD = MaskSettings()
+METHOD: dict[str, Any] = {
+    "threshold": _METHOD.threshold,
+    "leave": _METHOD.leave,
+    "max_proposals": _METHOD.max_proposals,
+}
+
+
+def draw_features(name: str, side: int) -> Tensor:
+    """Make features of a photograph like those of a small Vision Transformer, without its weights.
+
+    The hand-crafted channels go through two fixed random layers and a layer norm, and a little
+    noise fills the directions that the 60 channels leave empty.
+
+    Parameters
+    ----------
+    name : str
+        One of ``PHOTOGRAPHS``.
+    side : int
+        Rows and columns of the grid.
+
+    Returns
+    -------
+    float32 tensor [row, column, channel]
+        384 channels, rounded to float16 as in the cache.
+    """
+    pixels = torch.from_numpy(load_square(PHOTOGRAPHS[name], CELL * side))
+    local = compute_features(pixels.permute(2, 0, 1).float().div(255).unsqueeze(0))[0]
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(local.shape[-1], CHANNELS, generator=generator)
+    second = torch.randn(CHANNELS, CHANNELS, generator=generator) / math.sqrt(CHANNELS)
+    mixed = torch.relu(4 * local @ first) @ second
+    mixed = F.layer_norm(mixed - mixed.mean(dim=(0, 1)), (CHANNELS,))
+    noise = torch.randn(mixed.shape, generator=generator)
+    return F.layer_norm(mixed + 0.4 * noise, (CHANNELS,)).half().float()
+
+
+def propose_literally(features: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Split one window as the published code does: one call of ``pca_lowrank`` per proposal.
+
+    Parameters
+    ----------
+    features : float32 tensor [row, column, channel]
+        The window.
+
+    Returns
+    -------
+    ids : int64 tensor [position]
+        0 = no proposal, j = proposal j.
+    rounds : list of bool tensor [position]
+        The active positions at the start of every round.
+    """
+    points = features.flatten(0, 1)
+    unit = F.normalize(points, dim=-1)
+    active = torch.ones(len(points), dtype=torch.bool)
+    ids = torch.zeros(len(points), dtype=torch.int64)
+    rounds: list[Tensor] = []
+    while active.sum() > METHOD["leave"] * len(points) and len(rounds) < METHOD["max_proposals"]:
+        rounds.append(active.clone())
+        direction = decompose_literally(points, active)
+        seed = (unit @ direction).abs().masked_fill(~active, -1).argmax()
+        similarity = unit @ unit[seed]
+        largest = similarity[active].max()
+        proposal = active & (similarity >= METHOD["threshold"] * largest)
+        ids[proposal] = len(rounds)
+        active &= ~proposal
+    return ids, rounds
+
+
+def decompose_literally(points: Tensor, active: Tensor) -> Tensor:
+    """Give the first principal direction, float32 [channel], of the active points' rows."""
+    direction: Tensor = torch.pca_lowrank(points[active], q=3, niter=100)[2][:, 0]
+    return direction
+
+
+def compare_directions(repeats: int, machine: Machine) -> Iterator[Comparison]:
+    """Compare the principal directions of all rounds of a window, on the same active positions.
+
+    Parameters
+    ----------
+    repeats : int
+        Runs of each side per input, in turn; the best counts.
+    machine : Machine
+        The measured limits.
+
+    Yields
+    ------
+    Comparison
+        The limit is what ten multiplications by the covariance take, each of which reads the active
+        positions' features twice out of the second-level cache.
+    """
+    for side in SIDES:
+        for name in PHOTOGRAPHS:
+            features = draw_features(name, side)
+            points = features.flatten(0, 1)
+            with _one_thread():
+                _, rounds = propose_literally(features)
+                _find_all(points, rounds[:1])  # compiles
+                ours, theirs, mine, reference = race(
+                    partial(_find_all, points, rounds),
+                    partial(_decompose_all, points, rounds),
+                    repeats,
+                )
+            size = sum(int(active.sum()) for active in rounds) * CHANNELS
+            cosines = [abs(float(a @ b)) for a, b in zip(mine, reference, strict=True)]
+            yield Comparison(
+                group=_name_grid(side),
+                sample=name,
+                ours=ours,
+                theirs=theirs,
+                agreement=min(cosines),
+                limit=machine.least_seconds(
+                    cache=STEPS * 2 * 4 * size, operations=STEPS * 2 * 2 * size
+                ),
+            )
+
+
+def compare_proposals(repeats: int, machine: Machine) -> Iterator[Comparison]:
+    """Compare whole windows, from features to the id of every position; parameters as above.
+
+    Yields
+    ------
+    Comparison
+        The limit adds to the directions' that every round reads all unit features twice: for the
+        projections and for the cosines to the seed.
+    """
+    for side in SIDES:
+        for name in PHOTOGRAPHS:
+            features = draw_features(name, side)
+            with _one_thread():
+                ours, theirs, mine, (reference, rounds) = race(
+                    partial(propose_masks, features[None], **METHOD),
+                    partial(propose_literally, features),
+                    repeats,
+                )
+            taken = mine.soft[0].flatten(1) > 0
+            ids = taken.int().argmax(dim=0) + taken.any(dim=0)
+            size = sum(int(active.sum()) for active in rounds) * CHANNELS
+            read = len(rounds) * features.numel()
+            yield Comparison(
+                group=_name_grid(side),
+                sample=name,
+                ours=ours,
+                theirs=theirs,
+                agreement=100 * float((ids == reference).double().mean()),
+                limit=machine.least_seconds(
+                    cache=2 * 4 * (STEPS * size + read), operations=2 * 2 * (STEPS * size + read)
+                ),
+            )
+
+
+def _find_all(points: Tensor, rounds: list[Tensor]) -> list[Tensor]:
+    return [find_principal_directions(points[None], active[None])[0] for active in rounds]
+
+
+def _decompose_all(points: Tensor, rounds: list[Tensor]) -> list[Tensor]:
+    return [decompose_literally(points, active) for active in rounds]
+
+
+def _name_grid(side: int) -> str:
+    return f"{side} x {side} x {CHANNELS}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+SECTIONS = (
+    Section(
+        "principal directions of all rounds of a window, one thread",
+        "pca_lowrank",
+        "least\n|cosine|",
+        compare_directions,
+    ),
+    Section(
+        "proposals of a window on the grid, one thread",
+        "published\nprocedure",
+        "equal positions\nlowest, %",
+        compare_proposals,
+    ),
+)
