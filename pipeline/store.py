@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,12 +18,17 @@ from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from pipeline.errors import RunError
 from pipeline.files import read_json, sync_file
+from pipeline.shards import find_layout, read_shards
 
-# measured on DINOv2 features: float16 mantissas hardly compress, while id maps shrink 30-fold
+# Measured (benchmarks/storage.py): float16 features shrink by a tenth at most and are then read ten
+# times slower; id maps shrink 35-fold, and of the codecs that do so LZ4HC is read fastest by far.
 _COMPRESSORS = {
-    True: [BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle)],
+    True: [BloscCodec(cname="lz4hc", clevel=5, shuffle=BloscShuffle.shuffle)],
     False: [],
 }
+# Measured too: with one row a chunk a third of the reading goes into calls; with sixteen, whoever
+# wants a few neighbours reads many more.
+_CHUNK_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def prepare_arrays(
     length
         Length of the first axis of every array.
     shard
-        Rows per shard file; a chunk inside is one row.
+        Rows per shard file; a chunk inside is eight rows, or fewer where eight do not divide it.
     attributes
         Attributes of the group.
 
@@ -119,7 +125,7 @@ def _create(group: zarr.Group, name: str, spec: ArraySpec, length: int, shard: i
     group.create_array(
         name,
         shape=(length, *spec.shape),
-        chunks=(1, *spec.shape),
+        chunks=(math.gcd(_CHUNK_ROWS, shard), *spec.shape),
         shards=(shard, *spec.shape),
         dtype=spec.dtype,
         dimension_names=spec.dims,
@@ -224,22 +230,50 @@ def write_shard(store: Path, blocks: Mapping[str, np.ndarray], shard: int, rows:
             sync_file(file)
 
 
-def read_rows(array: zarr.Array, start: int, stop: int) -> np.ndarray:
+def read_rows(
+    array: zarr.Array, start: int, stop: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """Read some rows of an array.
+
+    Every chunk is checked against its checksum, once per process and file.
+
+    Parameters
+    ----------
+    array
+        As :func:`open_arrays` gives it.
+    start, stop
+        The rows, within the array.
+    out
+        Where they go: contiguous, of their shape and type; a new array where there is none.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``out``, or the new array [row, ...].
 
     Raises
     ------
     RunError
         The bytes on disk are not those that were written.
     """
+    layout = find_layout(array)
+    if out is None and layout is not None:
+        out = np.empty((stop - start, *array.shape[1:]), array.dtype)
     try:
-        return np.asarray(array[start:stop])
+        if layout is not None and out is not None and out.flags.c_contiguous:
+            read_shards(array, layout, start, stop, out)
+            return out
+        rows = np.asarray(array[start:stop])
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise RunError(
             f"rows {start} to {stop} of {array.store_path} are damaged ({reason}); "
             "run the stage that writes them again with --force."
         ) from error
+    if out is None:
+        return rows
+    out[:] = rows
+    return out
 
 
 @contextmanager

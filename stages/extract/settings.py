@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.settings import StageSettings, execution_setting, setting
 
@@ -12,6 +12,8 @@ HANDCRAFTED = "handcrafted"
 
 class ExtractSettings(StageSettings):
     """What features are extracted of which images."""
+
+    version: ClassVar[int] = 2
 
     dataset: str = setting(
         ..., "layout of the images: folder, cocostuff, cityscapes, potsdam or camvid"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 VIEWS = ("clean", "mirror")
 DIMS = ("window", "row", "column", "channel")
+_TOGETHER = 2
 
 
 class Extract(Stage[ExtractSettings]):
@@ -254,10 +255,16 @@ def extract_views(backbone: Backbone, pixels: np.ndarray) -> tuple[np.ndarray, n
     """
     import torch
 
-    images = torch.from_numpy(pixels).to(backbone.device, non_blocking=True)
-    images = images.permute(0, 3, 1, 2).float() / 255
-    both = [backbone(images), backbone(images.flip(-1))]
-    clean, mirror = (features.to(torch.float16).cpu().numpy() for features in both)
+    # A processor gains nothing from more windows at a time, and what it computes in between is then
+    # small enough to stay in the cache and to be allocated again and again. The number does not
+    # follow the threads: another one may round differently.
+    together = len(pixels) if backbone.device.type != "cpu" else _TOGETHER
+    grids: list[list[np.ndarray]] = [[], []]
+    for part in torch.from_numpy(pixels).split(together):
+        images = part.to(backbone.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        for view, grid in zip((images, images.flip(-1)), grids, strict=True):
+            grid.append(backbone(view).to(torch.float16).cpu().numpy())
+    clean, mirror = (np.concatenate(grid) for grid in grids)
     return clean, mirror
 
 

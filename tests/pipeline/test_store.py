@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline import store as module
 from pipeline.errors import RunError
@@ -19,6 +20,7 @@ from pipeline.store import (
     open_arrays,
     prepare_arrays,
     read_group,
+    read_rows,
     write_group,
     write_shard,
 )
@@ -85,7 +87,40 @@ def test_one_file_per_shard(store: Path) -> None:
     for name in SPECS:
         assert len(shard_files(store / name)) == 3
     array = open_arrays(store, ["features"])["features"]
-    assert (array.shards, array.chunks) == ((4, 2, 3), (1, 2, 3))
+    assert (array.shards, array.chunks) == ((4, 2, 3), (4, 2, 3))
+
+
+@pytest.mark.parametrize(("shard", "chunk"), [(64, 8), (12, 4), (5, 1)])
+def test_chunks_are_of_eight_rows_where_that_divides_a_shard(
+    tmp_path: Path, shard: int, chunk: int
+) -> None:
+    prepare_arrays(tmp_path / "a.zarr", SPECS, 100, shard, {})
+    for array in open_arrays(tmp_path / "a.zarr", list(SPECS)).values():
+        assert array.chunks[0] == chunk
+
+
+def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    group = zarr.open_group(store, mode="w", zarr_format=3)
+    group.create_array(
+        "ids",
+        shape=(LENGTH, 4),
+        chunks=(1, 4),
+        shards=(SHARD, 4),
+        dtype="uint8",
+        dimension_names=IDS.dims,
+        compressors=[BloscCodec(cname="zstd"), Crc32cCodec()],
+        fill_value=255,
+    )
+    before = (store / "ids" / "zarr.json").stat().st_mtime_ns
+    for shard in range(3):
+        prepare_arrays(store, {"ids": replace(IDS, attributes={})}, LENGTH, SHARD, {})
+        block = np.repeat(rows(shard)[:, None], 4, axis=1).astype(np.uint8)
+        write_shard(store, {"ids": block}, shard, SHARD)
+    assert (store / "ids" / "zarr.json").stat().st_mtime_ns == before
+    array = open_arrays(store, ["ids"])["ids"]
+    assert array.chunks == (1, 4)
+    assert read_rows(array, 0, LENGTH)[:, 0].tolist() == list(range(1, 11))
 
 
 def test_what_is_not_written_reads_as_the_fill(store: Path) -> None:
