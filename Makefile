@@ -1,6 +1,7 @@
 # make demo   install, run all four stages on photographs that come with the install
 # make test   install what the tests need, run them all
 # make lint   ruff and mypy
+# make bench  every part side by side with what else a user could run; about 20 minutes
 VENV ?= .venv
 PYTHON ?= python3
 RUN ?= runs/demo
@@ -20,7 +21,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m benchmarks.speed crf
+	$(BIN)/python -m benchmarks.speed
 
 $(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "primaps-pipe needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'

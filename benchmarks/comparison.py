@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
 
+import torch
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import Machine
 
@@ -89,6 +93,23 @@ def race(ours: Callable[[], A], theirs: Callable[[], B], repeats: int) -> tuple[
         times[1].append(perf_counter() - middle)
         times[0].append(middle - start)
     return min(times[0]), min(times[1]), own, other
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give torch, the compiled loops and other numerical libraries one thread each for a while."""
+    threads, told = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if told is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = told
 
 
 def tabulate(section: Section, comparisons: list[Comparison]) -> Table:

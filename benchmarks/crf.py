@@ -8,9 +8,8 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from benchmarks.comparison import Comparison, Section, race
+from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
 from stages.crf import CrfSettings, choose_backend
@@ -91,7 +90,7 @@ def compare_crf(repeats: int, machine: Machine) -> Iterator[Comparison]:
     assert ours is not None and theirs is not None
     images = list_samples()
     first = next(iter(images.values()))
-    with threadpool_limits(1):
+    with one_thread():
         for labels in LABELS:
             ours.refine(draw_unary(first, labels, 1.0, 0), first, settings)
             for seed, (name, image) in enumerate(images.items()):
@@ -128,7 +127,7 @@ def compare_threads(repeats: int, machine: Machine) -> Iterator[Comparison]:
         limit is half the time of one after the other.
     """
     settings, backend = CrfSettings(), NumbaBackend()
-    with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
+    with one_thread(), ThreadPoolExecutor(2) as pool:
         for labels in LABELS:
             for seed, (name, image) in enumerate(list_samples().items()):
                 unary = draw_unary(image, labels, SHARPNESS[seed % len(SHARPNESS)], seed)

@@ -14,8 +14,8 @@ from time import perf_counter
 import click
 from rich.console import Console
 from rich.table import Table
-from threadpoolctl import threadpool_limits
 
+from benchmarks.comparison import one_thread
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
 from stages.crf import CrfSettings
 from stages.crf.backends import NumbaBackend
@@ -57,7 +57,7 @@ def tabulate(title: str, heading: str, values: Sequence[int], seconds: Sequence[
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write every time here.")
 def main(repeats: int, target: Path | None) -> None:
     """Time the dense CRF for growing numbers of labels and of pixels."""
-    with threadpool_limits(1):
+    with one_thread():
         by_labels = [time_refinement(320, labels, repeats) for labels in LABELS]
         by_size = [time_refinement(size, 27, repeats) for size in SIZES]
     console = Console()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,10 +10,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.comparison import Comparison, Section, race
+from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
-from benchmarks.masks import draw_features
-from benchmarks.samples import GRID, PHOTOGRAPHS, load_square
+from benchmarks.samples import GRID, PHOTOGRAPHS, draw_features, load_square
 from pipeline.datasets import IGNORE
 from stages.em.fit import FitState, run_em_epoch
 from stages.em.initialisation import find_initial_directions
@@ -163,22 +160,6 @@ def find_limit(batches: Batches, machine: Machine) -> float:
         memory=(2 + 4 + 4 + 4) * values + (1 + 2 + 8) * pixels,
         operations=(3 * 2 * values + FLOPS_PER_LOGIT * pixels) * SETTINGS.classes,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Give torch and the compiled loops one thread each for a while."""
-    threads, told = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if told is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = told
 
 
 def compare_em(

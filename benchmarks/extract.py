@@ -127,11 +127,13 @@ def prepare_run(root: Path, photograph: Path, weights: Path) -> tuple[Run, Extra
         }
     )
     run = Run(root / "run")
-    run_stage(Extract(), run, settings, Execution(), _Silence(progress=False))
+    run_stage(Extract(), run, settings, Execution(), Silence(progress=False))
     return run, Extract().resolve(run, settings)
 
 
-class _Silence(Screen):
+class Silence(Screen):
+    """A screen that shows nothing."""
+
     def note(self, text: str) -> None:
         """Show nothing."""
 

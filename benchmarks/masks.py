@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,15 +10,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.comparison import Comparison, Section, race
+from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
-from benchmarks.samples import GRID, PHOTOGRAPHS, load_square
-from stages.extract.handcrafted import CELL, compute_features
+from benchmarks.samples import CHANNELS, GRID, PHOTOGRAPHS, draw_features
 from stages.masks.directions import find_principal_directions
 from stages.masks.proposals import propose_masks
 from stages.masks.settings import MaskSettings
 
-CHANNELS = 384
 SIDES = (GRID, 40)
 # Multiplications by the covariance that a direction to five digits takes on such features.
 STEPS = 10
@@ -30,35 +26,6 @@ METHOD: dict[str, Any] = {
     "leave": _METHOD.leave,
     "max_proposals": _METHOD.max_proposals,
 }
-
-
-def draw_features(name: str, side: int) -> Tensor:
-    """Make features of a photograph like those of a small Vision Transformer, without its weights.
-
-    The hand-crafted channels go through two fixed random layers and a layer norm, and a little
-    noise fills the directions that the 60 channels leave empty.
-
-    Parameters
-    ----------
-    name : str
-        One of ``PHOTOGRAPHS``.
-    side : int
-        Rows and columns of the grid.
-
-    Returns
-    -------
-    float32 tensor [row, column, channel]
-        384 channels, rounded to float16 as in the cache.
-    """
-    pixels = torch.from_numpy(load_square(PHOTOGRAPHS[name], CELL * side))
-    local = compute_features(pixels.permute(2, 0, 1).float().div(255).unsqueeze(0))[0]
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(local.shape[-1], CHANNELS, generator=generator)
-    second = torch.randn(CHANNELS, CHANNELS, generator=generator) / math.sqrt(CHANNELS)
-    mixed = torch.relu(4 * local @ first) @ second
-    mixed = F.layer_norm(mixed - mixed.mean(dim=(0, 1)), (CHANNELS,))
-    noise = torch.randn(mixed.shape, generator=generator)
-    return F.layer_norm(mixed + 0.4 * noise, (CHANNELS,)).half().float()
 
 
 def propose_literally(features: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -71,15 +38,15 @@ def propose_literally(features: Tensor) -> tuple[Tensor, list[Tensor]]:
 
     Returns
     -------
-    ids : int64 tensor [position]
-        0 = no proposal, j = proposal j.
+    soft : float32 tensor [proposal, position]
+        Cosine to the seed over the largest, 0 outside of the proposal.
     rounds : list of bool tensor [position]
         The active positions at the start of every round.
     """
     points = features.flatten(0, 1)
     unit = F.normalize(points, dim=-1)
     active = torch.ones(len(points), dtype=torch.bool)
-    ids = torch.zeros(len(points), dtype=torch.int64)
+    soft: list[Tensor] = []
     rounds: list[Tensor] = []
     while active.sum() > METHOD["leave"] * len(points) and len(rounds) < METHOD["max_proposals"]:
         rounds.append(active.clone())
@@ -88,9 +55,9 @@ def propose_literally(features: Tensor) -> tuple[Tensor, list[Tensor]]:
         similarity = unit @ unit[seed]
         largest = similarity[active].max()
         proposal = active & (similarity >= METHOD["threshold"] * largest)
-        ids[proposal] = len(rounds)
+        soft.append(torch.where(proposal, similarity / largest, 0))
         active &= ~proposal
-    return ids, rounds
+    return torch.stack(soft), rounds
 
 
 def decompose_literally(points: Tensor, active: Tensor) -> Tensor:
@@ -119,7 +86,7 @@ def compare_directions(repeats: int, machine: Machine) -> Iterator[Comparison]:
         for name in PHOTOGRAPHS:
             features = draw_features(name, side)
             points = features.flatten(0, 1)
-            with _one_thread():
+            with one_thread():
                 _, rounds = propose_literally(features)
                 _find_all(points, rounds[:1])  # compiles
                 ours, theirs, mine, reference = race(
@@ -153,14 +120,13 @@ def compare_proposals(repeats: int, machine: Machine) -> Iterator[Comparison]:
     for side in SIDES:
         for name in PHOTOGRAPHS:
             features = draw_features(name, side)
-            with _one_thread():
+            with one_thread():
                 ours, theirs, mine, (reference, rounds) = race(
                     partial(propose_masks, features[None], **METHOD),
                     partial(propose_literally, features),
                     repeats,
                 )
-            taken = mine.soft[0].flatten(1) > 0
-            ids = taken.int().argmax(dim=0) + taken.any(dim=0)
+            equal = _number(mine.soft[0].flatten(1)) == _number(reference)
             size = sum(int(active.sum()) for active in rounds) * CHANNELS
             read = len(rounds) * features.numel()
             yield Comparison(
@@ -168,7 +134,7 @@ def compare_proposals(repeats: int, machine: Machine) -> Iterator[Comparison]:
                 sample=name,
                 ours=ours,
                 theirs=theirs,
-                agreement=100 * float((ids == reference).double().mean()),
+                agreement=100 * float(equal.double().mean()),
                 limit=machine.least_seconds(
                     cache=2 * 4 * (STEPS * size + read), operations=2 * 2 * (STEPS * size + read)
                 ),
@@ -187,14 +153,10 @@ def _name_grid(side: int) -> str:
     return f"{side} x {side} x {CHANNELS}"
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _number(soft: Tensor) -> Tensor:
+    """Return the number of every position's proposal, from 1; 0 = none."""
+    taken = soft > 0
+    return taken.int().argmax(dim=0) + taken.any(dim=0)
 
 
 SECTIONS = (

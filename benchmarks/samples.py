@@ -1,15 +1,21 @@
-"""Photographs that come with scikit-image and scikit-learn, and label energies to go with them."""
+"""Photographs that come with scikit-image and scikit-learn, and energies and features of them."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import skimage
 import sklearn.datasets
+import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import log_softmax
+from torch import Tensor
+
+from stages.extract.handcrafted import CELL, compute_features
 
 # The photographs lie in the wheels themselves: nothing is fetched.
 PHOTOGRAPHS = {
@@ -22,6 +28,7 @@ PHOTOGRAPHS = {
     "flower": Path(sklearn.datasets.__file__).parent / "images/flower.jpg",
 }
 GRID = 23
+CHANNELS = 384
 
 
 def load_square(path: Path, size: int) -> NDArray[np.uint8]:
@@ -80,3 +87,32 @@ def draw_unary(
     colour = np.einsum("lc,yxc->lyx", directions, image / 127.5 - 1.0)
     logits = sharpness * (np.stack(smooth) + 2.0 * colour)
     return np.asarray(-log_softmax(logits, axis=0), np.float32)
+
+
+def draw_features(name: str, side: int) -> Tensor:
+    """Make features of a photograph like those of a small Vision Transformer, without its weights.
+
+    The hand-crafted channels go through two fixed random layers and a layer norm, and a little
+    noise fills the directions that the 60 channels leave empty.
+
+    Parameters
+    ----------
+    name : str
+        One of ``PHOTOGRAPHS``.
+    side : int
+        Rows and columns of the grid.
+
+    Returns
+    -------
+    float32 tensor [row, column, channel]
+        384 channels, rounded to float16 as in the cache.
+    """
+    pixels = torch.from_numpy(load_square(PHOTOGRAPHS[name], CELL * side))
+    local = compute_features(pixels.permute(2, 0, 1).float().div(255).unsqueeze(0))[0]
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(local.shape[-1], CHANNELS, generator=generator)
+    second = torch.randn(CHANNELS, CHANNELS, generator=generator) / math.sqrt(CHANNELS)
+    mixed = torch.relu(4 * local @ first) @ second
+    mixed = F.layer_norm(mixed - mixed.mean(dim=(0, 1)), (CHANNELS,))
+    noise = torch.randn(mixed.shape, generator=generator)
+    return F.layer_norm(mixed + 0.4 * noise, (CHANNELS,)).half().float()

@@ -121,8 +121,8 @@ class BatchStream:
         start = 0
         for number in blocks:
             stop = start + len(self._windows_in(int(number)))
-            for name, rows in self._read_block(int(number)).items():
-                buffers[name][start:stop] = rows
+            rows = {name: buffer[start:stop] for name, buffer in buffers.items()}
+            self._read_block(int(number), rows)
             start = stop
         return Batch(windows, {name: buffer[:start] for name, buffer in buffers.items()})
 
@@ -130,13 +130,14 @@ class BatchStream:
         first, last = np.searchsorted(self.windows, (block * self.block, (block + 1) * self.block))
         return self.windows[first:last]
 
-    def _read_block(self, block: int) -> dict[str, np.ndarray]:
+    def _read_block(self, block: int, rows: dict[str, np.ndarray]) -> None:
         windows = self._windows_in(block)
         low, high = int(windows[0]), int(windows[-1]) + 1
-        rows = {name: read_rows(array, low, high) for name, array in self.arrays.items()}
-        if len(windows) < high - low:
-            rows = {name: part[windows - low] for name, part in rows.items()}
-        return rows
+        for name, array in self.arrays.items():
+            if len(windows) == high - low:
+                read_rows(array, low, high, rows[name])
+            else:
+                rows[name][:] = read_rows(array, low, high)[windows - low]
 
 
 def _take(batch: Batch, rows: np.ndarray) -> Batch:

@@ -168,6 +168,9 @@ def _variable(body: memoryview, compressed: bool, order: str) -> _Variable:
         raise ImageError("damaged: an array of impossible dimensions")
     _, start, size, at = _element(preamble, at, order)
     name = bytes(preamble[start : start + size]).decode("ascii", errors="replace")
+    # MATLAB's own hidden data has no name
+    if name and not name.isidentifier():
+        raise ImageError("damaged: an array whose name is none that MATLAB gives")
     return _Variable(name, shape, flags, at, body, compressed)
 
 
