@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,13 +21,11 @@ from pipeline.shards import find_layout, read_shards
 
 # Measured (benchmarks/storage.py): float16 features shrink by a tenth at most and are then read ten
 # times slower; id maps shrink 35-fold, and of the codecs that do so LZ4HC is read fastest by far.
+# A chunk is one window, because the EM reads windows from anywhere.
 _COMPRESSORS = {
     True: [BloscCodec(cname="lz4hc", clevel=5, shuffle=BloscShuffle.shuffle)],
     False: [],
 }
-# Measured too: with one row a chunk a third of the reading goes into calls; with sixteen, whoever
-# wants a few neighbours reads many more.
-_CHUNK_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def prepare_arrays(
     length
         Length of the first axis of every array.
     shard
-        Rows per shard file; a chunk inside is eight rows, or fewer where eight do not divide it.
+        Rows per shard file; a chunk inside is one row.
     attributes
         Attributes of the group.
 
@@ -125,7 +122,7 @@ def _create(group: zarr.Group, name: str, spec: ArraySpec, length: int, shard: i
     group.create_array(
         name,
         shape=(length, *spec.shape),
-        chunks=(math.gcd(_CHUNK_ROWS, shard), *spec.shape),
+        chunks=(1, *spec.shape),
         shards=(shard, *spec.shape),
         dtype=spec.dtype,
         dimension_names=spec.dims,

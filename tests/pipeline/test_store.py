@@ -87,16 +87,7 @@ def test_one_file_per_shard(store: Path) -> None:
     for name in SPECS:
         assert len(shard_files(store / name)) == 3
     array = open_arrays(store, ["features"])["features"]
-    assert (array.shards, array.chunks) == ((4, 2, 3), (4, 2, 3))
-
-
-@pytest.mark.parametrize(("shard", "chunk"), [(64, 8), (12, 4), (5, 1)])
-def test_chunks_are_of_eight_rows_where_that_divides_a_shard(
-    tmp_path: Path, shard: int, chunk: int
-) -> None:
-    prepare_arrays(tmp_path / "a.zarr", SPECS, 100, shard, {})
-    for array in open_arrays(tmp_path / "a.zarr", list(SPECS)).values():
-        assert array.chunks[0] == chunk
+    assert (array.shards, array.chunks) == ((4, 2, 3), (1, 2, 3))
 
 
 def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
@@ -105,7 +96,7 @@ def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
     group.create_array(
         "ids",
         shape=(LENGTH, 4),
-        chunks=(1, 4),
+        chunks=(2, 4),
         shards=(SHARD, 4),
         dtype="uint8",
         dimension_names=IDS.dims,
@@ -119,7 +110,7 @@ def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
         write_shard(store, {"ids": block}, shard, SHARD)
     assert (store / "ids" / "zarr.json").stat().st_mtime_ns == before
     array = open_arrays(store, ["ids"])["ids"]
-    assert array.chunks == (1, 4)
+    assert array.chunks == (2, 4)
     assert read_rows(array, 0, LENGTH)[:, 0].tolist() == list(range(1, 11))
 
 
