@@ -137,6 +137,9 @@ class Silence(Screen):
     def note(self, text: str) -> None:
         """Show nothing."""
 
+    def warn(self, text: str) -> None:
+        """Show nothing."""
+
 
 def read_pixels(run: Run) -> Tensor:
     """Read the windows as the stage does: float32 [window, rgb, y, x] in 0..1."""

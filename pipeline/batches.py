@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from pipeline.frames import map_ahead
-from pipeline.store import read_rows
+from pipeline.store import take_rows
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,10 @@ class BatchStream:
 
     def _read_batch(self, task: tuple[np.ndarray, dict[str, np.ndarray]]) -> Batch:
         windows, buffers = task
-        breaks = np.flatnonzero(np.diff(windows) != 1) + 1
-        starts, stops = [0, *breaks], [*breaks, len(windows)]
+        rows = {name: buffer[: len(windows)] for name, buffer in buffers.items()}
         for name, array in self.arrays.items():
-            for start, stop in zip(starts, stops, strict=True):
-                first = int(windows[start])
-                read_rows(array, first, first + stop - start, buffers[name][start:stop])
-        return Batch(windows, {name: buffer[: len(windows)] for name, buffer in buffers.items()})
+            take_rows(array, windows, rows[name])
+        return Batch(windows, rows)
 
 
 def shard_ranges(length: int, shard: int) -> Sequence[range]:

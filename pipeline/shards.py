@@ -139,6 +139,63 @@ def read_shards(
         at = end
 
 
+def gather_rows(
+    array: zarr.Array, layout: Layout, numbers: NDArray[np.int64], rows: NDArray[Any]
+) -> None:
+    """Read rows from anywhere into an array; every shard's file is opened once.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        The array.
+    layout : Layout
+        What :func:`find_layout` found; a chunk is one row.
+    numbers : int64 [row]
+        The rows, within the array.
+    rows : array [row, ...]
+        As in :func:`read_shards`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As :func:`read_shards` does.
+    """
+    shards, chunks = np.divmod(numbers, layout.rows)
+    for shard in np.unique(shards).tolist():
+        places = np.flatnonzero(shards == shard)
+        path = layout.file(shard, array.ndim)
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            rows[places] = array.fill_value
+            continue
+        with file:
+            index = _open_index(file, path, layout)
+            inside = chunks[places]
+            # What was checked before and is as long as a row goes straight to its place.
+            plain = index.checked[inside] & (not layout.compressed)
+            plain &= index.places[inside, 1] == rows[0].nbytes + _CHECKSUM_BYTES
+            offsets = index.places[inside, 0].tolist()
+            for place, chunk, offset, quick in zip(
+                places.tolist(), inside.tolist(), offsets, plain.tolist(), strict=True
+            ):
+                row = rows[place]
+                if not quick or os.preadv(file.fileno(), [row], offset) != row.nbytes:
+                    _read_row(array, layout, file, index, chunk, row)
+
+
+def _read_row(
+    array: zarr.Array, layout: Layout, file: FileIO, index: Index, chunk: int, row: NDArray[Any]
+) -> None:
+    """Read a chunk that is one row."""
+    if index.places[chunk, 0] == _ABSENT:
+        row[...] = array.fill_value
+    elif layout.compressed:
+        blosc.decompress(_read_chunk(file, index, chunk, None), row)
+    else:
+        _read_chunk(file, index, chunk, row)
+
+
 def _read_shard(
     array: zarr.Array, layout: Layout, shard: int, first: int, rows: NDArray[Any]
 ) -> None:

@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from pipeline.errors import RunError
 from pipeline.files import read_json, sync_file
-from pipeline.shards import find_layout, read_shards
+from pipeline.shards import find_layout, gather_rows, read_shards
 
 # Measured (benchmarks/storage.py): float16 features shrink by a tenth at most and are then read ten
 # times slower; id maps shrink 35-fold, and of the codecs that do so LZ4HC is read fastest by far.
@@ -256,21 +256,55 @@ def read_rows(
     layout = find_layout(array)
     if out is None and layout is not None:
         out = np.empty((stop - start, *array.shape[1:]), array.dtype)
-    try:
+    with _reading(array, f"rows {start} to {stop}"):
         if layout is not None and out is not None and out.flags.c_contiguous:
             read_shards(array, layout, start, stop, out)
             return out
         rows = np.asarray(array[start:stop])
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"rows {start} to {stop} of {array.store_path} are damaged ({reason}); "
-            "run the stage that writes them again with --force."
-        ) from error
     if out is None:
         return rows
     out[:] = rows
     return out
+
+
+def take_rows(array: zarr.Array, numbers: np.ndarray, out: np.ndarray) -> None:
+    """Read rows from anywhere in an array.
+
+    Parameters
+    ----------
+    array
+        As :func:`open_arrays` gives it.
+    numbers
+        The rows, int64 [row].
+    out
+        Where they go: contiguous, of their shape and type.
+
+    Raises
+    ------
+    RunError
+        The bytes on disk are not those that were written.
+    """
+    layout = find_layout(array)
+    if layout is not None and layout.chunk == 1:
+        with _reading(array, f"some of the rows {numbers.min()} to {numbers.max()}"):
+            gather_rows(array, layout, numbers, out)
+        return
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    for start, stop in zip([0, *breaks], [*breaks, len(numbers)], strict=True):
+        first = int(numbers[start])
+        read_rows(array, first, first + stop - start, out[start:stop])
+
+
+@contextmanager
+def _reading(array: zarr.Array, rows: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"{rows} of {array.store_path} are damaged ({reason}); "
+            "run the stage that writes them again with --force."
+        ) from error
 
 
 @contextmanager

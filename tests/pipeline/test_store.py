@@ -21,6 +21,7 @@ from pipeline.store import (
     prepare_arrays,
     read_group,
     read_rows,
+    take_rows,
     write_group,
     write_shard,
 )
@@ -90,6 +91,35 @@ def test_one_file_per_shard(store: Path) -> None:
     assert (array.shards, array.chunks) == ((4, 2, 3), (1, 2, 3))
 
 
+def test_rows_are_taken_from_anywhere(store: Path) -> None:
+    fill(store)
+    array = open_arrays(store, ["features"])["features"]
+    numbers = np.array([9, 0, 4, 3, 3, 8], np.int64)
+    taken = np.empty((len(numbers), *array.shape[1:]), array.dtype)
+    take_rows(array, numbers, taken)
+    np.testing.assert_array_equal(taken, np.asarray(array[...])[numbers])
+
+
+def test_rows_that_were_never_written_are_taken_as_the_fill_value(store: Path) -> None:
+    prepare_arrays(store, SPECS, LENGTH, SHARD, {})
+    array = open_arrays(store, ["ids"])["ids"]
+    taken = np.zeros((2, *array.shape[1:]), array.dtype)
+    take_rows(array, np.array([7, 1]), taken)
+    assert (taken == array.fill_value).all()
+
+
+def test_a_damaged_row_that_is_taken_is_named(store: Path) -> None:
+    fill(store)
+    file = shard_files(store / "features")[0]
+    content = bytearray(file.read_bytes())
+    content[3] ^= 255
+    file.write_bytes(content)
+    array = open_arrays(store, ["features"])["features"]
+    taken = np.empty((SHARD, *array.shape[1:]), array.dtype)
+    with pytest.raises(RunError, match="are damaged"):
+        take_rows(array, np.arange(SHARD), taken)
+
+
 def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     group = zarr.open_group(store, mode="w", zarr_format=3)
@@ -112,6 +142,9 @@ def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
     array = open_arrays(store, ["ids"])["ids"]
     assert array.chunks == (2, 4)
     assert read_rows(array, 0, LENGTH)[:, 0].tolist() == list(range(1, 11))
+    taken = np.empty((4, 4), np.uint8)
+    take_rows(array, np.array([9, 2, 3, 0]), taken)
+    assert taken[:, 0].tolist() == [10, 3, 4, 1]
 
 
 def test_what_is_not_written_reads_as_the_fill(store: Path) -> None:
