@@ -19,7 +19,7 @@ from benchmarks.comparison import tabulate
 from benchmarks.machine import measure_machine
 
 # Each is a module of this package whose SECTIONS are its tables.
-MODULES = ("crf", "masks", "em", "extract", "end_to_end")
+MODULES = ("crf", "crf_cuda", "masks", "em", "extract", "end_to_end")
 NAMES = tuple(module.replace("_", "-") for module in MODULES)
 
 
@@ -48,6 +48,8 @@ def main(sections: tuple[str, ...], repeats: int, target: Path | None) -> None:
         module = import_module(f"benchmarks.{name.replace('-', '_')}")
         for section in module.SECTIONS:
             comparisons = list(section.compare(repeats, machine))
+            if not comparisons:
+                continue  # the section has said why
             console.print(tabulate(section, comparisons))
             report[section.title] = [
                 asdict(each) | {"ratio": each.ratio, "fraction": each.fraction}
