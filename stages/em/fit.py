@@ -83,7 +83,7 @@ def run_kmeans_epoch(
     state: FitState, batches: Iterable[tuple[Tensor, Tensor | None]], settings: EmSettings
 ) -> tuple[float, list[float]]:
     """Run one epoch of cosine K-means by Adam; return its mean loss and class usage."""
-    losses, usages = [], []
+    sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
     for features, _ in batches:
         loss, usage = cluster_loss(features, running.direction)
@@ -91,18 +91,17 @@ def run_kmeans_epoch(
         loss.backward()
         adam.step()
         state.step += 1
-        losses.append(loss.detach())
-        usages.append(usage)
+        sums.add(loss.detach(), usage)
     _close(state, running, adam)
     state.momentum = state.running
-    return _summarise(losses, usages)
+    return sums.summarise()
 
 
 def run_em_epoch(
     state: FitState, batches: Iterable[tuple[Tensor, Tensor | None]], settings: EmSettings
 ) -> tuple[float, list[float]]:
     """Run one epoch of PriMaPs-EM; return its mean loss and class usage."""
-    losses, usages = [], []
+    sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
     for features, proposals in batches:
         if proposals is None:
@@ -122,10 +121,9 @@ def run_em_epoch(
             state.momentum = update_momentum(
                 state.momentum, running, settings.momentum, updates - 1
             )
-        losses.append(gradient.loss)
-        usages.append(assignment.usage)
+        sums.add(gradient.loss, assignment.usage)
     _close(state, running, adam)
-    return _summarise(losses, usages)
+    return sums.summarise()
 
 
 def run_epochs(state: FitState, read_epoch: ReadEpoch, settings: EmSettings) -> Iterator[FitState]:
@@ -166,7 +164,31 @@ def _close(state: FitState, running: Prototypes, adam: torch.optim.Adam) -> None
     }
 
 
-def _summarise(losses: list[Tensor], usages: list[Tensor]) -> tuple[float, list[float]]:
-    usage = torch.stack(usages).sum(dim=0).double()
-    share = usage / usage.sum().clamp_min(1)
-    return float(torch.stack(losses).mean()), share.tolist()
+@dataclass
+class _Sums:
+    """Loss and usage of an epoch, added up on the device.
+
+    Nothing is kept of a step: small tensors that stay between large ones that go would fray the
+    allocator's memory, and more of it the longer an epoch is.
+    """
+
+    loss: Tensor | None = None
+    usage: Tensor | None = None
+    steps: int = 0
+
+    def add(self, loss: Tensor, usage: Tensor) -> None:
+        """Add a step's loss, a scalar, and usage, int64 [class]."""
+        if self.loss is None or self.usage is None:
+            self.loss, self.usage = loss.double(), usage.clone()
+        else:
+            self.loss += loss
+            self.usage += usage
+        self.steps += 1
+
+    def summarise(self) -> tuple[float, list[float]]:
+        """Return the mean loss and the classes' shares."""
+        if self.loss is None or self.usage is None:
+            raise ValueError("an epoch needs batches")
+        usage = self.usage.double()
+        share = usage / usage.sum().clamp_min(1)
+        return float(self.loss) / self.steps, share.tolist()
