@@ -65,7 +65,9 @@ def plan_keys(lowest: Sequence[float], highest: Sequence[float], images: int) ->
     bits = [int(span).bit_length() for span in (high - low)[:-1]]
     places: list[list[int]] = []
     used = KEY_BITS + 1
-    for width in [*bits, (images - 1).bit_length()]:
+    # A single image needs no bit, and the place behind 63 of them would be no integer's.
+    last = [(images - 1).bit_length()] if images > 1 else []
+    for width in [*bits, *last]:
         if used + width > KEY_BITS:
             places.append([0] * (count + 1))
             used = 0

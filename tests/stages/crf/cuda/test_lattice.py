@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -75,6 +75,7 @@ def test_coordinates_beyond_float32_are_refused() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 30), st.floats(0.01, 50.0), st.integers(0, 2**32 - 1))
+@example(6, 6, 39.0, 5)  # its coordinates fill an integer to the last bit
 def test_pixels_and_vertices_are_tied_both_ways(
     dimension: int, pixels: int, spread: float, seed: int
 ) -> None:
