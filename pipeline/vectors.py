@@ -115,21 +115,6 @@ def load(typingctx: Any, array: Any, at: Any, like: Any) -> Any:
 
 
 @_operation
-def item(typingctx: Any, array: Any, at: Any) -> Any:
-    """Return one number of a C-contiguous array by its flat index, which is not negative.
-
-    Without the test for an index that counts from the end, as many of these as a loop has cost.
-    """
-    if not isinstance(array, types.Array):
-        return None
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.load(_place(context, builder, signature.args[0], args[0], args[1]))
-
-    return array.dtype(array, types.intp), generate
-
-
-@_operation
 def store(typingctx: Any, array: Any, at: Any, vector: Any) -> Any:
     """Store a vector in a C-contiguous float32 array from flat index ``at`` on."""
 

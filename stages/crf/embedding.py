@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compilation import compile_kernel
+from pipeline.scratch import take_scratch
 from pipeline.vectors import less, load, maximum, minimum, prefetch, spread, store, zeros
 from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, scale_axes
 from stages.crf.inputs import CrfError
-from stages.crf.scratch import take_scratch
 
 # Pixels that are embedded together: one vector holds one coordinate of all of them.
 BLOCK = 16

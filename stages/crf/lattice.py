@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compilation import compile_kernel
+from pipeline.scratch import take_scratch
 from stages.crf.embedding import embed_pixels
-from stages.crf.scratch import take_scratch
 
 
 @dataclass(frozen=True)

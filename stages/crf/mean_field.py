@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.scratch import take_scratch
 from stages.crf.definition import NARROWEST
 from stages.crf.lattice import Lattice, build_lattice
 from stages.crf.rows import Floats, Sweep, arrange_logits, collect_labels, compile_rows, pad_labels
-from stages.crf.scratch import take_scratch
 from stages.crf.settings import CrfSettings
 from stages.crf.stencil import BAND, BORDER, REACH, multiply_out
 
@@ -57,9 +57,7 @@ def infer_posterior(
     logits = take_scratch("logits", (height * width, lanes))
     arrange_logits(np.ascontiguousarray(unary).reshape(labels, -1), logits)
     messages = take_scratch("messages", (2, BAND, width, lanes))
-    posterior = take_scratch(
-        "posterior", (height + 2 * REACH, width + 2 * REACH, lanes), np.float32
-    )
+    posterior = take_scratch("posterior", (height + 2 * REACH, width + 2 * REACH, lanes))
     posterior[:REACH] = posterior[-REACH:] = 0.0
     posterior[:, :REACH] = posterior[:, -REACH:] = 0.0
     old = take_scratch("old", (alike.size + 1, lanes))

@@ -211,8 +211,7 @@ def _invert(total, inverse):  # type: ignore[no-untyped-def]
     for y in range(len(total)):
         source, target = total[y], inverse[y]
         for x in range(len(source)):
-            # the operator would check for zero, and a check is a branch
-            target[x] = np.divide(ONE, source[x])
+            target[x] = ONE / source[x]
 
 
 @compile_kernel

@@ -74,8 +74,7 @@ def take_logarithms(numbers: NDArray[np.float32]) -> None:
         # the distance of the bits to those of sqrt(2) carries into the exponent at the right place
         whole = np.int32(np.int32(bits - SQUARE_ROOT_OF_2_BITS + ALMOST_ONE) >> np.int32(23))
         mantissa = np.int32(bits - np.int32(whole << np.int32(23))).view(np.float32)
-        # the operator would check for zero, and a check is a branch
-        part = np.divide(mantissa - ONE, mantissa + ONE)
+        part = (mantissa - ONE) / (mantissa + ONE)
         square = part * part
         series = ATANH_8 * square + ATANH_6
         series = series * square + ATANH_4

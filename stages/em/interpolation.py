@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compilation import compile_kernel
+from pipeline.scratch import allocate_aligned
 
 # Compiled rows of pixels are padded to whole vector registers and start at cache lines: accesses
 # that straddle two lines take twice as long.
@@ -101,10 +102,7 @@ def split_windows(logits: Tensor, size: tuple[int, int]) -> list[slice]:
 
 def allocate_rows(*shape: int) -> NDArray[np.float32]:
     """Allocate float32 [..., x] of undefined values, every row padded and aligned to ``LANES``."""
-    padded = (*shape[:-1], -(-shape[-1] // LANES) * LANES)
-    buffer = np.empty(int(np.prod(padded)) + LANES, np.float32)
-    start = -(buffer.ctypes.data // buffer.itemsize) % LANES
-    return buffer[start : start + buffer.size - LANES].reshape(padded)
+    return allocate_aligned((*shape[:-1], -(-shape[-1] // LANES) * LANES))
 
 
 @compile_kernel

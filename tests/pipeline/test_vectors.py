@@ -15,7 +15,6 @@ from pipeline.compilation import compile_kernel
 from pipeline.vectors import (
     add_scaled,
     count_lanes,
-    item,
     largest,
     less,
     load,
@@ -158,9 +157,9 @@ def test_places_are_flat_indices() -> None:
     @compile_kernel
     def kernel(values: Floats, picked: NDArray[np.int32]) -> int:
         prefetch(values, 5)
-        vector = spread(item(values, 5), zeros(8))
+        vector = spread(values[0, 5], zeros(8))
         store(values, 8, vector)
-        return item(picked, 3) + count_lanes(vector)
+        return picked[1, 1] + count_lanes(vector)
 
     values = np.arange(24, dtype=np.float32).reshape(2, 12)
     assert kernel(values, np.array([[1, 2], [3, 40]], np.int32)) == 48

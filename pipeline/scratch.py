@@ -1,4 +1,4 @@
-"""Memory that a thread uses again for its next image."""
+"""Memory for compiled loops: aligned, and used again by the thread that took it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _kept = threading.local()
 def take_scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
     """Take an array with any content, the same memory whenever a thread asks by the same name.
 
-    To have the system map and zero new pages costs a tenth of a whole inference. What a thread
-    keeps goes with the thread.
+    To have the system map and zero new pages costs a tenth of a CRF's whole inference. What a
+    thread keeps goes with the thread.
 
     Parameters
     ----------
@@ -34,15 +34,19 @@ def take_scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) ->
     """
     size = prod(shape)
     if size * np.dtype(dtype).itemsize > LARGEST_KEPT:
-        return _allocate(size, dtype).reshape(shape)
+        return allocate_aligned(shape, dtype)
     kept: dict[str, NDArray[Any]] = _kept.__dict__
     if name not in kept or len(kept[name]) < size:
-        kept[name] = _allocate(size, dtype)
+        kept[name] = allocate_aligned((size,), dtype)
     return kept[name][:size].reshape(shape)
 
 
-def _allocate(size: int, dtype: type) -> NDArray[Any]:
-    """Allocate numbers from a line of the cache on: rows that lie astride touch a line more."""
+def allocate_aligned(shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
+    """Allocate an array of any content that begins at a line of the cache.
+
+    Rows that lie astride of two lines take up to twice as long to read and write.
+    """
+    size = prod(shape)
     bytes_ = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
     first = -bytes_.ctypes.data % LINE
-    return bytes_[first : len(bytes_) - LINE + first].view(dtype)
+    return bytes_[first : len(bytes_) - LINE + first].view(dtype).reshape(shape)
