@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.datasets import IGNORE
+from stages.clustering import count_numbers
 from stages.em.compiled import map_windows, pad_classes, runs_compiled
 from stages.em.interpolation import split_windows, upsample
 from stages.em.votes import vote_windows
@@ -111,12 +112,3 @@ def vote_proposals(predictions: Tensor, proposals: Tensor, classes: int) -> Tens
     votes = count_numbers(region * classes + predictions, windows * _NUMBERS * classes)
     winner = votes.reshape(windows * _NUMBERS, classes).argmax(dim=1)
     return torch.where(ids > 0, winner[region], IGNORE)
-
-
-def count_numbers(numbers: Tensor, length: int) -> Tensor:
-    """Count how often each of 0 .. length - 1 occurs, int64 [number].
-
-    Unlike ``torch.bincount`` on a CUDA device, the host need not wait to learn the largest.
-    """
-    flat = numbers.flatten()
-    return flat.new_zeros(length).scatter_add_(0, flat, torch.ones_like(flat))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stages.clustering import cluster_loss
 from stages.em.assignment import assign_proposals
-from stages.em.initialisation import ReadSample, cluster_loss, find_initial_directions
+from stages.em.initialisation import ReadSample, find_initial_directions
 from stages.em.prototypes import (
     Prototypes,
     compute_logits,

@@ -1,14 +1,11 @@
-"""Where prototypes start: the principal directions of a sample of features, then cosine K-means."""
+"""Where prototypes start: the principal directions of a sample of features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-
-from stages.em.assignment import count_numbers
 
 ReadSample = Callable[[], Iterable[Tensor]]
 
@@ -71,28 +68,3 @@ def _measure_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         raise ValueError("no features to take principal directions of")
     shift = total / count
     return origin + shift, scatter / count - torch.outer(shift, shift)
-
-
-def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the loss of cosine K-means.
-
-    Parameters
-    ----------
-    features
-        float32 [..., channel].
-    direction
-        float32 [class, channel], any length.
-
-    Returns
-    -------
-    loss : Tensor
-        Minus the mean over positions of the largest cosine (STEGO, section 3.4): its gradient moves
-        every prototype towards the positions nearest to it.
-    usage : Tensor
-        int64 [class]: positions nearest to each prototype.
-    """
-    flat = features.reshape(-1, features.shape[-1])
-    # lengths divide one number a position instead of all its channels, and change no order
-    best, nearest = (F.normalize(direction, dim=-1) @ flat.T).max(dim=0)
-    length = torch.linalg.vector_norm(flat, dim=-1).clamp_min(1e-12)
-    return -(best / length).mean(), count_numbers(nearest, len(direction))

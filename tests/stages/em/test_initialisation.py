@@ -1,4 +1,4 @@
-"""Initialisation: against numpy's PCA in float64, the rule of signs, and the loss of K-means."""
+"""Initialisation: against numpy's PCA in float64, and the rule of signs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.em.initialisation import cluster_loss, find_initial_directions
+from stages.em.initialisation import find_initial_directions
 
 
 def make_sample(seed: int, positions: int = 400, channels: int = 12) -> Tensor:
@@ -81,19 +81,3 @@ def test_more_classes_than_channels_are_refused() -> None:
 def test_no_features_are_refused() -> None:
     with pytest.raises(ValueError, match="no features"):
         find_initial_directions(list, 2)
-
-
-def test_the_loss_of_k_means_by_hand() -> None:
-    features = torch.tensor([[3.0, 4.0], [-2.0, 0.0], [0.0, 0.5]]).reshape(1, 1, 3, 2)
-    direction = torch.tensor([[7.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
-    loss, usage = cluster_loss(features, direction)
-    assert float(loss) == pytest.approx(-(0.8 + 1.0 + 1.0) / 3)
-    assert usage.tolist() == [0, 2, 1]
-
-
-def test_the_gradient_of_k_means_turns_a_prototype_to_its_positions() -> None:
-    features = torch.tensor([[0.6, 0.8], [0.8, 0.6]]).reshape(1, 2, 1, 2)
-    direction = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
-    cluster_loss(features, direction)[0].backward()
-    assert direction.grad is not None
-    torch.testing.assert_close(direction.grad, torch.tensor([[0.0, -0.7], [0.0, 0.0]]))

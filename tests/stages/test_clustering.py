@@ -1,0 +1,29 @@
+"""Cosine K-means: its loss and gradient by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.clustering import cluster_loss, count_numbers
+
+
+def test_the_loss_of_k_means_by_hand() -> None:
+    features = torch.tensor([[3.0, 4.0], [-2.0, 0.0], [0.0, 0.5]]).reshape(1, 1, 3, 2)
+    direction = torch.tensor([[7.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    loss, usage = cluster_loss(features, direction)
+    assert float(loss) == pytest.approx(-(0.8 + 1.0 + 1.0) / 3)
+    assert usage.tolist() == [0, 2, 1]
+
+
+def test_the_gradient_of_k_means_turns_a_prototype_to_its_positions() -> None:
+    features = torch.tensor([[0.6, 0.8], [0.8, 0.6]]).reshape(1, 2, 1, 2)
+    direction = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    cluster_loss(features, direction)[0].backward()
+    assert direction.grad is not None
+    torch.testing.assert_close(direction.grad, torch.tensor([[0.0, -0.7], [0.0, 0.0]]))
+
+
+def test_numbers_are_counted() -> None:
+    numbers = torch.tensor([[0, 3], [3, 1]])
+    assert count_numbers(numbers, 5).tolist() == [1, 1, 0, 2, 0]
