@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle
 
 import numpy as np
@@ -11,6 +11,9 @@ import zarr
 
 from pipeline.frames import map_ahead
 from pipeline.store import take_rows
+
+Choices = Mapping[str, np.ndarray]
+Choose = Callable[[np.random.Generator, int], Choices]
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,13 @@ class Batch:
         Window indices, int64 [window].
     arrays
         Array name to its rows [window, ...]; they hold until the next batch is asked for.
+    choices
+        What was drawn for every window, by name, int64 [window].
     """
 
     windows: np.ndarray
     arrays: dict[str, np.ndarray]
+    choices: Choices = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,15 @@ class BatchStream:
     Attributes
     ----------
     arrays
-        Array name to zarr array; all have the windows as first axis.
+        Name to zarr array, or to several of one shape, one of which is drawn for every window; all
+        have the windows as first axis.
     windows
         Indices of the windows to read, int64 [window], ascending.
     batch
         Most windows of a batch.
     """
 
-    arrays: Mapping[str, zarr.Array]
+    arrays: Mapping[str, zarr.Array | tuple[zarr.Array, ...]]
     windows: np.ndarray
     batch: int
 
@@ -60,7 +67,7 @@ class BatchStream:
         """Windows per batch."""
         return -(-len(self.windows) // len(self)) if len(self) else self.batch
 
-    def read_epoch(self, *seed: int) -> Iterator[Batch]:
+    def read_epoch(self, *seed: int, choose: Choose | None = None) -> Iterator[Batch]:
         """Read every window once.
 
         Parameters
@@ -68,15 +75,23 @@ class BatchStream:
         *seed
             Numbers that name the order, for instance a seed and an epoch; none for the stored
             order.
+        choose
+            Draws for so many windows which of several arrays each is read from, by the arrays'
+            name; other names may be among them. The first of several where it is not given.
 
         Yields
         ------
         Batch
             Reproducible: the order depends on the seed only. Each overwrites the one before.
         """
-        order = np.random.default_rng(seed).permutation(self.windows) if seed else self.windows
+        generator = np.random.default_rng(seed)
+        order = generator.permutation(self.windows) if seed else self.windows
+        drawn = choose(generator, len(order)) if choose else {}
         size = self.even_batch
-        parts = [order[low : low + size] for low in range(0, len(order), size)]
+        parts = [
+            (order[low : low + size], {name: d[low : low + size] for name, d in drawn.items()})
+            for low in range(0, len(order), size)
+        ]
         # An epoch uses two buffers over and over: fresh ones, made in one thread and freed in
         # another, would fray the allocator's memory, and more of it the longer an epoch is.
         buffers = cycle([self._allocate(size) for _ in parts[:2]])
@@ -84,17 +99,47 @@ class BatchStream:
         yield from map_ahead(self._read_batch, tasks, threads=1, ahead=1)
 
     def _allocate(self, size: int) -> dict[str, np.ndarray]:
+        firsts = {name: _list_arrays(source)[0] for name, source in self.arrays.items()}
         return {
-            name: np.empty((size, *array.shape[1:]), array.dtype)
-            for name, array in self.arrays.items()
+            name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in firsts.items()
         }
 
-    def _read_batch(self, task: tuple[np.ndarray, dict[str, np.ndarray]]) -> Batch:
-        windows, buffers = task
+    def _read_batch(self, task: tuple[tuple[np.ndarray, Choices], dict[str, np.ndarray]]) -> Batch:
+        (windows, drawn), buffers = task
         rows = {name: buffer[: len(windows)] for name, buffer in buffers.items()}
-        for name, array in self.arrays.items():
-            take_rows(array, windows, rows[name])
-        return Batch(windows, rows)
+        for name, source in self.arrays.items():
+            take_items(_list_arrays(source), drawn.get(name), windows, rows[name])
+        return Batch(windows, rows, drawn)
+
+
+def _list_arrays(source: zarr.Array | tuple[zarr.Array, ...]) -> tuple[zarr.Array, ...]:
+    return source if isinstance(source, tuple) else (source,)
+
+
+def take_items(
+    arrays: Sequence[zarr.Array], sources: np.ndarray | None, rows: np.ndarray, out: np.ndarray
+) -> None:
+    """Read rows from anywhere in several arrays of one shape.
+
+    Parameters
+    ----------
+    arrays
+        The arrays.
+    sources
+        Which of the arrays each row is read from, int64 [row]; None for the first.
+    rows
+        Row numbers, int64 [row].
+    out
+        Where they go: contiguous, of their shape and type.
+    """
+    if sources is None or len(arrays) == 1:
+        take_rows(arrays[0], rows, out)
+        return
+    for source in np.unique(sources):
+        places = np.flatnonzero(sources == source)
+        part = np.empty((len(places), *out.shape[1:]), out.dtype)
+        take_rows(arrays[source], rows[places], part)
+        out[places] = part
 
 
 def shard_ranges(length: int, shard: int) -> Sequence[range]:

@@ -62,6 +62,15 @@ class Run:
         """``em.zarr``: one group per fit."""
         return self.path / "em.zarr"
 
+    @property
+    def heads(self) -> Path:
+        """``heads.zarr``: one group per trained head."""
+        return self.path / "heads.zarr"
+
+    def codes(self, name: str) -> Path:
+        """Return the store of the codes that the head ``name`` makes of the features."""
+        return self.path / "codes" / f"{check_name(name)}.zarr"
+
     def labels(self, name: str) -> Path:
         """Return the folder of the label PNGs made from the fit ``name``."""
         return self.path / _suffixed("labels", name)

@@ -141,3 +141,30 @@ def test_shard_ranges() -> None:
     assert shard_ranges(7, 3) == [range(3), range(3, 6), range(6, 7)]
     assert shard_ranges(6, 3) == [range(3), range(3, 6)]
     assert shard_ranges(0, 3) == []
+
+
+def test_each_window_is_read_from_the_array_that_is_drawn_for_it() -> None:
+    first, second = FakeArray(40), FakeArray(40)
+
+    def choose(generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
+        return {"a": generator.integers(2, size=count), "coin": generator.integers(9, size=count)}
+
+    class Shifted(FakeArray):
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            return super().__getitem__(rows) + 100
+
+    arrays: Any = {"a": (first, Shifted(40)), "b": second}
+    stream = BatchStream(arrays, np.arange(40), 7)
+    drawn = []
+    for batch in stream.read_epoch(3, 1, choose=choose):
+        expected = batch.windows + 100 * batch.choices["a"]
+        np.testing.assert_array_equal(batch.arrays["a"][:, 0], expected)
+        np.testing.assert_array_equal(batch.arrays["b"][:, 0], batch.windows)
+        drawn += batch.choices["coin"].tolist()
+    assert len(set(drawn)) > 1 and len(drawn) == 40
+    again = [c for b in stream.read_epoch(3, 1, choose=choose) for c in b.choices["coin"].tolist()]
+    assert again == drawn
+    # the draw leaves the order alone
+    assert order(stream, 3, 1) == [
+        int(w) for b in stream.read_epoch(3, 1, choose=choose) for w in b.windows
+    ]
