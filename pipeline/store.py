@@ -210,16 +210,15 @@ def write_shard(store: Path, blocks: Mapping[str, np.ndarray], shard: int, rows:
     RunError
         The disk is full or may not be written.
     """
-    arrays = open_arrays(store, list(blocks), mode="r+")
+    # an array keeps the setting that it was opened under
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        arrays = open_arrays(store, list(blocks), mode="r+")
     start = shard * rows
     for name, block in blocks.items():
         stop = min(start + rows, arrays[name].shape[0])
         if len(block) != stop - start:
             raise ValueError(f"{name}: shard {shard} has {stop - start} rows, got {len(block)}")
-        with (
-            _writing(store / name, block.nbytes),
-            zarr.config.set({"array.write_empty_chunks": True}),
-        ):
+        with _writing(store / name, block.nbytes):
             file = _shard_file(store, name, block.ndim, shard)
             # zarr would read the old shard first, and a damaged one could never be replaced
             file.unlink(missing_ok=True)

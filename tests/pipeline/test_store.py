@@ -17,6 +17,7 @@ from pipeline.errors import RunError
 from pipeline.store import (
     ArraySpec,
     consolidate,
+    holds_shard,
     open_arrays,
     prepare_arrays,
     read_group,
@@ -89,6 +90,14 @@ def test_one_file_per_shard(store: Path) -> None:
         assert len(shard_files(store / name)) == 3
     array = open_arrays(store, ["features"])["features"]
     assert (array.shards, array.chunks) == ((4, 2, 3), (1, 2, 3))
+
+
+def test_a_shard_of_nothing_but_fill_is_a_file_too(store: Path) -> None:
+    blocks = {"features": np.zeros((4, 2, 3), np.float16), "ids": np.full((4, 4), 255, np.uint8)}
+    write_shard(store, blocks, 0, SHARD)
+    assert holds_shard(store, list(SPECS), 0)
+    assert not holds_shard(store, list(SPECS), 1)
+    assert first_column(store) == [0] * 10
 
 
 def test_rows_are_taken_from_anywhere(store: Path) -> None:
