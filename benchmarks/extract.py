@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Section, race
 from benchmarks.machine import Machine
 from benchmarks.samples import PHOTOGRAPHS
+from pipeline.devices import resolve_precision
 from pipeline.frames import read_windows
 from pipeline.manifest import read_manifest
 from pipeline.progress import Screen
@@ -25,7 +26,7 @@ from pipeline.run import Run
 from pipeline.scheduler import Execution
 from pipeline.stage import run_stage
 from pipeline.store import open_arrays
-from stages.extract.backbones import Backbone, build_backbone, resolve_precision
+from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.settings import ExtractSettings
 from stages.extract.stage import Extract
 from stages.extract.weights import find_weights

@@ -36,8 +36,10 @@ def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None)
     """
     run.require()
     condition = inspect_stage(run, key, versions)
-    options = condition.record.options if condition.record else ""
-    command = f"`primaps-pipe {key.partition('/')[0]} {run.quoted}{options}`"
+    options, verb = "", key.partition("/")[0]
+    if condition.record is not None:
+        options, verb = condition.record.options, condition.record.command
+    command = f"`primaps-pipe {verb} {run.quoted}{options}`"
     if condition.record is None:
         raise RunError(f"{key} has not been run in {run.path}; run {command} first.")
     if condition.state == "incomplete" and condition.done == condition.total:

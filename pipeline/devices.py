@@ -1,4 +1,4 @@
-"""The device that tensors live on."""
+"""The device that tensors live on, and the precision that it multiplies in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -40,3 +42,29 @@ def resolve_device(wanted: str) -> torch.device:
             "numbered from 0."
         )
     return torch.device(wanted)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """Give `float32` or `bfloat16`; `auto` is bfloat16 where the hardware multiplies it natively.
+
+    Raises
+    ------
+    UsageError
+        If it is none of `auto`, `float32` and `bfloat16`.
+    """
+    if wanted not in PRECISIONS:
+        raise UsageError(f"There is no precision {wanted!r}: say {', '.join(PRECISIONS)}.")
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if _multiplies_bfloat16(device) else "float32"
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch's own checks of the processor: not part of its public interface, so they may be missing.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks = [getattr(torch.cpu, name, None) for name in names]
+    return any(check() for check in checks if check is not None)

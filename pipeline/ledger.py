@@ -37,8 +37,14 @@ class StageRecord:
     shards: list[str]
     facts: dict[str, Any]
     options: str = ""
+    verb: str = ""
     findings: str = ""
     finished: bool = False
+
+    @property
+    def command(self) -> str:
+        """The verb of the command line that runs the stage."""
+        return self.verb or self.stage
 
     @property
     def digest(self) -> str:

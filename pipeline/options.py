@@ -50,13 +50,19 @@ def _make_option(
 ) -> Callable[[C], C]:
     field = settings.model_fields[name]
     annotation, multiple = _strip(field.annotation)
+    option, default = option_name(settings, name), field.default
+    if annotation is bool:
+        # both words, so that what run.yaml remembers can be taken back
+        off = "--no-" + option.removeprefix("--")
+        default = option if default else off
+        option = f"{option}/{off}"
     text = field.description or ""
     if field.is_required():
         text += "  [required at first]"
     elif field.default not in (None, ()):
-        text += f"  [default: {field.default}]"
+        text += f"  [default: {default}]"
     return click.option(
-        option_name(settings, name),
+        option,
         name,
         type=kind or _click_type(annotation),
         multiple=multiple,
@@ -68,7 +74,8 @@ def _make_option(
 def _strip(annotation: Any) -> tuple[Any, bool]:
     """Take ``None`` out of a union and the element out of a tuple."""
     if get_origin(annotation) in (Union, types.UnionType):
-        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        annotation = parts[0] if len(parts) == 1 else annotation
     if get_origin(annotation) is tuple:
         return get_args(annotation)[0], True
     return annotation, False
@@ -79,4 +86,4 @@ def _click_type(annotation: Any) -> Any:
         return click.Choice([str(value) for value in get_args(annotation)])
     if annotation is Path:
         return click.Path(path_type=Path)
-    return {int: int, float: float}.get(annotation, str)
+    return {int: int, float: float, bool: bool}.get(annotation, str)

@@ -61,6 +61,8 @@ class Stage(ABC, Generic[S]):
 
     name: ClassVar[str]
     unit: ClassVar[str]
+    # the verb of the command line, where it is not the name
+    verb: ClassVar[str] = ""
     settings_class: ClassVar[type[StageSettings]]
 
     @property
@@ -192,6 +194,7 @@ def _bring_up_to_date(
         shards=[shard.fingerprint for shard in plan.shards],
         facts=plan.facts,
         options=stage.name_options(settings),
+        verb=stage.verb,
     )
     known = ledger.read_shards()
     stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
@@ -223,7 +226,8 @@ def _bring_up_to_date(
     ledger.write_stage(new)
     for number in {*stale, *pending} & known.keys():
         ledger.drop(number)
-    stage.prepare(run, settings, plan)
+    every = frozenset(range(len(plan.shards)))
+    stage.prepare(run, settings, replace(plan, redo=every) if execution.force else plan)
     _compute_pending(stage, run, settings, plan, pending, execution, screen)
     records = ledger.read_shards()
     lines = stage.finish(run, settings, records, screen)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import UsageError, WeightsError
 from stages.extract import handcrafted
+from stages.extract.attention import average_neighbours, capture_attention, no_attention
 from stages.extract.weights import HUB_PREFIXES, WeightsFile, fetch_config, load_state_dict
 
 COMMON_SIZE = 320
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 # What a checkpoint may hold beside the network: classifiers, the heads of self-supervised training
 # and its mask token.
@@ -63,6 +63,9 @@ class Backbone:
         `float32` or `bfloat16`: what the matrices are multiplied in.
     forward : callable
         From normalised images [window, rgb, y, x] to features [window, row, column, channel].
+    attention : callable or None
+        From the same to the last block's attention [window, row, column, neighbour]; None where
+        the features do not come from attention.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Backbone:
     device: torch.device
     precision: str
     forward: Forward
+    attention: Forward | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Give the features of a batch of windows.
@@ -87,6 +91,32 @@ class Backbone:
         float32 tensor [window, row, column, channel]
             On the backbone's device, with y / patch rows and x / patch columns.
         """
+        return self._run(self.forward, images)
+
+    def attend(self, images: Tensor) -> Tensor:
+        """Give the last block's attention of every position to the 3 x 3 positions around it.
+
+        Parameters
+        ----------
+        images : float32 tensor [window, rgb, y, x]
+            As for the features.
+
+        Returns
+        -------
+        float32 tensor [window, row, column, neighbour]
+            Probabilities, averaged over the heads; nine neighbours row by row, the position itself
+            the fifth, 0 outside the grid.
+
+        Raises
+        ------
+        UsageError
+            If there is no attention, as in `handcrafted`, or none that can be read.
+        """
+        if self.attention is None:
+            raise no_attention(self.name)
+        return self._run(self.attention, images)
+
+    def _run(self, forward: Forward, images: Tensor) -> Tensor:
         check_size(images.shape[-2], self.patch, self.name)
         check_size(images.shape[-1], self.patch, self.name)
         autocast = torch.autocast(
@@ -95,7 +125,7 @@ class Backbone:
         with torch.inference_mode(), autocast:
             images = images.to(self.device, torch.float32, non_blocking=True)
             mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-            return self.forward((images - mean) / std).float()
+            return forward((images - mean) / std).float()
 
 
 def build_backbone(
@@ -161,6 +191,7 @@ def build_backbone(
         device=device,
         precision=precision,
         forward=lambda images: _grid_of_tokens(model, images, patch),
+        attention=lambda images: _grid_of_attention(model, images, patch, name),
     )
 
 
@@ -187,6 +218,23 @@ def describe_backbone(name: str) -> tuple[int, int]:
     return patch, int(tokens.shape[2])
 
 
+def check_attention(name: str) -> None:
+    """Refuse a backbone whose last block's attention cannot be read, without its weights.
+
+    Raises
+    ------
+    UsageError
+        If timm does not know the name, or there is no such attention.
+    """
+    if name == handcrafted.NAME:
+        raise no_attention(name)
+    _check_name(name)
+    model = _create(name, torch.device("meta"), None)
+    side = model.pretrained_cfg["input_size"][-1]
+    with torch.inference_mode():
+        capture_attention(model.eval(), torch.empty(1, 3, side, side, device="meta"), name)
+
+
 def default_size(patch: int) -> int:
     """Give the multiple of the patch that is nearest to 320 pixels: 322 for a patch of 14."""
     return max(1, (2 * COMMON_SIZE + patch) // (2 * patch)) * patch
@@ -201,30 +249,6 @@ def check_size(size: int, patch: int, name: str) -> None:
             f"The size {size} does not fit {name}, whose patch is {patch} pixels: "
             f"take {nearest} with --size."
         )
-
-
-def resolve_precision(wanted: str, device: torch.device) -> str:
-    """Give `float32` or `bfloat16`; `auto` is bfloat16 where the hardware multiplies it natively.
-
-    Raises
-    ------
-    UsageError
-        If it is none of `auto`, `float32` and `bfloat16`.
-    """
-    if wanted not in PRECISIONS:
-        raise UsageError(f"There is no precision {wanted!r}: say {', '.join(PRECISIONS)}.")
-    if wanted != "auto":
-        return wanted
-    return "bfloat16" if _multiplies_bfloat16(device) else "float32"
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # torch's own checks of the processor: not part of its public interface, so they may be missing.
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    checks = [getattr(torch.cpu, name, None) for name in names]
-    return any(check() for check in checks if check is not None)
 
 
 def _check_name(name: str) -> None:
@@ -334,6 +358,12 @@ def _grid_of_tokens(model: Any, images: Tensor, patch: int) -> Tensor:
     tokens: Tensor = model.forward_features(images)[:, model.num_prefix_tokens :]
     grid = (images.shape[-2] // patch, images.shape[-1] // patch)
     return tokens.reshape(len(images), *grid, tokens.shape[-1])
+
+
+def _grid_of_attention(model: Any, images: Tensor, patch: int, name: str) -> Tensor:
+    """Give the last block's attention to the neighbourhood: [window, row, column, neighbour]."""
+    attended = capture_attention(model, images, name)
+    return average_neighbours(attended, images.shape[-2] // patch, images.shape[-1] // patch)
 
 
 def _three_floats(values: Any) -> Floats:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.batches import shard_ranges
 from pipeline.condition import read_record
 from pipeline.datasets import get_dataset
-from pipeline.devices import resolve_device
+from pipeline.devices import resolve_device, resolve_precision
 from pipeline.errors import (
     DatasetError,
     ImageError,
     PipelineError,
-    RunError,
     StaleError,
     UsageError,
     WeightsError,
@@ -30,18 +27,15 @@ from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import ArraySpec, holds_shard, prepare_arrays, write_shard
+from pipeline.store import holds_shard, prepare_arrays, write_shard
 from pipeline.windows import Window
+from stages.extract.arrays import features_spec, group_attributes
 from stages.extract.listing import fingerprint_shard, list_images, place_all
+from stages.extract.passes import check_finite, extract_views, gather_batches, load_backbone
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
 from stages.extract.weights import find_weights
 
-if TYPE_CHECKING:
-    from stages.extract.backbones import Backbone
-
 VIEWS = ("clean", "mirror")
-DIMS = ("window", "row", "column", "channel")
-_TOGETHER = 2
 
 
 class Extract(Stage[ExtractSettings]):
@@ -56,7 +50,6 @@ class Extract(Stage[ExtractSettings]):
         from stages.extract.backbones import (
             default_size,
             describe_backbone,
-            resolve_precision,
         )
 
         dataset = get_dataset(settings.dataset)
@@ -165,19 +158,13 @@ class Extract(Stage[ExtractSettings]):
         manifest.write(run)
         facts = plan.facts
         specs = {
-            view: ArraySpec(
-                shape=(*facts["grid"], facts["channels"]),
-                dims=DIMS,
-                dtype="float16",
-                compress=False,
-                attributes={"long_name": text, "units": "1"},
-            )
+            view: features_spec(facts, text)
             for view, text in (
                 ("clean", "last-block features after the final norm"),
                 ("mirror", "the same of the horizontally mirrored window, in mirrored columns"),
             )
         }
-        attributes = {k: facts[k] for k in ("backbone", "patch", "size", "weights_source")}
+        attributes = group_attributes(facts)
         prepare_arrays(run.features, specs, len(manifest.windows), settings.shard_size, attributes)
 
     def holds(self, run: Run, settings: ExtractSettings, shard: int) -> bool:
@@ -192,20 +179,15 @@ class Extract(Stage[ExtractSettings]):
         windows = manifest.windows[start : start + settings.shard_size]
         shape = (len(windows), *facts["grid"], facts["channels"])
         blocks = {view: np.zeros(shape, np.float16) for view in VIEWS}
-        backbone = _load_backbone(settings, facts["weights_digest"])
+        backbone = load_backbone(settings, facts["weights_digest"])
         rejected: dict[str, str] = {}
         frames = _decode(settings, manifest, windows, rejected)
-        for rows, pixels in _gather(frames, settings.batch_size):
+        for rows, pixels in gather_batches(frames, settings.batch_size):
             clean, mirror = extract_views(backbone, pixels)
             blocks["clean"][rows - start] = clean
             blocks["mirror"][rows - start] = mirror
             announce(advance=len(rows))
-        for view, block in blocks.items():
-            if not np.isfinite(block).all():
-                raise RunError(
-                    f"extract: {view} features of shard {shard} are not finite in float16; "
-                    "try --precision float32 or other weights."
-                )
+        check_finite(blocks, self.name, shard)
         write_shard(run.features, blocks, shard, settings.shard_size)
         return {"rejected": rejected}
 
@@ -238,36 +220,6 @@ class Extract(Stage[ExtractSettings]):
         return [f"extract: features of {usable} images in {run.features}"]
 
 
-def extract_views(backbone: Backbone, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Extract the features of some windows and of their mirror images.
-
-    Parameters
-    ----------
-    backbone
-        The frozen backbone.
-    pixels
-        uint8 [window, y, x, rgb].
-
-    Returns
-    -------
-    clean, mirror : numpy.ndarray
-        float16 [window, row, column, channel]; the columns of ``mirror`` are mirrored.
-    """
-    import torch
-
-    # A processor gains nothing from more windows at a time, and what it computes in between is then
-    # small enough to stay in the cache and to be allocated again and again. The number does not
-    # follow the threads: another one may round differently.
-    together = len(pixels) if backbone.device.type != "cpu" else _TOGETHER
-    grids: list[list[np.ndarray]] = [[], []]
-    for part in torch.from_numpy(pixels).split(together):
-        images = part.to(backbone.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        for view, grid in zip((images, images.flip(-1)), grids, strict=True):
-            grid.append(backbone(view).to(torch.float16).cpu().numpy())
-    clean, mirror = (np.concatenate(grid) for grid in grids)
-    return clean, mirror
-
-
 def _window_settings(settings: ExtractSettings) -> dict[str, Any]:
     # which images there are is in the windows' own fingerprints: more images, or another name of
     # the same ones, leave finished shards valid
@@ -283,37 +235,6 @@ def _known_images(run: Run, settings: ExtractSettings) -> tuple[Image, ...]:
     return manifest.images if manifest.root == settings.root else ()
 
 
-def _load_backbone(settings: ExtractSettings, digest: str) -> Backbone:
-    assert settings.size is not None
-    return _build(
-        settings.backbone,
-        settings.weights,
-        digest,
-        settings.size,
-        settings.device,
-        settings.precision,
-    )
-
-
-@lru_cache(maxsize=1)
-def _build(
-    name: str, given: Path | None, digest: str, size: int, device: str, precision: str
-) -> Backbone:
-    from stages.extract.backbones import build_backbone
-
-    weights = None
-    if name != HANDCRAFTED:
-        weights = find_weights(name, given, report=lambda _: None)
-        if weights.digest != digest:
-            raise RunError(
-                f"the weights at {weights.path} are not those that extract was planned with; "
-                "run `primaps-pipe extract` again."
-            )
-    return build_backbone(
-        name, weights, size=size, device=resolve_device(device), precision=precision
-    )
-
-
 def _decode(
     settings: ExtractSettings,
     manifest: Manifest,
@@ -327,22 +248,6 @@ def _decode(
             announce(advance=len(group))
             continue
         yield np.array([window.index for window in group]), pixels
-
-
-def _gather(
-    frames: Iterator[tuple[np.ndarray, np.ndarray]], batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Regroup windows into batches of one size (the last may be smaller)."""
-    rows: list[int] = []
-    pixels: list[np.ndarray] = []
-    for numbers, stack in frames:
-        rows.extend(int(number) for number in numbers)
-        pixels.extend(stack)
-        while len(rows) >= batch:
-            yield np.array(rows[:batch]), np.stack(pixels[:batch])
-            del rows[:batch], pixels[:batch]
-    if rows:
-        yield np.array(rows), np.stack(pixels)
 
 
 def _recorded_rejections(manifest: Manifest, records: Iterable[ShardRecord]) -> dict[int, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.devices import resolve_device
+from pipeline.devices import resolve_device, resolve_precision
 from pipeline.errors import UsageError
+
+CPU = torch.device("cpu")
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
@@ -38,3 +40,26 @@ def test_other_names(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     pretend(monkeypatch, 2)
     with pytest.raises(UsageError, match="give auto, cpu, cuda or cuda:N"):
         resolve_device(wanted)
+
+
+@pytest.mark.parametrize(
+    ("avx", "amx", "expected"),
+    [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")],
+)
+def test_auto_precision_on_a_processor(
+    avx: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("float32", CPU) == "float32"
+    with pytest.raises(UsageError, match="float16"):
+        resolve_precision("float16", CPU)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((9, 0), "bfloat16")])
+def test_auto_precision_on_cuda(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", torch.device("cuda")) == expected

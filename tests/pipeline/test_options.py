@@ -23,6 +23,8 @@ class Paint(StageSettings):
     folder: Path | None = setting(None, "where to")
     limit: int | None = setting(None, "most walls")
     brush: str = execution_setting("wide", "the brush")
+    primer: bool = setting(False, "prime the wall")
+    masking_tape: bool = setting(True, "mask the frames", option="--tape")
 
 
 def invoke(*arguments: str) -> tuple[Any, dict[str, Any]]:
@@ -62,6 +64,24 @@ def test_values_have_the_types_of_the_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], {}),
+        (["--primer"], {"primer": True}),
+        (["--no-primer"], {"primer": False}),
+        (["--no-tape", "--primer"], {"primer": True, "masking_tape": False}),
+        (["--primer", "--no-primer"], {"primer": False}),
+    ],
+)
+def test_yes_and_no_are_two_words_and_neither_stays_out(
+    arguments: list[str], given: dict[str, bool]
+) -> None:
+    result, seen = invoke(*arguments)
+    assert result.exit_code == 0
+    assert given_settings(Paint, seen) == given
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["--colour", "green"],
@@ -70,6 +90,7 @@ def test_values_have_the_types_of_the_settings() -> None:
         ["--limit", "1.5"],
         ["--brush", "none"],
         ["--walls", "a"],
+        ["--primer", "yes"],
     ],
 )
 def test_wrong_values_are_refused(arguments: list[str]) -> None:
@@ -86,4 +107,6 @@ def test_the_help_says_every_default_once() -> None:
     assert "--gloss FLOAT share of light [default: 0.0]" in text
     assert "--wall TEXT wall, repeatable --folder PATH where to --limit" in text
     assert "--brush [wide|fine] the brush [default: wide]" in text
+    assert "--primer / --no-primer prime the wall [default: --no-primer]" in text
+    assert "--tape / --no-tape mask the frames [default: --tape]" in text
     assert text.index("--colour") < text.index("--coats") < text.index("--brush")

@@ -24,7 +24,6 @@ from stages.extract.backbones import (
     check_size,
     default_size,
     describe_backbone,
-    resolve_precision,
 )
 from stages.extract.weights import WeightsFile, load_state_dict
 
@@ -290,29 +289,6 @@ def test_handcrafted_has_the_same_interface() -> None:
 def test_a_network_without_weights_is_refused() -> None:
     with pytest.raises(WeightsError, match="needs weights"):
         build_backbone("test_vit", None, size=64, device=CPU, precision="float32")
-
-
-@pytest.mark.parametrize(
-    ("avx", "amx", "expected"),
-    [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")],
-)
-def test_auto_precision_on_a_processor(
-    avx: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert resolve_precision("auto", CPU) == expected
-    assert resolve_precision("float32", CPU) == "float32"
-    with pytest.raises(UsageError, match="float16"):
-        resolve_precision("float16", CPU)
-
-
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((9, 0), "bfloat16")])
-def test_auto_precision_on_cuda(
-    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert resolve_precision("auto", torch.device("cuda")) == expected
 
 
 def test_the_room_opens_without_torch() -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages.extract import handcrafted, stage
+from stages.extract import handcrafted, passes
 from stages.extract.backbones import build_backbone
-from stages.extract.stage import extract_views
+from stages.extract.passes import extract_views
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 8])
 def test_windows_keep_their_order_whatever_goes_together(
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_TOGETHER", together)
+    monkeypatch.setattr(passes, "_TOGETHER", together)
     device = torch.device("cpu")
     backbone = build_backbone("handcrafted", None, size=32, device=device, precision="float32")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)

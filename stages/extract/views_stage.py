@@ -1,0 +1,375 @@
+"""The views stage: augmented views, crops and attention, cached beside the clean features.
+
+A stage of its own, so that the clean features, and all that was made from them, stay valid when
+views are added later. Views of one kind are a part of every shard: a part has a ledger of its own
+below the stage's, so that a shard whose settings have changed computes the parts that it lacks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.batches import shard_ranges
+from pipeline.condition import read_record
+from pipeline.errors import ImageError
+from pipeline.files import fingerprint, read_json
+from pipeline.frames import read_windows
+from pipeline.ledger import Ledger, ShardRecord
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import announce
+from pipeline.settings import make_settings
+from pipeline.stage import Plan, ShardPlan, Stage
+from pipeline.store import ArraySpec, consolidate, holds_shard, prepare_arrays, write_shard
+from pipeline.windows import Window
+from stages.extract.arrays import attention_spec, features_spec, group_attributes
+from stages.extract.passes import (
+    check_finite,
+    extract_attention,
+    extract_clean,
+    extract_views,
+    gather_batches,
+    load_backbone,
+)
+from stages.extract.settings import ExtractSettings
+from stages.extract.view_settings import ViewSettings, parse_views
+
+if TYPE_CHECKING:
+    from stages.extract.backbones import Backbone
+
+CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
+CROP_ARRAYS = tuple(f"crop_{number}" for number in range(1, len(CROPS) + 1))
+# As many images at a time are decoded ahead: at twice the scale one fills tens of megabytes.
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Views that are computed together.
+
+    Attributes
+    ----------
+    name
+        Also of its ledger, below that of the stage.
+    arrays
+        In ``features.zarr``.
+    view
+        Number of a photometric view, or 0.
+    """
+
+    name: str
+    arrays: tuple[str, ...]
+    view: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures of every window are looked at, mirror images not counted."""
+        return len(self.arrays) if self.name == "crops" else 1
+
+
+class Views(Stage[ViewSettings]):
+    """The images -> further arrays of ``features.zarr``."""
+
+    name: ClassVar[str] = "views"
+    unit: ClassVar[str] = "pictures"
+    verb: ClassVar[str] = "extract"
+    settings_class = ViewSettings
+
+    def inputs(self, run: Run, settings: ViewSettings) -> list[str]:
+        """Return ``extract``."""
+        return ["extract"]
+
+    def plan(self, run: Run, settings: ViewSettings, screen: Screen) -> Plan:
+        """Plan one shard for every shard of features."""
+        extract = read_record(run, "extract")
+        if settings.attention:
+            from stages.extract.backbones import check_attention
+
+            check_attention(extract.facts["backbone"])
+        manifest = read_manifest(run)
+        parts = list_parts(settings)
+        pictures = sum(part.pictures for part in parts)
+        total = len(manifest.windows)
+        shards = []
+        for number, rows in enumerate(shard_ranges(total, extract.settings["shard_size"])):
+            source = _fingerprint_source(manifest, extract.shards[number], rows)
+            prints = [self._fingerprint_part(part, settings, source) for part in parts]
+            shards.append(ShardPlan(fingerprint(self.name, prints), len(rows) * pictures))
+        facts = {
+            "views": [part.name for part in parts if part.view],
+            "crops": len(CROPS) if settings.crops == "five" else 0,
+            "attention": settings.attention,
+        }
+        known = Ledger(run.state(self.name)).read_shards()
+        right = [
+            number
+            for number, shard in enumerate(shards)
+            if number in known and known[number].fingerprint == shard.fingerprint
+        ]
+        return Plan(shards, facts, payload=(extract, total, right))
+
+    def prepare(self, run: Run, settings: ViewSettings, plan: Plan) -> None:
+        """Allocate the arrays, beside those that are there."""
+        extract, total, right = plan.payload
+        parts = list_parts(settings)
+        ledger = Ledger(run.state(self.name))
+        # right when it was planned and forgotten since: it is lost
+        lost = {number for number in right if ledger.read_shard(number) is None}
+        for number in lost | plan.redo:
+            for part in parts:
+                _ledger(run, part).drop(number)
+        specs = {name: spec for part in parts for name, spec in _lay_out(part, extract.facts)}
+        prepare_arrays(
+            run.features,
+            specs,
+            total,
+            extract.settings["shard_size"],
+            group_attributes(extract.facts),
+        )
+        _remove_outgrown(run.features, specs, total, extract.facts["grid"])
+
+    def holds(self, run: Run, settings: ViewSettings, shard: int) -> bool:
+        """Whether the shard's files are there."""
+        names = [name for part in list_parts(settings) for name in part.arrays]
+        return holds_shard(run.features, names, shard)
+
+    def compute(self, run: Run, settings: ViewSettings, shard: int) -> dict[str, Any]:
+        """Compute the parts of one block of windows that are not there yet."""
+        begun = time.perf_counter()
+        manifest = read_manifest(run)
+        extract = read_record(run, "extract")
+        size = extract.settings["shard_size"]
+        rows = shard_ranges(len(manifest.windows), size)[shard]
+        source = _fingerprint_source(manifest, extract.shards[shard], rows)
+        prints = {
+            part: self._fingerprint_part(part, settings, source) for part in list_parts(settings)
+        }
+        missing = [part for part in prints if not _holds_part(run, part, shard, prints[part])]
+        announce(advance=len(rows) * sum(p.pictures for p in prints if p not in missing))
+        for part in missing:
+            _ledger(run, part).drop(shard)
+        blocks = {
+            name: np.zeros((len(rows), *spec.shape), spec.dtype)
+            for part in missing
+            for name, spec in _lay_out(part, extract.facts)
+        }
+        if missing:
+            how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
+            backbone = load_backbone(how, extract.facts["weights_digest"])
+            block = _Block(manifest, rows, backbone, how.batch_size)
+            for part in missing:
+                if part.name == "crops":
+                    _fill_crops(blocks, block)
+            _fill_views(blocks, block, [p for p in missing if p.name != "crops"], settings.seed)
+            check_finite(blocks, self.name, shard)
+            write_shard(run.features, blocks, shard, size)
+        seconds = round(time.perf_counter() - begun, 3)
+        for part in missing:
+            _ledger(run, part).commit(ShardRecord(shard, prints[part], seconds, len(rows)))
+        return {"computed": [part.name for part in missing]}
+
+    def finish(
+        self, run: Run, settings: ViewSettings, records: dict[int, ShardRecord], screen: Screen
+    ) -> list[str]:
+        """Say what is there."""
+        photometric = parse_views(settings.views)
+        kinds = [
+            f"{photometric} photometric views" if photometric else "",
+            "five crops" if settings.crops == "five" else "",
+            "attention" if settings.attention else "",
+        ]
+        what = ", ".join(kind for kind in kinds if kind) or "nothing but the clean views"
+        return [f"views: {what} of every window in {run.features}"]
+
+    def _fingerprint_part(self, part: Part, settings: ViewSettings, source: str) -> str:
+        seed = settings.seed if part.view else None
+        return fingerprint(self.name, self.version, part.name, seed, source)
+
+
+def list_parts(settings: ViewSettings) -> list[Part]:
+    """List what the settings ask for, in the order of the arrays."""
+    parts = [
+        Part(name, (name, f"{name}_mirror"), view)
+        for view in range(1, parse_views(settings.views) + 1)
+        for name in [f"photometric_{view}"]
+    ]
+    if settings.crops == "five":
+        parts.append(Part("crops", CROP_ARRAYS))
+    if settings.attention:
+        parts.append(Part("attention", ("attention",)))
+    return parts
+
+
+def place_crops(window: Window) -> list[Window]:
+    """Place the five half-size crops of a window, on its image at twice the scale.
+
+    Parameters
+    ----------
+    window
+        Of the image at its own scale.
+
+    Returns
+    -------
+    list of Window
+        Top left, top right, bottom left, bottom right and centre: windows of the same size, and of
+        the same row, in the image resized to twice the width and height.
+    """
+    size = window.size
+    corners = ((0, 0), (size, 0), (0, size), (size, size), (size // 2, size // 2))
+    return [
+        Window(
+            window.index,
+            window.image,
+            2 * window.left + left,
+            2 * window.top + top,
+            size,
+            2 * window.width,
+            2 * window.height,
+        )
+        for left, top in corners
+    ]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The windows of one shard, and what their features are computed with."""
+
+    manifest: Manifest
+    rows: range
+    backbone: Backbone
+    batch: int
+
+    @property
+    def windows(self) -> list[Window]:
+        return self.manifest.usable_windows(self.rows.start, self.rows.stop)
+
+    def decode(
+        self, windows: Sequence[Window], ahead: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the row numbers and pixels of one image's windows after the other's."""
+        for group, pixels in read_windows(self.manifest, windows, ahead):
+            if isinstance(pixels, ImageError):
+                image = self.manifest.images[group[0].image]
+                raise ImageError(
+                    f"{image.path} could be read by extract and now cannot ({pixels}); "
+                    "run `primaps-pipe extract` again."
+                )
+            yield np.array([window.index for window in group]), pixels
+
+
+def _fill_views(
+    blocks: dict[str, np.ndarray], block: _Block, parts: Sequence[Part], seed: int
+) -> None:
+    """Fill in photometric views and attention, which look at the windows as they are."""
+    if not parts:
+        return
+    frames = block.decode(block.windows, 2 * block.batch)
+    for rows, pixels in gather_batches(frames, block.batch):
+        places = rows - block.rows.start
+        for part in parts:
+            views: tuple[np.ndarray, ...]
+            if part.view:
+                pictures = _augment(block.manifest, rows, pixels, part.view, seed)
+                views = extract_views(block.backbone, pictures)
+            else:
+                views = (extract_attention(block.backbone, pixels),)
+            for name, values in zip(part.arrays, views, strict=True):
+                blocks[name][places] = values
+            announce(advance=len(rows))
+
+
+def _augment(
+    manifest: Manifest, rows: np.ndarray, pixels: np.ndarray, view: int, seed: int
+) -> np.ndarray:
+    """Give one photometric view of some windows, uint8 [window, y, x, rgb]."""
+    import torch
+
+    from stages.extract.photometric import augment, draw_augmentation
+
+    windows = [manifest.windows[row] for row in rows]
+    augmentations = [
+        draw_augmentation(manifest.images[w.image].digest, w.box, view, seed) for w in windows
+    ]
+    # on the processor whatever the device: the pictures are then the same everywhere
+    images = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), augmentations)
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _fill_crops(blocks: dict[str, np.ndarray], block: _Block) -> None:
+    """Fill in the five crops, which are read at twice the scale."""
+    crops = [crop for window in block.windows for crop in place_crops(window)]
+    count = len(CROPS)
+    # Whole windows: an image's crops come in fives.
+    together = max(1, block.batch // count) * count
+    for rows, pixels in gather_batches(block.decode(crops, _AHEAD), together):
+        features = extract_clean(block.backbone, pixels)
+        for number, name in enumerate(CROP_ARRAYS):
+            blocks[name][rows[number::count] - block.rows.start] = features[number::count]
+        announce(advance=len(rows))
+
+
+def _lay_out(part: Part, facts: dict[str, Any]) -> list[tuple[str, ArraySpec]]:
+    """Give the arrays of a part."""
+    if part.name == "attention":
+        return [(part.name, attention_spec(facts))]
+    if part.name == "crops":
+        texts = [f"features of the {where} half-size crop at twice the scale" for where in CROPS]
+    else:
+        text = f"features of photometrically augmented view {part.view}"
+        texts = [text, f"{text}, mirrored like the mirror of the clean one"]
+    return [
+        (name, features_spec(facts, text)) for name, text in zip(part.arrays, texts, strict=True)
+    ]
+
+
+def _fingerprint_source(manifest: Manifest, extract_print: str, rows: range) -> str:
+    # an image that was rejected and is mended has features that extract's own print of the shard
+    # cannot tell from its gap
+    used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
+    return fingerprint(extract_print, used)
+
+
+def _ledger(run: Run, part: Part) -> Ledger:
+    return Ledger(run.state(f"{Views.name}/{part.name}"))
+
+
+def _holds_part(run: Run, part: Part, shard: int, print_: str) -> bool:
+    record = _ledger(run, part).read_shard(shard)
+    return (
+        record is not None
+        and record.fingerprint == print_
+        and holds_shard(run.features, part.arrays, shard)
+    )
+
+
+def _remove_outgrown(
+    store: Path, wanted: dict[str, ArraySpec], total: int, grid: Sequence[int]
+) -> None:
+    """Remove views that are wanted no more and fit the windows no more.
+
+    One that still fits is left: wanted again, it needs no work. One of another length would keep
+    the whole group from being opened as one dataset.
+    """
+    old = [
+        path.name
+        for pattern in ("photometric_*", "crop_*", "attention")
+        for path in sorted(store.glob(pattern))
+        if path.name not in wanted and not _fits(path, total, grid)
+    ]
+    for name in old:
+        shutil.rmtree(store / name)
+    if old:
+        consolidate(store)
+
+
+def _fits(array: Path, total: int, grid: Sequence[int]) -> bool:
+    metadata = read_json(array / "zarr.json") or {}
+    return metadata.get("shape", [])[:3] == [total, *grid]
