@@ -15,6 +15,7 @@ import click
 
 from pipeline.datasets import DATASET_NAMES
 from pipeline.errors import PipelineError, UsageError
+from pipeline.ledger import StageRecord
 from pipeline.options import given_settings, settings_options
 from pipeline.progress import Screen
 from pipeline.run import Run
@@ -46,7 +47,20 @@ FORGET = click.option(
 )
 PROGRESS = click.option("--progress/--no-progress", default=True, help="show progress")
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="show tracebacks and library logs")
+
+
+class ClassCountType(click.ParamType):
+    """A number of classes, or ``auto``."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return ``auto`` as it is, anything else as an integer."""
+        return value if value == "auto" else click.INT.convert(value, param, ctx)
+
+
 CHOICES: dict[str, click.ParamType] = {
+    "classes": ClassCountType(),
     "dataset": click.Choice(DATASET_NAMES),
     "crf": click.Choice(BACKENDS),
 }
@@ -98,15 +112,20 @@ def main() -> None:
       primaps-pipe masks    RUN
       primaps-pipe em       RUN --classes 12
       primaps-pipe evaluate RUN
+
+    head trains a STEGO or HP head on the same features, which em and evaluate take with --head.
     """
 
 
-def _run_one(name: str, path: Path, options: dict[str, Any]) -> None:
+def _run_one(
+    name: str, path: Path, options: dict[str, Any], given: dict[str, Any] | None = None
+) -> StageRecord | None:
     run = Run(path)
-    given = given_settings(SETTINGS[name], options)
+    if given is None:
+        given = given_settings(SETTINGS[name], options)
     settings = recall_settings(name, run, given, forget=options["forget"])
     screen = Screen(progress=options["progress"])
-    run_stage(name, run, settings, _execution(options), screen)
+    return run_stage(name, run, settings, _execution(options), screen)
 
 
 def _execution(options: dict[str, Any]) -> Execution:
@@ -118,14 +137,22 @@ def _execution(options: dict[str, Any]) -> Execution:
 @RUN
 @FORGET
 @settings_options(SETTINGS["extract"], CHOICES)
+@settings_options(SETTINGS["views"])
 @execution_options
 def extract(run: Path, **options: Any) -> None:
     """Extract the frozen ViT features of every image, and of its mirror image.
 
     \b
     primaps-pipe extract runs/mine --dataset folder --root ~/photographs
+    primaps-pipe extract runs/mine --views clean,photometric --crops five --attention
+
+    More views may be added at any time; what was made of the clean one stays valid.
     """
-    _run_one("extract", run, options)
+    record = _run_one("extract", run, options)
+    # extra views are a stage of their own, which most runs do without
+    wanted = given_settings(SETTINGS["views"], options) or Run(run).has_been_run("views")
+    if record is not None and wanted:
+        _run_one("views", run, options)
 
 
 @main.command()
@@ -145,7 +172,25 @@ def masks(run: Path, **options: Any) -> None:
 @main.command()
 @RUN
 @FORGET
-@settings_options(SETTINGS["em"])
+@settings_options(SETTINGS["head"])
+@execution_options
+def head(run: Path, **options: Any) -> None:
+    """Train a head on the frozen features (STEGO, HP), and make codes of them with it.
+
+    \b
+    primaps-pipe head     runs/mine --method stego --classes 12
+    primaps-pipe evaluate runs/mine --head stego                   # the head's own clusters
+    primaps-pipe em       runs/mine --head stego --name on-stego   # PriMaPs-EM on its codes
+    """
+    record = _run_one("head", run, options)
+    if record is not None:
+        _run_one("encode", run, options, given={"head": record.settings["name"]})
+
+
+@main.command()
+@RUN
+@FORGET
+@settings_options(SETTINGS["em"], CHOICES)
 @execution_options
 def em(run: Path, **options: Any) -> None:
     """Fit class prototypes to the cached features and proposals.

@@ -14,7 +14,7 @@ from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import GRID, PHOTOGRAPHS, draw_features, load_square
 from pipeline.datasets import IGNORE
-from stages.em.fit import FitState, run_em_epoch
+from stages.em.fit import FitBatch, FitState, run_em_epoch
 from stages.em.initialisation import find_initial_directions
 from stages.em.prototypes import make_prototypes
 from stages.em.settings import EmSettings
@@ -25,7 +25,8 @@ from stages.masks.stage import enlarge_scores, take_largest
 SIZE = 322
 BACKBONE = "vit_small_patch14_dinov2"
 # A batch of 32 at image size would be 5 GB for the literal side; both sides take 4 at a time.
-SETTINGS = EmSettings(classes=27, batch_size=4)
+CLASSES = 27
+SETTINGS = EmSettings(classes=CLASSES, batch_size=4)
 # Multiplications and additions per pixel and class of the fused loops: prediction (interpolate,
 # compare), sum of exponentials (multiply, add), softmax (multiply, add, multiply), gradient
 # (multiply by the ratio and the weight, and by both interpolation weights, add twice).
@@ -71,7 +72,7 @@ def make_batches(name: str) -> Batches:
 def start_fit(batches: Batches) -> FitState:
     """Start a fit at the principal directions of the batches."""
     directions = find_initial_directions(
-        lambda: [features.float() for features, _ in batches], SETTINGS.classes
+        lambda: [features.float() for features, _ in batches], CLASSES
     )
     prototypes = make_prototypes(directions)
     return FitState(prototypes, prototypes.copy(), prototypes.copy())
@@ -80,7 +81,7 @@ def start_fit(batches: Batches) -> FitState:
 def fit_ours(state: FitState, batches: Batches) -> float:
     """Run one epoch; return its mean loss."""
     fresh = FitState(state.running, state.momentum, state.initial)
-    moved = ((features.float(), ids) for features, ids in batches)
+    moved = (FitBatch(features.float(), ids) for features, ids in batches)
     return run_em_epoch(fresh, moved, SETTINGS)[0]
 
 
@@ -158,7 +159,7 @@ def find_limit(batches: Batches, machine: Machine) -> float:
     pixels = sum(ids.numel() for _, ids in batches)
     return machine.least_seconds(
         memory=(2 + 4 + 4 + 4) * values + (1 + 2 + 8) * pixels,
-        operations=(3 * 2 * values + FLOPS_PER_LOGIT * pixels) * SETTINGS.classes,
+        operations=(3 * 2 * values + FLOPS_PER_LOGIT * pixels) * CLASSES,
     )
 
 
@@ -192,7 +193,7 @@ def compare_em(
                 repeats,
             )
             yield Comparison(
-                group=f"K = {SETTINGS.classes}",
+                group=f"K = {CLASSES}",
                 sample=name,
                 ours=own,
                 theirs=other,

@@ -161,6 +161,10 @@ class Run:
         files = sorted(state.glob("*/stage.json")) + sorted(state.glob("*/*/stage.json"))
         return [file.parent.relative_to(state).as_posix() for file in files]
 
+    def has_been_run(self, key: str) -> bool:
+        """Whether a stage was ever run here."""
+        return (self.state(key) / "stage.json").is_file()
+
     def names(self, stage: str) -> list[str]:
         """Return the names under which a named stage was run (``em`` -> ``default``, ``k12``)."""
         return [k.partition("/")[2] for k in self.keys() if k.startswith(stage + "/")]

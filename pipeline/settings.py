@@ -118,11 +118,16 @@ def make_settings(
         return cls.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        # of a value that may be of several kinds, the location also names the kind
+        kept = [str(p) for n, p in enumerate(first["loc"]) if n == 0 or isinstance(p, int)]
+        name = ".".join(kept)
         if first["type"] == "missing":
             option = option_name(cls, name)
             raise UsageError(f"{stage} needs {option} (setting {stage}.{name}).") from None
         message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            # of the settings together, not of one of them
+            raise UsageError(f"{stage} {message}.") from None
         raise UsageError(f"{stage}.{name} = {first['input']!r}: {message}.") from None
 
 

@@ -1,12 +1,16 @@
 """The pipeline, on one screen.
 
     extract    images               -> features        stages/extract/
+    views      images               -> augmented views, crops, attention  stages/extract/ (optional)
     masks      features, images     -> mask proposals  stages/masks/
-    em         features, proposals  -> prototypes      stages/em/
-    evaluate   prototypes, features -> label PNGs, metrics, report   stages/evaluate/
+    head       features             -> a small network on them         stages/head/ (optional)
+    encode     features, head       -> codes           stages/head/ (optional)
+    em         features or codes, proposals -> prototypes      stages/em/
+    evaluate   prototypes, features or codes -> label PNGs, metrics, report   stages/evaluate/
 
 A stage plans its shards, prepares its arrays, computes shards one by one, and finishes; what that
-means is in ``pipeline.stage``. The dense CRF, which masks and evaluate call, is in ``stages/crf``.
+means is in ``pipeline.stage``. The dense CRF, which masks and evaluate call, is in ``stages/crf``;
+cosine K-means, which em and head call, in ``stages/clustering.py``.
 
 The stages import torch, which takes seconds; hence they are loaded by name, when they are run.
 """
@@ -27,15 +31,32 @@ from pipeline.stage import run_stage as run_any_stage
 from stages.em.settings import EmSettings
 from stages.evaluate.settings import EvaluateSettings
 from stages.extract.settings import ExtractSettings
+from stages.extract.view_settings import ViewSettings
+from stages.head.settings import EncodeSettings, HeadSettings
 from stages.masks.settings import MaskSettings
 
 SETTINGS: dict[str, type[StageSettings]] = {
     "extract": ExtractSettings,
+    "views": ViewSettings,
     "masks": MaskSettings,
+    "head": HeadSettings,
+    "encode": EncodeSettings,
     "em": EmSettings,
     "evaluate": EvaluateSettings,
 }
 
+# Stages that a run may do without.
+OPTIONAL = frozenset({"views", "head", "encode"})
+
+_CLASSES = {
+    "extract": ("stages.extract.stage", "Extract"),
+    "views": ("stages.extract.views_stage", "Views"),
+    "masks": ("stages.masks.stage", "Masks"),
+    "head": ("stages.head.stage", "Head"),
+    "encode": ("stages.head.encode_stage", "Encode"),
+    "em": ("stages.em.stage", "Em"),
+    "evaluate": ("stages.evaluate.stage", "Evaluate"),
+}
 
 VERSIONS = {name: settings.version for name, settings in SETTINGS.items()}
 
@@ -48,8 +69,8 @@ def load_stage(name: str) -> Stage[Any]:
     name
         One of ``SETTINGS``.
     """
-    module = import_module(f"stages.{name}.stage")
-    stage: Stage[Any] = getattr(module, name.capitalize())()
+    module, class_name = _CLASSES[name]
+    stage: Stage[Any] = getattr(import_module(module), class_name)()
     return stage
 
 

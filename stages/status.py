@@ -8,7 +8,7 @@ from stat import S_ISREG
 
 from pipeline.condition import Condition, inspect_stage
 from pipeline.run import Run
-from stages import SETTINGS, VERSIONS
+from stages import OPTIONAL, SETTINGS, VERSIONS
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class StageStatus:
 def inspect_run(run: Run) -> list[StageStatus]:
     """Say how every stage of a run stands.
 
-    Stages that were never run are listed as missing, in the order of the pipeline.
+    Stages that were never run are listed as missing, in the order of the pipeline, but for those
+    that a run may do without.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def inspect_run(run: Run) -> list[StageStatus]:
     keys = []
     for stage in SETTINGS:
         named = [key for key in known if key.partition("/")[0] == stage]
-        keys += named or [stage]
+        keys += named or ([] if stage in OPTIONAL else [stage])
     return [_inspect_key(run, key) for key in keys]
 
 
@@ -64,13 +65,22 @@ def _inspect_key(run: Run, key: str) -> StageStatus:
 def list_artefacts(run: Run, key: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
     stage, _, name = key.partition("/")
+    extra = [*run.features.glob("photometric*"), *run.features.glob("crop_*")]
+    extra += run.features.glob("attention")
     if stage == "extract":
-        return [run.manifest_file, run.windows_file, run.features]
-    if stage == "masks":
-        return [run.masks]
+        # the group itself where its arrays are gone with it
+        views = [path for path in run.features.glob("*") if path not in extra]
+        return [run.manifest_file, run.windows_file, *(views or [run.features])]
+    if stage in ("views", "masks"):
+        return sorted(extra) if stage == "views" else [run.masks]
     if not name:
         return []
-    return [run.em / name] if stage == "em" else [run.labels(name), run.report(name)]
+    return {
+        "head": [run.heads / name],
+        "encode": [run.codes(name)],
+        "em": [run.em / name],
+        "evaluate": [run.labels(name), run.report(name)],
+    }[stage]
 
 
 def _measure(path: Path) -> int:

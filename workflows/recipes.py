@@ -13,7 +13,7 @@ from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings, did_you_mean, make_settings
-from stages import SETTINGS, run_stage
+from stages import OPTIONAL, SETTINGS, run_stage
 
 Recipe = dict[str, dict[str, Any]]
 
@@ -77,7 +77,10 @@ def _check(content: Any, given: str) -> Recipe:
 
 
 def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
-    """Build the settings of all stages from a recipe and what ``--set`` changes.
+    """Build the settings of the stages to run from a recipe and what ``--set`` changes.
+
+    Of the stages that a run may do without, those are run that the recipe or a change names; a head
+    is followed by ``encode``.
 
     Raises
     ------
@@ -90,12 +93,22 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
                 f"--set {stage}.…: no stage {stage!r}{did_you_mean(stage, SETTINGS)}; "
                 f"there are {', '.join(SETTINGS)}."
             )
+    layers: dict[str, tuple[dict[str, Any], ...]] = {
+        stage: (recipe.get(stage, {}), changes.get(stage, {})) for stage in SETTINGS
+    }
+    named = recipe.keys() | changes.keys()
+    if "head" in named:
+        head = make_settings(SETTINGS["head"], "head", *layers["head"]).model_dump()
+        layers["encode"] = ({"head": head["name"] or head["method"]}, *layers["encode"])
+        named.add("encode")
     settings = {
-        stage: make_settings(cls, stage, recipe.get(stage, {}), changes.get(stage, {}))
+        stage: make_settings(cls, stage, *layers[stage])
         for stage, cls in SETTINGS.items()
+        if stage not in OPTIONAL or stage in named
     }
     evaluate = settings["evaluate"]
-    if evaluate.model_dump()["em"] is None:
+    given = evaluate.model_dump()
+    if given["em"] is None and given["head"] is None:
         # the recipe's own fit, whatever other fits the run holds
         settings["evaluate"] = evaluate.replace(em=settings["em"].model_dump()["name"])
     return settings
@@ -104,7 +117,7 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
 def run_recipe(
     run: Run, settings: dict[str, StageSettings], execution: Execution, screen: Screen
 ) -> Path:
-    """Bring all four stages of a run up to date.
+    """Bring the stages of a recipe up to date, in their order.
 
     Parameters
     ----------
@@ -125,9 +138,10 @@ def run_recipe(
     PipelineError
         A stage failed; those before it are finished.
     """
-    for name in SETTINGS:
+    for name in settings:
         record = run_stage(name, run, settings[name], execution, screen)
         if record is None:
             screen.note(f"dry run: what comes after {name} is planned from what {name} writes")
             break
-    return run.report(settings["em"].model_dump()["name"]) / "index.html"
+    evaluated = settings["evaluate"].model_dump()
+    return run.report(evaluated["em"] or f"head-{evaluated['head']}") / "index.html"

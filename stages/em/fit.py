@@ -21,7 +21,27 @@ from stages.em.prototypes import (
 from stages.em.settings import EmSettings
 from stages.em.updates import compute_gradient
 
-ReadEpoch = Callable[[int], Iterable[tuple[Tensor, Tensor | None]]]
+
+@dataclass(frozen=True)
+class FitBatch:
+    """The windows of one step.
+
+    Attributes
+    ----------
+    features
+        float32 [window, row, column, channel]: what the momentum prototypes see.
+    proposals
+        uint8 [window, y, x]; None where the method needs none.
+    student
+        The same windows as the running prototypes see them; None: as the momentum prototypes do.
+    """
+
+    features: Tensor
+    proposals: Tensor | None = None
+    student: Tensor | None = None
+
+
+ReadEpoch = Callable[[int], Iterable[FitBatch]]
 
 
 @dataclass
@@ -64,30 +84,41 @@ def initialise(
     read_sample
         Gives the features for the PCA, float32 [window, row, column, channel]; called twice.
     read_epoch
-        Gives the batches (features, proposals) of an epoch by its number; the initialisation uses
+        Gives the batches of an epoch by its number; the initialisation uses
         negative numbers, so that its orders are none of the fit's.
     steps
         Batches per epoch.
     settings
         Classes, epochs and steps of the initialisation, learning rate.
     """
+    assert isinstance(settings.classes, int)
     prototypes = make_prototypes(find_initial_directions(read_sample, settings.classes))
     state = FitState(prototypes, prototypes.copy(), prototypes.copy())
     least = -(-settings.init_steps // max(steps, 1))
     for epoch in range(max(settings.init_epochs, least) if settings.init_epochs else 0):
         run_kmeans_epoch(state, read_epoch(-1 - epoch), settings)
-    started = make_prototypes(torch.nn.functional.normalize(state.running.direction, dim=1))
+    if settings.method == "kmeans":
+        # the baseline is this K-means, carried on: neither lengths nor moments begin again
+        return FitState(
+            state.running, state.running, state.running.copy(), state.moments
+        )
+    return start_at(state.running.direction)
+
+
+def start_at(directions: Tensor) -> FitState:
+    """Start a fit at given directions, float32 [class, channel] of any length."""
+    started = make_prototypes(torch.nn.functional.normalize(directions, dim=1))
     return FitState(started.copy(), started.copy(), started.copy())
 
 
 def run_kmeans_epoch(
-    state: FitState, batches: Iterable[tuple[Tensor, Tensor | None]], settings: EmSettings
+    state: FitState, batches: Iterable[FitBatch], settings: EmSettings
 ) -> tuple[float, list[float]]:
     """Run one epoch of cosine K-means by Adam; return its mean loss and class usage."""
     sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
-    for features, _ in batches:
-        loss, usage = cluster_loss(features, running.direction)
+    for batch in batches:
+        loss, usage = cluster_loss(batch.features, running.direction)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -99,22 +130,21 @@ def run_kmeans_epoch(
 
 
 def run_em_epoch(
-    state: FitState, batches: Iterable[tuple[Tensor, Tensor | None]], settings: EmSettings
+    state: FitState, batches: Iterable[FitBatch], settings: EmSettings
 ) -> tuple[float, list[float]]:
     """Run one epoch of PriMaPs-EM; return its mean loss and class usage."""
     sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
-    for features, proposals in batches:
-        if proposals is None:
+    for batch in batches:
+        if batch.proposals is None:
             raise ValueError("PriMaPs-EM needs proposals")
         weight = running.weight()
-        # one product reads the features once for both
-        both = torch.cat([state.momentum.weight(), weight.detach()])
-        teacher, student = compute_logits(features, both).chunk(2, dim=1)
-        assignment = assign_proposals(teacher, proposals)
+        teacher, student = _compute_both(batch, state.momentum.weight(), weight.detach())
+        assignment = assign_proposals(teacher, batch.proposals)
         gradient = compute_gradient(student, assignment.labels, focus=settings.focus)
         adam.zero_grad()
-        weight.backward(compute_weight_gradient(gradient.logits, features))
+        seen = batch.features if batch.student is None else batch.student
+        weight.backward(compute_weight_gradient(gradient.logits, seen))
         adam.step()
         state.step += 1
         updates, rest = divmod(state.step, settings.momentum_every)
@@ -125,6 +155,15 @@ def run_em_epoch(
         sums.add(gradient.loss, assignment.usage)
     _close(state, running, adam)
     return sums.summarise()
+
+
+def _compute_both(batch: FitBatch, momentum: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the logits of the momentum and of the running prototypes."""
+    if batch.student is not None:
+        return compute_logits(batch.features, momentum), compute_logits(batch.student, running)
+    # one product reads the features once for both
+    teacher, student = compute_logits(batch.features, torch.cat([momentum, running])).chunk(2, 1)
+    return teacher, student
 
 
 def run_epochs(state: FitState, read_epoch: ReadEpoch, settings: EmSettings) -> Iterator[FitState]:

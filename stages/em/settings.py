@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.run import DEFAULT_NAME, check_name
 from pipeline.settings import StageSettings, execution_setting, setting
@@ -13,11 +13,27 @@ from pipeline.settings import StageSettings, execution_setting, setting
 class EmSettings(StageSettings):
     """How class prototypes are fitted."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
-    classes: int = setting(..., "number of classes K", ge=2, le=255)
+    classes: Annotated[int, Field(ge=2, le=255)] | Literal["auto"] | None = setting(
+        None,
+        "number of classes K, or auto: estimated from the proposals; needed, but with --head, "
+        "whose probe says it",
+    )
+    most_classes: int = setting(64, "most classes that auto tries", ge=2, le=255)
     method: Literal["primaps", "kmeans"] = setting(
         "primaps", "primaps: PriMaPs-EM on the proposals; kmeans: the cosine K-means baseline"
+    )
+    head: str | None = setting(
+        None, "fit the codes of this head, from its cluster probe, instead of the features"
+    )
+    student: Literal["auto", "clean", "photometric"] = setting(
+        "auto",
+        "what the running prototypes see (primaps): the clean view, or one of the augmented views; "
+        "auto: these where extract has cached them",
+    )
+    mirror: bool = setting(
+        True, "show every other window mirrored, drawn anew in every epoch (primaps)"
     )
     epochs: int = setting(50, "passes over the images", ge=1)
     seed: int = setting(0, "names the order of the images and the PCA sample", ge=0)
@@ -29,7 +45,7 @@ class EmSettings(StageSettings):
     batch_size: int = setting(32, "windows per step", ge=1)
     init_epochs: int = setting(2, "epochs of K-means between PCA and EM", ge=0)
     init_steps: int = setting(
-        100, "least steps of that K-means: with fewer it has not converged on small sets", ge=0
+        250, "least steps of that K-means: with fewer it has not converged on small sets", ge=0
     )
     sample: int = setting(1024, "windows that the PCA sees", ge=1)
     focus: float = setting(
@@ -38,6 +54,12 @@ class EmSettings(StageSettings):
     momentum_every: int = setting(10, "steps between updates of the momentum prototypes", ge=1)
     momentum: float = setting(0.98, "decay of the momentum prototypes", ge=0, lt=1)
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    @model_validator(mode="after")
+    def _need_classes(self) -> EmSettings:
+        if self.classes is None and self.head is None:
+            raise ValueError("needs --classes (setting em.classes)")
+        return self
 
     @field_validator("name")
     @classmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +15,19 @@ from torch import Tensor
 from pipeline.condition import inspect_stage, read_record
 from pipeline.datasets import Dataset, get_dataset
 from pipeline.devices import resolve_device
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, RunError
 from pipeline.frames import read_frame, resize_labels
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.run import Run
 from pipeline.store import open_arrays, read_group, read_rows
 from pipeline.windows import Window, bounding_box
-from stages.evaluate.stitching import Box, average_views, classify
+from stages.evaluate.classifier import Classifier, classify
+from stages.evaluate.settings import EvaluateSettings
+from stages.evaluate.stitching import Box, average_views
+from stages.evaluate.subject import Subject, name_subject
+
+MAIN = "momentum_prototypes"
+RUNNING = "running_prototypes"
 
 
 @dataclass(frozen=True)
@@ -63,18 +71,18 @@ class Cover:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """A run and one of its fits, open for reading.
+    """A run and one of its fits or heads, open for reading.
 
     Attributes
     ----------
     run, manifest, dataset
         The run, its images, and the dataset they are of.
-    fit
-        Name of the fit.
-    prototypes
-        float32 [cluster, channel]: the momentum prototypes.
-    logits
-        ``inner product`` or ``cosine``.
+    subject
+        The fit or head.
+    features
+        Store of what it was made on: the run's features, or the codes of a head.
+    classifiers
+        ``MAIN``, which makes the labels, and others, which are scored beside it.
     size
         Side of a window, pixels.
     has_proposals
@@ -84,9 +92,9 @@ class Artefacts:
     run: Run
     manifest: Manifest
     dataset: Dataset
-    fit: str
-    prototypes: Tensor
-    logits: str
+    subject: Subject
+    features: Path
+    classifiers: Mapping[str, Classifier]
     size: int
     has_proposals: bool
 
@@ -95,35 +103,52 @@ class Artefacts:
         windows = self.manifest.windows_of(image)
         return Cover(tuple(windows), bounding_box(windows), (windows[0].width, windows[0].height))
 
+    @property
+    def clusters(self) -> int:
+        """Number of clusters of the labels."""
+        return self.classifiers[MAIN].classes
+
     def read_logits(
-        self, images: Sequence[Image], *, gain: float, device: str
-    ) -> dict[int, Tensor]:
+        self, images: Sequence[Image], *, device: str, names: Sequence[str] | None = None
+    ) -> dict[int, dict[str, Tensor]]:
         """Classify every position of some images, lying together in the arrays, at once.
+
+        Parameters
+        ----------
+        images
+            Rows of the manifest.
+        device
+            Where to compute.
+        names
+            The classifiers to ask; all of them when None.
 
         Returns
         -------
         dict
-            Row of the image -> float32 [window, cluster, row, column].
+            Row of the image -> name of the classifier -> float32 [window, class, row, column].
         """
         covers = {image.image: self.cover(image) for image in images}
         if not covers:
             return {}
         first = min(cover.rows.start for cover in covers.values())
         last = max(cover.rows.stop for cover in covers.values())
-        views = open_arrays(self.run.features, ["clean", "mirror"])
+        views = open_arrays(self.features, ["clean", "mirror"])
         target = resolve_device(device)
         clean, mirror = (
             torch.from_numpy(read_rows(views[view], first, last)).to(target).float()
             for view in ("clean", "mirror")
         )
-        logits = classify(
-            average_views(clean, mirror),
-            self.prototypes.to(target),
-            logits=self.logits,
-            gain=gain,
-        ).cpu()
+        features = average_views(clean, mirror)
+        # a product for each: the bytes of the labels must not depend on what is scored beside them
+        logits = {
+            name: classify(features, self.classifiers[name]).cpu()
+            for name in names or self.classifiers
+        }
         return {
-            row: logits[cover.rows.start - first : cover.rows.stop - first]
+            row: {
+                name: values[cover.rows.start - first : cover.rows.stop - first]
+                for name, values in logits.items()
+            }
             for row, cover in covers.items()
         }
 
@@ -154,7 +179,7 @@ class Artefacts:
 
     def read_features(self, image: Image) -> NDArray[np.float32]:
         """Read the features of an image's windows, float32 [window, row, column, channel]."""
-        clean = open_arrays(self.run.features, ["clean"])["clean"]
+        clean = open_arrays(self.features, ["clean"])["clean"]
         rows = self.cover(image).rows
         return read_rows(clean, rows.start, rows.stop).astype(np.float32)
 
@@ -170,17 +195,80 @@ class Artefacts:
         return read_rows(proposals, rows.start, rows.stop)
 
 
-def open_artefacts(run: Run, fit: str) -> Artefacts:
-    """Open a run and one of its fits."""
+def open_artefacts(
+    run: Run, em: str | None, *, head: str | None = None, gain: float | None = None
+) -> Artefacts:
+    """Open a run and one of its fits or heads.
+
+    Parameters
+    ----------
+    run
+        The run.
+    em, head
+        Name of the fit, or of the head; the other is None.
+    gain
+        Factor on cosines where the fit does not say its own; the setting's default when None.
+
+    Raises
+    ------
+    RunError
+        There is no such fit or head, or it is not what this version reads.
+    """
     manifest = read_manifest(run)
-    arrays, attributes = read_group(run.em, fit)
+    subject = name_subject(em, head)
+    arrays, attributes = read_group_of(run, subject)
+    if gain is None:
+        gain = EvaluateSettings().cosine_gain
+    try:
+        classifiers = _read_classifiers(arrays, attributes, gain)
+    except (KeyError, ValueError) as error:
+        raise RunError(
+            f"{subject.key} in {run.path} cannot be read as a classifier ({error}); "
+            f"run `primaps-pipe {subject.kind} {run.quoted} --name {subject.name} --force` again."
+        ) from error
     return Artefacts(
         run=run,
         manifest=manifest,
         dataset=get_dataset(manifest.dataset),
-        fit=fit,
-        prototypes=torch.from_numpy(arrays["momentum_prototypes"]),
-        logits=attributes["logits"],
+        subject=subject,
+        features=find_features(run, attributes),
+        classifiers=classifiers,
         size=read_record(run, "extract").facts["size"],
         has_proposals=inspect_stage(run, "masks").state == "fresh" and run.masks.is_dir(),
     )
+
+
+def read_group_of(run: Run, subject: Subject) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read the arrays and attributes of a fit or a head."""
+    return read_group(run.em if subject.kind == "em" else run.heads, subject.name)
+
+
+def find_features(run: Run, attributes: Mapping[str, Any]) -> Path:
+    """Return the store that a fit was made on, as its attributes name it."""
+    name = str(attributes.get("features", "features"))
+    kind, _, head = name.partition("/")
+    if name == "features":
+        return run.features
+    if kind == "codes" and head:
+        return run.codes(head)
+    raise RunError(f"{run.path}: a fit names features {name!r}, which this version does not know.")
+
+
+def _read_classifiers(
+    arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any], gain: float
+) -> dict[str, Classifier]:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    logits, gain = attributes["logits"], float(attributes.get("gain", gain))
+    if "probe" in tensors:
+        return {MAIN: Classifier(tensors["probe"], logits=logits, gain=gain)}
+    class_of = tensors.get("class_of")
+    main = Classifier(
+        tensors["momentum_prototypes"],
+        bias=tensors.get("bias"),
+        class_of=None if class_of is None else class_of.long(),
+        logits=logits,
+        gain=gain,
+    )
+    if attributes.get("method") != "primaps" or "prototypes" not in tensors:
+        return {MAIN: main}
+    return {MAIN: main, RUNNING: Classifier(tensors["prototypes"], logits=logits, gain=gain)}

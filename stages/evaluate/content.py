@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from stages.evaluate.gallery import (
     fit_feature_colours,
     make_thumbnail,
 )
-from stages.evaluate.report import GalleryItem
+from stages.evaluate.report import Curve, GalleryItem
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,17 @@ def sample_evenly(count: int, wanted: int) -> list[int]:
     return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]
 
 
+def make_curve(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Curve:
+    """Tell how a fit or a head went, from what its group holds."""
+    return Curve(
+        loss=tuple(arrays["loss"].tolist()) if "loss" in arrays else (),
+        usage=tuple(map(tuple, arrays["class_usage"].tolist())) if "class_usage" in arrays else (),
+        classes=tuple((int(k), float(score)) for k, score in attributes.get("classes_curve", ())),
+        classes_label=str(attributes.get("classes_label", "score")),
+        chosen=int(attributes["classes"]) if "classes" in attributes else None,
+    )
+
+
 def describe_facts(
     facts: dict[str, Any], metrics: dict[str, Any], dataset: str, root: str
 ) -> tuple[tuple[str, str], ...]:
@@ -209,5 +220,11 @@ def describe_facts(
         ("weights", str(facts["weights_source"])),
         ("window", f"{facts['size']} px, {facts['grid'][0]} x {facts['grid'][1]} positions"),
         ("clusters", str(metrics["classes"])),
+        ("made by", _name_maker(metrics)),
         ("CRF", str(metrics["crf"])),
     )
+
+
+def _name_maker(metrics: dict[str, Any]) -> str:
+    head = metrics.get("head")
+    return f"fit {metrics['em']}" if head is None else f"cluster probe of the head {head}"

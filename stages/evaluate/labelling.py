@@ -95,6 +95,11 @@ def score_windows(logits: Tensor, boxes: Sequence[Box], size: int) -> Scores:
     return Scores(_take_largest(stitched), log_probabilities, probabilities, confidence)
 
 
+def take_clusters(logits: Tensor, boxes: Sequence[Box], size: int) -> NDArray[np.uint8]:
+    """Take the class of the largest stitched logit, uint8 [y, x]; parameters as above."""
+    return _take_largest(stitch_windows(logits, boxes, size))
+
+
 def give_to_crf(scores: Scores, pixels: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.uint8]]:
     """Return what the CRF takes of one image: energies, float32 [cluster, y, x], and pixels."""
     return -scores.log_probabilities, np.ascontiguousarray(pixels)

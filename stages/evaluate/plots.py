@@ -58,8 +58,36 @@ def draw_loss(loss: Sequence[float]) -> str:
     axes.plot(epochs, loss, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
     axes.grid(axis="y", color=_RULE, linewidth=0.7)
     axes.margins(x=0.02, y=0.08)
-    _name_epochs(axes)
+    _name_axis(axes, "epoch")
     return _render(figure, f"Loss over {len(loss)} epochs")
+
+
+def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) -> str:
+    """Draw the score of every number of classes that was tried.
+
+    Parameters
+    ----------
+    scores
+        Number of classes and score, at least one.
+    chosen
+        The number to mark, where it is among them.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element.
+    """
+    figure, axes = _make_curve_axes()
+    ordered = sorted(scores)
+    numbers, values = zip(*ordered, strict=True)
+    axes.plot(numbers, values, color=_ACCENT, linewidth=1.8, marker="o", markersize=3.5)
+    for number, value in ordered:
+        if number == chosen:
+            axes.plot([number], [value], color=_INK, marker="o", markersize=8)
+    axes.grid(axis="y", color=_RULE, linewidth=0.7)
+    axes.margins(x=0.03, y=0.12)
+    _name_axis(axes, "classes")
+    return _render(figure, f"Score of {len(ordered)} numbers of classes")
 
 
 def draw_usage(usage: Sequence[Sequence[float]], palette: Sequence[tuple[int, int, int]]) -> str:
@@ -94,7 +122,7 @@ def draw_usage(usage: Sequence[Sequence[float]], palette: Sequence[tuple[int, in
     axes.set_xlim(epochs[0], epochs[-1])
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    _name_epochs(axes)
+    _name_axis(axes, "epoch")
     return _render(figure, f"Share of pixels of {shares.shape[1]} clusters per epoch")
 
 
@@ -165,9 +193,9 @@ def _make_curve_axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _name_epochs(axes: Axes) -> None:
+def _name_axis(axes: Axes, name: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
-    axes.set_xlabel("epoch", color=_MUTED, fontsize=12, labelpad=4)
+    axes.set_xlabel(name, color=_MUTED, fontsize=12, labelpad=4)
 
 
 def _make_matrix_axes(

@@ -14,11 +14,31 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.evaluate.plots import draw_confusion, draw_loss, draw_usage, order_clusters
+from stages.evaluate.plots import (
+    draw_confusion,
+    draw_loss,
+    draw_scores,
+    draw_usage,
+    order_clusters,
+)
 
 _IN_USE = 0.1  # per cent of the pixels from which on a class counts as used
 _SHOWN_WARNINGS = 6  # the others are folded away
 _NOTHING = "–"
+_OTHERS = (
+    (
+        "running_prototypes",
+        "running prototypes",
+        "Running prototypes: those that the gradient moves, which the momentum prototypes, that "
+        "made the labels, follow; without CRF, matched to the classes on their own.",
+    ),
+    (
+        "linear_probe",
+        "linear probe",
+        "Linear probe: a linear classifier of the same features, trained on the labels of the "
+        "split train; without CRF. No choice of prototypes is likely to do better.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +74,19 @@ class Curve:
         Mean loss of every epoch.
     usage
         Share of pixels per cluster, of every epoch.
+    classes
+        Number of classes and score, of every number that was tried; nothing where it was given.
+    classes_label
+        What the score is.
+    chosen
+        The number of classes of the fit.
     """
 
     loss: tuple[float, ...]
     usage: tuple[tuple[float, ...], ...]
+    classes: tuple[tuple[int, float], ...] = ()
+    classes_label: str = ""
+    chosen: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +163,7 @@ def render_report(content: ReportContent) -> str:
         has_crf=has_crf,
         tiles=_make_tiles(metrics),
         split_rows=[_make_split_row(name, block) for name, block in blocks.items()],
+        other_notes=[note for name, _, note in _OTHERS if _has_other(blocks, name)],
         gallery=[_make_gallery_entry(item) for item in content.gallery],
         gallery_splits=list(dict.fromkeys(item.split for item in content.gallery)),
         gallery_sortable=sum(_read_accuracy(item.note) is not None for item in content.gallery) > 1,
@@ -187,7 +217,21 @@ def _make_split_row(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         "images": block.get("images", _NOTHING),
         "labelled": block.get("labelled_images", _NOTHING),
         "used": f"{sum(share >= _IN_USE for share in usage)} of {len(usage)}",
+        "others": [
+            {
+                "name": title,
+                "accuracy": _format(block[name].get("accuracy")),
+                "miou": _format(block[name].get("miou")),
+            }
+            for name, title, _ in _OTHERS
+            if _has_other({name: block}, name)
+        ],
     } | {key: _format(block.get(key)) for key in scores}
+
+
+def _has_other(blocks: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    """Tell whether another classifier was scored in any of some splits."""
+    return any(_is_number(block.get(name, {}).get("accuracy")) for block in blocks.values())
 
 
 def _make_gallery_entry(item: GalleryItem) -> dict[str, Any]:
@@ -272,6 +316,15 @@ def _plot_confusion(metrics: Mapping[str, Any]) -> Markup | None:
 def _plot_curves(content: ReportContent) -> list[dict[str, Any]]:
     curve, clusters = content.curve, len(content.palette)
     curves = []
+    if curve.classes:
+        curves.append(
+            {
+                "title": "Number of classes",
+                "svg": Markup(draw_scores(curve.classes, curve.chosen)),
+                "detail": f"What every number of classes scores without labels: "
+                f"{curve.classes_label}. The dot is the one that was fitted.",
+            }
+        )
     if curve.loss:
         curves.append({"title": "Loss", "svg": Markup(draw_loss(curve.loss)), "detail": ""})
     if curve.usage and clusters:

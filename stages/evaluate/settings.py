@@ -10,10 +10,13 @@ from pipeline.settings import StageSettings, execution_setting, setting
 class EvaluateSettings(StageSettings):
     """What is labelled, how it is refined, and what the report shows."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     em: str | None = setting(
         None, "name of the fit; `default`, or the only one there is, when not given"
+    )
+    head: str | None = setting(
+        None, "name of a head whose cluster probe is evaluated, instead of a fit"
     )
     splits: tuple[str, ...] = setting(
         (), "split to label, repeatable; all of the run when not given", option="--split"
@@ -24,6 +27,14 @@ class EvaluateSettings(StageSettings):
     )
     cosine_gain: float = setting(
         2.0, "factor on cosine logits before the softmax (K-means fits; STEGO takes 2)", gt=0
+    )
+    linear_probe: bool = setting(
+        False,
+        "score a linear classifier trained on the labels of the split train, too: the supervised "
+        "upper bound",
+    )
+    linear_probe_sample: int = setting(
+        1024, "windows that the linear probe is trained on, at most; drawn, always the same", ge=1
     )
     gallery: int = setting(12, "images of each split that the report shows", ge=0)
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")

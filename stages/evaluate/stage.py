@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,78 +12,90 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batches import shard_ranges
-from pipeline.condition import read_record
+from pipeline.condition import inspect_stage, read_record
 from pipeline.datasets import get_dataset
 from pipeline.datasets.palettes import png_palette
-from pipeline.errors import ImageError, RunError, UsageError
+from pipeline.devices import resolve_device
+from pipeline.errors import ImageError, RunError
 from pipeline.files import fingerprint, write_json, write_text
-from pipeline.frames import count_threads, map_ahead, resize_labels
-from pipeline.images import read_label
+from pipeline.frames import count_threads, map_ahead
 from pipeline.labels import remove_other_labels, write_label
 from pipeline.ledger import ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.progress import Screen
-from pipeline.run import DEFAULT_NAME, Run
+from pipeline.run import Run
 from pipeline.scheduler import announce
-from pipeline.settings import did_you_mean
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import read_group
 from stages.crf import Backend, CrfSettings, choose_backend
 from stages.crf.batches import refine_each
-from stages.evaluate.artefacts import Artefacts, open_artefacts
-from stages.evaluate.content import (
-    ClusterLook,
-    Exhibit,
-    build_gallery,
-    choose_look,
-    describe_facts,
-    sample_evenly,
+from stages.evaluate.artefacts import (
+    MAIN,
+    Artefacts,
+    find_features,
+    open_artefacts,
+    read_group_of,
 )
+from stages.evaluate.classifier import Classifier
+from stages.evaluate.exhibition import build_content, label_file
 from stages.evaluate.labelling import (
     Labelling,
     Scores,
     give_to_crf,
-    label_windows,
     score_windows,
+    take_clusters,
     take_labels,
 )
-from stages.evaluate.report import Curve, GalleryItem, ReportContent, render_report
+from stages.evaluate.report import render_report
 from stages.evaluate.settings import EvaluateSettings
 from stages.evaluate.stitching import draw_labels, scale_box
-from stages.evaluate.tally import Tally, summarise, unpack_tally
+from stages.evaluate.subject import Subject, choose_subject, name_subject
+from stages.evaluate.summary import PROBE, describe_metrics, summarise_splits
+from stages.evaluate.supervision import (
+    list_training_windows,
+    read_probe,
+    train_linear_probe,
+    write_probe,
+)
+from stages.evaluate.tally import Tally, unpack_tally
 
 
 class Evaluate(Stage[EvaluateSettings]):
-    """``em.zarr``, ``features.zarr`` and the images -> ``labels/`` and ``report/``."""
+    """Prototypes, the features or codes that they fit, images -> ``labels/`` and ``report/``."""
 
     name: ClassVar[str] = "evaluate"
     unit: ClassVar[str] = "images"
     settings_class = EvaluateSettings
 
     def key(self, settings: EvaluateSettings) -> str:
-        """Return ``evaluate/<name of the fit>``."""
-        return f"evaluate/{settings.em}"
+        """Return ``evaluate/<name of the fit>``, or ``evaluate/head-<name of the head>``."""
+        return f"evaluate/{_subject(settings).title}"
 
     def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
-        """Return ``evaluate/<name>`` for the fit that is given, or the one that is meant."""
-        return f"evaluate/{_choose_fit(run.require(), given.get('em'))}"
+        """Return ``evaluate/<name>`` for the fit or head given, or the fit that is meant."""
+        subject = choose_subject(run.require(), given.get("em"), given.get("head"))
+        return f"evaluate/{subject.title}"
 
     def name_options(self, settings: EvaluateSettings) -> str:
-        """Return ``--em`` where the fit is not the default."""
-        return "" if settings.em == DEFAULT_NAME else f" --em {settings.em}"
+        """Return ``--head``, or ``--em`` where the fit is not the default."""
+        return _subject(settings).options
 
     def inputs(self, run: Run, settings: EvaluateSettings) -> list[str]:
-        """Return ``extract`` and the fit."""
-        return ["extract", f"em/{settings.em}"]
+        """Return ``extract`` and the fit, or the head and its codes."""
+        subject = _subject(settings)
+        made = inspect_stage(run, subject.key).record
+        codes = [key for key in made.inputs if key.startswith("encode/")] if made else []
+        return list(dict.fromkeys([*subject.inputs, *codes]))
 
     def resolve(self, run: Run, settings: EvaluateSettings) -> EvaluateSettings:
         """Name the fit, the splits and the CRF backend, which ``auto`` takes for the device."""
-        name = _choose_fit(run.require(), settings.em)
+        subject = choose_subject(run.require(), settings.em, settings.head)
         manifest = read_manifest(run)
         manifest.check_splits(settings.splits)
+        if settings.linear_probe:
+            list_training_windows(manifest, settings.linear_probe_sample)
         backend = choose_backend(settings.crf, settings.device)
         return settings.replace(
-            em=name,
+            em=subject.name if subject.kind == "em" else None,
             splits=settings.splits or manifest.splits,
             crf="none" if backend is None else backend.name,
         )
@@ -92,56 +104,60 @@ class Evaluate(Stage[EvaluateSettings]):
         """Plan one shard for every shard of features: the images whose first window is in it."""
         manifest = read_manifest(run)
         extract = read_record(run, "extract")
-        fit = read_record(run, f"em/{settings.em}")
+        made = {key: read_record(run, key).digest for key in self.inputs(run, settings)[1:]}
+        probe = _fingerprint_probe(run, settings, manifest) if settings.linear_probe else None
+        if probe and read_probe(_probe_file(run, settings), probe) is None:
+            screen.note("evaluate: a linear probe is trained on the labels first")
         base = fingerprint(
             self.name,
             self.version,
             settings.output_settings(),
-            fit.digest,
+            made,
             CrfSettings().model_dump(),
+            probe,
         )
         shards = []
         for rows in shard_ranges(len(manifest.windows), extract.settings["shard_size"]):
             images = _list_images(manifest, settings, rows)
-            sources = [
-                (
-                    i.id,
-                    i.split,
-                    i.digest,
-                    [w.box for w in manifest.windows_of(i)],
-                    _stat(manifest, i),
-                )
-                for i in images
-            ]
+            sources = [_fingerprint_image(manifest, image) for image in images]
             shards.append(ShardPlan(fingerprint(base, extract.version, sources), len(images)))
         names = get_dataset(manifest.dataset).class_names(manifest.labels)
         facts = {"crf": settings.crf, "dataset": manifest.dataset, "class_names": list(names)}
+        if probe:
+            facts["linear_probe"] = probe
         return Plan(shards, facts)
 
     def prepare(self, run: Run, settings: EvaluateSettings, plan: Plan) -> None:
-        """Nothing to allocate: every label map is a file of its own."""
+        """Train the linear probe that all shards score; there is nothing to allocate."""
+        if not settings.linear_probe:
+            return
+        file, print_ = _probe_file(run, settings), plan.facts["linear_probe"]
+        if read_probe(file, print_) is None:
+            artefacts = _open(run, settings)
+            windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
+            device = resolve_device(settings.device)
+            write_probe(file, print_, *train_linear_probe(artefacts, windows, device))
 
     def holds(self, run: Run, settings: EvaluateSettings, shard: int) -> bool:
         """Whether every label map of the shard is there."""
-        folder = run.labels(str(settings.em))
+        folder = run.labels(_subject(settings).title)
         images = _list_images(read_manifest(run), settings, _shard_rows(run, shard))
-        return all(_label_file(folder, image).is_file() for image in images)
+        return all(label_file(folder, image).is_file() for image in images)
 
     def holds_summary(self, run: Run, settings: EvaluateSettings) -> bool:
         """Whether report and metrics are there."""
-        report = run.report(str(settings.em))
+        report = run.report(_subject(settings).title)
         return all((report / name).is_file() for name in ("metrics.json", "index.html"))
 
     def compute(self, run: Run, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
-        assert settings.em is not None
-        artefacts = open_artefacts(run, settings.em)
+        artefacts = _open_with_probe(run, settings)
         images = _list_images(artefacts.manifest, settings, _shard_rows(run, shard))
         backend = choose_backend(settings.crf, settings.device)
-        logits = artefacts.read_logits(images, gain=settings.cosine_gain, device=settings.device)
-        folder = run.labels(settings.em)
+        logits = artefacts.read_logits(images, device=settings.device)
+        folder = run.labels(artefacts.subject.title)
 
-        tallies = {split: Tally(len(artefacts.prototypes)) for split in settings.splits}
+        tallies = {split: Tally(artefacts.clusters) for split in settings.splits}
         unreadable: dict[str, str] = {}
         ends = _label_images(artefacts, images, logits, backend, folder)
         for image, end in zip(images, ends, strict=True):
@@ -150,7 +166,7 @@ class Evaluate(Stage[EvaluateSettings]):
             if isinstance(end.truth, ImageError):
                 unreadable[image.path] = str(end.truth)
             elif end.truth is not None:
-                tally.count_truth(labelling.plain, labelling.refined, end.truth)
+                tally.count_truth(labelling.plain, labelling.refined, end.truth, end.others)
             announce(advance=1)
         return {
             "tallies": {split: tally.pack() for split, tally in tallies.items()},
@@ -165,28 +181,27 @@ class Evaluate(Stage[EvaluateSettings]):
         screen: Screen,
     ) -> list[str]:
         """Match clusters to classes over each split, and write metrics and report."""
-        assert settings.em is not None
-        manifest = read_manifest(run)
-        folder = run.labels(settings.em)
+        artefacts = _open_with_probe(run, settings)
+        manifest, title = artefacts.manifest, artefacts.subject.title
+        folder = run.labels(title)
         images = [i for i in manifest.images if i.ok and i.split in settings.splits]
-        removed = remove_other_labels(folder, {_label_file(folder, image) for image in images})
+        removed = remove_other_labels(folder, {label_file(folder, image) for image in images})
         if removed:
             screen.note(f"evaluate: removed {removed} label maps of an earlier evaluation")
-        metrics = _summarise_records(settings, manifest, records)
+        metrics = _summarise_records(settings, artefacts, records)
         warnings = [
             f"label map of {path} is left out of the scores: {reason}"
-            for record in records.values()
-            for path, reason in record.result["unreadable_labels"].items()
+            for path, reason in _collect_unreadable(run, settings, records).items()
         ]
         if warnings:
             more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""
             screen.warn(f"{warnings[0]}{more}")
-        report = run.report(settings.em)
+        report = run.report(title)
         write_json(report / "metrics.json", metrics)
-        content = _build_content(run, settings, manifest, metrics, warnings)
+        content = build_content(artefacts, settings, metrics, warnings)
         write_text(report / "index.html", render_report(content))
         return [
-            *_describe_metrics(metrics),
+            *describe_metrics(metrics),
             f"evaluate: {len(images)} label maps in {folder}",
             f"evaluate: report in {report / 'index.html'}",
         ]
@@ -194,17 +209,21 @@ class Evaluate(Stage[EvaluateSettings]):
 
 @dataclass(frozen=True)
 class _Labelled:
-    """What became of one image; truth is an error where the label map cannot be read."""
+    """What became of one image; truth is an error where the label map cannot be read.
+
+    The other classifiers' predictions, by name, are there where truth is.
+    """
 
     labels: NDArray[np.uint8]
     labelling: Labelling
     truth: NDArray[np.uint8] | ImageError | None
+    others: Mapping[str, NDArray[np.uint8]]
 
 
 def _label_images(
     artefacts: Artefacts,
     images: Sequence[Image],
-    logits: Mapping[int, Tensor],
+    logits: Mapping[int, Mapping[str, Tensor]],
     backend: Backend | None,
     folder: Path,
 ) -> Iterator[_Labelled]:
@@ -212,7 +231,7 @@ def _label_images(
 
     def score(image: Image) -> Scores:
         boxes = artefacts.cover(image).boxes
-        return score_windows(logits[image.image], boxes, artefacts.size)
+        return score_windows(logits[image.image][MAIN], boxes, artefacts.size)
 
     def prepare(image: Image) -> tuple[tuple[Image, Scores], Tensor, NDArray[np.uint8]]:
         scores = score(image)
@@ -220,7 +239,8 @@ def _label_images(
 
     def finish(kept: tuple[Image, Scores], posterior: Tensor | None) -> _Labelled:
         image, scores = kept
-        return _write_image(artefacts, image, take_labels(scores, posterior), folder)
+        labels = _write_image(artefacts, image, take_labels(scores, posterior), folder)
+        return _compare_image(artefacts, image, labels, logits[image.image])
 
     if backend is None:
         threads = count_threads()
@@ -232,124 +252,83 @@ def _label_images(
 
 def _write_image(
     artefacts: Artefacts, image: Image, labelling: Labelling, folder: Path
-) -> _Labelled:
+) -> tuple[NDArray[np.uint8], Labelling]:
     cover = artefacts.cover(image)
     box = scale_box(cover.box, cover.resized, (image.width, image.height))
     labels = draw_labels(labelling.probabilities, box, image.width, image.height)
-    write_label(_label_file(folder, image), labels, png_palette(()))
-    try:
-        truth: NDArray[np.uint8] | ImageError | None = artefacts.read_truth(image)
-    except ImageError as error:
-        truth = error
-    return _Labelled(labels, labelling, truth)
+    write_label(label_file(folder, image), labels, png_palette(()))
+    return labels, labelling
 
 
-def _gather_exhibit(artefacts: Artefacts, image: Image, settings: EvaluateSettings) -> Exhibit:
-    """Gather what the report shows of an image that is labelled already."""
-    cover = artefacts.cover(image)
-    logits = artefacts.read_logits([image], gain=settings.cosine_gain, device=settings.device)
-    plain = label_windows(logits[image.image], cover.boxes, artefacts.size, None, None).plain
-    refined = None
-    if settings.crf != "none":
-        file = _label_file(artefacts.run.labels(artefacts.fit), image)
-        refined = resize_labels(read_label(file).astype(np.uint8), *cover.resized)[cover.area]
+def _compare_image(
+    artefacts: Artefacts,
+    image: Image,
+    written: tuple[NDArray[np.uint8], Labelling],
+    logits: Mapping[str, Tensor],
+) -> _Labelled:
+    """Read the truth of an image, and what the other classifiers say where there is one."""
     try:
         truth = artefacts.read_truth(image)
-    except ImageError:
-        truth = None  # the reason is among the report's warnings
-    return Exhibit(
-        id=image.id,
-        split=image.split,
-        frame=artefacts.read_pixels(image),
-        boxes=cover.boxes,
-        features=artefacts.read_features(image),
-        proposals=artefacts.read_proposals(image),
-        plain=plain,
-        refined=refined,
-        truth=truth,
+    except ImageError as error:
+        return _Labelled(*written, error, {})
+    if truth is None:
+        return _Labelled(*written, None, {})
+    boxes = artefacts.cover(image).boxes
+    others = {
+        name: take_clusters(values, boxes, artefacts.size)
+        for name, values in logits.items()
+        if name != MAIN
+    }
+    return _Labelled(*written, truth, others)
+
+
+def _subject(settings: EvaluateSettings) -> Subject:
+    return name_subject(settings.em, settings.head)
+
+
+def _open(run: Run, settings: EvaluateSettings) -> Artefacts:
+    return open_artefacts(run, settings.em, head=settings.head, gain=settings.cosine_gain)
+
+
+def _open_with_probe(run: Run, settings: EvaluateSettings) -> Artefacts:
+    """Open the artefacts, with the linear probe that was trained for this evaluation."""
+    artefacts = _open(run, settings)
+    if not settings.linear_probe:
+        return artefacts
+    classifier, _ = _read_trained(run, settings)
+    return replace(artefacts, classifiers={**artefacts.classifiers, PROBE: classifier})
+
+
+def _read_trained(run: Run, settings: EvaluateSettings) -> tuple[Classifier, dict[str, Any]]:
+    file = _probe_file(run, settings)
+    facts = read_record(run, f"evaluate/{_subject(settings).title}").facts
+    trained = read_probe(file, facts["linear_probe"])
+    if trained is None:
+        raise RunError(f"the linear probe {file} is gone; run the same command again.")
+    return trained
+
+
+def _probe_file(run: Run, settings: EvaluateSettings) -> Path:
+    return run.state(f"evaluate/{_subject(settings).title}") / "linear_probe.npz"
+
+
+def _fingerprint_probe(run: Run, settings: EvaluateSettings, manifest: Manifest) -> str:
+    _, attributes = read_group_of(run, _subject(settings))
+    store = find_features(run, attributes)
+    source = "extract" if store == run.features else f"encode/{store.stem}"
+    windows = list_training_windows(manifest, settings.linear_probe_sample)
+    images = {manifest.windows[index].image for index in windows}
+    return fingerprint(
+        EvaluateSettings.version,
+        read_record(run, source).digest,
+        windows,
+        [_fingerprint_image(manifest, manifest.images[row]) for row in sorted(images)],
     )
 
 
-def _build_content(
-    run: Run,
-    settings: EvaluateSettings,
-    manifest: Manifest,
-    metrics: dict[str, Any],
-    warnings: list[str],
-) -> ReportContent:
-    artefacts = open_artefacts(run, str(settings.em))
-    facts = read_record(run, "extract").facts
-    gallery: list[GalleryItem] = []
-    for split in settings.splits:
-        images = [i for i in manifest.images if i.ok and i.split == split]
-        chosen = [images[i] for i in sample_evenly(len(images), settings.gallery)]
-        exhibits = [_gather_exhibit(artefacts, image, settings) for image in chosen]
-        # every split is matched, and hence scored, on its own
-        gallery += build_gallery(exhibits, *_choose_looks(artefacts, metrics["splits"][split]))
-    look = _choose_looks(artefacts, metrics)[1]
-    fit, _ = read_group(run.em, str(settings.em))
-    rejected = [f"{i.path} was rejected: {i.reason}" for i in manifest.rejected]
-    notice = ""
-    if not facts["weights_digest"]:
-        notice = (
-            "Made from hand-crafted colour, gradient and texture channels, without pretrained "
-            "weights: expect far weaker classes than with a real backbone."
-        )
-    return ReportContent(
-        title=f"Pseudo-labels: {run.path.name}",
-        notice=notice,
-        facts=describe_facts(facts, metrics, manifest.dataset, str(manifest.root)),
-        settings_yaml=run.settings_file.read_text(encoding="utf-8"),
-        commands=_list_commands(run, settings),
-        metrics=metrics,
-        gallery=tuple(gallery),
-        curve=Curve(
-            loss=tuple(fit["loss"].tolist()),
-            usage=tuple(tuple(row) for row in fit["class_usage"].tolist()),
-        ),
-        palette=look.colours,
-        cluster_names=look.names,
-        warnings=(*warnings, *rejected),
-    )
-
-
-def _list_commands(run: Run, settings: EvaluateSettings) -> tuple[str, ...]:
-    fit = read_record(run, f"em/{settings.em}")
-    keys = [*fit.inputs, f"em/{settings.em}", f"evaluate/{settings.em}"]
-    return tuple(
-        f"primaps-pipe {key.partition('/')[0]} {run.quoted}{read_record(run, key).options}"
-        for key in keys
-    )
-
-
-def _choose_looks(artefacts: Artefacts, block: dict[str, Any]) -> tuple[ClusterLook, ClusterLook]:
-    """Choose how clusters look in one split, without and with CRF."""
-
-    def choose(assignment: list[int | None] | None) -> ClusterLook:
-        colours = artefacts.dataset.palette
-        return choose_look(block["classes"], assignment, block["class_names"], colours)
-
-    plain = choose(block["assignment"])
-    return plain, plain if block["assignment_crf"] is None else choose(block["assignment_crf"])
-
-
-def _choose_fit(run: Run, name: str | None) -> str:
-    names = run.names("em")
-    if name is not None:
-        if name not in names:
-            raise UsageError(
-                f"--em {name!r}: the run has {', '.join(names) or 'no fit yet'}"
-                f"{did_you_mean(name, names)}; "
-                f"fit it with `primaps-pipe em {run.quoted} --classes K --name {name}`."
-            )
-        return name
-    if not names:
-        raise RunError(
-            f"{run.path} has no fit yet; run `primaps-pipe em {run.quoted} --classes K` first."
-        )
-    if DEFAULT_NAME in names or len(names) == 1:
-        return DEFAULT_NAME if DEFAULT_NAME in names else names[0]
-    raise UsageError(f"the run has several fits ({', '.join(names)}); choose one with --em NAME.")
+def _fingerprint_image(manifest: Manifest, image: Image) -> tuple[Any, ...]:
+    boxes = [window.box for window in manifest.windows_of(image)]
+    return image.id, image.split, image.digest, boxes, _stat(manifest, image)
 
 
 def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) -> list[Image]:
@@ -359,10 +338,6 @@ def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) ->
 def _shard_rows(run: Run, shard: int) -> range:
     size = read_record(run, "extract").settings["shard_size"]
     return range(shard * size, (shard + 1) * size)
-
-
-def _label_file(folder: Path, image: Image) -> Path:
-    return folder / image.split / f"{image.id}.png"
 
 
 def _stat(manifest: Manifest, image: Image) -> tuple[int, int] | None:
@@ -376,42 +351,31 @@ def _stat(manifest: Manifest, image: Image) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
+def _collect_unreadable(
+    run: Run, settings: EvaluateSettings, records: dict[int, ShardRecord]
+) -> dict[str, str]:
+    """Collect the label maps that could not be read, and why."""
+    unreadable: dict[str, str] = {}
+    for record in records.values():
+        unreadable |= record.result["unreadable_labels"]
+    if settings.linear_probe:
+        # the split that it is trained on need not be among those that are labelled
+        unreadable |= _read_trained(run, settings)[1]["unreadable"]
+    return unreadable
+
+
 def _summarise_records(
-    settings: EvaluateSettings, manifest: Manifest, records: dict[int, ShardRecord]
+    settings: EvaluateSettings, artefacts: Artefacts, records: dict[int, ShardRecord]
 ) -> dict[str, Any]:
-    names = get_dataset(manifest.dataset).class_names(manifest.labels)
-    crf = settings.crf != "none"
-    splits = {}
-    for split in settings.splits:
-        tallies = [
-            unpack_tally(records[number].result["tallies"][split]) for number in sorted(records)
-        ]
-        for tally in tallies[1:]:
-            tallies[0].add(tally)
-        splits[split] = summarise(tallies[0], names, crf=crf)
-    # the held-out split is the one that papers report, but one without labels says nothing
-    ranked = [s for s in ("val", "test", *settings.splits) if s in splits]
-    primary = next((s for s in ranked if splits[s]["accuracy"] is not None), ranked[0])
-    return {
-        "em": settings.em,
-        "crf": settings.crf,
-        "split": primary,
-        **splits[primary],
-        "splits": splits,
+    manifest = artefacts.manifest
+    tallies = {
+        split: [unpack_tally(records[n].result["tallies"][split]) for n in sorted(records)]
+        for split in settings.splits
     }
-
-
-def _describe_metrics(metrics: dict[str, Any]) -> list[str]:
-    lines = []
-    for split, block in metrics["splits"].items():
-        if block["accuracy"] is None:
-            lines.append(
-                f"{split}: {block['images']} images without labels: "
-                f"coverage {block['coverage']:.1f} %, confidence {block['confidence']:.1f} %"
-            )
-            continue
-        line = f"{split}: accuracy {block['accuracy']:.1f}, mIoU {block['miou']:.1f}"
-        if block["accuracy_crf"] is not None:
-            line += f"; with CRF {block['accuracy_crf']:.1f}, {block['miou_crf']:.1f}"
-        lines.append(f"{line} ({block['labelled_images']} labelled images)")
-    return lines
+    summary = summarise_splits(
+        tallies,
+        get_dataset(manifest.dataset).class_names(manifest.labels),
+        crf=settings.crf != "none",
+        others=[name for name in artefacts.classifiers if name != MAIN],
+    )
+    return {"em": settings.em, "head": settings.head, "crf": settings.crf, **summary}

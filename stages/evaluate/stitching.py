@@ -33,31 +33,6 @@ def average_views(clean: Tensor, mirror: Tensor) -> Tensor:
     return (clean + mirror.flip(2)) / 2
 
 
-def classify(features: Tensor, prototypes: Tensor, *, logits: str, gain: float) -> Tensor:
-    """Compute the class logits of every position.
-
-    Parameters
-    ----------
-    features
-        float32 [window, row, column, channel].
-    prototypes
-        float32 [class, channel].
-    logits
-        ``inner product`` of feature and prototype, or their ``cosine``.
-    gain
-        Factor on cosines.
-
-    Returns
-    -------
-    Tensor
-        float32 [window, class, row, column].
-    """
-    if logits == "cosine":
-        features = F.normalize(features, dim=-1)
-        prototypes = gain * F.normalize(prototypes, dim=-1)
-    return torch.einsum("nhwd,kd->nkhw", features, prototypes)
-
-
 def stitch_windows(logits: Tensor, boxes: Sequence[Box], size: int) -> Tensor:
     """Put the windows of one image together; logits are averaged where windows overlap.
 

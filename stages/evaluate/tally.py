@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,8 @@ class Tally:
         Sum over the windows' pixels of the largest probability.
     predicted
         The windows' pixels.
+    others
+        int64 [cluster, class] for each classifier that is scored beside the labels, without CRF.
     """
 
     clusters: int
@@ -45,6 +48,7 @@ class Tally:
     confusion: NDArray[np.int64] = field(init=False)
     confusion_crf: NDArray[np.int64] = field(init=False)
     usage: NDArray[np.int64] = field(init=False)
+    others: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.confusion = np.zeros((self.clusters, MAX_CLASSES), np.int64)
@@ -64,28 +68,56 @@ class Tally:
         plain: NDArray[np.uint8],
         refined: NDArray[np.uint8] | None,
         truth: NDArray[np.uint8],
+        others: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> None:
-        """Count the predictions [y, x] of one image, without and with CRF, against its labels."""
+        """Count the predictions [y, x] of one image against its labels.
+
+        Parameters
+        ----------
+        plain, refined
+            uint8 [y, x]: clusters without and with CRF.
+        truth
+            uint8 [y, x]: classes.
+        others
+            uint8 [y, x]: clusters, or classes, of every other classifier.
+        """
         self.labelled += 1
         self.confusion += count_confusion(plain, truth, self.clusters, MAX_CLASSES)
         if refined is not None:
             self.confusion_crf += count_confusion(refined, truth, self.clusters, MAX_CLASSES)
+        for name, prediction in (others or {}).items():
+            self._add_other(name, count_confusion(prediction, truth, MAX_CLASSES, MAX_CLASSES))
 
     def add(self, other: Tally) -> None:
         """Add the counts of another tally."""
         for name in vars(self):
-            if name != "clusters":
+            if name not in ("clusters", "others"):
                 setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, counts in other.others.items():
+            self._add_other(name, counts)
+
+    def _add_other(self, name: str, counts: NDArray[np.int64]) -> None:
+        self.others[name] = self.others.get(name, 0) + counts
 
     def pack(self) -> dict[str, Any]:
         """Return the counts as JSON values; matrices as [row, column, count] triplets."""
         packed = dict(vars(self))
         for name in ("confusion", "confusion_crf"):
-            matrix = packed[name]
-            rows, columns = np.nonzero(matrix)
-            packed[name] = np.stack([rows, columns, matrix[rows, columns]], axis=1).tolist()
+            packed[name] = _list_counts(packed[name])
+        packed["others"] = {name: _list_counts(counts) for name, counts in self.others.items()}
         packed["usage"] = self.usage.tolist()
         return packed
+
+
+def _list_counts(matrix: NDArray[np.int64]) -> list[list[int]]:
+    rows, columns = np.nonzero(matrix)
+    triplets: list[list[int]] = np.stack([rows, columns, matrix[rows, columns]], axis=1).tolist()
+    return triplets
+
+
+def _fill_counts(matrix: NDArray[np.int64], triplets: Sequence[Sequence[int]]) -> None:
+    for row, column, count in triplets:
+        matrix[row, column] = count
 
 
 def unpack_tally(packed: dict[str, Any]) -> Tally:
@@ -94,14 +126,22 @@ def unpack_tally(packed: dict[str, Any]) -> Tally:
     for name in ("images", "labelled", "pixels", "predicted", "confidence"):
         setattr(tally, name, packed[name])
     for name in ("confusion", "confusion_crf"):
-        matrix = getattr(tally, name)
-        for row, column, count in packed[name]:
-            matrix[row, column] = count
+        _fill_counts(getattr(tally, name), packed[name])
+    for name, counts in packed["others"].items():
+        tally.others[name] = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
+        _fill_counts(tally.others[name], counts)
     tally.usage = np.array(packed["usage"], np.int64)
     return tally
 
 
-def summarise(tally: Tally, class_names: tuple[str, ...], *, crf: bool) -> dict[str, Any]:
+def summarise(
+    tally: Tally,
+    class_names: tuple[str, ...],
+    *,
+    crf: bool,
+    others: Sequence[str] = (),
+    supervised: Collection[str] = (),
+) -> dict[str, Any]:
     """Turn counts into what ``metrics.json`` says of a split, in per cent.
 
     Parameters
@@ -112,6 +152,10 @@ def summarise(tally: Tally, class_names: tuple[str, ...], *, crf: bool) -> dict[
         Names of the classes; those without a name, up to the largest label, are numbered.
     crf
         Whether the labels were refined; without it the ``_crf`` entries are None.
+    others
+        Names of the other classifiers that were scored, of as many clusters.
+    supervised
+        Those of them that predict classes rather than clusters, which are not matched.
 
     Returns
     -------
@@ -143,16 +187,38 @@ def summarise(tally: Tally, class_names: tuple[str, ...], *, crf: bool) -> dict[
         "class_usage": [_percent(count / used) for count in tally.usage],
         "coverage": _percent(tally.usage.sum() / max(tally.pixels, 1)),
         "confidence": _percent(tally.confidence / max(tally.predicted, 1)),
+        **{
+            name: _score_other(tally, name, len(names), matched=name not in supervised)
+            for name in others
+        },
     }
+
+
+def _score_other(
+    tally: Tally, name: str, classes: int, *, matched: bool
+) -> dict[str, float | None]:
+    confusion = tally.others.get(name)
+    if confusion is None or not confusion.sum():
+        return {"accuracy": None, "miou": None}
+    if matched:
+        found = _score(confusion[: tally.clusters, :classes])
+    else:
+        # a class that is only predicted has an IoU of 0, too
+        size = max(classes, int(np.flatnonzero(confusion.sum(axis=1)).max()) + 1)
+        found = _score(confusion[:size, :size], np.arange(size))
+    return {"accuracy": found["accuracy"], "miou": found["miou"]}
 
 
 _NO_SCORE: dict[str, Any] = dict.fromkeys(("accuracy", "miou", "iou", "assignment", "confusion"))
 
 
-def _score(confusion: NDArray[np.int64]) -> dict[str, Any]:
+def _score(
+    confusion: NDArray[np.int64], assignment: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
     if not confusion.sum():
         return _NO_SCORE
-    assignment = match_clusters(confusion)
+    if assignment is None:
+        assignment = match_clusters(confusion)
     scores = score_assignment(confusion, assignment)
     return {
         "accuracy": _percent(scores.accuracy),

@@ -14,7 +14,19 @@ import pytest
 import zarr
 from PIL import Image
 
-from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
+from pipeline.condition import read_record
+from pipeline.ledger import Ledger, ShardRecord, StageRecord
+from pipeline.run import Run
+from pipeline.store import (
+    ArraySpec,
+    open_arrays,
+    prepare_arrays,
+    read_group,
+    write_group,
+    write_shard,
+)
+from stages import VERSIONS
+from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times, write_scenes
 
 
 def test_every_image_has_an_indexed_label_map_of_its_own_size(finished: Path, scenes: Path) -> None:
@@ -325,3 +337,164 @@ def test_adding_labels_later_keeps_the_features(
     assert list_times(run / "features.zarr") == before
     rows = pq.read_table(run / "manifest.parquet").to_pylist()
     assert all(row["label"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled scenes in the splits train and val."""
+    folder = tmp_path_factory.mktemp("divided")
+    for split, count in (("train", 6), ("val", 3)):
+        write_scenes(folder / split, count)
+        for kind in ("photographs", "labels"):
+            (folder / kind).mkdir(exist_ok=True)
+            shutil.move(folder / split / kind, folder / kind / split)
+        (folder / split).rmdir()
+    return folder
+
+
+def extract_divided(invoke: Invoke, run: Path, data: Path) -> None:
+    """Extract the splits train and val, and fit three classes to the first."""
+    invoke(
+        *("extract", run, "--dataset", "folder", "--root", data / "photographs"),
+        *("--labels", data / "labels", "--split", "train", "--split", "val"),
+        *("--backbone", "handcrafted", "--size", 64, "--shard-size", 6, "--no-progress"),
+    )
+    invoke("em", run, "--classes", 3, "--method", "kmeans", *FAST_EM, "--no-progress")
+
+
+def test_a_linear_probe_is_trained_on_one_split_and_scored_on_all(
+    invoke: Invoke, divided: Path, tmp_path: Path
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(divided, data)
+    extract_divided(invoke, run, data)
+    shutil.copytree(run, tmp_path / "other")
+    options = ("--linear-probe", "--crf", "none", "--no-progress")
+    output = invoke("evaluate", run, *options).output
+    assert "a linear probe is trained on the labels first" in output
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    for split in ("train", "val"):
+        block = metrics["splits"][split]
+        assert block["linear_probe"]["accuracy"] > max(90, block["accuracy"])
+        assert f"linear probe {block['linear_probe']['accuracy']:.1f}" in output
+    assert metrics["linear_probe"] == metrics["splits"]["val"]["linear_probe"]
+    assert "linear probe" in (run / "report" / "index.html").read_text()
+
+    before = list_times(run)
+    assert "nothing to do" in invoke("evaluate", run).output
+    assert list_times(run) == before
+    invoke("evaluate", tmp_path / "other", *options, "--workers", 2)
+    for name in ("labels", "report/metrics.json", "state/evaluate/default/linear_probe.npz"):
+        one, other = run / name, tmp_path / "other" / name
+        same = hash_tree(one) == hash_tree(other) if one.is_dir() else None
+        assert same or one.read_bytes() == other.read_bytes(), name
+
+    # labels of the train split change what is scored on every other one
+    invoke("evaluate", run, "--split", "val", "--no-progress")
+    label = sorted((data / "labels" / "train").rglob("*.png"))[0]
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(label)
+    output = invoke("evaluate", run, "--no-progress").output
+    assert "shards are stale: linear_probe" in output
+    assert "a linear probe is trained" in output
+    assert f"label map of train/{label.relative_to(data / 'labels' / 'train')}" in output
+
+
+def test_a_linear_probe_needs_a_labelled_train_split(finished: Path, invoke: Invoke) -> None:
+    output = invoke("evaluate", finished, "--linear-probe", code=2).output
+    assert "--linear-probe: it is trained on the labels of the split train" in output
+    assert "its splits: all" in output
+
+
+def test_running_prototypes_are_scored_as_a_fit_of_their_own(
+    finished: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    arrays, attributes = read_group(run / "em.zarr", "default")
+    # half of the way back to the beginning, so that they differ from those of the labels
+    running = (arrays["prototypes"] + arrays["initial_prototypes"]) / 2
+    axes = ("class", "channel")
+    kept = {name: (arrays[name], axes) for name in ("momentum_prototypes", "initial_prototypes")}
+    kept["loss"] = (arrays["loss"], ("epoch",))
+    kept["class_usage"] = (arrays["class_usage"], ("epoch", "class"))
+    for name in ("two", "one"):
+        shutil.copytree(run / "state" / "em" / "default", run / "state" / "em" / name)
+    write_group(run / "em.zarr", "two", kept | {"prototypes": (running, axes)}, attributes)
+    kept["momentum_prototypes"] = (running, axes)
+    write_group(run / "em.zarr", "one", kept, attributes)
+    metrics = {}
+    for name in ("two", "one"):
+        invoke("evaluate", run, "--em", name, "--crf", "none", "--no-progress")
+        metrics[name] = json.loads((run / f"report-{name}" / "metrics.json").read_text())
+    assert metrics["two"]["running_prototypes"] == {
+        key: metrics["one"][key] for key in ("accuracy", "miou")
+    }
+    assert metrics["two"]["accuracy"] != metrics["one"]["accuracy"]
+    assert "running_prototypes" not in metrics["one"]
+
+
+def make_head(run: Run, fit: str, name: str) -> None:
+    """Make codes of the features that are these in another order, and of a fit a head's probe."""
+    arrays, attributes = read_group(run.em, fit)
+    axes = ("window", "row", "column", "channel")
+    features = open_arrays(run.features, ["clean", "mirror"])
+    blocks = {view: np.roll(np.asarray(array[:]), 3, axis=-1) for view, array in features.items()}
+    spec = ArraySpec(blocks["clean"].shape[1:], axes, "float16", compress=False)
+    length = len(blocks["clean"])
+    run.codes(name).parent.mkdir()
+    prepare_arrays(run.codes(name), dict.fromkeys(blocks, spec), length, length, {})
+    write_shard(run.codes(name), blocks, 0, length)
+    probe = np.roll(arrays["momentum_prototypes"], 3, axis=-1)
+    history = {
+        "loss": (arrays["loss"], ("epoch",)),
+        "class_usage": (arrays["class_usage"], ("epoch", "class")),
+    }
+    attributes |= {"method": "stego", "features": f"codes/{name}"}
+    write_group(run.heads, name, {"probe": (probe, ("class", "dim")), **history}, attributes)
+    prototypes = {"momentum_prototypes": (probe, ("class", "channel"))}
+    write_group(run.em, "on-codes", prototypes | history, attributes | {"method": "kmeans"})
+    made: dict[str, str] = {"extract": read_record(run, "extract").digest}
+    for key in (f"head/{name}", f"encode/{name}", "em/on-codes"):
+        stage = key.partition("/")[0]
+        ledger = Ledger(run.state(key))
+        options = {"head": f" --name {name}", "em": " --name on-codes"}.get(stage, "")
+        ledger.commit(ShardRecord(0, "made by hand", 1.0, 1))
+        record = StageRecord(
+            stage, VERSIONS[stage], {}, dict(made), ["made by hand"], {}, options, finished=True
+        )
+        ledger.write_stage(record)
+        made[key] = record.digest
+
+
+def test_a_head_and_a_fit_on_its_codes_are_evaluated_on_them(
+    invoke: Invoke, divided: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    extract_divided(invoke, run, divided)
+    make_head(Run(run), "default", "stego")
+    options = ("--linear-probe", "--crf", "none", "--no-progress")
+    invoke("evaluate", run, "--em", "default", *options)
+    output = invoke("evaluate", run, "--head", "stego", *options).output
+    assert str(run / "report-head-stego" / "index.html") in output
+    invoke("evaluate", run, "--em", "on-codes", *options)
+    metrics = {
+        name: json.loads((run / f"report{name}" / "metrics.json").read_text())
+        for name in ("", "-head-stego", "-on-codes")
+    }
+    for name in ("-head-stego", "-on-codes"):
+        # the same channels in another order
+        assert metrics[name]["accuracy"] == pytest.approx(metrics[""]["accuracy"], abs=0.1)
+        assert metrics[name]["linear_probe"] == pytest.approx(metrics[""]["linear_probe"], abs=0.5)
+    assert (metrics["-head-stego"]["em"], metrics["-head-stego"]["head"]) == (None, "stego")
+    assert len(list((run / "labels-head-stego").rglob("*.png"))) == 9
+    page = (run / "report-head-stego" / "index.html").read_text()
+    commands = [line for line in page.splitlines() if "primaps-pipe " in line]
+    assert [line.split("primaps-pipe ")[1].split()[0] for line in commands] == [
+        *("extract", "head", "evaluate"),
+    ]
+    assert "--head stego" in commands[-1]
+    assert "nothing to do" in invoke("evaluate", run, "--head", "stego").output
+
+    message = invoke("evaluate", run, "--head", "stego", "--em", "default", code=2).output
+    assert "give one of them" in message
+    assert "did you mean 'stego'" in invoke("evaluate", run, "--head", "steg", code=2).output

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.em.fit import (
+    FitBatch,
     FitState,
     ReadEpoch,
     initialise,
@@ -44,11 +45,11 @@ class Windows:
     def read_sample(self) -> list[Tensor]:
         return [self.features]
 
-    def read_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def read_epoch(self, epoch: int) -> Iterator[FitBatch]:
         self.epochs.append(epoch)
         order = np.random.default_rng((epoch < 0, abs(epoch))).permutation(len(self.features))
         for rows in np.array_split(order, 3):
-            yield self.features[rows], self.proposals[rows]
+            yield FitBatch(self.features[rows], self.proposals[rows])
 
     def purity(self, prototypes: Prototypes) -> float:
         """Share of the positions with their cluster's commonest prototype, one to a cluster."""
@@ -165,7 +166,7 @@ def test_the_initialisation_takes_the_steps_and_epochs_it_is_told() -> None:
 
 
 def read_once(windows: Windows) -> ReadEpoch:
-    return lambda epoch: [(windows.features, windows.proposals)]
+    return lambda epoch: [FitBatch(windows.features, windows.proposals)]
 
 
 def start(running: Tensor, momentum: Tensor) -> FitState:
@@ -213,4 +214,16 @@ def test_em_refuses_batches_without_proposals() -> None:
     windows = Windows(4, 3, noise=0.1, seed=9)
     state = start(torch.eye(3, CHANNELS), torch.eye(3, CHANNELS))
     with pytest.raises(ValueError, match="proposals"):
-        run_em_epoch(state, [(windows.features, None)], make_settings())
+        run_em_epoch(state, [FitBatch(windows.features)], make_settings())
+
+
+def test_the_baseline_carries_the_first_k_means_on() -> None:
+    windows = Windows(12, 3, noise=0.5, seed=3)
+    settings = make_settings("kmeans", init_epochs=4, init_steps=0)
+    state = initialise(windows.read_sample, windows.read_epoch, 3, settings)
+    assert state.moments and (state.epoch, state.loss) == (0, [])
+    # lengths grow, so that steps turn prototypes by less and less: they are not set to 1 again
+    assert not torch.allclose(state.running.direction.norm(dim=1), torch.ones(3))
+    for _ in run_epochs(state, windows.read_epoch, settings.replace(epochs=1)):
+        pass
+    assert not torch.equal(state.running.weight(), state.initial.weight())

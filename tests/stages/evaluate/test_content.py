@@ -19,6 +19,7 @@ from stages.evaluate.content import (
     build_gallery,
     choose_look,
     describe_facts,
+    make_curve,
     sample_evenly,
 )
 from stages.evaluate.gallery import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR
@@ -193,9 +194,29 @@ def test_samples_are_even(count: int, wanted: int) -> None:
 def test_facts_say_what_ran_on_what() -> None:
     facts = {"backbone": "vit", "weights_source": HOSTILE, "size": 320, "grid": [40, 40]}
     splits = {"train": {"images": 3}, "val": {"images": 2}}
-    metrics = {"splits": splits, "classes": 27, "crf": "numba"}
+    metrics = {"splits": splits, "classes": 27, "crf": "numba", "em": "k27", "head": None}
     described = dict(describe_facts(facts, metrics, "folder", "/data"))
     assert described["images"] == "train: 3, val: 2"
     assert described["weights"] == HOSTILE
     assert described["window"] == "320 px, 40 x 40 positions"
     assert (described["clusters"], described["CRF"]) == ("27", "numba")
+    assert described["made by"] == "fit k27"
+    described = dict(describe_facts(facts, metrics | {"head": "hp"}, "folder", "/data"))
+    assert described["made by"] == "cluster probe of the head hp"
+
+
+def test_a_fit_tells_how_it_went() -> None:
+    arrays = {
+        "loss": np.array([2.0, 1.0], np.float32),
+        "class_usage": np.array([[0.5, 0.5], [0.25, 0.75]], np.float32),
+        "prototypes": np.zeros((2, 3)),
+    }
+    curve = make_curve(arrays, {"classes": 2, "classes_curve": [[2, 0.5], [3, 0.25]]})
+    assert curve.loss == (2.0, 1.0)
+    assert curve.usage == ((0.5, 0.5), (0.25, 0.75))
+    assert curve.classes == ((2, 0.5), (3, 0.25))
+    assert curve.chosen == 2
+    bare = make_curve({}, {})
+    assert (bare.loss, bare.usage, bare.classes, bare.chosen) == ((), (), (), None)
+    named = make_curve({}, {"classes_curve": [[2, 1]], "classes_label": "stability"})
+    assert named.classes_label == "stability"

@@ -9,7 +9,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from stages.evaluate.plots import draw_confusion, draw_loss, draw_usage, order_clusters
+from stages.evaluate.plots import (
+    draw_confusion,
+    draw_loss,
+    draw_scores,
+    draw_usage,
+    order_clusters,
+)
 
 CONFUSION = np.array([[0, 90, 10], [60, 0, 0], [5, 5, 30], [0, 0, 0]])
 ASSIGNMENT = [1, 0, 2, None]
@@ -27,6 +33,7 @@ def draw_all() -> list[str]:
     palette = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
     return [
         draw_loss([3.0, 2.0, 1.5]),
+        draw_scores([(3, 0.1), (5, 0.4), (9, 0.3)], 5),
         draw_usage([[0.25] * 4, [0.4, 0.3, 0.2, 0.1]], palette),
         draw_confusion(CONFUSION, ASSIGNMENT, ["sky", "road", "tree"]),
     ]
@@ -108,3 +115,13 @@ def test_plots_are_the_same_again_and_leave_the_settings_alone():
     first = draw_all()
     assert draw_all() == first
     assert dict(matplotlib.rcParams) == before
+
+
+def test_scores_of_numbers_of_classes_are_in_order_with_the_chosen_one_marked() -> None:
+    scores = [(12, 0.5), (3, 0.25), (7, 0.75)]
+    svg = draw_scores(scores, 7)
+    assert svg == draw_scores(sorted(scores), 7)
+    assert svg != draw_scores(scores)
+    assert draw_scores(scores, 5) == draw_scores(scores)
+    assert "classes" in read_texts(svg)
+    assert "nan" not in draw_scores([(4, 1.0)], 4)

@@ -324,3 +324,52 @@ def test_page_is_the_same_again_and_modest():
     assert render_report(content) == html
     pictures = sum(len(uri) for item in content.gallery for _, uri in item.pictures)
     assert len(html) - pictures < 50_000
+
+
+def test_other_classifiers_have_rows_of_their_own():
+    content = make_content()
+    blocks = {
+        name: block
+        | {
+            "running_prototypes": {"accuracy": 74.14, "miou": 36.02},
+            "linear_probe": {"accuracy": 92.84, "miou": 66.49},
+        }
+        for name, block in content.metrics["splits"].items()
+    }
+    metrics = content.metrics | blocks["val"] | {"splits": blocks}
+    text = Page(render_report(replace(content, metrics=metrics))).text
+    for split in ("train", "val"):
+        assert (
+            f"{split} 34 34 76.5 78.2 40.8 42.1 98.8 63.3 3 of 4 "
+            "running prototypes 74.1 36.0 linear probe 92.8 66.5" in text
+        )
+    assert "trained on the labels of the split train" in text
+    plain = Page(render_report(content)).text
+    assert "linear probe" not in plain.lower()
+    assert "running prototypes" not in plain.lower()
+
+
+def test_other_classifiers_that_scored_nothing_are_left_out():
+    content = make_content(labels=False)
+    nothing = {"running_prototypes": {"accuracy": None, "miou": None}}
+    blocks = {name: block | nothing for name, block in content.metrics["splits"].items()}
+    metrics = content.metrics | nothing | {"splits": blocks}
+    text = Page(render_report(replace(content, metrics=metrics))).text
+    assert "running prototypes" not in text.lower()
+
+
+def test_the_numbers_of_classes_that_were_tried_are_drawn():
+    content = make_content()
+    curve = replace(
+        content.curve,
+        classes=((3, 0.5), (4, 0.75), (9, 0.25)),
+        classes_label=HOSTILE,
+        chosen=4,
+    )
+    html = render_report(replace(content, curve=curve))
+    page = Page(html)
+    assert page.open == []
+    assert "Number of classes" in page.text
+    assert f"scores without labels: {HOSTILE}. The dot" in page.text
+    assert "<script>alert('x')" not in html
+    assert "Number of classes" not in Page(render_report(content)).text

@@ -14,7 +14,6 @@ from stages.evaluate.stitching import (
     IGNORE,
     argmax_resampled,
     average_views,
-    classify,
     draw_labels,
     scale_box,
     stitch_windows,
@@ -27,15 +26,6 @@ def test_the_mirrored_view_is_turned_back() -> None:
     zero = torch.zeros(1, 1, 2, 1)
     mirror = torch.tensor([2.0, 6.0]).reshape(1, 1, 2, 1)
     assert average_views(zero, mirror).flatten().tolist() == [3, 1]
-
-
-def test_logits_are_inner_products_or_cosines() -> None:
-    features = torch.tensor([[3.0, 4.0]]).reshape(1, 1, 1, 2)
-    prototypes = torch.tensor([[2.0, 0.0], [0.0, -5.0]])
-    inner = classify(features, prototypes, logits="inner product", gain=7)
-    assert inner.flatten().tolist() == [6, -20]
-    cosine = classify(features, prototypes, logits="cosine", gain=2)
-    torch.testing.assert_close(cosine.flatten(), torch.tensor([1.2, -1.6]))
 
 
 def test_overlaps_are_averaged() -> None:

@@ -23,13 +23,17 @@ def count_image(tally: Tally, seed: int, *, truth: bool = True, crf: bool = True
     tally.count_labels(labels, float(generator.integers(100, 300)) / 8, plain.size)
     if truth:
         known = generator.choice([0, 1, 2, 255], size=(6, 7)).astype(np.uint8)
-        tally.count_truth(plain, refined if crf else None, known)
+        others = {"probe": known.clip(0, 2), "running": plain[::-1]} if seed % 5 else {}
+        tally.count_truth(plain, refined if crf else None, known, others)
 
 
 def assert_same(one: Tally, other: Tally) -> None:
     assert vars(one).keys() == vars(other).keys()
-    for name, value in vars(one).items():
-        np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
+    assert one.others.keys() == other.others.keys()
+    pairs = {name: (value, getattr(other, name)) for name, value in vars(one).items()}
+    pairs |= {name: (value, other.others[name]) for name, value in pairs.pop("others")[0].items()}
+    for name, (value, expected) in pairs.items():
+        np.testing.assert_array_equal(value, expected, err_msg=name)
 
 
 @given(groups=st.lists(st.lists(st.integers(0, 10**6), max_size=4), min_size=1, max_size=4))
@@ -136,3 +140,32 @@ def test_labels_that_nobody_has_named_count_too(names: tuple[str, ...]) -> None:
     assert summary["class_names"] == [*names, *unnamed]
     assert summary["accuracy"] == pytest.approx(66.67)
     assert summary["assignment"] == [0, 4]
+
+
+def test_other_classifiers_by_hand() -> None:
+    tally = Tally(2)
+    truth = np.array([[1, 1, 1, 0, 255]], np.uint8)
+    plain = np.array([[0, 0, 1, 1, 0]], np.uint8)
+    running, probe = np.array([[1, 1, 1, 0, 0]], np.uint8), np.array([[1, 1, 3, 0, 7]], np.uint8)
+    tally.count_truth(plain, None, truth, {"running": running, "probe": probe})
+    options = {"crf": False, "others": ("running", "probe")}
+    summary = summarise(tally, ("sky", "road"), **options, supervised=("probe",))
+    assert summary["running"] == {"accuracy": 100.0, "miou": 100.0}
+    # right on 3 of 4; IoU 1 of sky, 2/3 of road, 0 of the class that is nowhere but predicted
+    assert summary["probe"] == {"accuracy": 75.0, "miou": 55.56}
+    # were it matched like clusters, of which there are two, the third class would be lost
+    assert summarise(tally, ("sky", "road"), **options)["probe"]["accuracy"] == 100.0
+
+
+def test_supervised_classes_are_not_matched() -> None:
+    tally = Tally(2)
+    truth = np.array([[0, 0, 1, 1]], np.uint8)
+    tally.count_truth(truth, None, truth, {"probe": 1 - truth})
+    options = {"crf": False, "others": ("probe",)}
+    assert summarise(tally, (), **options)["probe"]["accuracy"] == 100
+    assert summarise(tally, (), **options, supervised=("probe",))["probe"]["accuracy"] == 0
+
+
+def test_without_labels_other_classifiers_have_no_scores() -> None:
+    summary = summarise(Tally(2), (), crf=False, others=("running",))
+    assert summary["running"] == {"accuracy": None, "miou": None}

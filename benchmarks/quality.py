@@ -1,0 +1,290 @@
+"""Compare every system on the same cached features: accuracy and mIoU, seed by seed.
+
+Run as ``python -m benchmarks.quality --shared FOLDER [--work FOLDER] [--only SYSTEM ...]``. All
+systems fit on the train split and are scored on the val split. The work folder holds one run per
+dataset; what is finished there is kept, so the command goes on where it was stopped, and the times
+are those of the ledger, whenever they were measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from pipeline.condition import inspect_stage
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import Execution
+from pipeline.settings import make_settings
+from stages import SETTINGS, run_stage
+
+BACKBONE = "vit_small_patch14_dinov2.lvd142m"
+WEIGHTS = Path("weights") / f"{BACKBONE}.safetensors"
+CLASSES = {"cocostuff": 27, "camvid": 11}
+SEEDS = (0, 1, 2)
+# A head sees a few hundred windows here, where its paper has tens of thousands.
+HEAD_STEPS = 400
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name
+        As ``--only`` takes it.
+    title
+        As the table has it.
+    em
+        Settings of the fit; None: the head's own clusters are scored.
+    head
+        Settings of the head; None: the fit is on the features.
+    scores
+        Entry of ``metrics.json`` that holds the scores; the top level where it is empty.
+    """
+
+    name: str
+    title: str
+    em: Mapping[str, Any] | None = None
+    head: Mapping[str, Any] | None = None
+    scores: str = ""
+
+
+_STEGO: dict[str, Any] = {"method": "stego", "steps": HEAD_STEPS}
+_HP: dict[str, Any] = {"method": "hp", "steps": HEAD_STEPS}
+_PLAIN: dict[str, Any] = {"student": "clean", "mirror": False}
+
+SYSTEMS = (
+    System("kmeans", "K-means", em={"method": "kmeans"}),
+    System("primaps-plain", "PriMaPs-EM, no augmentation", em=_PLAIN),
+    System("primaps", "PriMaPs-EM, augmented student", em={}),
+    System("running", "the same, running prototypes", em={}, scores="running_prototypes"),
+    System("stego", "STEGO", head=_STEGO),
+    System("primaps-stego", "PriMaPs-EM on STEGO", head=_STEGO, em={}),
+    System("hp", "HP", head=_HP),
+    System("primaps-hp", "PriMaPs-EM on HP", head=_HP, em={}),
+    System("robust", "robust", em={"method": "robust"}),
+    System("linear", "linear probe (labels of train)", em={}, scores="linear_probe"),
+)
+NAMES = tuple(system.name for system in SYSTEMS)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one system reached on one dataset, one number per seed.
+
+    Attributes
+    ----------
+    accuracy, miou, accuracy_crf, miou_crf
+        Per cent; the latter two empty where labels are not refined.
+    minutes
+        Of the fit, and of its head where it has one.
+    least_usage
+        Smallest share of the pixels that any class has, per cent: near 0 where classes died.
+    """
+
+    accuracy: list[float] = field(default_factory=list)
+    miou: list[float] = field(default_factory=list)
+    accuracy_crf: list[float] = field(default_factory=list)
+    miou_crf: list[float] = field(default_factory=list)
+    minutes: list[float] = field(default_factory=list)
+    least_usage: list[float] = field(default_factory=list)
+
+
+def prepare_run(run: Run, dataset: str, shared: Path) -> None:
+    """Extract features, an augmented view, attention, and proposals of a dataset."""
+    _stage(
+        run,
+        "extract",
+        dataset=dataset,
+        root=shared / "datasets" / dataset,
+        backbone=BACKBONE,
+        weights=shared / WEIGHTS,
+    )
+    _stage(run, "views", views="clean,photometric", attention=True)
+    _stage(run, "masks")
+
+
+def run_system(run: Run, system: System, classes: int, seed: int) -> dict[str, Any]:
+    """Fit a system with one seed and score it on val; return its scores and minutes."""
+    keys: list[str] = []
+    given: dict[str, Any] = {"splits": ("val",), "gallery": 0}
+    name = ""
+    if system.head is not None:
+        name = f"{system.head['method']}-{seed}"
+        _stage(run, "head", classes=classes, seed=seed, name=name, **system.head)
+        _stage(run, "encode", head=name)
+        keys += [f"head/{name}", f"encode/{name}"]
+        given["head"] = name
+    if system.em is not None:
+        # systems that share a fit share its name
+        fit = "-".join(["primaps" if system.em == {} else system.name, *filter(None, [name])])
+        fit = fit if name else f"{fit}-{seed}"
+        _stage(run, "em", classes=classes, seed=seed, name=fit, head=name or None, **system.em)
+        keys.append(f"em/{fit}")
+        given |= {"em": fit, "head": None, "linear_probe": fit.startswith("primaps-")}
+    record = run_stage(
+        "evaluate",
+        run,
+        make_settings(SETTINGS["evaluate"], "evaluate", given),
+        Execution(),
+        Screen(progress=False),
+    )
+    assert record is not None
+    target = given.get("em") or f"head-{name}"
+    metrics = json.loads((run.report(target) / "metrics.json").read_text())
+    return _read_scores(metrics, system) | {
+        "minutes": sum(inspect_stage(run, key).seconds for key in keys) / 60,
+        "least_usage": min(metrics["class_usage"]),
+    }
+
+
+def _read_scores(metrics: dict[str, Any], system: System) -> dict[str, Any]:
+    block = metrics[system.scores] if system.scores else metrics
+    names = ("accuracy", "miou", "accuracy_crf", "miou_crf")
+    return {name: block[name] for name in names if block.get(name) is not None}
+
+
+def _stage(run: Run, stage: str, **given: Any) -> None:
+    settings = make_settings(SETTINGS[stage], stage, given)
+    run_stage(stage, run, settings, Execution(), Screen(progress=False))
+
+
+def compare_systems(
+    shared: Path, work: Path, systems: Sequence[System], seeds: Sequence[int]
+) -> dict[str, dict[str, Score]]:
+    """Run all systems on all datasets.
+
+    Parameters
+    ----------
+    shared
+        Folder with ``datasets/`` and ``weights/``.
+    work
+        Where the runs are.
+    systems, seeds
+        What to run.
+
+    Returns
+    -------
+    dict
+        Name of the system -> dataset -> scores.
+    """
+    scores: dict[str, dict[str, Score]] = {}
+    for dataset, classes in CLASSES.items():
+        run = Run(work / dataset)
+        prepare_run(run, dataset, shared)
+        for system in systems:
+            score = scores.setdefault(system.name, {}).setdefault(dataset, Score())
+            for seed in seeds:
+                for name, value in run_system(run, system, classes, seed).items():
+                    getattr(score, name).append(value)
+            click.echo(f"{dataset}: {system.title}: {_pair(score.accuracy, score.miou)}")
+    return scores
+
+
+def tabulate(scores: Mapping[str, Mapping[str, Score]], systems: Sequence[System]) -> str:
+    """Write the table, Markdown: one row per system, one pair of columns per dataset.
+
+    Mean and standard deviation over the seeds, without and with the dense CRF.
+    """
+    titles = [part for name in CLASSES for part in (name, f"{name}, CRF", "minutes")]
+    lines = [f"| system | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 1)}"]
+    for system in systems:
+        cells = [system.title]
+        for name in CLASSES:
+            score = scores[system.name][name]
+            cells += [
+                _pair(score.accuracy, score.miou),
+                _pair(score.accuracy_crf, score.miou_crf),
+                f"{mean(score.minutes):.1f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _pair(accuracy: Sequence[float], miou: Sequence[float]) -> str:
+    return f"{_spread(accuracy)} / {_spread(miou)}" if accuracy else "-"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+@click.command()
+@click.option(
+    "--shared",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with datasets/ and weights/.",
+)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the runs are kept; a temporary folder when not given.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(NAMES),
+    help="A system to run, repeatable; all when not given.",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=int,
+    default=SEEDS,
+    show_default=True,
+    help="Seeds, repeatable.",
+)
+@click.option(
+    "--write",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Put the table into this file, in place of the one between its marks.",
+)
+def main(
+    shared: Path,
+    work: Path | None,
+    only: tuple[str, ...],
+    seeds: tuple[int, ...],
+    write: Path | None,
+) -> None:
+    """Fit and score every system on COCO-Stuff and CamVid samples, and print the table."""
+    systems = [system for system in SYSTEMS if not only or system.name in only]
+    with TemporaryDirectory() as temporary:
+        scores = compare_systems(shared, work or Path(temporary), systems, seeds)
+    table = tabulate(scores, systems)
+    click.echo(table)
+    if write is not None:
+        replace_table(write, table)
+
+
+_BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def replace_table(file: Path, table: str) -> None:
+    """Put a table between the two marks of a Markdown file.
+
+    Raises
+    ------
+    click.UsageError
+        The file has no such marks.
+    """
+    text = file.read_text(encoding="utf-8")
+    head, begin, rest = text.partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    if not (begin and end):
+        raise click.UsageError(f"{file} lacks the marks {_BEGIN} and {_END}.")
+    file.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

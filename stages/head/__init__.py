@@ -1,0 +1,1 @@
+"""Heads: small networks on the frozen features, trained without labels (STEGO, HP)."""

@@ -1,0 +1,255 @@
+"""STEGO's loss: codes correspond where the frozen features do (Hamilton et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+Terms = tuple[float, float, float]
+
+
+def draw_positions(windows: int, side: int, generator: torch.Generator) -> Tensor:
+    """Draw where the grids of a batch are read.
+
+    Parameters
+    ----------
+    windows
+        Number of windows.
+    side
+        ``side ** 2`` positions are drawn in every window.
+    generator
+        Of the CPU.
+
+    Returns
+    -------
+    Tensor
+        float32 [window, side, side, 2]: x and y, uniform in [-1, 1], see :func:`read_bilinear`.
+    """
+    return 2 * torch.rand(windows, side, side, 2, generator=generator) - 1
+
+
+def read_bilinear(grid: Tensor, positions: Tensor) -> Tensor:
+    """Read grids between their positions.
+
+    Parameters
+    ----------
+    grid
+        float [window, row, column, channel].
+    positions
+        float [window, ..., 2]: x and y; -1 is the centre of the first column or row, 1 that of the
+        last. Beyond them the border is continued.
+
+    Returns
+    -------
+    Tensor
+        float [window, position, channel], of the grid's type.
+
+    Notes
+    -----
+    ``torch.nn.functional.grid_sample`` calls this ``align_corners=True`` with border padding. That
+    is how STEGO reads: positions in [-1, 1] then lie between features, and none is extrapolated.
+    Written as a weighted sum of four rows of a table it takes a quarter of the time, because a
+    position's channels lie side by side, and its gradient has one order of summation on a CUDA
+    device too, where that of ``grid_sample`` has not.
+    """
+    rows, columns = grid.shape[1:3]
+    left, right, x = _find_neighbours(positions[..., 0].flatten(1), columns)
+    above, below, y = _find_neighbours(positions[..., 1].flatten(1), rows)
+    first = rows * columns * torch.arange(len(grid), device=grid.device)[:, None, None]
+    corners = torch.stack([above, above, below, below], dim=-1) * columns
+    corners = corners + torch.stack([left, right, left, right], dim=-1) + first
+    shares = torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], dim=-1)
+    values = F.embedding_bag(
+        corners.flatten(0, 1),
+        grid.flatten(0, 2),
+        mode="sum",
+        per_sample_weights=shares.flatten(0, 1).to(grid.dtype),
+    )
+    return values.unflatten(0, corners.shape[:2])
+
+
+def _find_neighbours(positions: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the indices before and after positions along an axis, and the share of the latter."""
+    along = ((positions + 1) * ((length - 1) / 2)).clamp(0, length - 1)
+    before = along.floor()
+    index = before.long()
+    return index, (index + 1).clamp(max=length - 1), along - before
+
+
+def correlate(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the cosines between all positions of one image and all of another (section 3.1).
+
+    Parameters
+    ----------
+    a, b
+        float [window, position, channel]; numbers of positions may differ.
+
+    Returns
+    -------
+    Tensor
+        float [window, position_a, position_b] in [-1, 1]; 0, with a gradient of 0, where a vector
+        is zero.
+    """
+    return _normalise(a) @ _normalise(b).transpose(1, 2)
+
+
+def _normalise(vectors: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    # a floor instead would leave zero vectors a gradient of its inverse
+    return vectors / length.masked_fill(length == 0, math.inf)
+
+
+def centre(volume: Tensor) -> Tensor:
+    """Centre a correspondence volume spatially (section 3.2).
+
+    Parameters
+    ----------
+    volume
+        float [window, position_a, position_b].
+
+    Returns
+    -------
+    Tensor
+        The volume minus, for every position of the first image, its mean over the positions of the
+        second, plus the mean of all of it.
+
+    Notes
+    -----
+    The paper's formula stops at the subtraction. Its authors put the mean back, so that images
+    alike still attract each other more than images unlike do, and tuned their shifts to that. The
+    mean is the one over all windows of the volume.
+    """
+    return volume - volume.mean(dim=2, keepdim=True) + volume.mean()
+
+
+def correspondence_loss(
+    features_a: Tensor, features_b: Tensor, codes_a: Tensor, codes_b: Tensor, shift: float
+) -> Tensor:
+    """Compute the loss of the codes of pairs of images (section 3.2).
+
+    With F and S the cosine volumes of features and codes, and F centred:
+    loss = - mean of (F - shift) * max(S, 0).
+
+    Parameters
+    ----------
+    features_a, features_b
+        float [window, position, channel]; no gradient reaches them.
+    codes_a, codes_b
+        float [window, position, dim], at the same positions.
+    shift
+        b: features less similar than that push their codes apart.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    return _compare(
+        _normalise(features_a),
+        _normalise(features_b),
+        _normalise(codes_a),
+        _normalise(codes_b),
+        shift,
+    )
+
+
+def _compare(
+    features_a: Tensor, features_b: Tensor, codes_a: Tensor, codes_b: Tensor, shift: float
+) -> Tensor:
+    """Compute :func:`correspondence_loss` of vectors of length 1 or 0."""
+    with torch.no_grad():
+        pull = centre(features_a @ features_b.transpose(1, 2)) - shift
+    return -(pull * (codes_a @ codes_b.transpose(1, 2)).relu()).mean()
+
+
+def draw_others(windows: int, generator: torch.Generator) -> Tensor:
+    """Draw another window for every window of a batch.
+
+    Parameters
+    ----------
+    windows
+        Number of windows.
+    generator
+        Of the CPU.
+
+    Returns
+    -------
+    Tensor
+        int64 [window]: a permutation, of those with a single cycle, hence without a fixed point;
+        every other window is equally likely. A single window meets itself.
+    """
+    order = torch.randperm(windows, generator=generator)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
+
+
+def stego_loss(
+    features: Tensor,
+    codes: Tensor,
+    neighbour_features: Tensor,
+    neighbour_codes: Tensor,
+    *,
+    weights: Terms,
+    shifts: Terms,
+    others: int = 5,
+    side: int = 11,
+    generator: torch.Generator,
+) -> Tensor:
+    """Compute STEGO's loss of a batch (section 3.3).
+
+    The sum over the terms self, knn and random of weight * correspondence loss: of every window and
+    itself, one of its nearest neighbours, and windows of the batch drawn anew ``others`` times.
+
+    Parameters
+    ----------
+    features
+        float [window, row, column, channel]; no gradient reaches them.
+    codes
+        float [window, row, column, dim].
+    neighbour_features, neighbour_codes
+        The same of one neighbour of every window.
+    weights, shifts
+        lambda and b of the terms self, knn and random.
+    others
+        How many random windows every window meets; their losses are averaged.
+    side
+        Grids are read at ``side ** 2`` positions.
+    generator
+        Of the CPU, whatever the features' device: the same positions and windows are drawn on all
+        of them.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+
+    Notes
+    -----
+    A window has two sets of positions: one where it meets, one where it is met. With itself it uses
+    the first for both sides. A neighbour is read at the second set of the window it belongs to.
+    """
+    windows, device = len(features), features.device
+    meeting = draw_positions(windows, side, generator).to(device)
+    met = draw_positions(windows, side, generator).to(device)
+    here, there, near = (
+        # normalised here once: a window is compared more often than it is read
+        _normalise(read_bilinear(grid.detach(), positions))
+        for grid, positions in ((features, meeting), (features, met), (neighbour_features, met))
+    )
+    codes_here, codes_there, codes_near = (
+        _normalise(read_bilinear(grid, positions))
+        for grid, positions in ((codes, meeting), (codes, met), (neighbour_codes, met))
+    )
+    strangers = [draw_others(windows, generator).to(device) for _ in range(others)]
+    apart = [
+        _compare(here, there[other], codes_here, codes_there[other], shifts[2])
+        for other in strangers
+    ]
+    terms = (
+        _compare(here, here, codes_here, codes_here, shifts[0]),
+        _compare(here, near, codes_here, codes_near, shifts[1]),
+        torch.stack(apart).mean(),
+    )
+    return torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()

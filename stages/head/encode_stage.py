@@ -1,0 +1,158 @@
+"""The encode stage: features and a trained head -> codes, one store per head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from pipeline.condition import inspect_stage, read_record
+from pipeline.devices import resolve_device
+from pipeline.errors import RunError
+from pipeline.files import fingerprint
+from pipeline.ledger import ShardRecord
+from pipeline.manifest import read_manifest
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import announce
+from pipeline.stage import Plan, ShardPlan, Stage
+from pipeline.store import (
+    ArraySpec,
+    holds_shard,
+    open_arrays,
+    prepare_arrays,
+    read_group,
+    read_rows,
+    write_shard,
+)
+from stages.head.projection import ProjectionHead
+from stages.head.settings import EncodeSettings
+
+
+class Encode(Stage[EncodeSettings]):
+    """``features.zarr`` and one group of ``heads.zarr`` -> ``codes/<head>.zarr``."""
+
+    name: ClassVar[str] = "encode"
+    unit: ClassVar[str] = "windows"
+    verb: ClassVar[str] = "head"
+    settings_class = EncodeSettings
+
+    def key(self, settings: EncodeSettings) -> str:
+        """Return ``encode/<head>``."""
+        return f"encode/{settings.head}"
+
+    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+        """Return ``encode/<head>``."""
+        return f"encode/{given['head']}"
+
+    def name_options(self, settings: EncodeSettings) -> str:
+        """Return ``--name``: the head's verb encodes, too."""
+        return f" --name {settings.head}"
+
+    def inputs(self, run: Run, settings: EncodeSettings) -> list[str]:
+        """Return ``extract``, the head, and ``views`` where there are any."""
+        views = ["views"] if _list_augmented(run) else []
+        return ["extract", *views, f"head/{settings.head}"]
+
+    def plan(self, run: Run, settings: EncodeSettings, screen: Screen) -> Plan:
+        """Plan one shard for every shard of features."""
+        extract, head = read_record(run, "extract"), read_record(run, f"head/{settings.head}")
+        base = fingerprint(self.name, self.version, settings.output_settings(), head.digest)
+        names = _list_views(run)
+        sources = [read_record(run, key).shards for key in self.inputs(run, settings)[:-1]]
+        total, rows = len(read_manifest(run).windows), extract.settings["shard_size"]
+        shards = [
+            ShardPlan(fingerprint(base, names, prints), min(rows, total - number * rows))
+            for number, prints in enumerate(zip(*sources, strict=True))
+        ]
+        return Plan(shards, {"views": names, "channels": head.facts["dim"]})
+
+    def prepare(self, run: Run, settings: EncodeSettings, plan: Plan) -> None:
+        """Allocate one array per view."""
+        extract = read_record(run, "extract")
+        spec = ArraySpec(
+            shape=(*extract.facts["grid"], plan.facts["channels"]),
+            dims=("window", "row", "column", "channel"),
+            dtype="float16",
+            compress=False,
+            attributes={"long_name": f"codes of the head {settings.head}", "units": "1"},
+        )
+        run.codes(settings.head).parent.mkdir(exist_ok=True)
+        prepare_arrays(
+            run.codes(settings.head),
+            dict.fromkeys(plan.facts["views"], spec),
+            len(read_manifest(run).windows),
+            extract.settings["shard_size"],
+            {"head": settings.head},
+        )
+
+    def holds(self, run: Run, settings: EncodeSettings, shard: int) -> bool:
+        """Whether the shard's files are there."""
+        return holds_shard(run.codes(settings.head), _list_views(run), shard)
+
+    def compute(self, run: Run, settings: EncodeSettings, shard: int) -> dict[str, Any]:
+        """Encode one block of windows in every view."""
+        device = resolve_device(settings.device)
+        head = load_head(run, settings.head).to(device)
+        rows = read_record(run, "extract").settings["shard_size"]
+        start, stop = shard * rows, min((shard + 1) * rows, len(read_manifest(run).windows))
+        names = _list_views(run)
+        blocks = {}
+        for name, array in open_arrays(run.features, names).items():
+            features = read_rows(array, start, stop)
+            blocks[name] = np.concatenate(
+                [
+                    encode(head, torch.from_numpy(part).to(device))
+                    for part in np.array_split(features, -(-len(features) // settings.batch_size))
+                ]
+            )
+            if not np.isfinite(blocks[name]).all():
+                raise RunError(
+                    f"encode: codes of shard {shard} are not finite in float16; "
+                    "train the head again with a smaller --learning-rate."
+                )
+        write_shard(run.codes(settings.head), blocks, shard, rows)
+        announce(advance=stop - start)
+        return {}
+
+    def finish(
+        self, run: Run, settings: EncodeSettings, records: dict[int, ShardRecord], screen: Screen
+    ) -> list[str]:
+        """Say where the codes are."""
+        channels = read_record(run, f"head/{settings.head}").facts["dim"]
+        return [f"encode: codes of {channels} channels in {run.codes(settings.head)}"]
+
+
+def encode(head: ProjectionHead, features: torch.Tensor) -> np.ndarray:
+    """Encode features [window, row, column, channel] as float16 [window, row, column, code]."""
+    with torch.inference_mode():
+        codes: np.ndarray = head(features.float()).half().cpu().numpy()
+    return codes
+
+
+def load_head(run: Run, name: str) -> ProjectionHead:
+    """Load a trained head, on the processor."""
+    arrays, _ = read_group(run.heads, name)
+    facts = read_record(run, f"head/{name}").facts
+    head = ProjectionHead(facts["channels"], facts["dim"], torch.Generator())
+    prefix = "head."
+    head.load_state_dict(
+        {
+            n.removeprefix(prefix): torch.from_numpy(a)
+            for n, a in arrays.items()
+            if n.startswith(prefix)
+        }
+    )
+    return head.eval()
+
+
+def _list_augmented(run: Run) -> list[str]:
+    record = inspect_stage(run, "views").record
+    return [] if record is None else [v for v in record.facts["views"] if v != "clean"]
+
+
+def _list_views(run: Run) -> list[str]:
+    augmented = _list_augmented(run)
+    return ["clean", "mirror", *augmented, *(f"{view}_mirror" for view in augmented)]

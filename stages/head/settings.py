@@ -1,0 +1,87 @@
+"""Settings of the head and the encode stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from pipeline.run import check_name
+from pipeline.settings import StageSettings, execution_setting, setting
+
+# Of a colder contrast the exponentials overflow.
+COLDEST = 0.05
+
+
+class HeadSettings(StageSettings):
+    """How a head on the frozen features is trained."""
+
+    method: Literal["stego", "hp"] = setting(
+        "stego", "stego: correspondence distillation (STEGO); hp: hidden positives (HP)"
+    )
+    name: str | None = setting(
+        None, "name of the head, a run may hold several; the method's when not given"
+    )
+    classes: int | None = setting(
+        None, "clusters of the probe; the dataset's classes when not given", ge=2, le=255
+    )
+    dim: int | None = setting(
+        None, "channels of a code; 70 for stego, 512 for hp when not given", ge=2
+    )
+    steps: int = setting(5000, "training steps", ge=1)
+    seed: int = setting(0, "names the weights at the start and every draw", ge=0)
+    splits: tuple[str, ...] = setting(
+        (), "split to train on, repeatable; train where there is one, else all", option="--split"
+    )
+    batch_size: int = setting(32, "windows per step", ge=2)
+    learning_rate: float = setting(5e-4, "step size of Adam (stego) or AdamW (hp)", gt=0)
+    weight_decay: float = setting(0.1, "weight decay of AdamW (hp)", ge=0)
+    probe_learning_rate: float = setting(5e-3, "step size of the cluster probe's Adam", gt=0)
+    dropout: float = setting(0.1, "share of the channels dropped in training", ge=0, lt=1)
+    neighbours: int = setting(7, "nearest windows that one is drawn from (stego)", ge=1)
+    others: int = setting(5, "random other windows per window (stego)", ge=1)
+    side: int = setting(11, "side of the grid of drawn positions (stego)", ge=1)
+    term_weights: tuple[float, ...] = setting(
+        (), "weights of the self, neighbour and random terms (stego); the dataset's when not given"
+    )
+    term_shifts: tuple[float, ...] = setting(
+        (), "shifts b of the same terms (stego); the dataset's when not given"
+    )
+    positions: int = setting(121, "positions drawn of every window (hp)", ge=2)
+    pool: int = setting(2048, "positions in a reference pool (hp)", ge=1)
+    renew_every: int | None = setting(
+        None, "steps between renewals of the pools (hp); the dataset's when not given", ge=1
+    )
+    temperature: float | None = setting(
+        None, "temperature of the contrast (hp); the dataset's when not given", ge=COLDEST
+    )
+    negatives: float = setting(0.02, "share of the negatives that is kept (hp)", gt=0, le=1)
+    warm_up: float = setting(
+        0.1, "share of the steps before the task-specific pool counts (hp)", ge=0, lt=1
+    )
+    consistency: float = setting(0.05, "weight of the augmented view's term (hp)", ge=0)
+    average: float = setting(0.99, "decay of the averaged head (hp)", ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "arithmetic of the head; auto: bfloat16 where the hardware multiplies it"
+    )
+    device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str | None) -> str | None:
+        return name if name is None else check_name(name)
+
+    @field_validator("term_weights", "term_shifts")
+    @classmethod
+    def _check_three(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(values) not in (0, 3):
+            raise ValueError("give three numbers: for self, neighbours and random others")
+        return values
+
+
+class EncodeSettings(StageSettings):
+    """Which head makes codes of the features."""
+
+    head: str = setting(..., "name of the head")
+    batch_size: int = execution_setting(64, "windows encoded together", ge=1)
+    device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")

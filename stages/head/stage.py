@@ -1,0 +1,242 @@
+"""The head stage: cached features -> a small network on them, one group of heads.zarr per head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.condition import inspect_stage, read_record
+from pipeline.datasets import get_dataset
+from pipeline.devices import resolve_device, resolve_precision
+from pipeline.errors import RunError, UsageError
+from pipeline.files import fingerprint
+from pipeline.ledger import ShardRecord
+from pipeline.manifest import read_manifest
+from pipeline.progress import Screen
+from pipeline.run import Run
+from pipeline.scheduler import announce
+from pipeline.stage import Plan, ShardPlan, Stage
+from pipeline.store import consolidate, open_arrays, write_group
+from stages.head.hp_presets import get_hp_preset
+from stages.head.material import Material
+from stages.head.methods import build_method
+from stages.head.presets import get_stego_preset
+from stages.head.settings import HeadSettings
+from stages.head.training import (
+    Training,
+    pack_training,
+    restore_training,
+    run_round,
+    start_training,
+)
+
+_ROUND = 50
+_COLLAPSED = 1e-3
+_DIMS = {"stego": 70, "hp": 512}
+
+
+class Head(Stage[HeadSettings]):
+    """``features.zarr`` -> one group of ``heads.zarr``."""
+
+    name: ClassVar[str] = "head"
+    unit: ClassVar[str] = "steps"
+    settings_class = HeadSettings
+
+    def key(self, settings: HeadSettings) -> str:
+        """Return ``head/<name>``."""
+        return f"head/{settings.name or settings.method}"
+
+    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+        """Return ``head/<name>``, the method's where none is given."""
+        method = given.get("method", HeadSettings.model_fields["method"].default)
+        return f"head/{given.get('name') or method}"
+
+    def name_options(self, settings: HeadSettings) -> str:
+        """Return ``--method`` and, where it is not the method's, ``--name``."""
+        named = "" if settings.name == settings.method else f" --name {settings.name}"
+        return f" --method {settings.method}{named}"
+
+    def inputs(self, run: Run, settings: HeadSettings) -> list[str]:
+        """Return ``extract``, and ``views`` where crops or augmented views are used."""
+        return ["extract", "views"] if _list_views(run, settings) else ["extract"]
+
+    def resolve(self, run: Run, settings: HeadSettings) -> HeadSettings:
+        """Fill in what the method and the dataset decide."""
+        manifest = read_manifest(run.require())
+        manifest.check_splits(settings.splits)
+        known = manifest.splits
+        dataset = get_dataset(manifest.dataset)
+        classes = settings.classes or len(dataset.class_names(manifest.labels))
+        if not classes:
+            raise UsageError(
+                f"head needs --classes: a dataset of layout {manifest.dataset} does not say how "
+                "many there are."
+            )
+        stego, hp = get_stego_preset(manifest.dataset), get_hp_preset(manifest.dataset)
+        return settings.replace(
+            name=settings.name or settings.method,
+            precision=resolve_precision(settings.precision, resolve_device(settings.device)),
+            classes=classes,
+            dim=settings.dim or _DIMS[settings.method],
+            splits=settings.splits or (("train",) if "train" in known else known),
+            term_weights=settings.term_weights or stego.weights,
+            term_shifts=settings.term_shifts or stego.shifts,
+            renew_every=settings.renew_every or hp.renew_every,
+            temperature=settings.temperature or hp.temperature,
+        )
+
+    def plan(self, run: Run, settings: HeadSettings, screen: Screen) -> Plan:
+        """Plan one shard: the training."""
+        manifest = read_manifest(run)
+        windows = manifest.usable_windows(splits=settings.splits)
+        if len(windows) < 2:
+            raise RunError(
+                f"head: {len(windows)} usable windows in the splits "
+                f"{', '.join(settings.splits)}; a head needs two at least."
+            )
+        views = _list_views(run, settings)
+        if settings.method == "hp" and not {"augmented", "attention"} <= views.keys():
+            raise UsageError(
+                "--method hp needs augmented views and the last block's attention: run "
+                f"`primaps-pipe extract {run.quoted} --views clean,photometric --attention` first."
+            )
+        sources = {key: read_record(run, key).digest for key in self.inputs(run, settings)}
+        print_ = fingerprint(
+            self.name,
+            self.version,
+            settings.output_settings(),
+            sources,
+            [window.index for window in windows],
+        )
+        facts = {
+            "method": settings.method,
+            "dim": settings.dim,
+            "classes": settings.classes,
+            "channels": read_record(run, "extract").facts["channels"],
+        }
+        return Plan([ShardPlan(print_, settings.steps)], facts)
+
+    def prepare(self, run: Run, settings: HeadSettings, plan: Plan) -> None:
+        """Nothing to allocate: a head is small and written at its end."""
+
+    def holds(self, run: Run, settings: HeadSettings, shard: int) -> bool:
+        """Whether the group of the head is there."""
+        return (run.heads / str(settings.name) / "zarr.json").is_file()
+
+    def compute(self, run: Run, settings: HeadSettings, shard: int) -> dict[str, Any]:
+        """Train, from the last checkpoint where there is one."""
+        assert settings.name is not None
+        device = resolve_device(settings.device)
+        material = _open_material(run, settings)
+        record = read_record(run, self.key(settings))
+        method = build_method(record.facts["channels"], settings, material.read_positions, device)
+        training = start_training(method, material.read_positions, settings, device)
+        checkpoint = Checkpoint(
+            run.heads,
+            f"_checkpoints/{settings.name}",
+            run.state(self.key(settings)) / "training.json",
+            record.shards[shard],
+        )
+        saved = checkpoint.load()
+        if saved is not None:
+            restore_training(training, *saved)
+            announce(advance=training.step)
+        batches = material.read_steps(training.step)
+        while training.step < settings.steps:
+            size = min(_ROUND, settings.steps - training.step)
+            run_round(training, islice(batches, size), settings)
+            checkpoint.save(*pack_training(training))
+            text = f"head: step {training.step}/{settings.steps}: loss {training.loss[-1]:.4f}"
+            announce(advance=size, note=text)
+        _write_head(run, settings, training)
+        checkpoint.remove()
+        return {
+            "loss": training.loss[-1],
+            "usage": training.usage[-1],
+            "windows": len(material.windows),
+        }
+
+    def finish(
+        self, run: Run, settings: HeadSettings, records: dict[int, ShardRecord], screen: Screen
+    ) -> list[str]:
+        """Say how the training ended, and whether clusters of the probe died."""
+        with run.lock("heads.zarr", wait=True):
+            consolidate(run.heads)
+        result = records[0].result
+        dead = [k for k, share in enumerate(result["usage"]) if share <= _COLLAPSED]
+        if dead:
+            screen.warn(
+                f"head/{settings.name}: {len(dead)} of {settings.classes} clusters of the probe "
+                f"are hardly used ({', '.join(map(str, dead))})."
+            )
+        return [
+            f"head: {settings.method} with {settings.dim} channels from {result['windows']} "
+            f"windows, loss {result['loss']:.4f}, in {run.heads / str(settings.name)}"
+        ]
+
+
+def _list_views(run: Run, settings: HeadSettings) -> dict[str, list[str]]:
+    """Name the extra arrays that a method trains on, of those that the run holds."""
+    record = inspect_stage(run, "views").record
+    if record is None:
+        return {}
+    facts, names = record.facts, {}
+    if settings.method == "stego" and facts["crops"]:
+        names["crops"] = [f"crop_{i + 1}" for i in range(facts["crops"])]
+    if settings.method == "hp":
+        views = [view for view in facts["views"] if view.startswith("photometric")]
+        if views:
+            names["augmented"] = views
+        if facts["attention"]:
+            names["attention"] = ["attention"]
+    return names
+
+
+def _open_material(run: Run, settings: HeadSettings) -> Material:
+    names = _list_views(run, settings)
+    arrays = open_arrays(run.features, ["clean", *(n for group in names.values() for n in group)])
+
+    def choose(*chosen: str) -> tuple[Any, ...]:
+        return tuple(arrays[name] for name in chosen)
+
+    windows = [w.index for w in read_manifest(run).usable_windows(splits=settings.splits)]
+    material = Material(
+        arrays=choose("clean", *names.get("crops", [])),
+        windows=np.array(windows),
+        batch=settings.batch_size,
+        seed=settings.seed,
+        device=resolve_device(settings.device),
+        augmented=choose(*names.get("augmented", [])),
+        attention=arrays.get("attention"),
+    )
+    if settings.method != "stego":
+        return material
+    announce(say="neighbours")
+    return material.with_neighbours(settings.neighbours)
+
+
+def _write_head(run: Run, settings: HeadSettings, training: Training) -> None:
+    state = training.method.head.state_dict()
+    arrays = {
+        f"head.{name}": (tensor.cpu().numpy(), tuple(f"axis_{i}" for i in range(tensor.ndim)))
+        for name, tensor in state.items()
+    }
+    arrays |= {
+        "probe": (training.probe.detach().cpu().numpy(), ("class", "channel")),
+        "loss": (np.array(training.loss, np.float32), ("epoch",)),
+        "class_usage": (np.array(training.usage, np.float32), ("epoch", "class")),
+    }
+    attributes = {
+        "method": settings.method,
+        "classes": settings.classes,
+        "dim": settings.dim,
+        "seed": settings.seed,
+        "splits": list(settings.splits),
+        "features": f"codes/{settings.name}",
+        "logits": "cosine",
+    }
+    write_group(run.heads, str(settings.name), arrays, attributes)

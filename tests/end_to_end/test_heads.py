@@ -1,0 +1,134 @@
+"""Heads, their codes, and what is fitted on them, through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import zarr
+from safetensors.torch import save_file
+
+from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
+
+MODEL = "test_vit"
+FAST_HEAD = ("--classes", 3, "--dim", 8, "--batch-size", 8, "--no-progress")
+
+
+@pytest.fixture(scope="session")
+def viewed(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke, scenes: Path) -> Path:
+    """A run of a tiny random network with every further view, and proposals; not to be changed."""
+    folder = tmp_path_factory.mktemp("viewed")
+    torch.manual_seed(0)
+    state = timm.create_model(MODEL, pretrained=False, num_classes=0).state_dict()
+    save_file(state, folder / "weights.safetensors")
+    run = folder / "run"
+    invoke(
+        *("extract", run, "--dataset", "folder", "--root", scenes / "photographs"),
+        *("--labels", scenes / "labels", "--backbone", MODEL, "--precision", "float32"),
+        *("--weights", folder / "weights.safetensors", "--size", 64, "--shard-size", 6),
+        *("--views", "clean,photometric:2", "--crops", "five", "--attention", "--no-progress"),
+    )
+    invoke("masks", run, "--crf", "none", "--no-progress")
+    return run
+
+
+@pytest.fixture
+def run(viewed: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(viewed, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("method", ["stego", "hp"])
+def test_a_head_its_codes_and_what_is_made_of_them(run: Path, invoke: Invoke, method: str) -> None:
+    output = invoke("head", run, "--method", method, "--steps", 6, *FAST_HEAD).output
+    assert f"head: {method} with 8 channels" in output
+    assert "encode: codes of 8 channels" in output
+    codes = zarr.open_group(run / "codes" / f"{method}.zarr", mode="r")
+    features = zarr.open_group(run / "features.zarr", mode="r")
+    for view in ("clean", "mirror", "photometric_1", "photometric_2_mirror"):
+        assert codes[view].shape == (*features[view].shape[:3], 8)
+        assert np.isfinite(codes[view][:]).all()
+        assert np.ptp(codes[view][:]) > 0
+    invoke("evaluate", run, "--head", method, "--crf", "none", "--no-progress")
+    metrics = json.loads((run / f"report-head-{method}" / "metrics.json").read_text())
+    assert metrics["classes"] == 3
+    invoke("em", run, "--head", method, "--name", "on", *FAST_EM, "--no-progress")
+    invoke("evaluate", run, "--em", "on", "--crf", "none", "--no-progress")
+    metrics = json.loads((run / "report-on" / "metrics.json").read_text())
+    assert metrics["classes"] == 3
+    assert metrics["running_prototypes"]["accuracy"] > 0
+    rows = json.loads(invoke("status", run, "--json").stdout)
+    assert {row["state"] for row in rows} == {"fresh"}
+    assert [row["stage"] for row in rows] == [
+        *("extract", "views", "masks", f"head/{method}", f"encode/{method}", "em/on"),
+        *sorted([f"evaluate/head-{method}", "evaluate/on"]),
+    ]
+
+
+def test_a_head_is_the_same_whenever_it_is_trained(run: Path, invoke: Invoke) -> None:
+    command = ("head", run, "--method", "stego", "--steps", 4, *FAST_HEAD)
+    invoke(*command)
+    heads, codes = hash_tree(run / "heads.zarr"), hash_tree(run / "codes")
+    before = list_times(run)
+    assert "nothing to do" in invoke(*command).output
+    after = list_times(run)
+    assert {k: t for k, t in after.items() if "zarr" in k} == {
+        k: t for k, t in before.items() if "zarr" in k
+    }
+    invoke(*command, "--force")
+    assert hash_tree(run / "heads.zarr") == heads
+    assert hash_tree(run / "codes") == codes
+    invoke(*command, "--seed", 1)
+    assert hash_tree(run / "codes") != codes
+
+
+def test_masks_stay_fresh_when_views_are_added(
+    invoke: Invoke, scenes: Path, viewed: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(viewed, tmp_path / "run"))
+    invoke("extract", run, "--views", "clean,photometric:3", "--no-progress")
+    rows = {row["stage"]: row for row in json.loads(invoke("status", run, "--json").stdout)}
+    assert rows["masks"]["state"] == "fresh"
+    assert rows["views"]["state"] == "fresh"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("head", "--method", "hp", "--classes", 3), "--attention"),
+        (("head", "--method", "stego"), "head needs --classes"),
+        (("em", "--head", "none-such"), "no such head"),
+        (("em", "--classes", 3, "--student", "photometric"), "--views clean,photometric"),
+        (("evaluate", "--head", "none-such"), "none-such"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(
+    finished: Path, invoke: Invoke, tmp_path: Path, arguments: tuple[object, ...], says: str
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    verb, *rest = arguments
+    result = invoke(verb, run, *rest, "--no-progress", code=None)
+    assert result.exit_code in (1, 2)
+    assert says in result.output
+    assert "Traceback" not in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_fit_on_codes_takes_the_classes_of_the_probe(run: Path, invoke: Invoke) -> None:
+    invoke("head", run, "--method", "stego", "--steps", 2, *FAST_HEAD)
+    output = invoke("em", run, "--head", "stego", "--classes", 4, "--no-progress", code=2).output
+    assert "3 clusters" in output
+
+
+def test_the_number_of_classes_is_estimated(run: Path, invoke: Invoke) -> None:
+    invoke("em", run, "--classes", "auto", "--most-classes", 5, *FAST_EM, "--no-progress")
+    fit = zarr.open_group(run / "em.zarr" / "default", mode="r")
+    curve = fit.attrs["classes_curve"]
+    assert fit["prototypes"].shape[0] == max(curve, key=lambda pair: pair[1])[0]
+    invoke("evaluate", run, "--crf", "none", "--no-progress")
+    assert "silhouette" in (run / "report" / "index.html").read_text()

@@ -1,0 +1,65 @@
+"""The classifiers of a fit or a head, from what their groups hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import RunError
+from pipeline.run import Run
+from stages.evaluate.artefacts import MAIN, RUNNING, _read_classifiers, find_features
+
+
+def make_arrays(*names: str) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    return {name: generator.standard_normal((4, 5)).astype(np.float32) for name in names}
+
+
+def test_primaps_has_running_prototypes_beside_those_of_the_labels() -> None:
+    arrays = make_arrays("prototypes", "momentum_prototypes")
+    attributes = {"method": "primaps", "logits": "inner product"}
+    found = _read_classifiers(arrays, attributes, 2.0)
+    assert list(found) == [MAIN, RUNNING]
+    np.testing.assert_array_equal(found[MAIN].prototypes, arrays["momentum_prototypes"])
+    np.testing.assert_array_equal(found[RUNNING].prototypes, arrays["prototypes"])
+    assert list(_read_classifiers(arrays, attributes | {"method": "kmeans"}, 2.0)) == [MAIN]
+    del arrays["prototypes"]
+    assert list(_read_classifiers(arrays, attributes, 2.0)) == [MAIN]
+
+
+def test_a_fit_may_have_bias_classes_and_a_gain() -> None:
+    arrays = make_arrays("momentum_prototypes")
+    arrays |= {"bias": np.arange(4, dtype=np.float32), "class_of": np.array([0, 1, 1, 2], np.int32)}
+    attributes = {"method": "robust", "logits": "cosine", "gain": 12.5}
+    main = _read_classifiers(arrays, attributes, 2.0)[MAIN]
+    assert main.classes == 3
+    assert main.gain == 12.5
+    assert main.class_of is not None and main.class_of.dtype == torch.int64
+    del attributes["gain"]
+    assert _read_classifiers(arrays, attributes, 2.0)[MAIN].gain == 2.0
+
+
+def test_a_head_is_its_cluster_probe() -> None:
+    arrays = make_arrays("probe", "head.linear.weight")
+    found = _read_classifiers(arrays, {"method": "stego", "logits": "cosine"}, 2.0)
+    assert list(found) == [MAIN]
+    np.testing.assert_array_equal(found[MAIN].prototypes, arrays["probe"])
+
+
+def test_a_group_that_is_no_classifier_is_refused() -> None:
+    with pytest.raises(KeyError):
+        _read_classifiers({}, {"logits": "cosine"}, 2.0)
+
+
+def test_features_are_those_of_the_run_or_codes(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert find_features(run, {}) == run.features
+    assert find_features(run, {"features": "features"}) == run.features
+    assert find_features(run, {"features": "codes/stego"}) == run.codes("stego")
+    for name in ("codes/", "codes", "masks", ""):
+        with pytest.raises(RunError, match="does not know"):
+            find_features(run, {"features": name})
