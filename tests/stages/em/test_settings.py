@@ -15,7 +15,7 @@ def test_the_defaults_are_the_published_ones() -> None:
     settings = EmSettings(classes=27)
     assert (settings.epochs, settings.batch_size, settings.learning_rate) == (50, 32, 5e-3)
     assert (settings.momentum_every, settings.momentum, settings.focus) == (10, 0.98, 2.0)
-    assert (settings.init_epochs, settings.init_steps) == (2, 100)
+    assert (settings.init_epochs, settings.init_steps) == (2, 250)
     assert settings.method == "primaps"
 
 
