@@ -193,9 +193,10 @@ def compare_systems(
 def tabulate(scores: Mapping[str, Mapping[str, Score]], systems: Sequence[System]) -> str:
     """Write the table, Markdown: one row per system, one pair of columns per dataset.
 
-    Mean and standard deviation over the seeds, without and with the dense CRF.
+    Mean and standard deviation over the seeds, without and with the dense CRF; the share of the
+    least used class, which is near 0 where a fit collapsed, and the minutes, both as means.
     """
-    titles = [part for name in CLASSES for part in (name, f"{name}, CRF", "minutes")]
+    titles = [part for name in CLASSES for part in (name, f"{name}, CRF", "least class", "minutes")]
     lines = [f"| system | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 1)}"]
     for system in systems:
         cells = [system.title]
@@ -204,6 +205,7 @@ def tabulate(scores: Mapping[str, Mapping[str, Score]], systems: Sequence[System
             cells += [
                 _pair(score.accuracy, score.miou),
                 _pair(score.accuracy_crf, score.miou_crf),
+                f"{mean(score.least_usage):.1f}",
                 f"{mean(score.minutes):.1f}",
             ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -248,7 +250,8 @@ def _spread(values: Sequence[float]) -> str:
 @click.option(
     "--write",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Put the table into this file, in place of the one between its marks.",
+    help="Put the table into this file, between its marks; docs/quality.md when "
+    "all systems are run.",
 )
 def main(
     shared: Path,
@@ -263,10 +266,13 @@ def main(
         scores = compare_systems(shared, work or Path(temporary), systems, seeds)
     table = tabulate(scores, systems)
     click.echo(table)
+    if write is None and not only:
+        write = _PAGE
     if write is not None:
         replace_table(write, table)
 
 
+_PAGE = Path(__file__).parent.parent / "docs" / "quality.md"
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
