@@ -99,9 +99,9 @@ def measure_fit(store: Path, windows: int, classes: int, channels: int, side: in
     """Fit the first windows of a cache, initialisation and a few epochs, in this process."""
     import torch
 
+    from stages.em.cache import Cache
     from stages.em.fit import initialise, run_em_epoch
     from stages.em.settings import EmSettings
-    from stages.em.stage import Cache
 
     torch.set_num_threads(1)
     settings = EmSettings(classes=classes, init_steps=0)

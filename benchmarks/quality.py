@@ -159,7 +159,11 @@ def _stage(run: Run, stage: str, **given: Any) -> None:
 
 
 def compare_systems(
-    shared: Path, work: Path, systems: Sequence[System], seeds: Sequence[int]
+    shared: Path,
+    work: Path,
+    systems: Sequence[System],
+    seeds: Sequence[int],
+    datasets: Sequence[str] = tuple(CLASSES),
 ) -> dict[str, dict[str, Score]]:
     """Run all systems on all datasets.
 
@@ -169,7 +173,7 @@ def compare_systems(
         Folder with ``datasets/`` and ``weights/``.
     work
         Where the runs are.
-    systems, seeds
+    systems, seeds, datasets
         What to run.
 
     Returns
@@ -178,8 +182,8 @@ def compare_systems(
         Name of the system -> dataset -> scores.
     """
     scores: dict[str, dict[str, Score]] = {}
-    for dataset, classes in CLASSES.items():
-        run = Run(work / dataset)
+    for dataset in datasets:
+        run, classes = Run(work / dataset), CLASSES[dataset]
         prepare_run(run, dataset, shared)
         for system in systems:
             score = scores.setdefault(system.name, {}).setdefault(dataset, Score())
@@ -190,17 +194,23 @@ def compare_systems(
     return scores
 
 
-def tabulate(scores: Mapping[str, Mapping[str, Score]], systems: Sequence[System]) -> str:
+def tabulate(
+    scores: Mapping[str, Mapping[str, Score]],
+    systems: Sequence[System],
+    datasets: Sequence[str] = tuple(CLASSES),
+) -> str:
     """Write the table, Markdown: one row per system, one pair of columns per dataset.
 
     Mean and standard deviation over the seeds, without and with the dense CRF; the share of the
     least used class, which is near 0 where a fit collapsed, and the minutes, both as means.
     """
-    titles = [part for name in CLASSES for part in (name, f"{name}, CRF", "least class", "minutes")]
+    titles = [
+        part for name in datasets for part in (name, f"{name}, CRF", "least class", "minutes")
+    ]
     lines = [f"| system | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 1)}"]
     for system in systems:
         cells = [system.title]
-        for name in CLASSES:
+        for name in datasets:
             score = scores[system.name][name]
             cells += [
                 _pair(score.accuracy, score.miou),
@@ -239,6 +249,15 @@ def _spread(values: Sequence[float]) -> str:
     help="A system to run, repeatable; all when not given.",
 )
 @click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    type=click.Choice(tuple(CLASSES)),
+    default=tuple(CLASSES),
+    show_default=True,
+    help="A dataset, repeatable.",
+)
+@click.option(
     "--seed",
     "seeds",
     multiple=True,
@@ -257,16 +276,17 @@ def main(
     shared: Path,
     work: Path | None,
     only: tuple[str, ...],
+    datasets: tuple[str, ...],
     seeds: tuple[int, ...],
     write: Path | None,
 ) -> None:
     """Fit and score every system on COCO-Stuff and CamVid samples, and print the table."""
     systems = [system for system in SYSTEMS if not only or system.name in only]
     with TemporaryDirectory() as temporary:
-        scores = compare_systems(shared, work or Path(temporary), systems, seeds)
-    table = tabulate(scores, systems)
+        scores = compare_systems(shared, work or Path(temporary), systems, seeds, datasets)
+    table = tabulate(scores, systems, datasets)
     click.echo(table)
-    if write is None and not only:
+    if write is None and not only and set(datasets) == set(CLASSES):
         write = _PAGE
     if write is not None:
         replace_table(write, table)

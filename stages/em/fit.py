@@ -99,9 +99,7 @@ def initialise(
         run_kmeans_epoch(state, read_epoch(-1 - epoch), settings)
     if settings.method == "kmeans":
         # the baseline is this K-means, carried on: neither lengths nor moments begin again
-        return FitState(
-            state.running, state.running, state.running.copy(), state.moments
-        )
+        return FitState(state.running, state.running, state.running.copy(), state.moments)
     return start_at(state.running.direction)
 
 

@@ -21,8 +21,10 @@ class EmSettings(StageSettings):
         "whose probe says it",
     )
     most_classes: int = setting(64, "most classes that auto tries", ge=2, le=255)
-    method: Literal["primaps", "kmeans"] = setting(
-        "primaps", "primaps: PriMaPs-EM on the proposals; kmeans: the cosine K-means baseline"
+    method: Literal["primaps", "kmeans", "robust"] = setting(
+        "primaps",
+        "primaps: PriMaPs-EM on the proposals; kmeans: the cosine K-means baseline; robust: "
+        "proposals clustered by agreement, positions classified by linear discriminants",
     )
     head: str | None = setting(
         None, "fit the codes of this head, from its cluster probe, instead of the features"
@@ -47,12 +49,18 @@ class EmSettings(StageSettings):
     init_steps: int = setting(
         250, "least steps of that K-means: with fewer it has not converged on small sets", ge=0
     )
-    sample: int = setting(1024, "windows that the PCA sees", ge=1)
+    sample: int = setting(1024, "windows that the PCA, or the robust fit, sees", ge=1)
     focus: float = setting(
         2.0, "gamma of the class weight (1 - mean softmax) ** gamma; 0 weights alike", ge=0
     )
     momentum_every: int = setting(10, "steps between updates of the momentum prototypes", ge=1)
     momentum: float = setting(0.98, "decay of the momentum prototypes", ge=0, lt=1)
+    clusterings: int = setting(
+        100, "clusterings that vote which proposals belong together (robust)", ge=1
+    )
+    shrinkage: float = setting(
+        0.1, "share of the identity in the discriminants' covariance (robust)", ge=0, le=1
+    )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
 
     @model_validator(mode="after")

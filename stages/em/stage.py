@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 
-from pipeline.batches import Batch, BatchStream
 from pipeline.checkpoint import Checkpoint
-from pipeline.condition import inspect_stage, read_record
+from pipeline.condition import read_record
 from pipeline.devices import resolve_device
 from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
@@ -24,14 +21,16 @@ from pipeline.run import DEFAULT_NAME, Run
 from pipeline.scheduler import announce
 from pipeline.settings import did_you_mean
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import consolidate, open_arrays, read_group, take_rows, write_group
+from pipeline.store import consolidate, read_group, write_group
+from stages.em.cache import Cache, list_augmented, open_cache, read_pooled
 from stages.em.class_count import ClassCount, estimate_classes
-from stages.em.fit import FitBatch, FitState, initialise, run_epochs, start_at
+from stages.em.fit import FitState, initialise, run_epochs, start_at
 from stages.em.prototypes import Prototypes
+from stages.em.robust import RobustSettings, fit_robust
 from stages.em.settings import EmSettings
 
 _COLLAPSED = 1e-3
-_BLOCK = 256
+_AXES = ("class", "channel")
 
 
 class Em(Stage[EmSettings]):
@@ -58,7 +57,7 @@ class Em(Stage[EmSettings]):
         keys = ["extract"]
         if settings.student == "photometric":
             keys.append("views")
-        if settings.method == "primaps" or settings.classes == "auto":
+        if settings.method != "kmeans" or settings.classes == "auto":
             keys.append("masks")
         if settings.head is not None:
             keys.append(f"encode/{settings.head}")
@@ -101,7 +100,8 @@ class Em(Stage[EmSettings]):
             sources,
             [window.index for window in windows],
         )
-        return Plan([ShardPlan(print_, settings.epochs)], {"method": settings.method})
+        epochs = 1 if settings.method == "robust" else settings.epochs
+        return Plan([ShardPlan(print_, epochs)], {"method": settings.method})
 
     def prepare(self, run: Run, settings: EmSettings, plan: Plan) -> None:
         """Nothing to allocate: the arrays of a fit are small and written at its end."""
@@ -118,7 +118,9 @@ class Em(Stage[EmSettings]):
             announce(say="number of classes")
             count = _count_classes(run, settings)
             settings = settings.replace(classes=count.classes)
-        cache = _open_cache(run, settings, device)
+        cache = open_cache(run, settings, device)
+        if settings.method == "robust":
+            return _fit_proposals(run, settings, cache, count)
         print_ = read_record(run, self.key(settings)).shards[shard]
         checkpoint = Checkpoint(
             run.em,
@@ -145,9 +147,17 @@ class Em(Stage[EmSettings]):
                 say="",
                 note=f"em: epoch {state.epoch}/{settings.epochs}: {text}",
             )
-        _write_fit(run, settings, state, count)
+        arrays = {
+            "prototypes": (state.running.weight().cpu().numpy(), _AXES),
+            "momentum_prototypes": (state.momentum.weight().cpu().numpy(), _AXES),
+            "initial_prototypes": (state.initial.weight().cpu().numpy(), _AXES),
+            "loss": (np.array(state.loss, np.float32), ("epoch",)),
+            "class_usage": (np.array(state.usage, np.float32), ("epoch", "class")),
+        }
+        write_group(run.em, settings.name, arrays, _describe_fit(settings, count))
         checkpoint.remove()
-        return {"loss": state.loss[-1], "usage": state.usage[-1], "windows": len(cache.windows)}
+        windows, loss = len(cache.windows), state.loss[-1]
+        return {"found": f"{windows} windows, loss {loss:.4f}", "usage": state.usage[-1]}
 
     def finish(
         self, run: Run, settings: EmSettings, records: dict[int, ShardRecord], screen: Screen
@@ -164,9 +174,30 @@ class Em(Stage[EmSettings]):
                 "fewer --classes, or another --seed, may fit better."
             )
         return [
-            f"em: {len(result['usage'])} prototypes from {result['windows']} windows, "
-            f"loss {result['loss']:.4f}, in {run.em / settings.name}"
+            f"em: {len(result['usage'])} prototypes from {result['found']}, "
+            f"in {run.em / settings.name}"
         ]
+
+
+def _fit_proposals(
+    run: Run, settings: EmSettings, cache: Cache, count: ClassCount | None
+) -> dict[str, Any]:
+    """Make the robust fit, and write it."""
+    assert isinstance(settings.classes, int)
+    chosen = RobustSettings(
+        settings.classes, settings.seed, settings.clusterings, settings.shrinkage
+    )
+    fit = fit_robust(cache.read_averaged, chosen)
+    usage = fit.usage.float().numpy()
+    arrays = {
+        "momentum_prototypes": (fit.prototypes.numpy(), _AXES),
+        "bias": (fit.bias.numpy(), ("class",)),
+        "class_usage": (usage[None], ("epoch", "class")),
+    }
+    write_group(run.em, settings.name, arrays, _describe_fit(settings, count))
+    announce(advance=1)
+    found = f"{fit.units} proposals of {len(cache.sample)} windows"
+    return {"found": found, "usage": usage.tolist()}
 
 
 def _describe_epoch(state: FitState) -> str:
@@ -180,19 +211,9 @@ def _count_clusters(run: Run, head: str | None) -> int:
 
 def _count_classes(run: Run, settings: EmSettings) -> ClassCount:
     """Estimate the number of classes from the proposals of the windows to fit on."""
-    windows = [w.index for w in read_manifest(run).usable_windows(splits=settings.splits)]
-    arrays = open_arrays(run.masks, ["pooled", "area"])
-    shape = arrays["pooled"].shape
-    pooled = []
-    for rows in np.array_split(np.array(windows), -(-len(windows) // _BLOCK)):
-        block = np.empty((len(rows), *shape[1:]), np.float16)
-        area = np.empty((len(rows), shape[1]), np.uint32)
-        take_rows(arrays["pooled"], rows, block)
-        take_rows(arrays["area"], rows, area)
-        pooled.append(block[area > 0].astype(np.float32))
     try:
         return estimate_classes(
-            np.concatenate(pooled), seed=settings.seed, most=settings.most_classes
+            read_pooled(run, settings), seed=settings.seed, most=settings.most_classes
         )
     except ValueError as error:
         raise RunError(f"--classes auto: {error}; give --classes a number.") from error
@@ -203,18 +224,13 @@ def _choose_student(run: Run, settings: EmSettings) -> str:
     if settings.method != "primaps":
         return "clean"
     if settings.student == "auto":
-        return "photometric" if _list_augmented(run) else "clean"
-    if settings.student == "photometric" and not _list_augmented(run):
+        return "photometric" if list_augmented(run) else "clean"
+    if settings.student == "photometric" and not list_augmented(run):
         raise UsageError(
             "--student photometric: there are no augmented views; run "
             f"`primaps-pipe extract {run.quoted} --views clean,photometric` first."
         )
     return settings.student
-
-
-def _list_augmented(run: Run) -> list[str]:
-    record = inspect_stage(run, "views").record
-    return [] if record is None else [v for v in record.facts["views"] if v != "clean"]
 
 
 def _read_probe(run: Run, settings: EmSettings) -> Tensor:
@@ -226,125 +242,6 @@ def _read_probe(run: Run, settings: EmSettings) -> Tensor:
             f"{len(probe)} clusters; leave --classes out, or train a head with as many."
         )
     return probe
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The cached arrays that a fit reads, as tensors on its device.
-
-    Attributes
-    ----------
-    arrays
-        ``clean`` and, for PriMaPs-EM, ``proposals``; the windows are the first axis. ``clean`` may
-        be a pair with the mirror image's, ``student`` holds such a pair for every augmented view.
-    windows
-        Indices of the windows to fit on, int64 [window], ascending.
-    settings
-        Seed, batch size, size of the sample.
-    device
-        Where the tensors go.
-    """
-
-    arrays: Mapping[str, zarr.Array | tuple[zarr.Array, ...]]
-    windows: np.ndarray
-    settings: EmSettings
-    device: torch.device
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return len(self._stream(self.windows, self.arrays))
-
-    def read_sample(self) -> Iterator[Tensor]:
-        """Read the features of the windows that the PCA sees, each batch over the last."""
-        windows = self.windows
-        if len(windows) > self.settings.sample:
-            generator = np.random.default_rng(self.settings.seed)
-            windows = np.sort(generator.choice(windows, self.settings.sample, replace=False))
-        for _, features in self._widen("clean", self._stream(windows, ["clean"]).read_epoch()):
-            yield features
-
-    def read_epoch(self, epoch: int) -> Iterator[FitBatch]:
-        """Read the batches of an epoch; those of the initialisation, -1, -2, …, are clean.
-
-        Yields
-        ------
-        FitBatch
-            Its features are overwritten by the next.
-        """
-        names = self.arrays if epoch >= 0 else ["clean"]
-        choose = self._draw_views if epoch >= 0 else None
-        # a seed sequence takes no negative numbers
-        batches = self._stream(self.windows, names).read_epoch(
-            self.settings.seed, int(epoch < 0), abs(epoch), choose=choose
-        )
-        student = torch.empty(0)
-        for batch, features in self._widen("clean", batches):
-            ids = batch.arrays.get("proposals")
-            if ids is not None and "clean" in batch.choices:
-                mirrored = batch.choices["clean"] == 1
-                ids[mirrored] = ids[mirrored][:, :, ::-1]
-            if "student" in batch.arrays:
-                student = self._copy(batch.arrays["student"], student)
-            yield FitBatch(
-                features,
-                None if ids is None else torch.from_numpy(ids).to(self.device),
-                student[: len(features)] if len(student) else None,
-            )
-
-    def _draw_views(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
-        mirrored = generator.integers(_count(self.arrays["clean"]), size=count)
-        if "student" not in self.arrays:
-            return {"clean": mirrored}
-        views = _count(self.arrays["student"]) // _count(self.arrays["clean"])
-        drawn = generator.integers(views, size=count)
-        # the views lie in pairs where windows are mirrored
-        return {"clean": mirrored, "student": _count(self.arrays["clean"]) * drawn + mirrored}
-
-    def _widen(self, name: str, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
-        # One buffer for all batches: to free and allocate the largest tensor in every step frays
-        # the allocator's memory, and more of it the longer an epoch is.
-        wide = torch.empty(0)
-        for batch in batches:
-            wide = self._copy(batch.arrays[name], wide)
-            yield batch, wide[: len(batch.windows)]
-
-    def _copy(self, array: np.ndarray, wide: Tensor) -> Tensor:
-        # half the bytes cross to the device, and are widened there
-        features = torch.from_numpy(array).to(self.device)
-        if len(wide) < len(features):
-            wide = torch.empty_like(features, dtype=torch.float32)
-        wide[: len(features)].copy_(features)
-        return wide
-
-    def _stream(self, windows: np.ndarray, names: Iterable[str]) -> BatchStream:
-        arrays = {name: self.arrays[name] for name in names}
-        return BatchStream(arrays, windows, self.settings.batch_size)
-
-
-def _count(source: zarr.Array | tuple[zarr.Array, ...]) -> int:
-    return len(source) if isinstance(source, tuple) else 1
-
-
-def _open_cache(run: Run, settings: EmSettings, device: torch.device) -> Cache:
-    store = run.features if settings.head is None else run.codes(settings.head)
-    windows = [window.index for window in read_manifest(run).usable_windows(splits=settings.splits)]
-    if settings.method != "primaps":
-        return Cache(open_arrays(store, ["clean"]), np.array(windows), settings, device)
-
-    def open_views(names: Mapping[str, str]) -> tuple[zarr.Array, ...]:
-        wanted = [n for pair in names.items() for n in (pair if settings.mirror else pair[:1])]
-        arrays = open_arrays(store, wanted)
-        return tuple(arrays[name] for name in wanted)
-
-    arrays: dict[str, zarr.Array | tuple[zarr.Array, ...]] = {
-        "clean": open_views({"clean": "mirror"}),
-        **open_arrays(run.masks, ["proposals"]),
-    }
-    if settings.student == "photometric":
-        views = {view: f"{view}_mirror" for view in _list_augmented(run)}
-        arrays["student"] = open_views(views)
-    return Cache(arrays, np.array(windows), settings, device)
 
 
 _PROTOTYPES = ("running", "momentum", "initial")
@@ -390,22 +287,15 @@ def _unpack(
     )
 
 
-def _write_fit(run: Run, settings: EmSettings, state: FitState, count: ClassCount | None) -> None:
-    axes = ("class", "channel")
-    arrays = {
-        "prototypes": (state.running.weight().cpu().numpy(), axes),
-        "momentum_prototypes": (state.momentum.weight().cpu().numpy(), axes),
-        "initial_prototypes": (state.initial.weight().cpu().numpy(), axes),
-        "loss": (np.array(state.loss, np.float32), ("epoch",)),
-        "class_usage": (np.array(state.usage, np.float32), ("epoch", "class")),
-    }
+def _describe_fit(settings: EmSettings, count: ClassCount | None) -> dict[str, Any]:
+    """Return what evaluation and readers need to know of a fit beside its arrays."""
     attributes: dict[str, Any] = {
         "method": settings.method,
         "classes": settings.classes,
         "seed": settings.seed,
         "splits": list(settings.splits),
-        # cosine K-means knows no norms: its logits are cosines, PriMaPs-EM's are inner products
-        "logits": "inner product" if settings.method == "primaps" else "cosine",
+        # cosine K-means knows no norms: its logits are cosines, the others' are inner products
+        "logits": "cosine" if settings.method == "kmeans" else "inner product",
         "features": "features" if settings.head is None else f"codes/{settings.head}",
     }
     if count is not None:
@@ -413,4 +303,4 @@ def _write_fit(run: Run, settings: EmSettings, state: FitState, count: ClassCoun
             "classes_curve": [list(pair) for pair in count.curve],
             "classes_label": "mean silhouette of the proposals",
         }
-    write_group(run.em, settings.name, arrays, attributes)
+    return attributes

@@ -498,3 +498,20 @@ def test_a_head_and_a_fit_on_its_codes_are_evaluated_on_them(
     message = invoke("evaluate", run, "--head", "stego", "--em", "default", code=2).output
     assert "give one of them" in message
     assert "did you mean 'stego'" in invoke("evaluate", run, "--head", "steg", code=2).output
+
+
+def test_the_robust_fit_labels_the_scenes(finished: Path, invoke: Invoke, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    output = invoke("em", run, "--classes", 3, "--method", "robust", "--no-progress").output
+    assert "em: 3 prototypes from" in output
+    assert "proposals of" in output
+    invoke("evaluate", run, "--no-progress")
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    # chance would give a third
+    assert metrics["accuracy_crf"] > 60
+    assert "running_prototypes" not in metrics
+    before = hash_tree(run / "em.zarr" / "default")
+    invoke("em", run, "--force", "--no-progress")
+    assert hash_tree(run / "em.zarr" / "default") == before
+    output = invoke("em", run, "--classes", 250, "--no-progress", code=2).output
+    assert "--classes 250" in output

@@ -1,4 +1,4 @@
-"""What a fit reads from the cache."""
+"""What a fit reads: batches, views and mirror images, each window once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.em.cache import Cache
 from stages.em.settings import EmSettings
-from stages.em.stage import Cache
 
 
 class FakeArray:
@@ -117,3 +117,18 @@ def test_mirrored_windows_come_with_mirrored_proposals_and_students() -> None:
         assert torch.equal(view % 2 == 1, mirrored)
         seen |= set(view.tolist())
     assert seen == {2, 3, 4, 5}
+
+
+def test_averaged_features_are_those_of_window_and_mirror_image() -> None:
+    arrays: Any = {
+        "clean": View(9, 0),
+        "mirror": View(9, 4),
+        "proposals": FakeArray(9, 8, 12, dtype=np.uint8),
+    }
+    settings = EmSettings(classes=2, method="robust", batch_size=4, sample=6)
+    cache = Cache(arrays, np.arange(9), settings, torch.device("cpu"))
+    for _ in range(2):
+        batches = list(cache.read_averaged())
+        numbers = [int(row) for batch in batches for row in batch.features[:, 0, 0, 0] - 2]
+        assert numbers == cache.sample.tolist() == sorted(numbers)
+        assert len(numbers) == 6

@@ -1,0 +1,211 @@
+"""The robust fit: pooling by hand, groups found again, and data that say little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.errors import UsageError
+from stages.em import robust
+from stages.em.discriminant import GAINS
+from stages.em.fit import FitBatch
+from stages.em.robust import (
+    RobustFit,
+    RobustSettings,
+    fit_robust,
+    pool_units,
+    read_positions,
+)
+
+GRID, PATCH, CHANNELS = 6, 3, 8
+
+
+def draw_windows(
+    windows: int, classes: int, seed: int, spread: float = 0.3
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw features, proposals and true classes of windows with a class in every quarter."""
+    generator = torch.Generator().manual_seed(seed)
+    quarter = torch.tensor([[0, 1], [2, 3]])
+    quarters = quarter.repeat_interleave(GRID // 2, 0).repeat_interleave(GRID // 2, 1)
+    of_quarter = torch.randint(classes, (windows, 4), generator=generator)
+    truth = of_quarter[:, quarters]
+    centres = 3 * torch.eye(classes, CHANNELS) + 1
+    noise = torch.randn(windows, GRID, GRID, CHANNELS, generator=generator)
+    proposals = (quarters + 1).repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
+    return (
+        centres[truth] + spread * noise,
+        proposals.to(torch.uint8).repeat(windows, 1, 1),
+        truth,
+    )
+
+
+def serve(features: Tensor, proposals: Tensor, size: int = 4) -> Callable[[], Iterator[FitBatch]]:
+    def read() -> Iterator[FitBatch]:
+        for start in range(0, len(features), size):
+            stop = start + size
+            # a reader may overwrite the last batch with the next
+            yield FitBatch(features[start:stop].clone(), proposals[start:stop].clone())
+
+    return read
+
+
+def predict(fit: RobustFit, features: Tensor) -> Tensor:
+    return (features @ fit.prototypes.T + fit.bias).argmax(dim=-1)
+
+
+def assert_one_to_one(prediction: Tensor, truth: Tensor) -> None:
+    pairs = set(zip(prediction.flatten().tolist(), truth.flatten().tolist(), strict=True))
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_are_found_again(seed: int) -> None:
+    features, proposals, truth = draw_windows(24, 3, seed)
+    fit = fit_robust(serve(features, proposals), RobustSettings(3, seed, clusterings=20))
+    assert_one_to_one(predict(fit, features), truth)
+    assert fit.prototypes.shape == (3, CHANNELS) and fit.bias.shape == (3,)
+    assert fit.prototypes.dtype == fit.bias.dtype == torch.float32
+    shares = torch.bincount(truth.flatten()).double().sort(descending=True).values / truth.numel()
+    torch.testing.assert_close(fit.usage, shares)
+    torch.testing.assert_close(fit.groups, shares)
+    assert fit.units == 24 * 4
+
+
+def test_positions_outside_proposals_are_not_learned_from_but_are_counted() -> None:
+    features, proposals, _ = draw_windows(12, 2, 0)
+    proposals[proposals == 4] = 0
+    fit = fit_robust(serve(features, proposals), RobustSettings(2, clusterings=10))
+    features[:, GRID // 2 :, GRID // 2 :] = 1e3
+    changed = fit_robust(serve(features, proposals), RobustSettings(2, clusterings=10))
+    assert fit.units == changed.units == 12 * 3
+    # only through the mean of the window, which moves no proposal to another group here
+    torch.testing.assert_close(changed.groups, fit.groups)
+    assert float(fit.usage.sum()) == pytest.approx(1)
+
+
+def test_positions_by_hand() -> None:
+    proposals = torch.tensor([[[1, 1, 0, 0], [1, 2, 2, 0], [2, 2, 0, 0], [2, 2, 0, 3]]])
+    features = torch.arange(8.0).view(1, 2, 2, 2)
+    batch = FitBatch(features, proposals.to(torch.uint8))
+    found, numbers = read_positions(batch)
+    # patches of 2 x 2 pixels: the centre lies where four pixels meet, and the last is taken
+    assert numbers.tolist() == [[2, 0, 2, 3]]
+    assert found.tolist() == [[[0, 1], [2, 3], [4, 5], [6, 7]]]
+    units = pool_units(found, numbers, first=5)
+    assert units.number.tolist() == [5 * 256 + 2, 5 * 256 + 3]
+    assert units.feature.tolist() == [[2, 3], [6, 7]]
+    assert units.context.tolist() == [[3, 4], [3, 4]]
+
+
+@given(size=st.integers(1, 24), seed=st.integers(0, 5))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_batches_do_not_matter(size: int, seed: int) -> None:
+    features, proposals, _ = draw_windows(24, 3, seed, spread=1.5)
+    asked = RobustSettings(3, seed, clusterings=5)
+    whole = fit_robust(serve(features, proposals, 24), asked)
+    parts = fit_robust(serve(features, proposals, size), asked)
+    torch.testing.assert_close(parts.prototypes, whole.prototypes)
+    torch.testing.assert_close(parts.bias, whole.bias)
+    torch.testing.assert_close(parts.usage, whole.usage)
+
+
+def test_same_seed_same_bytes_in_any_number_of_threads() -> None:
+    features, proposals, _ = draw_windows(40, 4, 0, spread=1.5)
+    threads, fits = torch.get_num_threads(), []
+    try:
+        for number in (1, 1, 2):
+            torch.set_num_threads(number)
+            fits.append(fit_robust(serve(features, proposals), RobustSettings(4, 3)))
+    finally:
+        torch.set_num_threads(threads)
+    for fit in fits[1:]:
+        assert torch.equal(fit.prototypes, fits[0].prototypes)
+        assert torch.equal(fit.bias, fits[0].bias)
+
+
+def test_mirrored_windows_give_the_same_classes() -> None:
+    features, proposals, _ = draw_windows(20, 3, 1)
+    asked = RobustSettings(3, clusterings=10)
+    plain = fit_robust(serve(features, proposals), asked)
+    mirrored = fit_robust(serve(features.flip(2), proposals.flip(2)), asked)
+    there, back = predict(plain, features), predict(mirrored, features.flip(2)).flip(2)
+    assert_one_to_one(there, back)
+
+
+def test_more_proposals_than_the_matrix_holds_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robust, "MOST_UNITS", 30)
+    features, proposals, truth = draw_windows(40, 3, 2)
+    fits = [
+        fit_robust(serve(features, proposals), RobustSettings(3, seed, clusterings=20))
+        for seed in (0, 0, 1)
+    ]
+    assert all(fit.units == 30 for fit in fits)
+    for fit in fits:
+        assert_one_to_one(predict(fit, features), truth)
+    assert torch.equal(fits[0].prototypes, fits[1].prototypes)
+    assert not torch.equal(fits[0].prototypes, fits[2].prototypes)
+
+
+def test_as_many_classes_as_proposals_and_one_more() -> None:
+    features, proposals, _ = draw_windows(2, 4, 0)
+    fit = fit_robust(serve(features, proposals), RobustSettings(8, clusterings=5))
+    assert torch.isfinite(fit.prototypes).all() and (fit.groups > 0).all()
+    with pytest.raises(UsageError, match=r"--classes 9: .* only 8 proposals"):
+        fit_robust(serve(features, proposals), RobustSettings(9, clusterings=5))
+
+
+def test_one_class_one_image() -> None:
+    features, proposals, _ = draw_windows(1, 3, 0)
+    fit = fit_robust(serve(features, proposals), RobustSettings(1, clusterings=3))
+    assert fit.usage.tolist() == [1] and torch.isfinite(fit.prototypes).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_a_constant_image_collapses_and_says_so(value: float) -> None:
+    features, proposals, _ = draw_windows(3, 3, 0)
+    fit = fit_robust(
+        serve(torch.full_like(features, value), proposals), RobustSettings(3, clusterings=5)
+    )
+    assert torch.isfinite(fit.prototypes).all() and torch.isfinite(fit.bias).all()
+    assert sorted(fit.usage.tolist()) == [0, 0, 1]
+
+
+def test_no_proposal_at_all() -> None:
+    features, proposals, _ = draw_windows(3, 3, 0)
+    with pytest.raises(UsageError, match="only 0 proposals"):
+        fit_robust(serve(features, torch.zeros_like(proposals)), RobustSettings(3))
+
+
+def test_a_reader_without_proposals_is_refused() -> None:
+    features, _, _ = draw_windows(3, 3, 0)
+    with pytest.raises(ValueError, match="needs proposals"):
+        fit_robust(lambda: [FitBatch(features)], RobustSettings(3))
+    with pytest.raises(ValueError, match="needs batches"):
+        fit_robust(list, RobustSettings(3))
+
+
+def test_classes_come_by_falling_size() -> None:
+    features, proposals, _ = draw_windows(24, 3, 4)
+    groups = fit_robust(serve(features, proposals), RobustSettings(3, clusterings=10)).groups
+    assert np.all(np.diff(groups.numpy()) <= 0)
+
+
+def test_the_best_gain_is_in_the_prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, proposals, _ = draw_windows(12, 3, 0)
+
+    def fit_at(best: int) -> RobustFit:
+        costs = torch.ones(len(GAINS), dtype=torch.float64)
+        costs[best] = 0
+        monkeypatch.setattr(robust, "measure_gains", lambda *_: costs)
+        return fit_robust(serve(features, proposals), RobustSettings(3, clusterings=5))
+
+    plain, halved = fit_at(GAINS.index(1.0)), fit_at(GAINS.index(0.5))
+    torch.testing.assert_close(halved.prototypes, plain.prototypes / 2)
+    torch.testing.assert_close(halved.bias, plain.bias / 2)
+    assert torch.equal(halved.usage, plain.usage)
