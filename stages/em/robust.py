@@ -124,8 +124,8 @@ def fit_robust(read_sample: ReadSample, settings: RobustSettings) -> RobustFit:
     Returns
     -------
     RobustFit
-        The same for the same sample and settings, on any machine: all is computed in float64 on
-        the processor.
+        The same for the same sample and settings, in any number of threads and on any device: all
+        is computed in float64 on the processor.
 
     Raises
     ------
