@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+# Share of the positions below which a class has as good as died.
+UNUSED = 1e-3
 
 
 def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,3 +44,8 @@ def count_numbers(numbers: Tensor, length: int) -> Tensor:
     """
     flat = numbers.flatten()
     return flat.new_zeros(length).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def list_unused(usage: Sequence[float]) -> list[int]:
+    """List the classes that have at most ``UNUSED`` of the positions, of all classes' shares."""
+    return [k for k, share in enumerate(usage) if share <= UNUSED]

@@ -22,6 +22,7 @@ from pipeline.scheduler import announce
 from pipeline.settings import did_you_mean
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import consolidate, read_group, write_group
+from stages.clustering import UNUSED, list_unused
 from stages.em.cache import Cache, list_augmented, open_cache, read_pooled
 from stages.em.class_count import ClassCount, estimate_classes
 from stages.em.fit import FitState, initialise, run_epochs, start_at
@@ -29,7 +30,6 @@ from stages.em.prototypes import Prototypes
 from stages.em.robust import RobustSettings, fit_robust
 from stages.em.settings import EmSettings
 
-_COLLAPSED = 1e-3
 _AXES = ("class", "channel")
 
 
@@ -166,11 +166,11 @@ class Em(Stage[EmSettings]):
         with run.lock("em.zarr", wait=True):
             consolidate(run.em)
         result = records[0].result
-        dead = [k for k, share in enumerate(result["usage"]) if share <= _COLLAPSED]
+        dead = list_unused(result["usage"])
         if dead:
             screen.warn(
                 f"em/{settings.name}: {len(dead)} of {len(result['usage'])} classes are hardly "
-                f"used (under {100 * _COLLAPSED:g} % of the pixels: {', '.join(map(str, dead))}); "
+                f"used (under {100 * UNUSED:g} % of the pixels: {', '.join(map(str, dead))}); "
                 "fewer --classes, or another --seed, may fit better."
             )
         return [

@@ -1,4 +1,4 @@
-"""Weights and shifts of STEGO's loss for the datasets that it was tuned to."""
+"""What the methods set differently for the datasets that they were tuned to."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)
-class StegoPreset:
-    """How the terms of STEGO's loss are weighted and shifted.
+class Preset:
+    """Settings of the methods for one dataset.
 
     Attributes
     ----------
     weights
-        lambda of the terms self, knn and random.
+        lambda of STEGO's terms self, knn and random.
     shifts
         b of the same terms.
+    temperature
+        Divides the cosines of HP's contrast.
+    renew_every
+        Steps between renewals of HP's reference pools.
     """
 
     weights: tuple[float, float, float]
     shifts: tuple[float, float, float]
+    temperature: float
+    renew_every: int
 
 
 _WEIGHTS = (0.67, 0.25, 0.63)
-_COCOSTUFF = StegoPreset(_WEIGHTS, (0.08, 0.02, 0.66))
-_CITYSCAPES = StegoPreset(_WEIGHTS, (0.18, 0.12, 0.46))
-_POTSDAM = StegoPreset(_WEIGHTS, (0.08, 0.02, 0.46))
+_COCOSTUFF = Preset(_WEIGHTS, (0.08, 0.02, 0.66), temperature=0.8, renew_every=100)
+_CITYSCAPES = Preset(_WEIGHTS, (0.18, 0.12, 0.46), temperature=0.6, renew_every=20)
+_POTSDAM = Preset(_WEIGHTS, (0.08, 0.02, 0.46), temperature=0.4, renew_every=20)
 
 _PRESETS = {
     "cocostuff": _COCOSTUFF,
@@ -38,13 +44,13 @@ _PRESETS = {
 }
 
 
-def get_stego_preset(dataset: str) -> StegoPreset:
-    """Give the weights and shifts for a dataset.
+def get_preset(dataset: str) -> Preset:
+    """Give the settings for a dataset.
 
-    Those of ``cocostuff``, ``cityscapes`` and ``potsdam`` are of STEGO's authors (Hamilton et al.,
-    ICLR 2022), tuned to DINO ViT-S; other backbones have other cosines, for which they are a start.
-    The others are a choice made here: ``camvid`` shows streets and takes those of Cityscapes, a
-    ``folder`` of any images those of COCO-Stuff.
+    Those of ``cocostuff``, ``cityscapes`` and ``potsdam`` are the authors' (Hamilton et al., ICLR
+    2022; Seong et al., CVPR 2023), tuned to DINO ViT-S; other backbones have other cosines, for
+    which they are a start. The others are a choice made here: ``camvid`` shows streets and takes
+    those of Cityscapes, a ``folder`` of any images those of COCO-Stuff.
 
     Parameters
     ----------

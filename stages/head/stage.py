@@ -21,10 +21,10 @@ from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import consolidate, open_arrays, write_group
-from stages.head.hp_presets import get_hp_preset
+from stages.clustering import list_unused
 from stages.head.material import Material
 from stages.head.methods import build_method
-from stages.head.presets import get_stego_preset
+from stages.head.presets import get_preset
 from stages.head.settings import HeadSettings
 from stages.head.training import (
     Training,
@@ -35,7 +35,6 @@ from stages.head.training import (
 )
 
 _ROUND = 50
-_COLLAPSED = 1e-3
 _DIMS = {"stego": 70, "hp": 512}
 
 
@@ -76,17 +75,17 @@ class Head(Stage[HeadSettings]):
                 f"head needs --classes: a dataset of layout {manifest.dataset} does not say how "
                 "many there are."
             )
-        stego, hp = get_stego_preset(manifest.dataset), get_hp_preset(manifest.dataset)
+        preset = get_preset(manifest.dataset)
         return settings.replace(
             name=settings.name or settings.method,
             precision=resolve_precision(settings.precision, resolve_device(settings.device)),
             classes=classes,
             dim=settings.dim or _DIMS[settings.method],
             splits=settings.splits or (("train",) if "train" in known else known),
-            term_weights=settings.term_weights or stego.weights,
-            term_shifts=settings.term_shifts or stego.shifts,
-            renew_every=settings.renew_every or hp.renew_every,
-            temperature=settings.temperature or hp.temperature,
+            term_weights=settings.term_weights or preset.weights,
+            term_shifts=settings.term_shifts or preset.shifts,
+            renew_every=settings.renew_every or preset.renew_every,
+            temperature=settings.temperature or preset.temperature,
         )
 
     def plan(self, run: Run, settings: HeadSettings, screen: Screen) -> Plan:
@@ -167,7 +166,7 @@ class Head(Stage[HeadSettings]):
         with run.lock("heads.zarr", wait=True):
             consolidate(run.heads)
         result = records[0].result
-        dead = [k for k, share in enumerate(result["usage"]) if share <= _COLLAPSED]
+        dead = list_unused(result["usage"])
         if dead:
             screen.warn(
                 f"head/{settings.name}: {len(dead)} of {settings.classes} clusters of the probe "

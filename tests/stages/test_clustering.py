@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.clustering import cluster_loss, count_numbers
+from stages.clustering import cluster_loss, count_numbers, list_unused
 
 
 def test_the_loss_of_k_means_by_hand() -> None:
@@ -27,3 +27,7 @@ def test_the_gradient_of_k_means_turns_a_prototype_to_its_positions() -> None:
 def test_numbers_are_counted() -> None:
     numbers = torch.tensor([[0, 3], [3, 1]])
     assert count_numbers(numbers, 5).tolist() == [1, 1, 0, 2, 0]
+
+
+def test_unused_classes_are_listed() -> None:
+    assert list_unused([0.5, 0.0, 0.4985, 0.001, 0.0005]) == [1, 3, 4]

@@ -1,4 +1,4 @@
-"""The weights and shifts of STEGO's loss: one set for every dataset there is."""
+"""Settings of the methods: one set for every dataset there is."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import pytest
 
 from pipeline.datasets import DATASET_NAMES
 from pipeline.errors import UsageError
-from stages.head.presets import get_stego_preset
+from stages.head.presets import get_preset
 
 
 @pytest.mark.parametrize(
-    ("dataset", "shifts"),
+    ("dataset", "shifts", "temperature", "renew_every"),
     [
-        ("cocostuff", (0.08, 0.02, 0.66)),
-        ("cityscapes", (0.18, 0.12, 0.46)),
-        ("potsdam", (0.08, 0.02, 0.46)),
+        ("cocostuff", (0.08, 0.02, 0.66), 0.8, 100),
+        ("cityscapes", (0.18, 0.12, 0.46), 0.6, 20),
+        ("potsdam", (0.08, 0.02, 0.46), 0.4, 20),
     ],
 )
-def test_published_values(dataset: str, shifts: tuple[float, float, float]) -> None:
-    preset = get_stego_preset(dataset)
+def test_published_values(
+    dataset: str, shifts: tuple[float, float, float], temperature: float, renew_every: int
+) -> None:
+    preset = get_preset(dataset)
     assert preset.weights == (0.67, 0.25, 0.63)
     assert preset.shifts == shifts
+    assert (preset.temperature, preset.renew_every) == (temperature, renew_every)
 
 
 def test_every_dataset_has_a_preset() -> None:
-    assert all(get_stego_preset(name).weights for name in DATASET_NAMES)
-    assert get_stego_preset("camvid") == get_stego_preset("cityscapes")
-    assert get_stego_preset("folder") == get_stego_preset("cocostuff")
+    assert all(get_preset(name).weights for name in DATASET_NAMES)
+    assert get_preset("camvid") == get_preset("cityscapes")
+    assert get_preset("folder") == get_preset("cocostuff")
 
 
 def test_an_unknown_dataset_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'cityscapes'"):
-        get_stego_preset("cityscape")
+        get_preset("cityscape")
