@@ -131,7 +131,8 @@ def run_system(run: Run, system: System, classes: int, seed: int) -> dict[str, A
         fit = fit if name else f"{fit}-{seed}"
         _stage(run, "em", classes=classes, seed=seed, name=fit, head=name or None, **system.em)
         keys.append(f"em/{fit}")
-        given |= {"em": fit, "head": None, "linear_probe": fit.startswith("primaps-")}
+        # one fit of each seed is scored beside the supervised bound
+        given |= {"em": fit, "head": None, "linear_probe": fit == f"primaps-{seed}"}
     record = run_stage(
         "evaluate",
         run,
@@ -142,7 +143,11 @@ def run_system(run: Run, system: System, classes: int, seed: int) -> dict[str, A
     assert record is not None
     target = given.get("em") or f"head-{name}"
     metrics = json.loads((run.report(target) / "metrics.json").read_text())
-    return _read_scores(metrics, system) | {
+    scores = _read_scores(metrics, system)
+    if system.scores:
+        # of another system's fit: its time and its classes are not this one's
+        return scores
+    return scores | {
         "minutes": sum(inspect_stage(run, key).seconds for key in keys) / 60,
         "least_usage": min(metrics["class_usage"]),
     }
@@ -216,8 +221,8 @@ def tabulate(
             cells += [
                 _pair(score.accuracy, score.miou),
                 _pair(score.accuracy_crf, score.miou_crf),
-                f"{mean(score.least_usage):.1f}",
-                f"{mean(score.minutes):.1f}",
+                f"{mean(score.least_usage):.2f}" if score.least_usage else "-",
+                f"{mean(score.minutes):.1f}" if score.minutes else "-",
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -44,7 +44,9 @@ def inspect_run(run: Run) -> list[StageStatus]:
     RunError
         There is no run directory.
     """
-    known = run.require().keys()
+    known_keys = run.require().keys()
+    # the parts of views are one row
+    known = [key for key in known_keys if not key.startswith("views/")]
     keys = []
     for stage in SETTINGS:
         named = [key for key in known if key.partition("/")[0] == stage]

@@ -13,7 +13,7 @@ from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings, did_you_mean, make_settings
-from stages import OPTIONAL, SETTINGS, run_stage
+from stages import OPTIONAL, SETTINGS, recall_settings, run_stage
 
 Recipe = dict[str, dict[str, Any]]
 
@@ -138,8 +138,14 @@ def run_recipe(
     PipelineError
         A stage failed; those before it are finished.
     """
-    for name in settings:
-        record = run_stage(name, run, settings[name], execution, screen)
+    for name in SETTINGS:
+        chosen = settings.get(name)
+        if chosen is None and name == "views" and run.has_been_run(name):
+            # views of another time keep step with the images
+            chosen = recall_settings(name, run, {}, forget=False)
+        if chosen is None:
+            continue
+        record = run_stage(name, run, chosen, execution, screen)
         if record is None:
             screen.note(f"dry run: what comes after {name} is planned from what {name} writes")
             break

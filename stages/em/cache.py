@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batches import Batch, BatchStream
-from pipeline.condition import inspect_stage
+from pipeline.condition import inspect_stage, read_record
 from pipeline.manifest import read_manifest
 from pipeline.run import Run
 from pipeline.store import open_arrays, take_rows
@@ -53,10 +53,7 @@ class Cache:
     @property
     def sample(self) -> np.ndarray:
         """The windows that the PCA and the robust fit see, int64 [window], ascending."""
-        if len(self.windows) <= self.settings.sample:
-            return self.windows
-        generator = np.random.default_rng(self.settings.seed)
-        return np.sort(generator.choice(self.windows, self.settings.sample, replace=False))
+        return draw_sample(self.windows, self.settings)
 
     def read_averaged(self) -> Iterator[FitBatch]:
         """Read the sample's features, averaged with those of the mirror images, and proposals."""
@@ -134,15 +131,29 @@ def _count(source: zarr.Array | tuple[zarr.Array, ...]) -> int:
     return len(source) if isinstance(source, tuple) else 1
 
 
+def list_windows(run: Run, settings: EmSettings) -> np.ndarray:
+    """List the windows to fit on, int64 [window], ascending."""
+    windows = read_manifest(run).usable_windows(splits=settings.splits)
+    return np.array([window.index for window in windows])
+
+
+def draw_sample(windows: np.ndarray, settings: EmSettings) -> np.ndarray:
+    """Draw the windows of the settings' sample, int64 [window], ascending."""
+    if len(windows) <= settings.sample:
+        return windows
+    generator = np.random.default_rng(settings.seed)
+    return np.sort(generator.choice(windows, settings.sample, replace=False))
+
+
 def open_cache(run: Run, settings: EmSettings, device: torch.device) -> Cache:
     """Open what a fit reads, as its settings say."""
     store = run.features if settings.head is None else run.codes(settings.head)
-    windows = [window.index for window in read_manifest(run).usable_windows(splits=settings.splits)]
+    windows = list_windows(run, settings)
     if settings.method == "kmeans":
-        return Cache(open_arrays(store, ["clean"]), np.array(windows), settings, device)
+        return Cache(open_arrays(store, ["clean"]), windows, settings, device)
     if settings.method == "robust":
         both = {**open_arrays(store, ["clean", "mirror"]), **open_arrays(run.masks, ["proposals"])}
-        return Cache(both, np.array(windows), settings, device)
+        return Cache(both, windows, settings, device)
 
     def open_views(names: Mapping[str, str]) -> tuple[zarr.Array, ...]:
         wanted = [n for pair in names.items() for n in (pair if settings.mirror else pair[:1])]
@@ -154,24 +165,25 @@ def open_cache(run: Run, settings: EmSettings, device: torch.device) -> Cache:
         **open_arrays(run.masks, ["proposals"]),
     }
     if settings.student == "photometric":
-        views = {view: f"{view}_mirror" for view in list_augmented(run)}
+        views = {view: f"{view}_mirror" for view in list_augmented(run, settings.head)}
         arrays["student"] = open_views(views)
-    return Cache(arrays, np.array(windows), settings, device)
+    return Cache(arrays, windows, settings, device)
 
 
-def list_augmented(run: Run) -> list[str]:
-    """Name the augmented views that the run holds."""
+def list_augmented(run: Run, head: str | None) -> list[str]:
+    """Name the augmented views that the features, or a head's codes, are there of."""
+    if head is not None:
+        return list(read_record(run, f"encode/{head}").facts["augmented"])
     record = inspect_stage(run, "views").record
     return [] if record is None else [v for v in record.facts["views"] if v != "clean"]
 
 
-def read_pooled(run: Run, settings: EmSettings) -> NDArray[np.float32]:
-    """Read the pooled features of all proposals to fit on, float32 [proposal, channel]."""
-    windows = [w.index for w in read_manifest(run).usable_windows(splits=settings.splits)]
+def read_pooled(run: Run, windows: np.ndarray) -> NDArray[np.float32]:
+    """Read the pooled features of the proposals of some windows, float32 [proposal, channel]."""
     arrays = open_arrays(run.masks, ["pooled", "area"])
     shape = arrays["pooled"].shape
     pooled = []
-    for rows in np.array_split(np.array(windows), -(-len(windows) // _BLOCK)):
+    for rows in np.array_split(windows, -(-len(windows) // _BLOCK)):
         block = np.empty((len(rows), *shape[1:]), np.float16)
         area = np.empty((len(rows), shape[1]), np.uint32)
         take_rows(arrays["pooled"], rows, block)

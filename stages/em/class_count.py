@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
 
 # Beyond some sixteen directions the distances between proposals are mostly what is particular to
 # each: on photographs the curve is then flat.
@@ -75,19 +76,22 @@ def estimate_classes(pooled: NDArray[np.float32], *, seed: int, most: int) -> Cl
         raise ValueError(
             f"{len(pooled)} proposals are too few, or too alike, to count their classes"
         )
-    points = PCA(min(_CHANNELS, *pooled.shape), random_state=seed).fit_transform(pooled)
-    curve = tuple((classes, _measure(points, classes, seed)) for classes in numbers)
+    # sums in one order, whatever the number of threads
+    with threadpool_limits(1):
+        components = PCA(min(_CHANNELS, *pooled.shape), random_state=seed)
+        points = components.fit_transform(pooled.astype(np.float64))
+        curve = tuple((classes, _measure(points, classes, seed)) for classes in numbers)
     best = max(score for _, score in curve)
     return ClassCount(next(k for k, score in curve if score == best), curve)
 
 
-def _measure(points: NDArray[np.float32], classes: int, seed: int) -> float:
+def _measure(points: NDArray[np.float64], classes: int, seed: int) -> float:
     """Return the mean silhouette of some clusterings."""
     found = [
         KMeans(classes, n_init=_STARTS, random_state=(seed + number) % 2**32).fit(points).labels_
         for number in range(_CLUSTERINGS)
     ]
-    return float(np.mean([silhouette_score(points, labels) for labels in found]))
+    return round(float(np.mean([silhouette_score(points, labels) for labels in found])), 6)
 
 
 def list_numbers(most: int) -> list[int]:

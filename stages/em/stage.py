@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.condition import read_record
+from pipeline.datasets import IGNORE
 from pipeline.devices import resolve_device
 from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
@@ -23,7 +24,14 @@ from pipeline.settings import did_you_mean
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import consolidate, read_group, write_group
 from stages.clustering import UNUSED, list_unused
-from stages.em.cache import Cache, list_augmented, open_cache, read_pooled
+from stages.em.cache import (
+    Cache,
+    draw_sample,
+    list_augmented,
+    list_windows,
+    open_cache,
+    read_pooled,
+)
 from stages.em.class_count import ClassCount, estimate_classes
 from stages.em.fit import FitState, initialise, run_epochs, start_at
 from stages.em.prototypes import Prototypes
@@ -55,8 +63,8 @@ class Em(Stage[EmSettings]):
     def inputs(self, run: Run, settings: EmSettings) -> list[str]:
         """Return ``extract`` and what else is read: proposals, augmented views, codes."""
         keys = ["extract"]
-        if settings.student == "photometric":
-            keys.append("views")
+        if settings.student == "photometric" and settings.head is None:
+            keys += [f"views/{view}" for view in list_augmented(run, None)]
         if settings.method != "kmeans" or settings.classes == "auto":
             keys.append("masks")
         if settings.head is not None:
@@ -68,26 +76,24 @@ class Em(Stage[EmSettings]):
         if settings.head is not None and settings.head not in run.names("encode"):
             raise UsageError(
                 f"--head {settings.head}: the run has no such head"
-                f"{did_you_mean(settings.head, run.names('encode'))}; train it with "
-                f"`primaps-pipe head {run.quoted} --name {settings.head}`."
+                f"{did_you_mean(settings.head, run.names('encode'))}; train one with "
+                f"`primaps-pipe head {run.quoted} --method stego` or hp."
             )
         manifest = read_manifest(run.require())
         manifest.check_splits(settings.splits)
         known = manifest.splits
         return settings.replace(
             splits=settings.splits or (("train",) if "train" in known else known),
-            classes=settings.classes or _count_clusters(run, settings.head),
+            classes=_choose_classes(run, settings),
             student=_choose_student(run, settings),
         )
 
     def plan(self, run: Run, settings: EmSettings, screen: Screen) -> Plan:
         """Plan one shard: the fit."""
-        source = "extract" if settings.head is None else f"encode/{settings.head}"
-        channels = read_record(run, source).facts["channels"]
-        # PCA gives no more directions than there are channels; a probe has as many as it has
-        if settings.head is None and settings.classes != "auto" and settings.classes > channels:
+        most = _limit_classes(run, settings)
+        if isinstance(settings.classes, int) and settings.classes > most:
             raise UsageError(
-                f"--classes {settings.classes}: the features have only {channels} channels."
+                f"--classes {settings.classes}: the features have only {most} channels."
             )
         windows = read_manifest(run).usable_windows(splits=settings.splits)
         if not windows:
@@ -205,16 +211,34 @@ def _describe_epoch(state: FitState) -> str:
     return f"loss {state.loss[-1]:.4f}, class usage {shares} %"
 
 
-def _count_clusters(run: Run, head: str | None) -> int:
-    return int(read_record(run, f"head/{head}").facts["classes"])
+def _choose_classes(run: Run, settings: EmSettings) -> int | str | None:
+    """Return the number of classes, of a head's probe where there is one."""
+    if settings.head is None:
+        return settings.classes
+    clusters = int(read_record(run, f"head/{settings.head}").facts["classes"])
+    # the robust fit has a start of its own
+    if settings.method != "robust" and settings.classes not in (None, clusters):
+        raise UsageError(
+            f"--classes {settings.classes}: the probe of the head {settings.head} has "
+            f"{clusters} clusters; leave --classes out, or train a head with as many."
+        )
+    return settings.classes or clusters
+
+
+def _limit_classes(run: Run, settings: EmSettings) -> int:
+    """Return the most classes that a fit can start from: labels are bytes, 255 means none."""
+    if settings.head is not None or settings.method == "robust":
+        return IGNORE
+    # PCA gives no more directions than there are channels
+    return min(IGNORE, int(read_record(run, "extract").facts["channels"]))
 
 
 def _count_classes(run: Run, settings: EmSettings) -> ClassCount:
-    """Estimate the number of classes from the proposals of the windows to fit on."""
+    """Estimate the number of classes from the proposals of a sample of the windows to fit on."""
+    windows = draw_sample(list_windows(run, settings), settings)
+    most = min(settings.most_classes, _limit_classes(run, settings))
     try:
-        return estimate_classes(
-            read_pooled(run, settings), seed=settings.seed, most=settings.most_classes
-        )
+        return estimate_classes(read_pooled(run, windows), seed=settings.seed, most=most)
     except ValueError as error:
         raise RunError(f"--classes auto: {error}; give --classes a number.") from error
 
@@ -222,26 +246,27 @@ def _count_classes(run: Run, settings: EmSettings) -> ClassCount:
 def _choose_student(run: Run, settings: EmSettings) -> str:
     """Name what ``auto`` means, and refuse views that there are not."""
     if settings.method != "primaps":
+        if settings.student == "photometric":
+            raise UsageError(
+                f"--student photometric: --method {settings.method} has no student; leave it out, "
+                "or fit with --method primaps."
+            )
         return "clean"
+    augmented = list_augmented(run, settings.head)
     if settings.student == "auto":
-        return "photometric" if list_augmented(run) else "clean"
-    if settings.student == "photometric" and not list_augmented(run):
+        return "photometric" if augmented else "clean"
+    if settings.student == "photometric" and not augmented:
+        codes = "" if settings.head is None else f" and `head` again, with --name {settings.head},"
         raise UsageError(
             "--student photometric: there are no augmented views; run "
-            f"`primaps-pipe extract {run.quoted} --views clean,photometric` first."
+            f"`primaps-pipe extract {run.quoted} --views clean,photometric`{codes} first."
         )
     return settings.student
 
 
 def _read_probe(run: Run, settings: EmSettings) -> Tensor:
     arrays, _ = read_group(run.heads, str(settings.head))
-    probe = torch.from_numpy(arrays["probe"])
-    if len(probe) != settings.classes:
-        raise UsageError(
-            f"--classes {settings.classes}: the probe of the head {settings.head} has "
-            f"{len(probe)} clusters; leave --classes out, or train a head with as many."
-        )
-    return probe
+    return torch.from_numpy(arrays["probe"])
 
 
 _PROTOTYPES = ("running", "momentum", "initial")

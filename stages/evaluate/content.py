@@ -202,6 +202,7 @@ def make_curve(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
     return Curve(
         loss=tuple(arrays["loss"].tolist()) if "loss" in arrays else (),
         usage=tuple(map(tuple, arrays["class_usage"].tolist())) if "class_usage" in arrays else (),
+        unit=str(attributes.get("unit", "epoch")),
         classes=tuple((int(k), float(score)) for k, score in attributes.get("classes_curve", ())),
         classes_label=str(attributes.get("classes_label", "score")),
         chosen=int(attributes["classes"]) if "classes" in attributes else None,

@@ -39,13 +39,15 @@ _RC: dict[Any, Any] = {
 }
 
 
-def draw_loss(loss: Sequence[float]) -> str:
+def draw_loss(loss: Sequence[float], unit: str = "epoch") -> str:
     """Draw the loss over the epochs.
 
     Parameters
     ----------
     loss
         Mean loss of each epoch, the first epoch first; at least one.
+    unit
+        What is called an epoch here.
 
     Returns
     -------
@@ -58,8 +60,8 @@ def draw_loss(loss: Sequence[float]) -> str:
     axes.plot(epochs, loss, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
     axes.grid(axis="y", color=_RULE, linewidth=0.7)
     axes.margins(x=0.02, y=0.08)
-    _name_axis(axes, "epoch")
-    return _render(figure, f"Loss over {len(loss)} epochs")
+    _name_axis(axes, unit)
+    return _render(figure, f"Loss of {len(loss)} times one {unit}")
 
 
 def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) -> str:
@@ -90,7 +92,11 @@ def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) 
     return _render(figure, f"Score of {len(ordered)} numbers of classes")
 
 
-def draw_usage(usage: Sequence[Sequence[float]], palette: Sequence[tuple[int, int, int]]) -> str:
+def draw_usage(
+    usage: Sequence[Sequence[float]],
+    palette: Sequence[tuple[int, int, int]],
+    unit: str = "epoch",
+) -> str:
     """Draw how the share of pixels of each cluster develops, stacked to 100 per cent.
 
     Parameters
@@ -99,6 +105,8 @@ def draw_usage(usage: Sequence[Sequence[float]], palette: Sequence[tuple[int, in
         [epoch, cluster]: share of pixels, non-negative, in any unit; at least one epoch.
     palette
         Colour of each cluster, 0..255.
+    unit
+        What is called an epoch here.
 
     Returns
     -------
@@ -122,8 +130,8 @@ def draw_usage(usage: Sequence[Sequence[float]], palette: Sequence[tuple[int, in
     axes.set_xlim(epochs[0], epochs[-1])
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    _name_axis(axes, "epoch")
-    return _render(figure, f"Share of pixels of {shares.shape[1]} clusters per epoch")
+    _name_axis(axes, unit)
+    return _render(figure, f"Share of pixels of {shares.shape[1]} clusters per {unit}")
 
 
 def draw_confusion(

@@ -74,6 +74,8 @@ class Curve:
         Mean loss of every epoch.
     usage
         Share of pixels per cluster, of every epoch.
+    unit
+        What is called an epoch: of a head, a round of steps.
     classes
         Number of classes and score, of every number that was tried; nothing where it was given.
     classes_label
@@ -84,6 +86,7 @@ class Curve:
 
     loss: tuple[float, ...]
     usage: tuple[tuple[float, ...], ...]
+    unit: str = "epoch"
     classes: tuple[tuple[int, float], ...] = ()
     classes_label: str = ""
     chosen: int | None = None
@@ -326,12 +329,13 @@ def _plot_curves(content: ReportContent) -> list[dict[str, Any]]:
             }
         )
     if curve.loss:
-        curves.append({"title": "Loss", "svg": Markup(draw_loss(curve.loss)), "detail": ""})
+        drawn = Markup(draw_loss(curve.loss, curve.unit))
+        curves.append({"title": "Loss", "svg": drawn, "detail": ""})
     if curve.usage and clusters:
         curves.append(
             {
                 "title": "Class usage",
-                "svg": Markup(draw_usage(curve.usage, content.palette)),
+                "svg": Markup(draw_usage(curve.usage, content.palette, curve.unit)),
                 "detail": "Share of pixels per class, in the colours of the table of classes.",
             }
         )

@@ -2,7 +2,8 @@
 
 A stage of its own, so that the clean features, and all that was made from them, stay valid when
 views are added later. Views of one kind are a part of every shard: a part has a ledger of its own
-below the stage's, so that a shard whose settings have changed computes the parts that it lacks.
+below the stage's (``views/photometric_1``, ``views/crops``), so that a shard whose settings have
+changed computes the parts that it lacks, and a later stage depends on the parts that it reads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.condition import read_record
 from pipeline.errors import ImageError
 from pipeline.files import fingerprint, read_json
 from pipeline.frames import read_windows
-from pipeline.ledger import Ledger, ShardRecord
+from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run import Run
@@ -99,8 +100,8 @@ class Views(Stage[ViewSettings]):
         pictures = sum(part.pictures for part in parts)
         total = len(manifest.windows)
         shards = []
-        for number, rows in enumerate(shard_ranges(total, extract.settings["shard_size"])):
-            source = _fingerprint_source(manifest, extract.shards[number], rows)
+        ranges = shard_ranges(total, extract.settings["shard_size"])
+        for source, rows in zip(_fingerprint_sources(manifest, extract), ranges, strict=True):
             prints = [self._fingerprint_part(part, settings, source) for part in parts]
             shards.append(ShardPlan(fingerprint(self.name, prints), len(rows) * pictures))
         facts = {
@@ -148,7 +149,7 @@ class Views(Stage[ViewSettings]):
         extract = read_record(run, "extract")
         size = extract.settings["shard_size"]
         rows = shard_ranges(len(manifest.windows), size)[shard]
-        source = _fingerprint_source(manifest, extract.shards[shard], rows)
+        source = _fingerprint_sources(manifest, extract)[shard]
         prints = {
             part: self._fingerprint_part(part, settings, source) for part in list_parts(settings)
         }
@@ -179,7 +180,21 @@ class Views(Stage[ViewSettings]):
     def finish(
         self, run: Run, settings: ViewSettings, records: dict[int, ShardRecord], screen: Screen
     ) -> list[str]:
-        """Say what is there."""
+        """Finish the ledger of every part, and say what is there."""
+        extract = read_record(run, "extract")
+        sources = _fingerprint_sources(read_manifest(run), extract)
+        for part in list_parts(settings):
+            record = StageRecord(
+                stage=self.name,
+                version=self.version,
+                settings={},
+                inputs={"extract": extract.digest},
+                shards=[self._fingerprint_part(part, settings, source) for source in sources],
+                facts={"arrays": list(part.arrays)},
+                verb=self.verb,
+                finished=True,
+            )
+            _ledger(run, part).write_stage(record)
         photometric = parse_views(settings.views)
         kinds = [
             f"{photometric} photometric views" if photometric else "",
@@ -330,11 +345,16 @@ def _lay_out(part: Part, facts: dict[str, Any]) -> list[tuple[str, ArraySpec]]:
     ]
 
 
-def _fingerprint_source(manifest: Manifest, extract_print: str, rows: range) -> str:
-    # an image that was rejected and is mended has features that extract's own print of the shard
-    # cannot tell from its gap
-    used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
-    return fingerprint(extract_print, used)
+def _fingerprint_sources(manifest: Manifest, extract: StageRecord) -> list[str]:
+    """Fingerprint what every shard is made from."""
+    prints = []
+    ranges = shard_ranges(len(manifest.windows), extract.settings["shard_size"])
+    for print_, rows in zip(extract.shards, ranges, strict=True):
+        # an image that was rejected and is mended has features that extract's own print of the
+        # shard cannot tell from its gap
+        used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
+        prints.append(fingerprint(print_, used))
+    return prints
 
 
 def _ledger(run: Run, part: Part) -> Ledger:

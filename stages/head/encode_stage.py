@@ -52,8 +52,8 @@ class Encode(Stage[EncodeSettings]):
         return f" --name {settings.head}"
 
     def inputs(self, run: Run, settings: EncodeSettings) -> list[str]:
-        """Return ``extract``, the head, and ``views`` where there are any."""
-        views = ["views"] if _list_augmented(run) else []
+        """Return ``extract``, the augmented views, and the head."""
+        views = [f"views/{view}" for view in _list_augmented(run)]
         return ["extract", *views, f"head/{settings.head}"]
 
     def plan(self, run: Run, settings: EncodeSettings, screen: Screen) -> Plan:
@@ -67,7 +67,12 @@ class Encode(Stage[EncodeSettings]):
             ShardPlan(fingerprint(base, names, prints), min(rows, total - number * rows))
             for number, prints in enumerate(zip(*sources, strict=True))
         ]
-        return Plan(shards, {"views": names, "channels": head.facts["dim"]})
+        facts = {
+            "views": names,
+            "augmented": _list_augmented(run),
+            "channels": head.facts["dim"],
+        }
+        return Plan(shards, facts)
 
     def prepare(self, run: Run, settings: EncodeSettings, plan: Plan) -> None:
         """Allocate one array per view."""

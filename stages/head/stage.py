@@ -60,8 +60,10 @@ class Head(Stage[HeadSettings]):
         return f" --method {settings.method}{named}"
 
     def inputs(self, run: Run, settings: HeadSettings) -> list[str]:
-        """Return ``extract``, and ``views`` where crops or augmented views are used."""
-        return ["extract", "views"] if _list_views(run, settings) else ["extract"]
+        """Return ``extract``, and the crops, augmented views and attention that are used."""
+        names = _list_views(run, settings)
+        parts = [part for group, arrays in names.items() for part in _name_parts(group, arrays)]
+        return ["extract", *(f"views/{part}" for part in parts)]
 
     def resolve(self, run: Run, settings: HeadSettings) -> HeadSettings:
         """Fill in what the method and the dataset decide."""
@@ -195,6 +197,11 @@ def _list_views(run: Run, settings: HeadSettings) -> dict[str, list[str]]:
     return names
 
 
+def _name_parts(group: str, arrays: list[str]) -> list[str]:
+    """Name the parts of the views stage that make some arrays."""
+    return ["crops"] if group == "crops" else arrays
+
+
 def _open_material(run: Run, settings: HeadSettings) -> Material:
     names = _list_views(run, settings)
     arrays = open_arrays(run.features, ["clean", *(n for group in names.values() for n in group)])
@@ -226,8 +233,8 @@ def _write_head(run: Run, settings: HeadSettings, training: Training) -> None:
     }
     arrays |= {
         "probe": (training.probe.detach().cpu().numpy(), ("class", "channel")),
-        "loss": (np.array(training.loss, np.float32), ("epoch",)),
-        "class_usage": (np.array(training.usage, np.float32), ("epoch", "class")),
+        "loss": (np.array(training.loss, np.float32), ("round",)),
+        "class_usage": (np.array(training.usage, np.float32), ("round", "class")),
     }
     attributes = {
         "method": settings.method,
@@ -237,5 +244,6 @@ def _write_head(run: Run, settings: HeadSettings, training: Training) -> None:
         "splits": list(settings.splits),
         "features": f"codes/{settings.name}",
         "logits": "cosine",
+        "unit": f"round of {_ROUND} steps",
     }
     write_group(run.heads, str(settings.name), arrays, attributes)
