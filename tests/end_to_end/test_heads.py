@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import zarr
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
@@ -132,3 +133,95 @@ def test_the_number_of_classes_is_estimated(run: Path, invoke: Invoke) -> None:
     assert fit["prototypes"].shape[0] == max(curve, key=lambda pair: pair[1])[0]
     invoke("evaluate", run, "--crf", "none", "--no-progress")
     assert "silhouette" in (run / "report" / "index.html").read_text()
+
+
+def test_views_may_come_after_a_head(finished: Path, invoke: Invoke, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    train = ("head", run, "--method", "stego", "--steps", 3, *FAST_HEAD)
+    fit = ("em", run, "--head", "stego", "--name", "on", *FAST_EM, "--no-progress")
+    invoke(*train)
+    invoke("extract", run, "--views", "clean,photometric", "--no-progress")
+    # the codes are of the clean view alone, and still good
+    invoke(*fit)
+    output = invoke(*fit, "--student", "photometric", code=2).output
+    assert "`head` again, with --name stego" in output
+    invoke(*train)
+    invoke(*fit, "--student", "photometric")
+
+
+def read_states(run: Path, invoke: Invoke) -> dict[str, str]:
+    rows = json.loads(invoke("status", run, "--json").stdout)
+    return {row["stage"]: row["state"] for row in rows}
+
+
+def test_a_head_stays_fresh_when_views_change_that_it_does_not_read(
+    run: Path, invoke: Invoke
+) -> None:
+    invoke("head", run, "--method", "hp", "--steps", 2, *FAST_HEAD)
+    invoke("em", run, "--classes", 3, *FAST_EM, "--no-progress")
+    invoke("extract", run, "--crops", "none", "--no-progress")
+    rows = {
+        row["stage"]: row["state"] for row in json.loads(invoke("status", run, "--json").stdout)
+    }
+    assert set(rows.values()) - {"missing"} == {"fresh"}
+    invoke("extract", run, "--seed", 7, "--no-progress")
+    rows = {
+        row["stage"]: row["state"] for row in json.loads(invoke("status", run, "--json").stdout)
+    }
+    assert (rows["head/hp"], rows["em/default"], rows["masks"]) == ("stale", "stale", "fresh")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--method", "kmeans", "--classes", 3, "--student", "photometric"), "no student"),
+        (("--classes", 60), "channels"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(
+    finished: Path, invoke: Invoke, tmp_path: Path, options: tuple[object, ...], says: str
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    channels = zarr.open_group(run / "features.zarr", mode="r")["clean"].shape[-1]
+    given = [channels + 1 if option == 60 else option for option in options]
+    assert says in invoke("em", run, *given, "--no-progress", code=2).output
+
+
+def test_a_head_goes_on_where_it_was_stopped(
+    run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.head import stage as module
+
+    command = ("head", run, "--method", "stego", "--steps", 9, *FAST_HEAD)
+    monkeypatch.setattr(module, "_ROUND", 3)
+    invoke(*command)
+    whole = hash_tree(run / "heads.zarr" / "stego")
+    shutil.rmtree(run / "heads.zarr")
+    shutil.rmtree(run / "state" / "head")
+    begun = []
+
+    def stop(training: object, batches: object, settings: object) -> None:
+        begun.append(training.step)  # type: ignore[attr-defined]
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        original(training, batches, settings)
+
+    original = module.run_round
+    monkeypatch.setattr(module, "run_round", stop)
+    invoke(*command, code=130)
+    invoke(*command)
+    assert begun == [0, 3, 6, 6]
+    assert hash_tree(run / "heads.zarr" / "stego") == whole
+
+
+def test_a_head_needs_two_windows(finished: Path, invoke: Invoke, tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(photographs / "one.png")
+    run = tmp_path / "run"
+    invoke(
+        *("extract", run, "--dataset", "folder", "--root", photographs, "--no-progress"),
+        *("--backbone", "handcrafted", "--size", 64),
+    )
+    output = invoke("head", run, "--classes", 2, "--no-progress", code=1).output
+    assert "1 usable windows" in output

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from stages.em.fit import (
@@ -227,3 +228,64 @@ def test_the_baseline_carries_the_first_k_means_on() -> None:
     for _ in run_epochs(state, windows.read_epoch, settings.replace(epochs=1)):
         pass
     assert not torch.equal(state.running.weight(), state.initial.weight())
+
+
+def step_by_hand(
+    seen: Tensor, watched: Tensor, ids: Tensor, running: Tensor, momentum: Tensor, focus: float
+) -> Tensor:
+    """Move the running directions by one step in float64: a loop over proposals, and autograd."""
+    size = ids.shape[1:]
+
+    def enlarge(features: Tensor, weight: Tensor) -> Tensor:
+        logits = torch.einsum("nhwd,kd->nkhw", features.double(), weight)
+        return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+
+    predictions = enlarge(watched, F.normalize(momentum.double(), dim=1)).argmax(dim=1)
+    labels = torch.full(ids.shape, 255)
+    for window, proposals in enumerate(ids):
+        for number in proposals.unique():
+            if number:
+                inside = proposals == number
+                labels[window][inside] = predictions[window][inside].mode().values
+    direction = running.double().requires_grad_()
+    norm = torch.ones(len(running), 1, dtype=torch.float64, requires_grad=True)
+    logits = enlarge(seen, norm * F.normalize(direction, dim=1))
+    weight = (1 - logits.detach().softmax(dim=1).mean(dim=(0, 2, 3))) ** focus
+    loss = F.cross_entropy(logits, labels, weight, ignore_index=255, reduction="sum")
+    adam = torch.optim.Adam([direction, norm], lr=5e-3)
+    (loss / labels.numel()).backward()
+    adam.step()
+    return direction.detach()
+
+
+def test_the_student_learns_from_its_own_view_what_the_teacher_sees_in_the_clean_one() -> None:
+    windows, other = Windows(6, 3, noise=0.4, seed=11), Windows(6, 3, noise=0.4, seed=12)
+    generator = torch.Generator().manual_seed(0)
+    running, momentum = torch.randn(2, 3, CHANNELS, generator=generator)
+    ids = windows.proposals.clone()
+    ids[:, :SCALE] = 0
+    settings = make_settings(momentum_every=100)
+    moved = {}
+    for name, seen, watched in (
+        ("both", other.features, windows.features),
+        ("swapped", windows.features, other.features),
+    ):
+        state = start(running, momentum)
+        run_em_epoch(state, [FitBatch(watched, ids, seen)], settings)
+        expected = step_by_hand(seen, watched, ids, running, momentum, settings.focus)
+        torch.testing.assert_close(state.running.direction, expected.float(), atol=2e-5, rtol=0)
+        moved[name] = state.running.direction
+    assert not torch.allclose(moved["both"], moved["swapped"], atol=1e-3)
+
+
+def test_mirrored_windows_teach_the_same() -> None:
+    windows = Windows(6, 3, noise=0.4, seed=13)
+    student = Windows(6, 3, noise=0.4, seed=14).features
+    moved = []
+    for turn in (False, True):
+        state = start(torch.eye(3, CHANNELS), torch.eye(3, CHANNELS).flip(0))
+        grids = (windows.features, windows.proposals, student)
+        seen = [grid.flip(2).contiguous() if turn else grid for grid in grids]
+        run_em_epoch(state, [FitBatch(seen[0], seen[1], seen[2])], make_settings())
+        moved.append(state.running.direction)
+    torch.testing.assert_close(moved[0], moved[1], atol=1e-6, rtol=0)
