@@ -18,7 +18,7 @@ def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     features
-        float32 [..., channel].
+        float32 [window, ..., channel].
     direction
         float32 [class, channel], any length.
 
@@ -30,11 +30,14 @@ def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     usage : Tensor
         int64 [class]: positions nearest to each prototype.
     """
-    flat = features.reshape(-1, features.shape[-1])
+    # One product a window, and means window by window: libraries cut larger ones up by the number
+    # of threads, which then decides how sums round.
+    runs = features.reshape(len(features), -1, features.shape[-1])
+    unit = F.normalize(direction, dim=-1).expand(len(runs), -1, -1)
     # lengths divide one number a position instead of all its channels, and change no order
-    best, nearest = (F.normalize(direction, dim=-1) @ flat.T).max(dim=0)
-    length = torch.linalg.vector_norm(flat, dim=-1).clamp_min(1e-12)
-    return -(best / length).mean(), count_numbers(nearest, len(direction))
+    best, nearest = torch.bmm(unit, runs.transpose(1, 2)).max(dim=1)
+    length = torch.linalg.vector_norm(runs, dim=-1).clamp_min(1e-12)
+    return -(best / length).mean(dim=1).mean(), count_numbers(nearest, len(direction))
 
 
 def count_numbers(numbers: Tensor, length: int) -> Tensor:

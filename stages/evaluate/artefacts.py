@@ -207,7 +207,7 @@ def open_artefacts(
     em, head
         Name of the fit, or of the head; the other is None.
     gain
-        Factor on cosines where the fit does not say its own; the setting's default when None.
+        Factor on cosines; the setting's default when None.
 
     Raises
     ------
@@ -258,14 +258,12 @@ def _read_classifiers(
     arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any], gain: float
 ) -> dict[str, Classifier]:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    logits, gain = attributes["logits"], float(attributes.get("gain", gain))
+    logits = attributes["logits"]
     if "probe" in tensors:
         return {MAIN: Classifier(tensors["probe"], logits=logits, gain=gain)}
-    class_of = tensors.get("class_of")
     main = Classifier(
         tensors["momentum_prototypes"],
         bias=tensors.get("bias"),
-        class_of=None if class_of is None else class_of.long(),
         logits=logits,
         gain=gain,
     )

@@ -1,4 +1,4 @@
-"""Classifiers: from features to the logits of classes, by prototypes or by weights with a bias."""
+"""Classifiers: from features to the logits of classes, by prototypes, or weights with a bias."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ LOGITS = ("inner product", "cosine")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier, or a mixture of several prototypes in each class.
+    """A linear classifier.
 
     Attributes
     ----------
     prototypes
-        float32 [prototype, channel]; a prototype is a class where ``class_of`` is None.
+        float32 [class, channel].
     bias
-        float32 [prototype], added to the logits; or None.
-    class_of
-        int64 [prototype]: the class of every prototype, each class below the largest having one;
-        or None.
+        float32 [class], added to the logits; or None.
     logits
         ``inner product`` of feature and prototype, or their ``cosine``.
     gain
@@ -37,7 +34,6 @@ class Classifier:
 
     prototypes: Tensor
     bias: Tensor | None = None
-    class_of: Tensor | None = None
     logits: str = "inner product"
     gain: float = 1.0
 
@@ -45,26 +41,17 @@ class Classifier:
         count = len(self.prototypes)
         if self.logits not in LOGITS:
             raise ValueError(f"logits {self.logits!r} are none of {', '.join(LOGITS)}")
-        for name in ("bias", "class_of"):
-            value = getattr(self, name)
-            if value is not None and value.shape != (count,):
-                raise ValueError(f"{name} is {tuple(value.shape)} for {count} prototypes")
-        if self.class_of is not None:
-            found = self.class_of.unique().tolist()
-            if found != list(range(len(found))):
-                raise ValueError(f"class_of names the classes {found}, which have gaps")
+        if self.bias is not None and self.bias.shape != (count,):
+            raise ValueError(f"bias is {tuple(self.bias.shape)} for {count} prototypes")
 
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return len(self.prototypes) if self.class_of is None else int(self.class_of.max()) + 1
+        return len(self.prototypes)
 
 
 def classify(features: Tensor, classifier: Classifier) -> Tensor:
     """Compute the class logits of every position.
-
-    Several prototypes of a class are components of a mixture, whose log-likelihoods are the logits
-    of the prototypes: the class's is the logarithm of the sum of their exponentials.
 
     Parameters
     ----------
@@ -85,16 +72,4 @@ def classify(features: Tensor, classifier: Classifier) -> Tensor:
     logits = torch.einsum("nhwd,kd->nkhw", features, prototypes)
     if classifier.bias is not None:
         logits = logits + classifier.bias.to(features)[:, None, None]
-    if classifier.class_of is None:
-        return logits
-    return _sum_exponentials(logits, classifier.class_of.to(logits.device), classifier.classes)
-
-
-def _sum_exponentials(logits: Tensor, class_of: Tensor, classes: int) -> Tensor:
-    """Take the log-sum-exp over the prototypes of every class, [window, class, row, column]."""
-    shape = (len(logits), classes, *logits.shape[2:])
-    index = class_of[:, None, None].expand_as(logits)
-    # with the largest of a class taken out, no exponential overflows and one of them is 1
-    largest = logits.new_zeros(shape).scatter_reduce(1, index, logits, "amax", include_self=False)
-    parts = (logits - largest[:, class_of]).exp()
-    return largest + logits.new_zeros(shape).index_add(1, class_of, parts).log()
+    return logits

@@ -37,11 +37,6 @@ class ViewSettings(StageSettings):
         parse_views(views)
         return views
 
-    @property
-    def asks_nothing(self) -> bool:
-        """Whether the clean features and their mirror image are all that is wanted."""
-        return not (parse_views(self.views) or self.crops == "five" or self.attention)
-
 
 def parse_views(views: str) -> int:
     """Return how many photometric views ``clean[,photometric[:N]]`` means; N is 1 when not given.

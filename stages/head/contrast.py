@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Generator, Tensor
 
-from stages.head.settings import COLDEST
+from stages.head.presets import COLDEST
 
 # Consecutive anchors that share one draw of candidates: their cosines are one small matrix product.
 _GROUP = 128
@@ -73,12 +73,15 @@ def hidden_positive_loss(
     attraction = (_measure_pairs(unit, anchor, partner) - 1) / temperature
     candidates = draw_candidates(len(unit), negatives, generator).to(unit.device)
     counts = torch.bincount(anchor, minlength=len(unit))
-    total = _sum_negatives(unit, positives, candidates, temperature) + torch.segment_reduce(
-        attraction.exp(), "sum", lengths=counts, initial=0
+    # anchor by anchor: the sum of very many pairs at once would depend on the number of threads
+    pulled, kept = (
+        torch.segment_reduce(values, "sum", lengths=counts, initial=0)
+        for values in (attraction, attraction.exp())
     )
+    total = _sum_negatives(unit, positives, candidates, temperature) + kept
     # an anchor without positives may have drawn no negatives either, and log 0 has no gradient
     repulsion = counts * total.where(counts > 0, 1).log()
-    return (repulsion.sum() - attraction.sum()) / max(len(anchor), 1)
+    return (repulsion - pulled).sum() / max(len(anchor), 1)
 
 
 def draw_candidates(positions: int, share: float, generator: Generator) -> Tensor:

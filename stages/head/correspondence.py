@@ -79,24 +79,19 @@ def _find_neighbours(positions: Tensor, length: int) -> tuple[Tensor, Tensor, Te
     return index, (index + 1).clamp(max=length - 1), along - before
 
 
-def correlate(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the cosines between all positions of one image and all of another (section 3.1).
+def normalise(vectors: Tensor) -> Tensor:
+    """Scale vectors to length 1, so that their inner products are cosines (section 3.1).
 
     Parameters
     ----------
-    a, b
-        float [window, position, channel]; numbers of positions may differ.
+    vectors
+        float [..., channel].
 
     Returns
     -------
     Tensor
-        float [window, position_a, position_b] in [-1, 1]; 0, with a gradient of 0, where a vector
-        is zero.
+        The same; a zero vector stays zero, with a gradient of 0.
     """
-    return _normalise(a) @ _normalise(b).transpose(1, 2)
-
-
-def _normalise(vectors: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     # a floor instead would leave zero vectors a gradient of its inverse
     return vectors / length.masked_fill(length == 0, math.inf)
@@ -122,7 +117,17 @@ def centre(volume: Tensor) -> Tensor:
     alike still attract each other more than images unlike do, and tuned their shifts to that. The
     mean is the one over all windows of the volume.
     """
-    return volume - volume.mean(dim=2, keepdim=True) + volume.mean()
+    means = volume.mean(dim=2, keepdim=True)
+    return volume - means + _average(means)
+
+
+def _average(volume: Tensor) -> Tensor:
+    """Average everything of [window, position_a, position_b], in one order of summation.
+
+    A full reduction splits a large volume among the threads, so that its bytes name their number;
+    one axis at a time, every sum is a single thread's.
+    """
+    return volume.mean(dim=2).mean(dim=1).mean()
 
 
 def correspondence_loss(
@@ -136,9 +141,10 @@ def correspondence_loss(
     Parameters
     ----------
     features_a, features_b
-        float [window, position, channel]; no gradient reaches them.
+        float [window, position, channel], as of :func:`normalise`; numbers of positions may differ.
+        No gradient reaches them.
     codes_a, codes_b
-        float [window, position, dim], at the same positions.
+        float [window, position, dim], as of :func:`normalise`, at the same positions.
     shift
         b: features less similar than that push their codes apart.
 
@@ -147,22 +153,9 @@ def correspondence_loss(
     Tensor
         Scalar.
     """
-    return _compare(
-        _normalise(features_a),
-        _normalise(features_b),
-        _normalise(codes_a),
-        _normalise(codes_b),
-        shift,
-    )
-
-
-def _compare(
-    features_a: Tensor, features_b: Tensor, codes_a: Tensor, codes_b: Tensor, shift: float
-) -> Tensor:
-    """Compute :func:`correspondence_loss` of vectors of length 1 or 0."""
     with torch.no_grad():
         pull = centre(features_a @ features_b.transpose(1, 2)) - shift
-    return -(pull * (codes_a @ codes_b.transpose(1, 2)).relu()).mean()
+    return -_average(pull * (codes_a @ codes_b.transpose(1, 2)).relu())
 
 
 def draw_others(windows: int, generator: torch.Generator) -> Tensor:
@@ -171,7 +164,7 @@ def draw_others(windows: int, generator: torch.Generator) -> Tensor:
     Parameters
     ----------
     windows
-        Number of windows.
+        Number of windows, two at least.
     generator
         Of the CPU.
 
@@ -179,8 +172,15 @@ def draw_others(windows: int, generator: torch.Generator) -> Tensor:
     -------
     Tensor
         int64 [window]: a permutation, of those with a single cycle, hence without a fixed point;
-        every other window is equally likely. A single window meets itself.
+        every other window is equally likely.
+
+    Raises
+    ------
+    ValueError
+        There is no other window.
     """
+    if windows < 2:
+        raise ValueError(f"of {windows} windows none is another")
     order = torch.randperm(windows, generator=generator)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
@@ -193,8 +193,8 @@ def stego_loss(
     *,
     weights: Terms,
     shifts: Terms,
-    others: int = 5,
-    side: int = 11,
+    others: int,
+    side: int,
     generator: torch.Generator,
 ) -> Tensor:
     """Compute STEGO's loss of a batch (section 3.3).
@@ -213,7 +213,8 @@ def stego_loss(
     weights, shifts
         lambda and b of the terms self, knn and random.
     others
-        How many random windows every window meets; their losses are averaged.
+        How many random windows every window meets; their losses are averaged. In a batch of one
+        window there is none to meet, and the term is left out.
     side
         Grids are read at ``side ** 2`` positions.
     generator
@@ -235,21 +236,20 @@ def stego_loss(
     met = draw_positions(windows, side, generator).to(device)
     here, there, near = (
         # normalised here once: a window is compared more often than it is read
-        _normalise(read_bilinear(grid.detach(), positions))
+        normalise(read_bilinear(grid.detach(), positions))
         for grid, positions in ((features, meeting), (features, met), (neighbour_features, met))
     )
     codes_here, codes_there, codes_near = (
-        _normalise(read_bilinear(grid, positions))
+        normalise(read_bilinear(grid, positions))
         for grid, positions in ((codes, meeting), (codes, met), (neighbour_codes, met))
     )
+    loss = weights[0] * correspondence_loss(here, here, codes_here, codes_here, shifts[0])
+    loss = loss + weights[1] * correspondence_loss(here, near, codes_here, codes_near, shifts[1])
+    if windows == 1:
+        return loss
     strangers = [draw_others(windows, generator).to(device) for _ in range(others)]
     apart = [
-        _compare(here, there[other], codes_here, codes_there[other], shifts[2])
+        correspondence_loss(here, there[other], codes_here, codes_there[other], shifts[2])
         for other in strangers
     ]
-    terms = (
-        _compare(here, here, codes_here, codes_here, shifts[0]),
-        _compare(here, near, codes_here, codes_near, shifts[1]),
-        torch.stack(apart).mean(),
-    )
-    return torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
+    return loss + weights[2] * torch.stack(apart).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,15 +43,16 @@ class HpModules:
 
     Attributes
     ----------
-    head
-        Features, float [..., channel] -> codes, float [..., dim].
+    make_codes
+        The head: features, float [..., channel] -> codes, float [..., dim]. In the arithmetic that
+        made the codes of the batch, or its rounding would pass for a view's inconsistency.
     average
-        A head like it, the moving average of its weights.
+        A head of the same architecture, the moving average of its weights.
     projector
         Codes -> projected codes.
     """
 
-    head: nn.Module
+    make_codes: Callable[[Tensor], Tensor]
     average: nn.Module
     projector: nn.Module
 
@@ -107,9 +109,9 @@ class HpOptions:
     """
 
     temperature: float
-    positions: int = 121
-    negatives: float = 0.02
-    consistency: float = 0.05
+    positions: int
+    negatives: float
+    consistency: float
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,10 @@ def hp_loss(
         return loss
 
     whole, local = contrast(chosen), contrast(mixed)
-    augmented = modules.head(_take(batch.augmented, drawn))
-    consistency = (1 - F.cosine_similarity(chosen, augmented, dim=1)).mean()
+    augmented = modules.make_codes(_take(batch.augmented, drawn))
+    distances = 1 - F.cosine_similarity(chosen, augmented, dim=1)
+    # window by window: the mean of very many at once would depend on the number of threads
+    consistency = distances.unflatten(0, drawn.shape).mean(dim=1).mean()
     loss = whole + local + options.consistency * consistency
     counts = {kind: found.count_nonzero() / len(found) for kind, found in positives.items()}
     parts = HpParts(
@@ -304,7 +308,7 @@ def specific_share(step: int, warm_up: float, steps: int) -> float:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, head: nn.Module, decay: float = 0.99) -> None:
+def update_average(average: nn.Module, head: nn.Module, decay: float) -> None:
     """Move the averaged head towards the head, in place: a <- decay * a + (1 - decay) * h.
 
     Parameters

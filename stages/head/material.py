@@ -50,6 +50,9 @@ class Material:
         Clean features, and crops where they are used: [window, row, column, channel].
     windows
         The windows to train on, int64 [window], ascending.
+    images
+        int64 [item]: the image that every item shows; items are all windows of the first array,
+        then all of the second, and so on.
     batch
         Most items of a step; the steps of an epoch have one size, bar the last.
     seed
@@ -66,6 +69,7 @@ class Material:
 
     arrays: tuple[zarr.Array, ...]
     windows: np.ndarray
+    images: np.ndarray
     batch: int
     seed: int
     device: torch.device
@@ -107,8 +111,13 @@ class Material:
         return torch.cat([pool_descriptors(self._send(self._take(items))) for items in blocks])
 
     def with_neighbours(self, number: int) -> Material:
-        """Return the same with the nearest items of each."""
-        return replace(self, neighbours=find_neighbours(self.describe(), number).cpu().numpy())
+        """Return the same with the nearest items of each, of other images than its own.
+
+        Other windows and crops of an image are nearest to it, but teach little that is not in it.
+        Where there is one image alone, every item is its own neighbour.
+        """
+        found = find_neighbours(self.describe(), torch.from_numpy(self.images), number)
+        return replace(self, neighbours=found.cpu().numpy())
 
     def _read_step(self, step: int) -> dict[str, np.ndarray]:
         steps = -(-len(self) // self.batch)

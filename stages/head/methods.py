@@ -155,7 +155,7 @@ class HiddenPositives(Method):
         loss, _ = hp_loss(
             codes,
             HpBatch(batch.features, batch.augmented, batch.attention),
-            HpModules(self.head, self.average, self.projector),
+            HpModules(self.make_codes, self.average, self.projector),
             HpPools(self.agnostic, self.specific),
             HpOptions(
                 settings.temperature, settings.positions, settings.negatives, settings.consistency

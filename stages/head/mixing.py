@@ -71,7 +71,7 @@ def weigh_neighbours(attention: Tensor) -> Tensor:
 
 
 def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
-    """Mix the codes of some positions with those of their neighbours.
+    """Mix codes with those of the neighbours (local hidden positives: HP, section 3).
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        float [window, drawn, dim].
+        float [window, drawn, dim]: convex combinations of codes.
     """
     rows, columns = codes.shape[1:3]
     neighbours = find_neighbours(rows, columns)[0].to(codes.device)[positions]
@@ -95,24 +95,3 @@ def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     mixing = codes.new_zeros(*positions.shape, rows * columns)
     mixing.scatter_add_(2, neighbours, chosen.to(codes.dtype))
     return mixing @ codes.flatten(1, 2)
-
-
-def mix_codes(codes: Tensor, attention: Tensor) -> Tensor:
-    """Mix every code with its neighbours' (local hidden positives: HP, section 3).
-
-    Parameters
-    ----------
-    codes
-        float [window, row, column, dim].
-    attention
-        float [window, row, column, 9], as of :func:`weigh_neighbours`.
-
-    Returns
-    -------
-    Tensor
-        float [window, row, column, dim]: convex combinations of codes.
-    """
-    windows, rows, columns, _ = codes.shape
-    positions = torch.arange(rows * columns, device=codes.device).expand(windows, -1)
-    mixed = mix_positions(codes, weigh_neighbours(attention.to(codes.dtype)), positions)
-    return mixed.unflatten(1, (rows, columns))

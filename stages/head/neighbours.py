@@ -28,14 +28,16 @@ def pool_descriptors(features: Tensor) -> Tensor:
 
 
 def find_neighbours(
-    descriptors: Tensor, count: int, *, queries: int = 1024, keys: int = 8192
+    descriptors: Tensor, groups: Tensor, count: int, *, queries: int = 1024, keys: int = 8192
 ) -> Tensor:
-    """Find the windows most similar to every window, itself excepted.
+    """Find the windows most similar to every window, those of its own group excepted.
 
     Parameters
     ----------
     descriptors
         float [window, channel] of length 1 or 0, as :func:`pool_descriptors` gives.
+    groups
+        int64 [window]: windows of one group, as those of one image, are no neighbours.
     count
         Neighbours to find.
     queries, keys
@@ -44,13 +46,15 @@ def find_neighbours(
     Returns
     -------
     Tensor
-        int64 [window, min(count, windows - 1)]: by falling cosine, of equal cosines the smaller
-        index first. A single window is its own neighbour, [1, 1].
+        int64 [window, min(count, windows outside the largest group)]: by falling cosine, of equal
+        cosines the smaller index first. Where there is one group alone, every window is its own
+        neighbour, [window, 1].
 
     Raises
     ------
     ValueError
-        There are no windows, no neighbours are asked for, or a descriptor is longer than 1.
+        There are no windows, no neighbours are asked for, a descriptor is longer than 1, or the
+        groups are not one for each window.
 
     Notes
     -----
@@ -67,30 +71,32 @@ def find_neighbours(
         raise ValueError(f"cannot find {count} neighbours among {windows} windows")
     if float(torch.linalg.vector_norm(descriptors, dim=1).max()) > 1 + 1e-3:
         raise ValueError("descriptors must have a length of 1")
-    if windows == 1:
-        return descriptors.new_zeros(1, 1, dtype=torch.int64)
-    count = min(count, windows - 1)
+    if groups.shape != (windows,):
+        raise ValueError(f"groups are {tuple(groups.shape)} for {windows} windows")
+    groups = groups.to(descriptors.device)
+    count = min(count, windows - int(groups.unique(return_counts=True)[1].max()))
+    if count == 0:
+        return torch.arange(windows, device=descriptors.device)[:, None]
     found = [
-        _search(descriptors, range(start, min(start + queries, windows)), count, keys)
+        _search(descriptors, groups, slice(start, start + queries), count, keys)
         for start in range(0, windows, queries)
     ]
     return torch.cat(found)
 
 
-def _search(descriptors: Tensor, rows: range, count: int, keys: int) -> Tensor:
+def _search(descriptors: Tensor, groups: Tensor, rows: slice, count: int, keys: int) -> Tensor:
     windows, device = len(descriptors), descriptors.device
     span = 2 ** windows.bit_length()
-    wanted = _quantise(descriptors[rows.start : rows.stop])
-    own = torch.arange(rows.start, rows.stop, device=device)
-    best = torch.empty(len(rows), 0, dtype=torch.float64, device=device)
-    index = torch.empty(len(rows), 0, dtype=torch.int64, device=device)
+    wanted, own = _quantise(descriptors[rows]), groups[rows]
+    best = torch.empty(len(own), 0, dtype=torch.float64, device=device)
+    index = torch.empty(len(own), 0, dtype=torch.int64, device=device)
     for start in range(0, windows, keys):
         block = torch.arange(start, min(start + keys, windows), device=device)
         ranks = wanted @ _quantise(descriptors[start : start + keys]).T
         # cosine and index in one number, which therefore occurs once in a row: no choice is left to
         # the order in which top-k visits equal cosines
         ranks.div_(span).round_().mul_(span).sub_(block)
-        ranks.masked_fill_(block == own[:, None], -torch.inf)
+        ranks.masked_fill_(groups[block] == own[:, None], -torch.inf)
         ranks, place = ranks.topk(min(count, len(block)))
         best, index = torch.cat([best, ranks], dim=1), torch.cat([index, block[place]], dim=1)
         best, place = best.topk(min(count, best.shape[1]))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Generator, Tensor
 
-# Entries of a pool in the paper.
-REFERENCES = 2048
 # Anchors compared at once: of the cosines only one block is ever stored.
 _BLOCK = 1024
 # Units in the last place within which two cosines count as equal: equal vectors at different places
@@ -33,27 +30,6 @@ def draw_rows(rows: int, size: int, generator: Generator) -> Tensor:
         int64 [min(rows, size)], on the processor, in random order.
     """
     return torch.randperm(rows, generator=generator)[:size]
-
-
-def draw_pool(vectors: Tensor, size: int, generator: Generator) -> Tensor:
-    """Draw a reference pool: random positions' vectors, at unit length.
-
-    Parameters
-    ----------
-    vectors
-        float [position, channel].
-    size
-        Entries wanted; of fewer positions, all are taken.
-    generator
-        Of the processor.
-
-    Returns
-    -------
-    Tensor
-        float [min(position, size), channel], on the vectors' device.
-    """
-    drawn = draw_rows(len(vectors), size, generator).to(vectors.device)
-    return F.normalize(vectors[drawn], dim=1)
 
 
 @torch.no_grad()

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pipeline.datasets.base import unknown_name
 from pipeline.errors import UsageError
 
+# Lowest temperature of HP's contrast: of a colder one the exponentials overflow.
+COLDEST = 0.05
+
 
 @dataclass(frozen=True)
 class Preset:

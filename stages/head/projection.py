@@ -5,8 +5,40 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+
+# Vectors that are multiplied together where they are not those of windows.
+_RUN = 128
+
+
+class Layer(nn.Linear):
+    """A linear map whose bytes do not depend on the number of threads.
+
+    The product of one large matrix is shared out among the threads, and by their number it is
+    decided in which order sums are taken. Here every window, or run of vectors, has a product of
+    its own, which one thread computes as long as there are as many of them as threads. A step of
+    training takes a tenth longer for it.
+    """
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map vectors, float [..., channel], to float [..., output].
+
+        Of four axes, the first is that of the windows.
+        """
+        if vectors.ndim == 4:
+            runs = vectors.flatten(1, 2)
+            return self._multiply(runs).unflatten(1, vectors.shape[1:3])
+        rows = vectors.reshape(-1, vectors.shape[-1])
+        runs = F.pad(rows, (0, 0, 0, -len(rows) % _RUN)).unflatten(0, (-1, _RUN))
+        outputs = self._multiply(runs).flatten(0, 1)[: len(rows)]
+        return outputs.reshape(*vectors.shape[:-1], self.out_features)
+
+    def _multiply(self, runs: Tensor) -> Tensor:
+        count = len(runs)
+        bias, weight = self.bias.expand(count, 1, -1), self.weight.T.expand(count, -1, -1)
+        return torch.baddbmm(bias, runs, weight)
 
 
 class ProjectionHead(nn.Module):
@@ -37,10 +69,10 @@ class ProjectionHead(nn.Module):
         return codes
 
 
-def make_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def make_layer(inputs: int, outputs: int, generator: torch.Generator) -> Layer:
     """Make a linear layer, its weights uniform as by default in torch, drawn from a generator."""
     # without skip_init PyTorch would first draw weights from its global generator
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+    layer: Layer = skip_init(Layer, inputs, outputs)
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
 from pipeline.run import check_name
 from pipeline.settings import StageSettings, execution_setting, setting
-
-# Of a colder contrast the exponentials overflow.
-COLDEST = 0.05
+from stages.head.presets import COLDEST
 
 
 class HeadSettings(StageSettings):
     """How a head on the frozen features is trained."""
+
+    version: ClassVar[int] = 2
 
     method: Literal["stego", "hp"] = setting(
         "stego", "stego: correspondence distillation (STEGO); hp: hidden positives (HP)"
@@ -81,6 +81,8 @@ class HeadSettings(StageSettings):
 
 class EncodeSettings(StageSettings):
     """Which head makes codes of the features."""
+
+    version: ClassVar[int] = 2
 
     head: str = setting(..., "name of the head")
     batch_size: int = execution_setting(64, "windows encoded together", ge=1)

@@ -209,10 +209,12 @@ def _open_material(run: Run, settings: HeadSettings) -> Material:
     def choose(*chosen: str) -> tuple[Any, ...]:
         return tuple(arrays[name] for name in chosen)
 
-    windows = [w.index for w in read_manifest(run).usable_windows(splits=settings.splits)]
+    usable = read_manifest(run).usable_windows(splits=settings.splits)
+    views = choose("clean", *names.get("crops", []))
     material = Material(
-        arrays=choose("clean", *names.get("crops", [])),
-        windows=np.array(windows),
+        arrays=views,
+        windows=np.array([window.index for window in usable]),
+        images=np.tile([window.image for window in usable], len(views)),
         batch=settings.batch_size,
         seed=settings.seed,
         device=resolve_device(settings.device),

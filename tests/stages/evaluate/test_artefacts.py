@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.errors import RunError
 from pipeline.run import Run
@@ -31,16 +30,21 @@ def test_primaps_has_running_prototypes_beside_those_of_the_labels() -> None:
     assert list(_read_classifiers(arrays, attributes, 2.0)) == [MAIN]
 
 
-def test_a_fit_may_have_bias_classes_and_a_gain() -> None:
+def test_a_robust_fit_has_a_bias() -> None:
     arrays = make_arrays("momentum_prototypes")
-    arrays |= {"bias": np.arange(4, dtype=np.float32), "class_of": np.array([0, 1, 1, 2], np.int32)}
-    attributes = {"method": "robust", "logits": "cosine", "gain": 12.5}
-    main = _read_classifiers(arrays, attributes, 2.0)[MAIN]
-    assert main.classes == 3
-    assert main.gain == 12.5
-    assert main.class_of is not None and main.class_of.dtype == torch.int64
-    del attributes["gain"]
-    assert _read_classifiers(arrays, attributes, 2.0)[MAIN].gain == 2.0
+    attributes = {"method": "robust", "logits": "inner product"}
+    assert _read_classifiers(arrays, attributes, 2.0)[MAIN].bias is None
+    arrays["bias"] = np.arange(4, dtype=np.float32)
+    found = _read_classifiers(arrays, attributes, 2.0)
+    assert list(found) == [MAIN]
+    assert found[MAIN].classes == 4
+    assert found[MAIN].bias is not None and found[MAIN].bias.tolist() == [0, 1, 2, 3]
+
+
+def test_cosines_have_the_gain_that_is_asked_for() -> None:
+    arrays = make_arrays("momentum_prototypes")
+    attributes = {"method": "kmeans", "logits": "cosine"}
+    assert _read_classifiers(arrays, attributes, 12.5)[MAIN].gain == 12.5
 
 
 def test_a_head_is_its_cluster_probe() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -25,58 +23,34 @@ def test_logits_are_inner_products_or_cosines() -> None:
     torch.testing.assert_close(cosine.flatten(), torch.tensor([1.2, -1.6]))
 
 
-def test_without_bias_and_classes_it_is_the_product_to_the_bit() -> None:
+def test_without_bias_it_is_the_product_to_the_bit() -> None:
     features, prototypes = make_features(3, 5, 4, 32).float(), make_features(7, 32).float()
     expected = torch.einsum("nhwd,kd->nkhw", features, prototypes)
     assert torch.equal(classify(features, Classifier(prototypes)), expected)
 
 
-def test_bias_and_mixtures_by_hand() -> None:
+def test_bias_by_hand() -> None:
     features = torch.tensor([3.0, 4.0], dtype=torch.float64).reshape(1, 1, 1, 2)
     classifier = Classifier(
         torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64),
         bias=torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64),
-        class_of=torch.tensor([1, 0, 1]),
     )
-    # prototypes' logits: 3.5, 3 and 7.25
-    expected = [3.0, math.log(math.exp(3.5) + math.exp(7.25))]
     found = classify(features, classifier)
-    assert classifier.classes == 2
-    assert found.shape == (1, 2, 1, 1)
-    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-14)
+    assert classifier.classes == 3
+    assert found.shape == (1, 3, 1, 1)
+    assert found.flatten().tolist() == [3.5, 3.0, 7.25]
 
 
-def test_cosines_are_scaled_before_bias_and_mixture() -> None:
+def test_cosines_are_scaled_before_the_bias() -> None:
     features = torch.tensor([0.0, 9.0], dtype=torch.float64).reshape(1, 1, 1, 2)
     classifier = Classifier(
         torch.tensor([[0.0, 3.0], [3.0, 4.0], [1.0, 0.0]], dtype=torch.float64),
         bias=torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64),
-        class_of=torch.tensor([0, 0, 1]),
         logits="cosine",
         gain=10,
     )
-    expected = [math.log(math.exp(9.0) + math.exp(8.0)), 2.0]
-    assert classify(features, classifier).flatten().tolist() == pytest.approx(expected, rel=1e-14)
-
-
-def test_one_prototype_in_each_class_is_the_plain_classifier() -> None:
-    features, prototypes = make_features(2, 3, 4, 8), make_features(5, 8, seed=1)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    found = classify(features, Classifier(prototypes, class_of=order))
-    plain = classify(features, Classifier(prototypes))
-    torch.testing.assert_close(found[:, order], plain)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1e4])
-def test_mixtures_are_finite_at_any_scale(scale: float) -> None:
-    features = scale * make_features(2, 3, 4, 8).float()
-    prototypes = scale * make_features(6, 8, seed=1).float()
-    class_of = torch.tensor([0, 0, 1, 2, 2, 2])
-    found = classify(features, Classifier(prototypes, class_of=class_of))
-    plain = classify(features, Classifier(prototypes))
-    parts = [torch.logsumexp(plain[:, class_of == k], dim=1) for k in range(3)]
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, torch.stack(parts, dim=1))
+    found = classify(features, classifier).flatten().tolist()
+    assert found == pytest.approx([9.0, 8.0, 2.0], rel=1e-14)
 
 
 @pytest.mark.parametrize("logits", ["inner product", "cosine"])
@@ -85,7 +59,6 @@ def test_a_mirrored_image_has_mirrored_logits(logits: str) -> None:
     classifier = Classifier(
         make_features(4, 8, seed=2),
         bias=make_features(4, seed=3),
-        class_of=torch.tensor([0, 1, 1, 2]),
         logits=logits,
     )
     # the clean view of the mirrored image is the mirrored view of the image, and the other way
@@ -99,8 +72,6 @@ def test_a_mirrored_image_has_mirrored_logits(logits: str) -> None:
     [
         ({"logits": "euclidean"}, "euclidean"),
         ({"bias": torch.zeros(2)}, "bias"),
-        ({"class_of": torch.zeros(2, dtype=torch.long)}, "class_of"),
-        ({"class_of": torch.tensor([0, 2, 2])}, "gaps"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(options: dict, message: str) -> None:

@@ -21,7 +21,7 @@ from stages.extract.view_settings import ViewSettings, parse_views
 )
 def test_the_number_of_photometric_views(views: str, photometric: int) -> None:
     assert parse_views(views) == photometric
-    assert ViewSettings(views=views).asks_nothing is (photometric == 0)
+    assert ViewSettings(views=views).views == views
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,6 @@ def test_the_number_of_photometric_views(views: str, photometric: int) -> None:
 def test_anything_else_is_refused_in_one_sentence(views: str) -> None:
     with pytest.raises(UsageError, match=r"^--views .*: give clean, .* at least 1\.$"):
         make_settings(ViewSettings, "views", {"views": views})
-
-
-def test_nothing_is_asked_by_default_and_something_by_each_setting() -> None:
-    assert ViewSettings().asks_nothing
-    assert not ViewSettings(crops="five").asks_nothing
-    assert not ViewSettings(attention=True).asks_nothing
-    assert ViewSettings(seed=3).asks_nothing
 
 
 @pytest.mark.parametrize(("name", "value"), [("crops", "four"), ("seed", -1), ("attention", "x")])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from stages.head import contrast
-from stages.head.contrast import COLDEST, draw_candidates, hidden_positive_loss
+from stages.head.contrast import draw_candidates, hidden_positive_loss
+from stages.head.presets import COLDEST
 
 
 def seeded(seed: int = 0) -> Generator:

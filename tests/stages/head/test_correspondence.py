@@ -14,10 +14,10 @@ from torch import Tensor
 from stages.head import correspondence
 from stages.head.correspondence import (
     centre,
-    correlate,
     correspondence_loss,
     draw_others,
     draw_positions,
+    normalise,
     read_bilinear,
     stego_loss,
 )
@@ -124,17 +124,16 @@ def test_reading_a_mirrored_grid_at_mirrored_positions() -> None:
 # volumes
 
 
-def test_cosines_by_hand() -> None:
-    a = as_doubles([[[3.0, 4.0], [0.0, 2.0]]])
-    b = as_doubles([[[1.0, 0.0], [-8.0, -6.0], [0.0, 0.0]]])
-    expected = as_doubles([[[0.6, -0.96, 0.0], [0.0, -0.6, 0.0]]])
-    torch.testing.assert_close(correlate(a, b), expected)
+def test_unit_vectors_by_hand() -> None:
+    vectors = as_doubles([[[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]]])
+    expected = as_doubles([[[0.6, 0.8], [0.0, -1.0], [0.0, 0.0]]])
+    torch.testing.assert_close(normalise(vectors), expected)
 
 
 def test_zero_vectors_have_no_gradient() -> None:
     a = torch.zeros(1, 2, 3, requires_grad=True)
     b = torch.ones(1, 2, 3, requires_grad=True)
-    correlate(a, b).sum().backward()
+    (normalise(a) @ normalise(b).transpose(1, 2)).sum().backward()
     assert a.grad is not None
     assert b.grad is not None
     assert not a.grad.any()
@@ -150,12 +149,19 @@ def test_centring_by_hand() -> None:
 # the loss of pairs
 
 
+def compare(
+    features_a: Tensor, features_b: Tensor, codes_a: Tensor, codes_b: Tensor, shift: float
+) -> Tensor:
+    vectors = (normalise(one) for one in (features_a, features_b, codes_a, codes_b))
+    return correspondence_loss(*vectors, shift)
+
+
 def test_loss_by_hand() -> None:
     # F = [1, 0; 0, 1] and S = [1, -1; 0.6, 0.8]: centring leaves F as it is, the clamp drops -1
     features = as_doubles([[[2.0, 0.0], [0.0, 1.0]]])
     codes_a = as_doubles([[[1.0, 0.0], [0.6, 0.8]]])
     codes_b = as_doubles([[[5.0, 0.0], [-1.0, 0.0]]])
-    loss = correspondence_loss(features, features, codes_a, codes_b, 0.25)
+    loss = compare(features, features, codes_a, codes_b, 0.25)
     # S = [1, -1; 0.6, -0.6]
     assert float(loss) == pytest.approx(-(0.75 * 1 - 0.25 * 0.6) / 4)
 
@@ -163,14 +169,14 @@ def test_loss_by_hand() -> None:
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_loss_is_the_sum_over_pairs(shift: float) -> None:
     case = draw(2, 4, 3), draw(2, 5, 3, seed=1), draw(2, 4, 2, seed=2), draw(2, 5, 2, seed=3)
-    assert float(correspondence_loss(*case, shift)) == pytest.approx(literal_loss(*case, shift))
+    assert float(compare(*case, shift)) == pytest.approx(literal_loss(*case, shift))
 
 
 def test_gradient_of_the_codes_and_none_of_the_features() -> None:
     features = [draw(2, 4, 3, seed=seed).requires_grad_() for seed in (0, 1)]
     codes = [draw(2, 4, 2, seed=seed).requires_grad_() for seed in (2, 3)]
-    assert torch.autograd.gradcheck(lambda a, b: correspondence_loss(*features, a, b, 0.1), codes)
-    correspondence_loss(*features, *codes, 0.1).backward()
+    assert torch.autograd.gradcheck(lambda a, b: compare(*features, a, b, 0.1), codes)
+    compare(*features, *codes, 0.1).backward()
     assert all(one.grad is None for one in features)
 
 
@@ -178,7 +184,7 @@ def test_the_loss_pulls_similar_features_codes_together_and_others_apart() -> No
     features = as_doubles([[[1.0, 0.0], [0.0, 1.0]]])
     angle = as_doubles([math.pi / 4]).requires_grad_()
     codes = torch.stack([as_doubles([1.0, 0.0]), torch.cat([angle.cos(), angle.sin()])])[None]
-    correspondence_loss(features, features, codes, codes, 0.1).backward()
+    compare(features, features, codes, codes, 0.1).backward()
     assert angle.grad is not None
     assert float(angle.grad) < 0
 
@@ -203,8 +209,9 @@ def test_all_others_are_equally_likely() -> None:
     torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
 
 
-def test_a_single_window_meets_itself() -> None:
-    assert draw_others(1, make_generator()).tolist() == [0]
+def test_of_a_single_window_none_is_another() -> None:
+    with pytest.raises(ValueError, match="1 windows"):
+        draw_others(1, make_generator())
 
 
 # the loss of a batch
@@ -287,14 +294,18 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(compute_loss(batch), compute_loss(batch, seed=1))
 
 
-def test_a_single_window_has_a_loss() -> None:
+def test_a_single_window_meets_itself_and_its_neighbour_alone() -> None:
     batch = make_batch(1)
     batch[1].requires_grad_()
     loss = compute_loss(batch)
     loss.backward()
-    assert loss.isfinite()
     assert batch[1].grad is not None
     assert batch[1].grad.isfinite().all()
+    assert batch[1].grad.any()
+    assert torch.equal(loss, compute_loss(batch, weights=(*WEIGHTS[:2], 100.0)))
+    own, near = (compute_loss(batch, weights=weights) for weights in ((1, 0, 0), (0, 1, 0)))
+    torch.testing.assert_close(loss, WEIGHTS[0] * own + WEIGHTS[1] * near)
+    assert own != 0 and near != 0
 
 
 @pytest.mark.parametrize("value", [0.0, 2.5])

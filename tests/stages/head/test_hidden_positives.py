@@ -23,23 +23,29 @@ from stages.head.hidden_positives import (
     specific_share,
     update_average,
 )
-from stages.head.mixing import mix_codes
+from stages.head.mixing import mix_positions, weigh_neighbours
 from stages.head.pools import find_hidden_positives
 from stages.head.projection import ProjectionHead
 
 CHANNELS, DIM = 6, 5
-EVERYTHING = HpOptions(temperature=0.5, positions=10**6, negatives=1.0)
+EVERYTHING = HpOptions(temperature=0.5, positions=10**6, negatives=1.0, consistency=0.05)
 
 
 def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def make_modules(seed: int = 0) -> HpModules:
+class Modules(HpModules):
+    """The networks, of which the first is known to be a head."""
+
+    make_codes: ProjectionHead
+
+
+def make_modules(seed: int = 0) -> Modules:
     head, average = (ProjectionHead(CHANNELS, DIM, seeded(seed + i)) for i in range(2))
     average.requires_grad_(False)
     projector = Projector(DIM, seeded(seed + 2))
-    return HpModules(head.double(), average.double(), projector.double())
+    return Modules(head.double(), average.double(), projector.double())
 
 
 def make_batch(windows: int = 2, rows: int = 3, columns: int = 4, seed: int = 7) -> HpBatch:
@@ -52,14 +58,14 @@ def make_batch(windows: int = 2, rows: int = 3, columns: int = 4, seed: int = 7)
     return HpBatch(draw(CHANNELS), draw(CHANNELS), draw(9).abs())
 
 
-def make_pools(modules: HpModules, entries: int = 4) -> HpPools:
+def make_pools(modules: Modules, entries: int = 4) -> HpPools:
     features = torch.randn(entries, CHANNELS, generator=seeded(9), dtype=torch.float64)
     return draw_pools(features, modules.average, entries, seeded())
 
 
 def find_loss(
     batch: HpBatch,
-    modules: HpModules,
+    modules: Modules,
     pools: HpPools,
     options: HpOptions = EVERYTHING,
     *,
@@ -67,7 +73,7 @@ def find_loss(
     seed: int = 0,
 ) -> tuple[Tensor, HpParts]:
     return hp_loss(
-        modules.head(batch.features),
+        modules.make_codes(batch.features),
         batch,
         modules,
         pools,
@@ -84,8 +90,9 @@ def test_the_loss_is_the_sum_of_its_terms(share: float) -> None:
     loss, parts = find_loss(batch, modules, pools, share=share)
 
     features = batch.features.flatten(0, 2)
-    codes = modules.head(batch.features)
-    mixed = mix_codes(codes, batch.attention).flatten(0, 2)
+    codes = modules.make_codes(batch.features)
+    everywhere = torch.arange(12).expand(2, -1)
+    mixed = mix_positions(codes, weigh_neighbours(batch.attention), everywhere).flatten(0, 1)
     averaged = modules.average(features)
     terms, counts = [], []
     for vectors, pool in ((features, pools.agnostic), (averaged, pools.specific)):
@@ -107,7 +114,7 @@ def test_the_loss_is_the_sum_of_its_terms(share: float) -> None:
     whole, local = (
         (1 - share) * agnostic + share * specific for agnostic, specific in zip(*terms, strict=True)
     )
-    augmented = modules.head(batch.augmented)
+    augmented = modules.make_codes(batch.augmented)
     distance = (1 - F.cosine_similarity(codes, augmented, dim=3)).mean()
     torch.testing.assert_close(parts.whole, whole.detach())
     torch.testing.assert_close(parts.mixed, local.detach())
@@ -121,7 +128,7 @@ def test_the_loss_is_the_sum_of_its_terms(share: float) -> None:
 def test_the_gradient_is_the_slope_of_the_loss() -> None:
     batch, modules = make_batch(windows=2, rows=2, columns=3), make_modules()
     pools, options = make_pools(modules), dataclasses.replace(EVERYTHING, negatives=0.5)
-    codes = modules.head(batch.features).detach().requires_grad_()
+    codes = modules.make_codes(batch.features).detach().requires_grad_()
 
     def compute(leaf: Tensor, augmented: Tensor) -> Tensor:
         moved = dataclasses.replace(batch, augmented=augmented)
@@ -135,7 +142,7 @@ def test_head_and_projector_learn_and_the_average_does_not() -> None:
     batch, modules = make_batch(), make_modules()
     modules.average.requires_grad_(True)
     find_loss(batch, modules, make_pools(modules))[0].backward()
-    for module in (modules.head, modules.projector):
+    for module in (modules.make_codes, modules.projector):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
     assert all(p.grad is None for p in modules.average.parameters())
 
@@ -154,7 +161,8 @@ def test_mirrored_windows_have_the_same_loss() -> None:
 
 def test_the_loss_is_that_of_its_seed() -> None:
     batch, modules = make_batch(), make_modules()
-    pools, options = make_pools(modules), HpOptions(0.5, positions=5, negatives=0.3)
+    pools = make_pools(modules)
+    options = dataclasses.replace(EVERYTHING, positions=5, negatives=0.3)
     losses = [find_loss(batch, modules, pools, options, seed=seed)[0] for seed in (1, 1, 2)]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
@@ -172,7 +180,8 @@ def test_small_batches_have_a_finite_loss(shape: tuple[int, int, int], share: fl
     loss, _ = find_loss(batch, modules, make_pools(modules), share=share)
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in modules.head.parameters())
+    gradients = [p.grad for p in modules.make_codes.parameters()]
+    assert all(grad is not None and grad.isfinite().all() for grad in gradients)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
@@ -180,7 +189,7 @@ def test_a_constant_image_has_no_positives_and_a_finite_loss(kind: torch.dtype) 
     feature = torch.randn(CHANNELS, generator=seeded(), dtype=torch.float64).to(kind)
     image = feature.expand(2, 5, 5, CHANNELS).contiguous()
     modules = make_modules()
-    for module in (modules.head, modules.average, modules.projector):
+    for module in (modules.make_codes, modules.average, modules.projector):
         module.to(kind)
     pools = draw_pools(image.flatten(0, 2), modules.average, 2048, seeded())
     batch = HpBatch(image, image, torch.full((2, 5, 5, 9), 0.04, dtype=kind))
@@ -188,7 +197,8 @@ def test_a_constant_image_has_no_positives_and_a_finite_loss(kind: torch.dtype) 
     loss.backward()
     assert parts.agnostic == parts.specific == 0
     assert abs(loss.item()) < 1e-6
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in modules.head.parameters())
+    gradients = [p.grad for p in modules.make_codes.parameters()]
+    assert all(grad is not None and grad.isfinite().all() for grad in gradients)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
@@ -203,7 +213,10 @@ def test_both_pools_are_of_the_same_positions() -> None:
     features = 3 * torch.randn(30, CHANNELS, generator=seeded(), dtype=torch.float64)
     pools = draw_pools(features, modules.average, 8, seeded(1))
     assert pools.agnostic.shape == (8, CHANNELS) and pools.specific.shape == (8, DIM)
+    for pool in (pools.agnostic, pools.specific):
+        torch.testing.assert_close(pool.norm(dim=1), torch.ones(8, dtype=torch.float64))
     source = (pools.agnostic @ F.normalize(features, dim=1).T).argmax(dim=1)
+    assert len(set(source.tolist())) == 8
     codes = F.normalize(modules.average(features[source]), dim=1)
     torch.testing.assert_close(pools.specific, codes)
     assert len(draw_pools(features, modules.average, 2048, seeded()).specific) == 30
@@ -268,18 +281,18 @@ def test_training_draws_positives_together_and_does_not_collapse() -> None:
     augmented = features + 0.1 * torch.randn(features.shape, generator=generator)
     batch = HpBatch(features, augmented, torch.ones(8, 6, 6, 9))
     modules = make_modules()
-    for module in (modules.head, modules.average, modules.projector):
+    for module in (modules.make_codes, modules.average, modules.projector):
         module.float()
-    update_average(modules.average, modules.head, decay=0)
-    trained = [*modules.head.parameters(), *modules.projector.parameters()]
+    update_average(modules.average, modules.make_codes, decay=0)
+    trained = [*modules.make_codes.parameters(), *modules.projector.parameters()]
     adam = torch.optim.AdamW(trained, lr=5e-3)
-    options = HpOptions(temperature=0.4, positions=36, negatives=0.3)
+    options = HpOptions(temperature=0.4, positions=36, negatives=0.3, consistency=0.05)
     losses = []
     for step in range(60):
         if step % 20 == 0:
             pools = draw_pools(features.flatten(0, 2), modules.average, 20, generator)
         loss, _ = hp_loss(
-            modules.head(features),
+            modules.make_codes(features),
             batch,
             modules,
             pools,
@@ -290,9 +303,9 @@ def test_training_draws_positives_together_and_does_not_collapse() -> None:
         adam.zero_grad()
         loss.backward()
         adam.step()
-        update_average(modules.average, modules.head, 0.9)
+        update_average(modules.average, modules.make_codes, 0.9)
         losses.append(loss.item())
-    codes = F.normalize(modules.head(features).detach().flatten(0, 2), dim=1)
+    codes = F.normalize(modules.make_codes(features).detach().flatten(0, 2), dim=1)
     same = group.flatten()[:, None] == group.flatten()
     cosines = codes @ codes.T
     assert sum(losses[15:20]) < 0.97 * sum(losses[:5])

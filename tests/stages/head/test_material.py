@@ -29,6 +29,7 @@ class FakeArray:
 def make(windows: int = 10, views: int = 1, **changes: Any) -> Material:
     arrays: Any = tuple(FakeArray(windows + 5, 100 * view) for view in range(views))
     chosen: dict[str, Any] = {"arrays": arrays, "windows": np.arange(5, windows + 5), "batch": 4}
+    chosen["images"] = np.tile(np.arange(windows), views)
     return Material(**chosen | {"seed": 1, "device": CPU} | changes)
 
 
@@ -90,23 +91,47 @@ def test_random_positions_come_from_many_windows() -> None:
     assert not torch.equal(positions, make(windows=40).read_positions(30, 8))
 
 
+class Stored(FakeArray):
+    """An array of given values."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.shape, self.dtype, self.values = values.shape, values.dtype, values
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.values[rows]
+
+
 def test_descriptors_are_those_of_the_items_in_order() -> None:
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(70, 2, 2, 5)).astype(np.float16)
-
-    class Stored(FakeArray):
-        def __init__(self) -> None:
-            self.shape = values.shape  # type: ignore[assignment]
-            self.dtype = values.dtype
-
-        def __getitem__(self, rows: slice) -> np.ndarray:
-            return values[rows]
-
-    arrays: Any = (Stored(),)
-    material = Material(arrays, np.arange(70), 8, 0, CPU)
+    values = np.random.default_rng(0).normal(size=(70, 2, 2, 5)).astype(np.float16)
+    arrays: Any = (Stored(values),)
+    material = Material(arrays, np.arange(70), np.arange(70), 8, 0, CPU)
     means = values.astype(np.float32).mean(axis=(1, 2))
     unit = means / np.linalg.norm(means, axis=1, keepdims=True)
     found = material.with_neighbours(3).neighbours
     assert found is not None
     cosines = unit @ unit.T - 2 * np.eye(70)
     np.testing.assert_array_equal(np.sort(found), np.sort(np.argsort(-cosines)[:, :3]))
+
+
+def test_windows_and_crops_of_an_image_are_not_near_to_each_other() -> None:
+    # two windows of each of four images, and a crop of each: those of an image look alike
+    generator = np.random.default_rng(0)
+    looks = generator.normal(size=(4, 1, 1, 5)).repeat(2, axis=0)
+    views = [looks + 0.01 * generator.normal(size=(8, 2, 2, 5)) for _ in "ab"]
+    arrays: Any = tuple(Stored(view.astype(np.float16)) for view in views)
+    images = np.tile(np.arange(4).repeat(2), 2)
+    near = Material(arrays, np.arange(8), images, 8, 0, CPU).with_neighbours(7).neighbours
+    assert near is not None
+    assert near.shape == (16, 7)
+    assert (images[near] != images[:, None]).all()
+    # all items of the image that looks most alike come before those of the next
+    assert (images[near[:, :4]] == images[near[:, :1]]).all()
+
+
+def test_items_of_one_image_are_their_own_neighbours() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 2, 2, 5)).astype(np.float16)
+    arrays: Any = (Stored(values),)
+    material = Material(arrays, np.arange(3), np.zeros(3, np.int64), 8, 0, CPU)
+    near = material.with_neighbours(7).neighbours
+    assert near is not None
+    assert near.tolist() == [[0], [1], [2]]

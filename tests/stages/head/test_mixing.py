@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from stages.head.mixing import find_neighbours, mix_codes, mix_positions, weigh_neighbours
+from stages.head.mixing import find_neighbours, mix_positions, weigh_neighbours
 
 MIRRORED = [2, 1, 0, 5, 4, 3, 8, 7, 6]
 
@@ -18,6 +18,13 @@ def make_case(windows: int, rows: int, columns: int, seed: int = 0) -> tuple[Ten
     attention = torch.rand(windows, rows, columns, 9, generator=generator, dtype=torch.float64)
     inside = find_neighbours(rows, columns)[1].unflatten(0, (rows, columns))
     return codes, attention * inside
+
+
+def mix_everywhere(codes: Tensor, attention: Tensor) -> Tensor:
+    windows, rows, columns, _ = codes.shape
+    positions = torch.arange(rows * columns).expand(windows, -1)
+    mixed = mix_positions(codes, weigh_neighbours(attention.to(codes.dtype)), positions)
+    return mixed.unflatten(1, (rows, columns))
 
 
 def literal_mixture(codes: np.ndarray, attention: np.ndarray) -> np.ndarray:
@@ -64,7 +71,7 @@ def test_two_positions_by_hand() -> None:
         [0, 0, 0, 0.5, 0.5, 0, 0, 0, 0],
     ]
     codes = torch.tensor([[[[2.0, 0.0], [0.0, 4.0]]]], dtype=torch.float64)
-    assert mix_codes(codes, attention).tolist() == [[[[2, 0], [1, 2]]]]
+    assert mix_everywhere(codes, attention).tolist() == [[[[2, 0], [1, 2]]]]
 
 
 def test_values_are_clipped_then_soft_maxed() -> None:
@@ -86,7 +93,7 @@ def test_values_are_clipped_then_soft_maxed() -> None:
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 1), (2, 2), (5, 6)])
 def test_mixing_is_that_of_the_definition(grid: tuple[int, int]) -> None:
     codes, attention = make_case(3, *grid, seed=4)
-    mixed = mix_codes(codes, 5 * attention)
+    mixed = mix_everywhere(codes, 5 * attention)
     for window in range(3):
         expected = literal_mixture(codes[window].numpy(), 5 * attention[window].numpy())
         torch.testing.assert_close(mixed[window], torch.from_numpy(expected))
@@ -96,27 +103,27 @@ def test_what_stands_outside_the_grid_does_not_matter() -> None:
     codes, attention = make_case(2, 4, 5)
     inside = find_neighbours(4, 5)[1].unflatten(0, (4, 5))
     other = torch.where(inside, attention, 1e6)
-    assert torch.equal(mix_codes(codes, attention), mix_codes(codes, other))
+    assert torch.equal(mix_everywhere(codes, attention), mix_everywhere(codes, other))
 
 
 def test_drawn_positions_are_those_of_the_whole() -> None:
     codes, attention = make_case(2, 4, 5)
     drawn = torch.tensor([[7, 0, 19], [3, 3, 12]])
     mixed = mix_positions(codes, weigh_neighbours(attention), drawn)
-    whole = mix_codes(codes, attention).flatten(1, 2)
+    whole = mix_everywhere(codes, attention).flatten(1, 2)
     torch.testing.assert_close(mixed, whole[torch.arange(2)[:, None], drawn])
 
 
 def test_a_mirrored_window_is_mixed_to_the_mirrored_codes() -> None:
     codes, attention = make_case(2, 4, 5)
-    mirrored = mix_codes(codes.flip(2), attention.flip(2)[..., MIRRORED])
-    torch.testing.assert_close(mirrored.flip(2), mix_codes(codes, attention))
+    mirrored = mix_everywhere(codes.flip(2), attention.flip(2)[..., MIRRORED])
+    torch.testing.assert_close(mirrored.flip(2), mix_everywhere(codes, attention))
 
 
 def test_a_window_does_not_depend_on_the_others() -> None:
     codes, attention = make_case(3, 4, 5)
     torch.testing.assert_close(
-        mix_codes(codes[1:2], attention[1:2])[0], mix_codes(codes, attention)[1]
+        mix_everywhere(codes[1:2], attention[1:2])[0], mix_everywhere(codes, attention)[1]
     )
 
 
@@ -132,18 +139,18 @@ def test_even_attention_averages_all_neighbours(value: float, kind: torch.dtype)
 def test_equal_codes_stay_as_they_are() -> None:
     attention = make_case(1, 4, 5)[1]
     codes = torch.tensor([1.0, -2, 3], dtype=torch.float64).expand(1, 4, 5, 3)
-    torch.testing.assert_close(mix_codes(codes, attention), codes.contiguous())
+    torch.testing.assert_close(mix_everywhere(codes, attention), codes.contiguous())
 
 
-def test_half_precision_attention_is_widened_to_the_codes() -> None:
+def test_single_precision_stays_single() -> None:
     codes, attention = make_case(1, 4, 5)
-    mixed = mix_codes(codes.float(), attention.half())
+    mixed = mix_everywhere(codes.float(), attention)
     assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, mix_codes(codes.float(), attention.half().float()))
+    torch.testing.assert_close(mixed, mix_everywhere(codes, attention).float())
 
 
 def test_the_gradient_reaches_the_neighbours() -> None:
     codes, attention = make_case(1, 2, 3)
     assert torch.autograd.gradcheck(
-        lambda leaf: mix_codes(leaf, 5 * attention), codes.requires_grad_()
+        lambda leaf: mix_everywhere(leaf, 5 * attention), codes.requires_grad_()
     )

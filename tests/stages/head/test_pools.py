@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Generator, Tensor
 
 from stages.head import pools
-from stages.head.pools import draw_pool, draw_rows, find_hidden_positives
+from stages.head.pools import draw_rows, find_hidden_positives
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -22,28 +22,20 @@ def at_degrees(*angles: float) -> Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
-def test_a_pool_holds_different_positions_at_unit_length() -> None:
-    vectors = torch.randn(50, 4, generator=seeded(1), dtype=torch.float64)
-    pool = draw_pool(vectors, 20, seeded())
-    assert pool.shape == (20, 4)
-    cosines = pool @ F.normalize(vectors, dim=1).T
-    best, source = cosines.max(dim=1)
-    torch.testing.assert_close(best, torch.ones(20, dtype=torch.float64))
-    assert len(set(source.tolist())) == 20
+def test_drawn_rows_differ_and_are_those_of_their_seed() -> None:
+    drawn = draw_rows(50, 20, seeded(3))
+    assert drawn.dtype == torch.int64
+    assert len(set(drawn.tolist())) == 20
+    assert set(drawn.tolist()) <= set(range(50))
+    assert torch.equal(drawn, draw_rows(50, 20, seeded(3)))
+    assert not torch.equal(drawn, draw_rows(50, 20, seeded(4)))
 
 
-def test_a_pool_is_that_of_its_seed() -> None:
-    vectors = torch.randn(50, 4, generator=seeded(1))
-    assert torch.equal(draw_pool(vectors, 20, seeded(3)), draw_pool(vectors, 20, seeded(3)))
-    assert not torch.equal(draw_pool(vectors, 20, seeded(3)), draw_pool(vectors, 20, seeded(4)))
-
-
-def test_of_fewer_positions_than_wanted_all_are_taken() -> None:
+def test_of_fewer_rows_than_wanted_all_are_drawn() -> None:
     assert sorted(draw_rows(5, 2048, seeded()).tolist()) == [0, 1, 2, 3, 4]
-    assert draw_pool(torch.ones(5, 3), 2048, seeded()).shape == (5, 3)
 
 
-def test_every_position_is_drawn_equally_often() -> None:
+def test_every_row_is_drawn_equally_often() -> None:
     generator = seeded()
     drawn = torch.cat([draw_rows(10, 3, generator) for _ in range(4000)])
     share = drawn.bincount(minlength=10) / 4000

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.head.projection import ProjectionHead, drop_channels
+from stages.head.projection import ProjectionHead, drop_channels, make_layer
 
 
 def make_head(channels: int = 6, dim: int = 3, seed: int = 0) -> ProjectionHead:
@@ -52,6 +52,41 @@ def test_gradients_reach_every_parameter_and_are_right() -> None:
         return result
 
     assert torch.autograd.gradcheck(project, values)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (300,), (128,), (5, 3), (0,), ()])
+def test_a_layer_is_the_linear_map_of_its_weights(shape: tuple[int, ...]) -> None:
+    layer = make_layer(6, 5, torch.Generator().manual_seed(0)).double()
+    vectors = torch.randn(*shape, 6, dtype=torch.float64)
+    expected = vectors @ layer.weight.T + layer.bias
+    assert layer(vectors).shape == (*shape, 5)
+    torch.testing.assert_close(layer(vectors), expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 23, 23, 384), (4096, 384)])
+@pytest.mark.parametrize("outputs", [11, 70])
+def test_a_layer_does_not_depend_on_the_number_of_threads(
+    shape: tuple[int, ...], outputs: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = make_layer(384, outputs, generator)
+    vectors = torch.randn(*shape, generator=generator)
+    slope = torch.randn(*shape[:-1], outputs, generator=generator)
+
+    def run(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            leaf = vectors.clone().requires_grad_()
+            result = layer(leaf)
+            gradients = torch.autograd.grad(result, [leaf, layer.weight, layer.bias], slope)
+        finally:
+            torch.set_num_threads(before)
+        return [result, *gradients]
+
+    alone = run(1)
+    for threads in (2, 4, 7):
+        assert all(torch.equal(a, b) for a, b in zip(alone, run(threads), strict=True))
 
 
 def test_weights_fill_the_default_range_and_come_from_the_generator_alone() -> None:

@@ -29,12 +29,13 @@ METHODS = ("stego", "hp")
 class Scenes:
     """Windows of two halves, each of which shows one of four clusters."""
 
-    def __init__(self, count: int = 12) -> None:
+    def __init__(self, count: int = 12, grid: int = GRID, channels: int = CHANNELS) -> None:
         generator = np.random.default_rng(0)
-        basis, _ = np.linalg.qr(generator.normal(size=(CHANNELS, CHANNELS)))
+        basis, _ = np.linalg.qr(generator.normal(size=(channels, channels)))
         halves = generator.integers(4, size=(count, 2))
-        self.truth = halves.repeat([2, 3], axis=1)[:, None, :].repeat(GRID, axis=1)
-        noise = 0.2 * generator.normal(size=(count, GRID, GRID, CHANNELS))
+        widths = [grid // 2, grid - grid // 2]
+        self.truth = halves.repeat(widths, axis=1)[:, None, :].repeat(grid, axis=1)
+        noise = 0.2 * generator.normal(size=(count, grid, grid, channels))
         self.features = torch.from_numpy(basis[self.truth] + noise).float()
 
     def read_steps(self, first: int) -> Iterator[HeadBatch]:
@@ -73,7 +74,7 @@ def make_settings(method: str, **changes: Any) -> HeadSettings:
 
 
 def start(scenes: Scenes, settings: HeadSettings) -> Training:
-    method = build_method(CHANNELS, settings, scenes.read_positions, CPU)
+    method = build_method(scenes.features.shape[-1], settings, scenes.read_positions, CPU)
     return start_training(method, scenes.read_positions, settings, CPU)
 
 
@@ -135,6 +136,45 @@ def test_the_probe_moves_no_code() -> None:
         heads.append(training.method.head.state_dict())
     for name, tensor in heads[0].items():
         assert torch.equal(tensor, heads[1][name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_of_threads_changes_no_byte(method: str) -> None:
+    # large enough that torch shares its sums out among threads
+    scenes = Scenes(8, grid=23, channels=64)
+    settings = make_settings(method, dim=32, steps=3, side=11, positions=121, pool=2048)
+
+    def train(threads: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            training = start(scenes, settings)
+            run_round(training, islice(scenes.read_steps(0), 3), settings)
+        finally:
+            torch.set_num_threads(before)
+        return pack_training(training)
+
+    (alone, noted), (shared, again) = train(1), train(2)
+    assert noted == again
+    for name, array in alone.items():
+        np.testing.assert_array_equal(shared[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5])
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_images_train_to_numbers(method: str, value: float) -> None:
+    scenes, settings = Scenes(), make_settings(method, steps=6, warm_up=0.2)
+    training = start(scenes, settings)
+    # positions of the pools, too: 0 features make 0 vectors in them
+    scenes.features = torch.full_like(scenes.features, value)
+    image = scenes.features[:4]
+    attention = torch.zeros(*image.shape[:3], 9)
+    run_round(training, [HeadBatch(image, image, image, attention)] * 6, settings)
+    arrays, values = pack_training(training)
+    assert np.isfinite(values["loss"]).all()
+    assert np.isfinite(values["usage"]).all()
+    for name, array in arrays.items():
+        assert np.isfinite(array).all(), name
 
 
 def test_a_round_needs_batches() -> None:
