@@ -24,6 +24,7 @@ from pipeline.run import Run
 from pipeline.scheduler import Execution
 from pipeline.settings import make_settings
 from stages import SETTINGS, run_stage
+from stages.head.presets import DINOV2_SHIFTS, get_preset
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 WEIGHTS = Path("weights") / f"{BACKBONE}.safetensors"
@@ -32,6 +33,8 @@ SEEDS = (0, 1, 2)
 # A head sees a hundred windows here, where its paper has tens of thousands; a step of HP costs four
 # of STEGO.
 STEGO_STEPS, HP_STEPS = 400, 250
+# Stands for the shifts of the dataset that STEGO's authors tuned to DINO.
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class System:
     em
         Settings of the fit; None: the head's own clusters are scored.
     head
-        Settings of the head; None: the fit is on the features.
+        Name of the head in ``HEADS``; None: the fit is on the features.
     scores
         Entry of ``metrics.json`` that holds the scores; the top level where it is empty.
     """
@@ -55,12 +58,16 @@ class System:
     name: str
     title: str
     em: Mapping[str, Any] | None = None
-    head: Mapping[str, Any] | None = None
+    head: str | None = None
     scores: str = ""
 
 
 _STEGO: dict[str, Any] = {"method": "stego", "steps": STEGO_STEPS}
-_HP: dict[str, Any] = {"method": "hp", "steps": HP_STEPS}
+HEADS: dict[str, dict[str, Any]] = {
+    "stego": _STEGO | {"term_shifts": PUBLISHED},
+    "stego-dinov2": _STEGO | {"term_shifts": DINOV2_SHIFTS},
+    "hp": {"method": "hp", "steps": HP_STEPS},
+}
 _PLAIN: dict[str, Any] = {"student": "clean", "mirror": False}
 
 SYSTEMS = (
@@ -68,10 +75,12 @@ SYSTEMS = (
     System("primaps-plain", "PriMaPs-EM, no augmentation", em=_PLAIN),
     System("primaps", "PriMaPs-EM, augmented student", em={}),
     System("running", "the same, running prototypes", em={}, scores="running_prototypes"),
-    System("stego", "STEGO", head=_STEGO),
-    System("primaps-stego", "PriMaPs-EM on STEGO", head=_STEGO, em={}),
-    System("hp", "HP", head=_HP),
-    System("primaps-hp", "PriMaPs-EM on HP", head=_HP, em={}),
+    System("stego", "STEGO, published shifts", head="stego"),
+    System("primaps-stego", "PriMaPs-EM on it", head="stego", em={}),
+    System("stego-dinov2", "STEGO, shifts for DINOv2", head="stego-dinov2"),
+    System("primaps-stego-dinov2", "PriMaPs-EM on it", head="stego-dinov2", em={}),
+    System("hp", "HP", head="hp"),
+    System("primaps-hp", "PriMaPs-EM on it", head="hp", em={}),
     System("robust", "robust", em={"method": "robust"}),
     System("linear", "linear probe (labels of train)", em={}, scores="linear_probe"),
 )
@@ -114,22 +123,24 @@ def prepare_run(run: Run, dataset: str, shared: Path) -> None:
     _stage(run, "masks")
 
 
-def run_system(run: Run, system: System, classes: int, seed: int) -> dict[str, Any]:
+def run_system(run: Run, system: System, dataset: str, seed: int) -> dict[str, Any]:
     """Fit a system with one seed and score it on val; return its scores and minutes."""
+    classes = CLASSES[dataset]
     keys: list[str] = []
     given: dict[str, Any] = {"splits": ("val",), "gallery": 0}
-    name = ""
+    head = None
     if system.head is not None:
-        name = f"{system.head['method']}-{seed}"
-        _stage(run, "head", classes=classes, seed=seed, name=name, **system.head)
-        _stage(run, "encode", head=name)
-        keys += [f"head/{name}", f"encode/{name}"]
-        given["head"] = name
+        head, settings = f"{system.head}-{seed}", dict(HEADS[system.head])
+        if settings.get("term_shifts") == PUBLISHED:
+            settings["term_shifts"] = get_preset(dataset, "").shifts
+        _stage(run, "head", classes=classes, seed=seed, name=head, **settings)
+        _stage(run, "encode", head=head)
+        keys += [f"head/{head}", f"encode/{head}"]
+        given["head"] = head
     if system.em is not None:
         # systems that share a fit share its name
-        fit = "-".join(["primaps" if system.em == {} else system.name, *filter(None, [name])])
-        fit = fit if name else f"{fit}-{seed}"
-        _stage(run, "em", classes=classes, seed=seed, name=fit, head=name or None, **system.em)
+        fit = f"{'primaps' if system.em == {} else system.name}-{head or seed}"
+        _stage(run, "em", classes=classes, seed=seed, name=fit, head=head, **system.em)
         keys.append(f"em/{fit}")
         # one fit of each seed is scored beside the supervised bound
         given |= {"em": fit, "head": None, "linear_probe": fit == f"primaps-{seed}"}
@@ -141,7 +152,7 @@ def run_system(run: Run, system: System, classes: int, seed: int) -> dict[str, A
         Screen(progress=False),
     )
     assert record is not None
-    target = given.get("em") or f"head-{name}"
+    target = given.get("em") or f"head-{head}"
     metrics = json.loads((run.report(target) / "metrics.json").read_text())
     scores = _read_scores(metrics, system)
     if system.scores:
@@ -189,12 +200,12 @@ def compare_systems(
     """
     scores: dict[str, dict[str, Score]] = {}
     for dataset in datasets:
-        run, classes = Run(work / dataset), CLASSES[dataset]
+        run = Run(work / dataset)
         prepare_run(run, dataset, shared)
         for system in systems:
             score = scores.setdefault(system.name, {}).setdefault(dataset, Score())
             for seed in seeds:
-                for name, value in run_system(run, system, classes, seed).items():
+                for name, value in run_system(run, system, dataset, seed).items():
                     getattr(score, name).append(value)
             click.echo(f"{dataset}: {system.title}: {_pair(score.accuracy, score.miou)}")
     return scores

@@ -77,7 +77,7 @@ class Head(Stage[HeadSettings]):
                 f"head needs --classes: a dataset of layout {manifest.dataset} does not say how "
                 "many there are."
             )
-        preset = get_preset(manifest.dataset)
+        preset = get_preset(manifest.dataset, read_record(run, "extract").facts["backbone"])
         return settings.replace(
             name=settings.name or settings.method,
             precision=resolve_precision(settings.precision, resolve_device(settings.device)),

@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.datasets import DATASET_NAMES
 from pipeline.errors import UsageError
-from stages.head.presets import get_preset
+from stages.head.presets import DINOV2_SHIFTS, get_preset
+
+DINO = "vit_small_patch8_224.dino"
 
 
 @pytest.mark.parametrize(
@@ -20,18 +22,25 @@ from stages.head.presets import get_preset
 def test_published_values(
     dataset: str, shifts: tuple[float, float, float], temperature: float, renew_every: int
 ) -> None:
-    preset = get_preset(dataset)
+    preset = get_preset(dataset, DINO)
     assert preset.weights == (0.67, 0.25, 0.63)
     assert preset.shifts == shifts
     assert (preset.temperature, preset.renew_every) == (temperature, renew_every)
 
 
 def test_every_dataset_has_a_preset() -> None:
-    assert all(get_preset(name).weights for name in DATASET_NAMES)
-    assert get_preset("camvid") == get_preset("cityscapes")
-    assert get_preset("folder") == get_preset("cocostuff")
+    assert all(get_preset(name, DINO).weights for name in DATASET_NAMES)
+    assert get_preset("camvid", DINO) == get_preset("cityscapes", DINO)
+    assert get_preset("folder", DINO) == get_preset("cocostuff", DINO)
 
 
 def test_an_unknown_dataset_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'cityscapes'"):
-        get_preset("cityscape")
+        get_preset("cityscape", DINO)
+
+
+def test_dinov2_has_shifts_of_its_own() -> None:
+    for name in DATASET_NAMES:
+        preset = get_preset(name, "vit_small_patch14_dinov2.lvd142m")
+        assert preset.shifts == DINOV2_SHIFTS
+        assert preset.temperature == get_preset(name, DINO).temperature
