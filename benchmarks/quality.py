@@ -233,7 +233,7 @@ def tabulate(
                 _pair(score.accuracy, score.miou),
                 _pair(score.accuracy_crf, score.miou_crf),
                 f"{mean(score.least_usage):.2f}" if score.least_usage else "-",
-                f"{mean(score.minutes):.1f}" if score.minutes else "-",
+                f"{mean(score.minutes):.2f}" if score.minutes else "-",
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

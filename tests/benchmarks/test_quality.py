@@ -29,7 +29,7 @@ def test_a_row_has_mean_and_spread_for_each_dataset() -> None:
     header, rule, row = tabulate(scores, systems).splitlines()
     assert header.count("|") == rule.count("|") == row.count("|")
     assert "72.0 ± 2.0 / 36.0 ± 1.0" in row
-    assert "40.0 / 20.0 | - | 0.50 | 1.0" in row
+    assert "40.0 / 20.0 | - | 0.50 | 1.00" in row
 
 
 def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
