@@ -53,9 +53,9 @@ class RobustSettings:
     """
 
     classes: int
-    seed: int = 0
-    clusterings: int = 100
-    shrinkage: float = 0.1
+    seed: int
+    clusterings: int
+    shrinkage: float
 
 
 @dataclass(frozen=True)
