@@ -134,6 +134,17 @@ class Manifest:
                     f"{did_you_mean(split, self.splits)}."
                 )
 
+    def choose_splits(self, given: Sequence[str]) -> tuple[str, ...]:
+        """Return the splits to fit on: those given, or train where there is one, or all.
+
+        Raises
+        ------
+        UsageError
+            No image is in one that is given.
+        """
+        self.check_splits(given)
+        return tuple(given) or (("train",) if "train" in self.splits else self.splits)
+
     def windows_of(self, image: Image) -> list[Window]:
         """Return the windows of one image."""
         return self._windows_of.get(image.image, [])

@@ -175,7 +175,7 @@ def list_augmented(run: Run, head: str | None) -> list[str]:
     if head is not None:
         return list(read_record(run, f"encode/{head}").facts["augmented"])
     record = inspect_stage(run, "views").record
-    return [] if record is None else [v for v in record.facts["views"] if v != "clean"]
+    return [] if record is None else list(record.facts["views"])
 
 
 def read_pooled(run: Run, windows: np.ndarray) -> NDArray[np.float32]:

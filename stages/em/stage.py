@@ -79,11 +79,8 @@ class Em(Stage[EmSettings]):
                 f"{did_you_mean(settings.head, run.names('encode'))}; train one with "
                 f"`primaps-pipe head {run.quoted} --method stego` or hp."
             )
-        manifest = read_manifest(run.require())
-        manifest.check_splits(settings.splits)
-        known = manifest.splits
         return settings.replace(
-            splits=settings.splits or (("train",) if "train" in known else known),
+            splits=read_manifest(run.require()).choose_splits(settings.splits),
             classes=_choose_classes(run, settings),
             student=_choose_student(run, settings),
         )

@@ -11,6 +11,7 @@ from pipeline.condition import read_record
 from pipeline.errors import ImageError
 from pipeline.frames import resize_labels
 from pipeline.images import read_label
+from pipeline.ledger import StageRecord
 from pipeline.manifest import Image
 from pipeline.run import Run
 from stages.evaluate.artefacts import MAIN, Artefacts, read_group_of
@@ -26,9 +27,6 @@ from stages.evaluate.content import (
 from stages.evaluate.labelling import take_clusters
 from stages.evaluate.report import GalleryItem, ReportContent
 from stages.evaluate.settings import EvaluateSettings
-
-# Made by the commands of other stages: extract adds views, head encodes.
-_WITHIN_OTHERS = ("views", "encode")
 
 
 def build_content(
@@ -110,18 +108,20 @@ def _gather_exhibit(artefacts: Artefacts, image: Image, settings: EvaluateSettin
 
 def _list_commands(run: Run, key: str) -> tuple[str, ...]:
     """List the commands that lead to a stage, each after those that it reads."""
-    keys: dict[str, None] = {}
+    records: dict[str, StageRecord] = {}
 
     def visit(key: str) -> None:
-        for source in read_record(run, key).inputs:
+        record = read_record(run, key)
+        for source in record.inputs:
             visit(source)
-        keys.setdefault(key)
+        records.setdefault(key, record)
 
     visit(key)
     return tuple(
-        f"primaps-pipe {stage} {run.quoted}{read_record(run, key).options}"
-        for key in keys
-        if (stage := key.partition("/")[0]) not in _WITHIN_OTHERS
+        f"primaps-pipe {record.stage} {run.quoted}{record.options}"
+        for record in records.values()
+        # one that has another stage's verb is run by the command of that stage
+        if not record.verb
     )
 
 

@@ -155,7 +155,7 @@ def load_head(run: Run, name: str) -> ProjectionHead:
 
 def _list_augmented(run: Run) -> list[str]:
     record = inspect_stage(run, "views").record
-    return [] if record is None else [v for v in record.facts["views"] if v != "clean"]
+    return [] if record is None else list(record.facts["views"])
 
 
 def _list_views(run: Run) -> list[str]:

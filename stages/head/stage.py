@@ -68,8 +68,7 @@ class Head(Stage[HeadSettings]):
     def resolve(self, run: Run, settings: HeadSettings) -> HeadSettings:
         """Fill in what the method and the dataset decide."""
         manifest = read_manifest(run.require())
-        manifest.check_splits(settings.splits)
-        known = manifest.splits
+        splits = manifest.choose_splits(settings.splits)
         dataset = get_dataset(manifest.dataset)
         classes = settings.classes or len(dataset.class_names(manifest.labels))
         if not classes:
@@ -83,7 +82,7 @@ class Head(Stage[HeadSettings]):
             precision=resolve_precision(settings.precision, resolve_device(settings.device)),
             classes=classes,
             dim=settings.dim or _DIMS[settings.method],
-            splits=settings.splits or (("train",) if "train" in known else known),
+            splits=splits,
             term_weights=settings.term_weights or preset.weights,
             term_shifts=settings.term_shifts or preset.shifts,
             renew_every=settings.renew_every or preset.renew_every,
@@ -189,9 +188,8 @@ def _list_views(run: Run, settings: HeadSettings) -> dict[str, list[str]]:
     if settings.method == "stego" and facts["crops"]:
         names["crops"] = [f"crop_{i + 1}" for i in range(facts["crops"])]
     if settings.method == "hp":
-        views = [view for view in facts["views"] if view.startswith("photometric")]
-        if views:
-            names["augmented"] = views
+        if facts["views"]:
+            names["augmented"] = facts["views"]
         if facts["attention"]:
             names["attention"] = ["attention"]
     return names

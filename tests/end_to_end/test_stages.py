@@ -457,10 +457,18 @@ def make_head(run: Run, fit: str, name: str) -> None:
     for key in (f"head/{name}", f"encode/{name}", "em/on-codes"):
         stage = key.partition("/")[0]
         ledger = Ledger(run.state(key))
-        options = {"head": f" --name {name}", "em": " --name on-codes"}.get(stage, "")
         ledger.commit(ShardRecord(0, "made by hand", 1.0, 1))
         record = StageRecord(
-            stage, VERSIONS[stage], {}, dict(made), ["made by hand"], {}, options, finished=True
+            stage=stage,
+            version=VERSIONS[stage],
+            settings={},
+            inputs=dict(made),
+            shards=["made by hand"],
+            facts={},
+            options={"head": f" --name {name}", "em": " --name on-codes"}.get(stage, ""),
+            # as the stage itself has it: the head's command encodes
+            verb={"encode": "head"}.get(stage, ""),
+            finished=True,
         )
         ledger.write_stage(record)
         made[key] = record.digest

@@ -107,6 +107,16 @@ def test_splits() -> None:
     assert str(caught.value) == ("--split 'trian': the run has train, val (did you mean 'train'?).")
 
 
+def test_fits_are_on_the_splits_given_or_train_or_all() -> None:
+    manifest = make(NAMES)
+    assert manifest.choose_splits(()) == ("train",)
+    assert manifest.choose_splits(["val", "train"]) == ("val", "train")
+    with pytest.raises(UsageError, match="trian"):
+        manifest.choose_splits(["trian"])
+    held_out = replace(manifest, images=tuple(i for i in manifest.images if i.split == "val"))
+    assert held_out.choose_splits(()) == ("val",)
+
+
 def test_label_paths() -> None:
     image = make_image(0, "a", label="gt/a.png")
     assert make([]).label_path(image) == Path("/data/Fotos für alle/gt/a.png")
