@@ -6,16 +6,21 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image as PillowImage
 
-from pipeline.errors import ImageError, StaleError
+from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images import read_rgb
 from pipeline.manifest import Image, Manifest
+from pipeline.places import is_remote
 from pipeline.windows import Window
+
+# Threads that wait for a store rather than decode.
+FETCH_THREADS = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,18 +51,15 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
         The file is not the one that the manifest lists.
     """
     path = root / image.path
+    if not is_remote(root):
+        _require_unchanged(path, image)
     try:
-        status = path.stat()
-    except OSError as error:
-        raise StaleError(
-            f"{path} is gone since it was extracted ({error.strerror}); "
-            "run `primaps-pipe extract` again."
-        ) from error
-    if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
-        raise StaleError(
-            f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
-        )
-    pixels = read_rgb(path)
+        # the bytes are in memory anyway: hashing them costs a twentieth of decoding them
+        pixels = read_rgb(path, image.digest)
+    except AccessError as error:
+        if not is_remote(root):
+            raise
+        raise _gone(path, str(error)) from error
     if pixels.shape[:2] != (image.height, image.width):
         raise ImageError(
             f"decodes to {pixels.shape[1]} x {pixels.shape[0]}, "
@@ -69,6 +71,24 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
         (width, height), PillowImage.Resampling.BILINEAR, reducing_gap=None
     )
     return np.asarray(resized)
+
+
+def _require_unchanged(path: Path, image: Image) -> None:
+    # not asked of an object store, where it would be a second request: the digest tells
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _gone(path, error.strerror or str(error)) from error
+    if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
+        raise StaleError(
+            f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
+        )
+
+
+def _gone(path: Path, reason: str) -> StaleError:
+    return StaleError(
+        f"{path} is gone since it was extracted ({reason}); run `primaps-pipe extract` again."
+    )
 
 
 def read_windows(
@@ -102,7 +122,10 @@ def read_windows(
             return group, error
         return group, cut_windows(frame, group)
 
-    return map_ahead(read, by_image, count_threads(), ahead)
+    threads = count_threads()
+    if is_remote(manifest.root):
+        threads = max(threads, FETCH_THREADS)
+    return map_ahead(read, by_image, threads, ahead)
 
 
 def cut_windows(frame: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
@@ -156,6 +179,8 @@ def map_ahead(
 ) -> Iterator[R]:
     """Apply a function to items in threads, at most ``ahead`` of them before they are asked for.
 
+    The threads see the caller's context variables.
+
     Yields
     ------
     R
@@ -165,7 +190,8 @@ def map_ahead(
     pool = ThreadPoolExecutor(max_workers=max(1, threads))
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            # a context of its own: two threads may not enter one
+            waiting.append(pool.submit(copy_context().run, function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from pipeline.files import write_bytes
+from pipeline.files import require_inside, write_bytes
+from pipeline.places import find_files, is_remote
 
 
 def write_label(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
@@ -42,10 +43,14 @@ def remove_other_labels(folder: Path, keep: set[Path]) -> int:
     Label maps of an earlier evaluation (other splits, images that are gone) would otherwise be
     taken for those of this one.
     """
-    others = [path for path in folder.rglob("*.png") if path.is_file() and path not in keep]
+    require_inside(folder)
+    others = [p for p in find_files(folder) if p.suffix == ".png" and p not in keep]
     for path in others:
         path.unlink()
-    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+    if is_remote(folder):
+        return len(others)
+    folders = (p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink())
+    for path in sorted(folders, reverse=True):
         if not any(path.iterdir()):
             path.rmdir()
     return len(others)

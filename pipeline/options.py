@@ -5,10 +5,11 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
+from pipeline.places import PlaceType
 from pipeline.settings import StageSettings, option_name
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -72,12 +73,15 @@ def _make_option(
 
 
 def _strip(annotation: Any) -> tuple[Any, bool]:
-    """Take ``None`` out of a union and the element out of a tuple."""
+    """Take ``None`` out of a union, the element out of a tuple, and what pydantic alone reads."""
     if get_origin(annotation) in (Union, types.UnionType):
         parts = [part for part in get_args(annotation) if part is not type(None)]
-        annotation = parts[0] if len(parts) == 1 else annotation
+        if len(parts) == 1:
+            return _strip(parts[0])
     if get_origin(annotation) is tuple:
-        return get_args(annotation)[0], True
+        return _strip(get_args(annotation)[0])[0], True
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0], False
     return annotation, False
 
 
@@ -85,5 +89,6 @@ def _click_type(annotation: Any) -> Any:
     if get_origin(annotation) is Literal:
         return click.Choice([str(value) for value in get_args(annotation)])
     if annotation is Path:
-        return click.Path(path_type=Path)
+        # not click's own, which makes s3:/bucket of s3://bucket
+        return PlaceType()
     return {int: int, float: float, bool: bool}.get(annotation, str)

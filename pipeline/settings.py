@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self, TypeVar, get_origin
@@ -128,7 +129,14 @@ def make_settings(
         if not first["loc"]:
             # of the settings together, not of one of them
             raise UsageError(f"{stage} {message}.") from None
-        raise UsageError(f"{stage}.{name} = {first['input']!r}: {message}.") from None
+        raise UsageError(f"{stage}.{name} = {show_value(first['input'])}: {message}.") from None
+
+
+def show_value(value: Any) -> str:
+    """Return a value as an error shows it: short, whatever a few words of YAML stand for."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 200, 200
+    return short.repr(value)
 
 
 def did_you_mean(name: str, known: Any) -> str:

@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import Execution
-from pipeline.settings import StageSettings, did_you_mean, make_settings
+from pipeline.settings import StageSettings, did_you_mean, make_settings, show_value
 from stages import OPTIONAL, SETTINGS, recall_settings, run_stage
 
 Recipe = dict[str, dict[str, Any]]
@@ -71,7 +71,7 @@ def _check(content: Any, given: str) -> Recipe:
                 f"there are {', '.join(SETTINGS)}."
             )
         if values is not None and not isinstance(values, dict):
-            raise UsageError(f"{given}: {stage} must hold settings, not {values!r}.")
+            raise UsageError(f"{given}: {stage} must hold settings, not {show_value(values)}.")
         recipe[stage] = dict(values or {})
     return recipe
 

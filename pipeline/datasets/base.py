@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 from pipeline.datasets.palettes import Colour
 from pipeline.errors import DatasetError, ImageError, UsageError
 from pipeline.images import read_label
+from pipeline.places import is_remote
+
+if TYPE_CHECKING:
+    from pipeline.objects import ObjectStatus
 
 IGNORE = 255
 """The label of a pixel that belongs to no class and is left out of every score."""
@@ -41,12 +46,15 @@ class Sample:
     label : str or None
         Path of the label map, '/'-separated, or None: relative to the labels folder where one was
         given, and to the root otherwise. `label_path` resolves it.
+    reason : str or None
+        Why the image cannot be used, where its path alone says so.
     """
 
     id: str
     split: str
     image: str
     label: str | None
+    reason: str | None = None
 
     def image_path(self, root: Path) -> Path:
         """Give the image's path below the root."""
@@ -173,6 +181,7 @@ class Benchmark:
                 " or use the dataset 'folder'"
             )
         require_splits(splits)
+        forget_listings()
         require_root(root, self.layout)
         samples: list[Sample] = []
         for split in splits:
@@ -238,9 +247,49 @@ def map_ids(ids: NDArray[np.integer[Any]], table: NDArray[np.int16]) -> NDArray[
     return mapped.astype(np.uint8)
 
 
+@lru_cache(maxsize=2)
+def list_objects(root: Path) -> Mapping[str, ObjectStatus]:
+    """List the objects below a remote root: relative name -> size and time, sorted by name.
+
+    A store answers for a thousand names as fast as for one; :func:`forget_listings` lists anew.
+    """
+    from pipeline.objects import find_objects
+
+    return dict(find_objects(root))
+
+
+def forget_listings() -> None:
+    """Forget what remote roots hold."""
+    list_objects.cache_clear()
+
+
+def stamp_file(root: Path, relative: str) -> tuple[int, int, int]:
+    """Return the bytes and two times, in nanoseconds, of a file below a root.
+
+    The times are that of its content, which programs can set, and that of the last change of
+    anything, which they cannot; 0 in an object store, which has one time alone. Below a remote root
+    they are those that were listed (see :func:`forget_listings`).
+
+    Raises
+    ------
+    OSError
+        It is not there.
+    """
+    if is_remote(root):
+        objects = list_objects(root)
+        if relative not in objects:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(root / relative))
+        return objects[relative].st_size, objects[relative].st_mtime_ns, 0
+    status = (root / relative).stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def require_root(root: Path, layout: str) -> None:
     """Refuse a root that is no folder, saying what it should hold."""
-    if not root.is_dir():
+    if is_remote(root):
+        if not list_objects(root):
+            raise DatasetError(f"nothing at {root}; the root must hold {layout}")
+    elif not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
         raise DatasetError(f"{problem}: {root}; the root must hold {layout}")
 
@@ -268,6 +317,10 @@ def file_names(folder: Path, suffix: str) -> list[str]:
 
 def folder_names(folder: Path) -> list[str]:
     """List the visible folders directly in a folder, sorted; none if it is missing."""
+    if is_remote(folder):
+        from pipeline.objects import list_names
+
+        return [n for n, inner in list_names(folder) if inner and not n.startswith(".")]
     if not folder.is_dir():
         return []
     return [
@@ -277,9 +330,22 @@ def folder_names(folder: Path) -> list[str]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return sorted(path.name for path in folder.iterdir())
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise DatasetError(f"cannot list {folder}: {error.strerror or error}") from error
+    storable = [name for name in names if is_text(name)]
+    if missing := len(names) - len(storable):
+        log.warning("%d names in %s are not UTF-8 and are left out: rename them", missing, folder)
+    return storable
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be stored: file systems hold names that are no UTF-8."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_lines(path: Path) -> list[str]:
@@ -315,7 +381,12 @@ def read_ids(path: Path) -> list[str]:
 
 def existing(root: Path, relative: str) -> str | None:
     """Give back a relative path if it is there below the root, else None."""
-    return relative if (root / relative).exists() else None
+    if is_remote(root):
+        return relative if relative in list_objects(root) else None
+    try:
+        return relative if (root / relative).exists() else None
+    except OSError:
+        return None  # a name longer than names can be
 
 
 def keep_present(samples: Sequence[Sample], root: Path) -> list[Sample]:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,8 +16,12 @@ from pipeline.datasets.base import (
     IGNORE,
     Frame,
     Sample,
+    existing,
     folder_names,
+    forget_listings,
     id_table,
+    is_text,
+    list_objects,
     map_ids,
     read_lines,
     require_root,
@@ -27,6 +31,7 @@ from pipeline.datasets.base import (
 from pipeline.datasets.palettes import Colour, distinct_colours
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images import IMAGE_SUFFIXES, read_label
+from pipeline.places import is_remote
 
 EVERYTHING = "all"
 """The split that is every image below the root, whether or not a subfolder has this name."""
@@ -34,8 +39,16 @@ EVERYTHING = "all"
 CLASSES_FILE = "classes.txt"
 """Optional, in the labels folder: the name of class 0, 1, 2, ... one per line."""
 
+MAX_ID_BYTES = 2000
+"""A longer path below the root is refused: systems end at 4096 bytes, run directory included."""
+
+MAX_NAME_BYTES = 255 - len(".png")
+"""A longer name leaves no room for that of its label map in common file systems."""
+
 LAYOUT = f"images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth"
 
+# What every run directory holds: its label maps are no photographs.
+_RUN_NAMES = {"run.yaml", "state"}
 _IDENTITY = id_table({index: index for index in range(IGNORE)})
 
 log = logging.getLogger(__name__)
@@ -47,12 +60,14 @@ class Folder:
 
     The split ``all`` is every image below the root. Any other split is a subfolder directly in the
     root, and its ids are relative to that subfolder. Symbolic links to folders are followed, and no
-    folder is listed twice in a split. Hidden files and folders are left out, and so is the labels
-    folder where it lies below the root.
+    folder is listed twice in a split. Hidden files and folders are left out, and so are the labels
+    folder and run directories that lie below the root. What cannot be used because of its path (a
+    name that is not UTF-8 or too long, a folder that cannot be listed) is a sample with the reason.
 
     A label map has its image's path relative to the root, with another suffix: ``a/b.jpg`` has
     ``a/b.jpg.png``, or ``a/b.png``, or the image's own name where that can hold ids. It holds the
-    class ids themselves, 0..254, and 255 = ignore.
+    class ids themselves, 0..254, and 255 = ignore. A label map that two images could mean
+    (``b.jpg.png``, of ``b.jpg`` and of a photograph with that name) is taken for neither.
     """
 
     name: str = "folder"
@@ -84,6 +99,7 @@ class Folder:
     ) -> list[Sample]:
         """List the samples of the splits, as `Dataset.list_samples` has it."""
         require_splits(splits)
+        forget_listings()
         require_root(root, LAYOUT)
         if labels is not None:
             _require_labels(labels, root)
@@ -109,7 +125,7 @@ class Folder:
 
 
 def _require_labels(labels: Path, root: Path) -> None:
-    if not labels.is_dir():
+    if not (list_objects(labels) if is_remote(labels) else labels.is_dir()):
         raise DatasetError(f"no folder of label maps at {labels}")
     if labels.resolve() in (root.resolve(), *root.resolve().parents):
         raise UsageError(
@@ -130,85 +146,183 @@ def _split_folder(root: Path, split: str) -> str:
 def _samples(
     root: Path, top: str, split: str, labels: Path | None, exclude: Collection[Path]
 ) -> list[Sample]:
+    odd: dict[PurePosixPath, str] = {}
     images = sorted(
-        path for path in _walk(root / top, exclude) if path.suffix.lower() in IMAGE_SUFFIXES
+        path for path in _walk(root / top, exclude, odd) if path.suffix.lower() in IMAGE_SUFFIXES
     )
     stems = Counter(str(path.with_suffix("")) for path in images)
     names = {str(path) for path in images}
-    samples = []
+    samples = [
+        Sample(str(path), split, str(PurePosixPath(top) / path), None, reason)
+        for path, reason in odd.items()
+    ]
     for path in images:
         stem = str(path.with_suffix(""))
         # 'a.jpg' beside 'a.png' or beside 'a.jpg.png': only whole names tell such files apart.
         alone = stems[stem] == 1 and stem not in names
         image = PurePosixPath(top) / path
         label = None if labels is None else _label(labels, image, stems[stem] == 1)
-        samples.append(
-            Sample(id=stem if alone else str(path), split=split, image=str(image), label=label)
+        name = stem if alone else str(path)
+        samples.append(Sample(name, split, str(image), label, _excess(name)))
+    return sorted(_part_shared_labels(samples), key=lambda sample: sample.id)
+
+
+def _excess(name: str) -> str | None:
+    """Say why no label map can have this id, or None."""
+    if (length := len(os.fsencode(name.rpartition("/")[2]))) > MAX_NAME_BYTES:
+        return f"a name too long for its label map's ({length} bytes + .png): shorten it"
+    if (length := len(os.fsencode(name))) > MAX_ID_BYTES:
+        return f"a path of {length} bytes, the limit is {MAX_ID_BYTES}: move it up"
+    return None
+
+
+def _part_shared_labels(samples: Sequence[Sample]) -> list[Sample]:
+    claims = Counter(sample.label for sample in samples if sample.label is not None)
+    shared = {label for label, count in claims.items() if count > 1}
+    if shared:
+        log.warning(
+            "%d label maps may be of two images and are taken for neither (first: %s): append "
+            ".png to the whole name of the image",
+            len(shared),
+            min(shared),
         )
-    return sorted(samples, key=lambda sample: sample.id)
+    return [replace(s, label=None) if s.label in shared else s for s in samples]
 
 
 def _label(labels: Path, image: PurePosixPath, alone: bool) -> str | None:
     candidates = [image.with_name(image.name + ".png"), image]
     if alone:
         candidates.insert(1, image.with_suffix(".png"))
-    return next((str(path) for path in candidates if (labels / path).is_file()), None)
+    return next((str(path) for path in candidates if _is_label(labels, path)), None)
 
 
-def _walk(top: Path, exclude: Collection[Path]) -> Iterator[PurePosixPath]:
+def _is_label(labels: Path, path: PurePosixPath) -> bool:
+    if is_remote(labels):
+        return existing(labels, str(path)) is not None
+    try:
+        return (labels / path).is_file()
+    except OSError:
+        return False  # a name longer than names can be
+
+
+def _walk(
+    top: Path, exclude: Collection[Path], odd: dict[PurePosixPath, str]
+) -> Iterator[PurePosixPath]:
     """Yield every visible file below a folder, relative to it; each real folder once.
 
     Links to folders wait until the real folders are done, so that an image keeps the path it is
-    stored under, and so that links in a circle end.
+    stored under, and so that links in a circle end. What cannot be used goes to ``odd``.
     """
-    excluded = {path.resolve() for path in exclude}
-    seen = {top.resolve()} | excluded
+    if is_remote(top):
+        yield from _select_objects(top, exclude, odd)
+        return
+    local = [path for path in exclude if not is_remote(path) and path.exists()]
+    excluded = {path.resolve() for path in local}
+    # By number, not by name: to resolve every name of a deep tree takes hours.
+    seen = {_identify(path) for path in local}
     folders, links = [PurePosixPath()], list[PurePosixPath]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
-        if folder != PurePosixPath() and (top / folder).is_symlink():
-            real = (top / folder).resolve()
-            if real in seen or any(parent in excluded for parent in real.parents):
+        place, is_top = top / folder, folder == PurePosixPath()
+        try:
+            number = _identify(place)
+            if not is_top and (number in seen or _leads_into(place, excluded)):
                 continue
-            seen.add(real)
-        for entry in _entries(top / folder):
+            seen.add(number)
+            entries = _entries(place)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if is_top:
+                raise DatasetError(f"cannot list {top}: {reason}") from error
+            odd[folder] = f"a folder that cannot be listed: {reason}"
+            continue
+        if not is_top and _RUN_NAMES.issubset(entry.name for entry in entries):
+            continue
+        for entry in entries:
             path = folder / entry.name
-            # Not entry.is_dir(), which raises on a link to itself instead of saying no.
-            if not (top / path).is_dir():
+            is_folder = _is_folder(entry)
+            if (trouble := _unusable(path, is_folder)) is not None:
+                odd[PurePosixPath(_printable(str(path)))] = trouble
+            elif not is_folder:
                 yield path
             elif entry.is_symlink():
                 links.append(path)
                 links.sort()
             else:
-                real = (top / path).resolve()
-                if real not in seen:
-                    seen.add(real)
-                    folders.append(path)
+                folders.append(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle, or to what may not be seen
+
+
+def _leads_into(place: Path, excluded: Collection[Path]) -> bool:
+    return place.is_symlink() and any(parent in excluded for parent in place.resolve().parents)
+
+
+def _identify(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _unusable(path: PurePosixPath, is_folder: bool) -> str | None:
+    """Say why a folder or an image cannot be used because of its path, or None."""
+    if not is_folder and path.suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    kind = "folder" if is_folder else "file"
+    if not is_text(path.name):
+        return f"a {kind} whose name is not UTF-8: rename it"
+    if is_folder and len(os.fsencode(path)) > MAX_ID_BYTES:
+        return f"a folder too deep to be looked into (a path of more than {MAX_ID_BYTES} bytes)"
+    return None
+
+
+def _select_objects(
+    top: Path, exclude: Collection[Path], odd: dict[PurePosixPath, str]
+) -> Iterator[PurePosixPath]:
+    """Yield the visible objects below a prefix, relative to it."""
+    objects = list_objects(top)
+    inside = [path.relative_to(top).as_posix() + "/" for path in exclude if _is_below(path, top)]
+    inside += _find_runs(objects)
+    for name in objects:
+        parts = name.split("/")
+        strange = bool({"", ".", ".."} & set(parts))
+        if any(part.startswith(".") for part in parts) and not strange:
+            continue
+        if name.startswith(tuple(inside)):
+            continue
+        path = PurePosixPath(name)
+        if not strange:
+            yield path
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            # not under its own name, which a label map could follow out of its folder
+            odd[PurePosixPath(*(part for part in parts if part.strip(".")))] = (
+                f"an object whose name {name!r} is no path: rename it"
+            )
+
+
+def _find_runs(objects: Collection[str]) -> list[str]:
+    """List the prefixes of run directories, which hold ``run.yaml`` and ``state``."""
+    tops = {name.removesuffix("run.yaml") for name in objects if name.endswith("/run.yaml")}
+    states = {name.partition("/state/")[0] + "/" for name in objects if "/state/" in name}
+    return sorted(tops & states)
+
+
+def _is_below(path: Path, top: Path) -> bool:
+    return is_remote(path) and path != top and path.is_relative_to(top)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DatasetError(f"cannot list {folder}: {error.strerror or error}") from error
-    visible = [entry for entry in found if not entry.name.startswith(".")]
-    storable = [entry for entry in visible if _is_text(entry.name)]
-    if len(storable) < len(visible):
-        log.warning(
-            "%d names in %s are not UTF-8 and are left out: rename them",
-            len(visible) - len(storable),
-            folder,
-        )
-    return storable
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
 
 
 FOLDER = Folder()

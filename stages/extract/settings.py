@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
+from pipeline.places import LocalPlace, Place
 from pipeline.settings import StageSettings, execution_setting, setting
 
 HANDCRAFTED = "handcrafted"
@@ -18,8 +18,8 @@ class ExtractSettings(StageSettings):
     dataset: str = setting(
         ..., "layout of the images: folder, cocostuff, cityscapes, potsdam or camvid"
     )
-    root: Path = execution_setting(..., "folder that holds the dataset")
-    labels: Path | None = execution_setting(
+    root: Place = execution_setting(..., "folder or s3:// prefix that holds the dataset")
+    labels: Place | None = execution_setting(
         None, "label maps of a `folder` dataset, at the images' relative paths"
     )
     splits: tuple[str, ...] = setting(
@@ -29,7 +29,7 @@ class ExtractSettings(StageSettings):
         "vit_small_patch14_dinov2.lvd142m",
         "any timm ViT, an `hf-hub:` name, or `handcrafted` (no weights needed)",
     )
-    weights: Path | None = execution_setting(
+    weights: LocalPlace | None = execution_setting(
         None, ".safetensors or .pth of the backbone; found by itself when not given"
     )
     size: int | None = setting(

@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 
 from pipeline.errors import ImageError, StaleError
 from pipeline.frames import cut_windows, map_ahead, read_frame, read_windows, resize_labels
+from pipeline.images import probe_image
 from pipeline.manifest import Image, Manifest
 from pipeline.windows import Window, fit_size
 
@@ -63,6 +64,19 @@ def test_a_file_that_changed_is_stale(tmp_path: Path) -> None:
     image = write_image(tmp_path, 0)
     os.utime(tmp_path / image.path, ns=(0, image.modified_ns + 1))
     with pytest.raises(StaleError, match="has changed since it was extracted"):
+        read_frame(tmp_path, image, 30, 20)
+
+
+def test_other_bytes_under_the_same_size_and_time_are_stale(tmp_path: Path) -> None:
+    image = write_image(tmp_path, 0)
+    image = replace(image, digest=probe_image(tmp_path / image.path).digest)
+    assert read_frame(tmp_path, image, 30, 20).shape == (20, 30, 3)
+    path = tmp_path / image.path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(image.modified_ns, image.modified_ns))
+    with pytest.raises(StaleError, match="holds other bytes than when it was extracted"):
         read_frame(tmp_path, image, 30, 20)
 
 

@@ -66,3 +66,16 @@ def test_other_labels_are_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "train").exists()
     assert remove_other_labels(tmp_path, keep) == 0
     assert remove_other_labels(tmp_path / "none", keep) == 0
+
+
+def test_links_below_the_labels_are_left_alone(tmp_path: Path) -> None:
+    outside, labels = tmp_path / "outside", tmp_path / "labels"
+    (outside / "empty").mkdir(parents=True)
+    (outside / "precious.png").write_bytes(b"precious")
+    labels.mkdir()
+    (labels / "full").symlink_to(outside)
+    (labels / "empty").symlink_to(outside / "empty")
+    (labels / "old.png").write_bytes(b"old")
+    assert remove_other_labels(labels, set()) == 1
+    assert (outside / "precious.png").read_bytes() == b"precious"
+    assert (outside / "empty").is_dir()

@@ -146,16 +146,50 @@ def test_class_names_come_from_the_labels_folder(tmp_path: Path) -> None:
         FOLDER.class_names(tmp_path)
 
 
-def test_a_name_that_is_no_text_is_left_out_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_name_that_is_no_text_is_listed_with_the_reason(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     try:
         (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))).write_bytes(b"x")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
+    odd, fine = FOLDER.list_samples(tmp_path, ["all"])
+    assert (odd.image, odd.reason) == ("\\xff.jpg", "a file whose name is not UTF-8: rename it")
+    assert fine.id == "a" and fine.reason is None
+
+
+def test_a_label_map_of_two_images_is_taken_for_neither(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, labels = tmp_path / "images", tmp_path / "labels"
+    for name in ("c.jpg", "c.jpg.png", "d.jpg", "d.jpg.png"):
+        write_image(root / name)
+    for name in ("c.jpg.png", "d.jpg.png", "d.jpg.png.png"):
+        write_label(labels / name, [[0]])
+    samples = FOLDER.list_samples(root, ["all"], labels)
+    assert {s.image: s.label for s in samples} == {
+        "c.jpg": None,
+        "c.jpg.png": None,
+        "d.jpg": "d.jpg.png",
+        "d.jpg.png": "d.jpg.png.png",
+    }
+    assert "c.jpg.png" in caplog.text and "d.jpg.png" not in caplog.text
+
+
+def test_names_that_leave_no_room_for_a_label_map(tmp_path: Path) -> None:
+    for stem, suffixes in (("f" * 251, [".jpg"]), ("t" * 251, [".jpg", ".png"])):
+        for suffix in suffixes:
+            write_image(tmp_path / f"{stem}{suffix}")
+    single, *twins = FOLDER.list_samples(tmp_path, ["all"])
+    assert single.reason is None
+    assert all("too long for its label map's (255 bytes + .png)" in str(t.reason) for t in twins)
+
+
+def test_another_run_below_the_root_holds_no_images(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "old run" / "labels" / "all" / "a.png")
+    (tmp_path / "old run" / "run.yaml").touch()
+    (tmp_path / "old run" / "state").mkdir()
     assert ids(tmp_path) == ["a"]
-    assert "not UTF-8" in caplog.text
 
 
 def test_the_protocol_of_a_folder() -> None:

@@ -1,0 +1,1 @@
+"""Runs on an S3 server on loopback, sound or failing."""
