@@ -9,6 +9,7 @@ before: a process does so at its first reading of a file.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +32,6 @@ from benchmarks.comparison import race
 from benchmarks.masks import METHOD, draw_features
 from benchmarks.samples import GRID, PHOTOGRAPHS
 from pipeline.batches import BatchStream
-from pipeline.files import sync_file
 from pipeline.store import read_rows
 from stages.masks.proposals import propose_masks, score_proposals
 
@@ -187,7 +187,8 @@ def _write_shard(array: zarr.Array, values: NDArray[Any]) -> None:
     for path in _files(array):
         path.unlink()
     array[:SHARD] = values[:SHARD]
-    sync_file(_files(array)[0])
+    with _files(array)[0].open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _read_shards(read: Callable[[int, int], NDArray[Any]]) -> None:

@@ -117,3 +117,11 @@ def _find_staleness(run: Run, record: StageRecord, versions: Mapping[str, int] |
         if deeper:
             return deeper
     return ""
+
+
+def list_upstream(run: Run, key: str) -> list[str]:
+    """List the keys of all stages that a stage was made from, the nearest first."""
+    record = Ledger(run.state(key)).read_stage()
+    nearest = [] if record is None else list(record.inputs)
+    deeper = [name for near in nearest for name in list_upstream(run, near)]
+    return list(dict.fromkeys([*nearest, *deeper]))

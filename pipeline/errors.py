@@ -19,6 +19,10 @@ class ImageError(PipelineError):
     """One image or label map cannot be read; the message is the reason kept in the manifest."""
 
 
+class AccessError(ImageError):
+    """The file cannot be had at the moment, which says nothing of its content: worth a new try."""
+
+
 class WeightsError(PipelineError):
     """No source holds the weights of a backbone, or the weights do not fit it."""
 
@@ -33,3 +37,15 @@ class StaleError(RunError):
 
 class ShardError(PipelineError):
     """Some shards of a stage could not be computed; the others are on disk."""
+
+
+class DamageError(RunError):
+    """The bytes on disk are not those that were written."""
+
+
+class WorkerLostError(PipelineError):
+    """The process that computed a shard was killed, by the kernel or others, more than once."""
+
+
+class MemoryShortError(PipelineError):
+    """Memory is short even for the smallest piece of work."""

@@ -1,34 +1,139 @@
-"""Files that are whole or absent: atomic writes, and content fingerprints."""
+"""Files that are whole or absent: atomic writes that are noted down, and content fingerprints."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.errors import RunError
+from pipeline.errors import DamageError, RunError
+from pipeline.places import is_remote, resolve_inside
 
 # what systems answer that cannot open or sync a folder
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM}
+_BLOCK = 2**20
+_ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
+_WRITTEN: ContextVar[list[Stored] | None] = ContextVar("written", default=None)
+# threads that write one file take turns at its temporary file
+_TURNS = tuple(threading.Lock() for _ in range(64))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+@dataclass(frozen=True)
+class Stored:
+    """A file as it was written.
+
+    Attributes
+    ----------
+    path
+        Where it lies.
+    bytes
+        Its size.
+    checksum
+        Of its content (see :func:`checksum`).
+    """
+
+    path: Path
+    bytes: int
+    checksum: str
+
+
+@contextmanager
+def note_writes() -> Iterator[list[Stored]]:
+    """Collect what is written in this context, in the threads of :func:`map_ahead`, too."""
+    written: list[Stored] = []
+    token = _WRITTEN.set(written)
+    try:
+        yield written
+    finally:
+        _WRITTEN.reset(token)
+
+
+@contextmanager
+def confine_writes(root: Path) -> Iterator[None]:
+    """Refuse, in this context, to write or remove anything outside a folder.
+
+    What lies in a run may come from anywhere: a link in it, or a name in one of its tables, must
+    not lead out of it. The folder itself may be a link, or lie below one: that is who named it.
+    """
+    token = _ROOT.set(root)
+    try:
+        yield
+    finally:
+        _ROOT.reset(token)
+
+
+def require_inside(path: Path) -> None:
+    """Refuse a place that is outside the folder of :func:`confine_writes`, where one was named.
 
     Raises
     ------
     RunError
-        The disk is full, read-only, or the folder may not be written.
+        It is, or a symbolic link on the way to it leads there.
     """
-    # not tempfile's: its files are private, and a run directory is shared like any other output
-    temporary = path.parent / f".{uuid4().hex}.part"
+    root = _ROOT.get()
+    if root is None or path == root or is_remote(root):
+        return
+    if not path.is_relative_to(root):
+        raise RunError(f"{path} lies outside {root}; nothing is written there.")
+    resolve_inside(root, path.relative_to(root))
+
+
+def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool = True) -> Stored:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+
+    Parameters
+    ----------
+    path
+        Where to; folders are made.
+    content
+        The whole content.
+    unique
+        Whether other processes may be writing the file at this moment. Under a lock none is, and
+        what a killed process left half written is then overwritten by the next.
+    noted
+        Whether the file is one of the artefacts that :func:`note_writes` collects.
+
+    Raises
+    ------
+    RunError
+        The disk is full, read-only, or the folder may not be written; or the file would lie
+        outside the folder of :func:`confine_writes`.
+    """
+    require_inside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(path):
+            # an object is whole or absent by nature
+            path.write_bytes(content)
+        else:
+            _replace_file(path, content, unique)
+    except OSError as error:
+        raise _cannot_write(path, len(content), error) from error
+    stored = Stored(path, len(content), checksum(content))
+    if noted:
+        note_file(stored)
+    return stored
+
+
+def _replace_file(path: Path, content: bytes, unique: bool) -> None:
+    make_folder(path.parent)
+    # not tempfile's: its files are private, and a run directory is shared like any other output;
+    # not the file's name with a suffix, which may be longer than a name can be
+    name = blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    temporary = path.parent / f".{uuid4().hex if unique else name}.part"
+    with _TURNS[hash(temporary) % len(_TURNS)]:
         try:
+            # left by a killed process, or a link that somebody put there
+            temporary.unlink(missing_ok=True)
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
@@ -37,22 +142,49 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path} ({len(content)} bytes): {error.strerror or error}; "
-            "free some space or choose a folder that may be written."
-        ) from error
+    sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_changed(path: Path, content: bytes, *, noted: bool = True) -> Stored:
+    """Write a file where its content has changed: times tell users what was made again.
+
+    See :func:`write_bytes`; a file that is right already is noted, too.
+    """
+    try:
+        same = path.read_bytes() == content
+    except OSError:
+        same = False
+    if not same:
+        return write_bytes(path, content, noted=noted)
+    stored = Stored(path, len(content), checksum(content))
+    if noted:
+        note_file(stored)
+    return stored
+
+
+def note_file(stored: Stored) -> None:
+    """Note a file down as written by whoever collects (see :func:`note_writes`)."""
+    written = _WRITTEN.get()
+    if written is not None:
+        written.append(stored)
+
+
+def _cannot_write(path: Path, size: int, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write {path} ({size} bytes): {error.strerror or error}; "
+        "free some space or choose a folder that may be written."
+    )
+
+
+def write_text(path: Path, text: str) -> Stored:
     """Write UTF-8 text atomically (see :func:`write_bytes`)."""
-    write_bytes(path, text.encode("utf-8"))
+    return write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, noted: bool = True) -> Stored:
     """Write JSON atomically (see :func:`write_bytes`)."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_bytes(path, text.encode("utf-8"), noted=noted)
 
 
 def read_json(path: Path) -> Any | None:
@@ -70,7 +202,130 @@ def read_json(path: Path) -> Any | None:
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise RunError(f"{path} is not JSON ({error}); delete it to compute it again.") from error
+        raise DamageError(
+            f"{path} is not JSON ({error}); delete it to compute it again."
+        ) from error
+
+
+_CHECKSUM = "checksum"
+
+
+def write_checked_json(path: Path, value: dict[str, Any]) -> Stored:
+    """Write a JSON object that carries its own checksum, and is noted nowhere else."""
+    return write_json(path, seal(value), noted=False)
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of all else in it."""
+    return {**value, _CHECKSUM: _checksum_object(value)}
+
+
+def unseal(content: Any) -> dict[str, Any] | None:
+    """Return what :func:`seal` was given, or None where it is not as it was."""
+    if not isinstance(content, dict):
+        return None
+    value = {name: inner for name, inner in content.items() if name != _CHECKSUM}
+    return value if content.get(_CHECKSUM) == _checksum_object(value) else None
+
+
+def read_checked_json(path: Path) -> dict[str, Any] | None:
+    """Read what :func:`write_checked_json` wrote, or None where the file is absent.
+
+    Raises
+    ------
+    DamageError
+        The content is not what was written.
+    RunError
+        The file cannot be read.
+    """
+    content = read_json(path)
+    if content is None:
+        return None
+    value = unseal(content)
+    if value is None:
+        raise DamageError(
+            f"{path} is not as it was written (its checksum differs); "
+            "`primaps-pipe verify --repair` puts it right."
+        )
+    return value
+
+
+def _checksum_object(value: dict[str, Any]) -> str:
+    # what JSON makes of it: lists for tuples, strings for numbers that are keys
+    plain = json.loads(json.dumps(value))
+    return checksum(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode())
+
+
+def checksum(content: bytes) -> str:
+    """Return the BLAKE2b digest of some bytes, 128 bits as hexadecimal digits.
+
+    A CRC-32C would not do: chunks that carry their own CRC-32C, as those of our arrays do, all
+    have the same one, whatever is in them.
+    """
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def measure_file(path: Path) -> Stored:
+    """Read a file and say what it holds.
+
+    Raises
+    ------
+    OSError
+        It is gone or cannot be read.
+    """
+    size, digest = 0, blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            digest.update(block)
+    return Stored(path, size, digest.hexdigest())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they survive a power loss."""
+    missing = []
+    at = folder
+    while not at.is_dir():
+        missing.append(at)
+        at = at.parent
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(missing):
+            sync_folder(each.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there, for good: it does not come back after a power loss."""
+    require_inside(path)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    if not is_remote(path):
+        sync_folder(path.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all below it; nothing happens where it is not there.
+
+    Raises
+    ------
+    OSError
+        Something in it cannot be removed: what is left behind would be taken for whole.
+    """
+    require_inside(folder)
+    if is_remote(folder):
+        from pipeline.objects import remove_below
+
+        remove_below(folder)
+        return
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        if folder.exists():
+            raise
+        return
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -84,13 +339,6 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
-
-
-def sync_file(path: Path) -> None:
-    """Make a file that somebody else wrote survive a power loss."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
 
 
 def fingerprint(*parts: Any) -> str:

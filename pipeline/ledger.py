@@ -1,8 +1,9 @@
-"""The ledger of one stage: which shards are finished, made from what.
+"""The ledger of one stage: which shards are finished, made from what, and what they wrote.
 
 ``state/<key>/stage.json`` holds the plan that was prepared last, ``state/<key>/shards/<n>.json``
 one record per finished shard. A shard is done when its record says so, whatever lies in the arrays:
-the record is written last, atomically.
+the record is written last, atomically. Records name the files that were written, with size and
+checksum, and carry a checksum of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.files import fingerprint, read_json, write_json
+from pipeline.files import fingerprint, read_checked_json, remove_file, write_checked_json
+from pipeline.places import map_requests
+
+# Path relative to the run -> its size in bytes and the checksum of its content.
+Files = dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class ShardRecord:
     seconds: float
     items: int
     result: dict[str, Any] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class StageRecord:
     verb: str = ""
     findings: str = ""
     finished: bool = False
+    sources: dict[str, Any] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -60,40 +68,49 @@ class Ledger:
 
     def read_stage(self) -> StageRecord | None:
         """Return the plan prepared last, or None."""
-        content = read_json(self.folder / "stage.json")
+        content = read_checked_json(self.file(None))
         return None if content is None else _make(StageRecord, content, self.folder)
 
     def write_stage(self, record: StageRecord) -> None:
         """Write the plan."""
-        write_json(self.folder / "stage.json", asdict(record))
+        write_checked_json(self.file(None), asdict(record))
 
     def read_shard(self, shard: int) -> ShardRecord | None:
         """Return the record of one shard, or None if it is not finished."""
-        content = read_json(self._file(shard))
+        content = read_checked_json(self.file(shard))
         return None if content is None else _make(ShardRecord, content, self.folder)
 
     def read_shards(self) -> dict[int, ShardRecord]:
         """Return the records of all finished shards."""
-        numbers = sorted(int(file.stem) for file in (self.folder / "shards").glob("*.json"))
-        records = {number: self.read_shard(number) for number in numbers}
-        return {number: record for number, record in records.items() if record is not None}
+        numbers = self.list_shards()
+        records = map_requests(self.folder, self.read_shard, numbers)
+        found = zip(numbers, records, strict=True)
+        return {number: record for number, record in found if record is not None}
+
+    def list_shards(self) -> list[int]:
+        """List the finished shards, without reading their records."""
+        return sorted(int(file.stem) for file in (self.folder / "shards").glob("*.json"))
 
     def commit(self, record: ShardRecord) -> None:
         """Say that a shard is finished; the last thing that is done for it."""
-        write_json(self._file(record.shard), asdict(record))
+        write_checked_json(self.file(record.shard), asdict(record))
 
     def drop(self, shard: int) -> None:
         """Say that a shard is not finished."""
-        self._file(shard).unlink(missing_ok=True)
+        remove_file(self.file(shard))
 
-    def _file(self, shard: int) -> Path:
+    def file(self, shard: int | None) -> Path:
+        """Return the file of a shard's record, or of the plan."""
+        if shard is None:
+            return self.folder / "stage.json"
         return self.folder / "shards" / f"{shard:06d}.json"
 
 
 def _make(cls: type[Any], content: Any, folder: Path) -> Any:
     try:
-        return cls(**content)
-    except TypeError as error:
+        files = {name: tuple(facts) for name, facts in content.pop("files").items()}
+        return cls(**content, files=files)
+    except (AttributeError, KeyError, TypeError) as error:
         raise RunError(
             f"the ledger {folder} was written by another version ({error}); "
             "delete that folder and run the stage again."

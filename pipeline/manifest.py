@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import RunError, UsageError
-from pipeline.files import write_bytes
+from pipeline.errors import DamageError, RunError, UsageError
+from pipeline.files import fingerprint, write_changed
+from pipeline.places import parse_place
 from pipeline.run import Run
 from pipeline.settings import did_you_mean
 from pipeline.windows import Window
@@ -32,8 +33,13 @@ _IMAGE_SCHEMA = pa.schema(
         ("digest", pa.string()),
         ("state", pa.string()),
         ("reason", pa.string()),
+        ("changed_ns", pa.int64()),
     ]
 )
+# The name, in a file's metadata, of the checksum of its rows and its other metadata.
+_CHECKSUM = b"checksum"
+# Absolute, empty, with a zero byte, or with ``..`` as one of its parts.
+_OUTSIDE = re.compile(r"\A/|\A\Z|\0|(?:\A|/)\.\.(?:/|\Z)")
 _WINDOW_SCHEMA = pa.schema([(f.name, pa.int64()) for f in fields(Window)])
 
 
@@ -59,6 +65,9 @@ class Image:
         ``ok`` or ``rejected``.
     reason
         Why it was rejected.
+    changed_ns
+        When anything about the file last changed, its name and rights included; no program sets it.
+        0 where that is not known.
     """
 
     image: int
@@ -73,6 +82,7 @@ class Image:
     digest: str
     state: str = "ok"
     reason: str | None = None
+    changed_ns: int = 0
 
     @property
     def ok(self) -> bool:
@@ -184,9 +194,9 @@ class Manifest:
 
     def write(self, run: Run) -> None:
         """Write both files, where their content has changed."""
-        source = {"dataset": self.dataset, "root": os.fspath(self.root)}
+        source = {"dataset": self.dataset, "root": str(self.root)}
         if self.labels is not None:
-            source["labels"] = os.fspath(self.labels)
+            source["labels"] = str(self.labels)
         _write_table(run.manifest_file, _IMAGE_SCHEMA.with_metadata(source), self.images)
         _write_table(run.windows_file, _WINDOW_SCHEMA, self.windows)
 
@@ -215,13 +225,14 @@ def _read_manifest(run: Run, *_stamps: tuple[int, int, int] | None) -> Manifest:
     # every shard asks for the manifest, and reading it takes as long as there are images
     images, source = _read_table(run.manifest_file, Image)
     windows, _ = _read_table(run.windows_file, Window)
+    _check_names(run.manifest_file, images)
     for name in ("dataset", "root"):
         if name not in source:
             raise _unreadable(run.manifest_file, f"it does not say its {name}")
     return Manifest(
         dataset=source["dataset"],
-        root=Path(source["root"]),
-        labels=Path(source["labels"]) if "labels" in source else None,
+        root=parse_place(source["root"]),
+        labels=parse_place(source["labels"]) if "labels" in source else None,
         images=tuple(images),
         windows=tuple(windows),
     )
@@ -230,27 +241,52 @@ def _read_manifest(run: Run, *_stamps: tuple[int, int, int] | None) -> Manifest:
 def _write_table(path: Path, schema: pa.Schema, rows: Sequence[Any]) -> None:
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    content = buffer.getvalue().to_pybytes()
-    if not path.exists() or path.read_bytes() != content:
-        write_bytes(path, content)
+    pq.write_table(_seal(table), buffer)
+    write_changed(path, buffer.getvalue().to_pybytes())
+
+
+def _seal(table: pa.Table) -> pa.Table:
+    """Put a checksum of a table's rows and metadata into its metadata."""
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _CHECKSUM}
+    named = {k.decode(): v.decode() for k, v in metadata.items()}
+    print_ = fingerprint(named, table.to_pydict())
+    return table.replace_schema_metadata({**metadata, _CHECKSUM: print_.encode()})
 
 
 def _read_table(path: Path, row: type[Any]) -> tuple[list[Any], dict[str, str]]:
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
         rows = [row(**values) for values in table.to_pylist()]
         source = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        if source.pop(_CHECKSUM.decode(), None) != _seal(table).schema.metadata[_CHECKSUM].decode():
+            raise ValueError("its checksum differs")
     except FileNotFoundError:
         raise RunError(f"{path} is missing; run {_command(path)}.") from None
-    except (pa.ArrowException, OSError, TypeError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
     return rows, source
 
 
-def _unreadable(path: Path, reason: object) -> RunError:
+def _check_names(path: Path, images: Sequence[Image]) -> None:
+    """Refuse names that lead elsewhere: of the listing none does, and files are named after them.
+
+    Raises
+    ------
+    RunError
+        There is one.
+    """
+    for image in images:
+        for name in (image.id, image.split, image.path, image.label):
+            if name is not None and _OUTSIDE.search(name):
+                raise RunError(
+                    f"{path} names {name!r} in row {image.image}, which leads out of its folder; "
+                    f"that was not written here: delete the file and run {_command(path)}."
+                )
+
+
+def _unreadable(path: Path, reason: object) -> DamageError:
     text = " ".join(str(reason).split())
-    return RunError(f"{path} cannot be read ({text}); delete it and run {_command(path)}.")
+    return DamageError(f"{path} cannot be read ({text}); delete it and run {_command(path)}.")
 
 
 def _command(path: Path) -> str:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from pipeline.errors import RunError, UsageError
-from pipeline.files import write_text
+from pipeline.errors import DamageError, RunError, UsageError
+from pipeline.files import checksum, make_folder, remove_tree, write_bytes, write_text
+from pipeline.locks import Lock, Say, hold_lock
+from pipeline.places import is_remote, resolve_inside
 
-FORMAT = 1
+FORMAT = 2
 DEFAULT_NAME = "default"
+# Before the checksum in the last line of run.yaml.
+_SEAL = "# checksum of the lines above: "
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory.
+    """One run directory, or one prefix of an object store.
 
     ``Run(path)`` names the directory and touches nothing; :meth:`create` makes it and
     :meth:`require` refuses one that is not there.
@@ -36,6 +37,11 @@ class Run:
     def settings_file(self) -> Path:
         """``run.yaml``: the resolved settings of every stage, as run."""
         return self.path / "run.yaml"
+
+    @property
+    def settings_copy(self) -> Path:
+        """``state/run.yaml``: the same, for a repair."""
+        return self.path / "state" / "run.yaml"
 
     @property
     def manifest_file(self) -> Path:
@@ -92,11 +98,16 @@ class Run:
             It cannot be made, or it is a folder of something else.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if is_remote(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            else:
+                make_folder(self.path)
         except OSError as error:
             raise RunError(
                 f"cannot make the run directory {self.path}: {error.strerror}."
             ) from error
+        if is_remote(self.path) and self.settings_file.is_file():
+            return self  # rather than list all that the run holds
         foreign = [p for p in self.path.iterdir() if not p.name.startswith(".")]
         if foreign and not self.settings_file.exists():
             raise RunError(
@@ -117,10 +128,15 @@ class Run:
         """
         if self.keys() or not self.settings_file.is_file():
             return
-        shutil.rmtree(self.path / "state", ignore_errors=True)
-        self.settings_file.unlink()
-        if folder and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if any((self.path / "state" / "locks").glob("*")):
+            return  # another process is about to begin one
+        with suppress(OSError):
+            remove_tree(self.path / "state")
+        # what refuses to be removed is in nobody's way
+        with suppress(OSError):
+            self.settings_file.unlink()
+            if folder and not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def require(self) -> Run:
         """Return self if the directory is a run.
@@ -128,13 +144,14 @@ class Run:
         Raises
         ------
         RunError
-            It is not.
+            It is not, or another version's.
         """
         if not self.settings_file.is_file():
             raise RunError(
                 f"{self.path} is no run directory (it has no run.yaml); "
                 f"start with `primaps-pipe extract {self.quoted} --dataset NAME --root DIR`."
             )
+        self._read()
         return self
 
     def read_settings(self, key: str) -> dict[str, Any]:
@@ -150,7 +167,8 @@ class Run:
         with self.lock("run", wait=True):
             content = self._read()
             old = (content["stages"].get(key), content.get("given", {}).get(key))
-            if old != (settings, given):
+            # a kill between the two files leaves the older copy
+            if old != (settings, given) or not self._is_copied():
                 content["stages"][key] = settings
                 content.setdefault("given", {})[key] = given
                 self._write(content)
@@ -158,6 +176,8 @@ class Run:
     def keys(self) -> list[str]:
         """Return the keys of all stages that were ever run here (``extract``, ``em/k12``, …)."""
         state = self.path / "state"
+        if is_remote(state):
+            return _list_keys(state, "")
         files = sorted(state.glob("*/stage.json")) + sorted(state.glob("*/*/stage.json"))
         return [file.parent.relative_to(state).as_posix() for file in files]
 
@@ -169,30 +189,20 @@ class Run:
         """Return the names under which a named stage was run (``em`` -> ``default``, ``k12``)."""
         return [k.partition("/")[2] for k in self.keys() if k.startswith(stage + "/")]
 
-    @contextmanager
-    def lock(self, name: str, *, wait: bool) -> Iterator[None]:
-        """Keep other processes on this machine out of a part of the run.
+    def lock(
+        self, name: str, *, wait: bool, say: Say | None = None
+    ) -> AbstractContextManager[Lock]:
+        """Keep other processes, on any machine, out of a part of the run.
 
-        The operating system lets go of the lock when its process ends, however it ends.
+        A lock whose owner has ended, however it ended, is taken over (:mod:`pipeline.locks`).
 
         Raises
         ------
         RunError
-            Another process holds it, and ``wait`` is false.
+            Another process holds it and ``wait`` is false, or the run cannot be written.
         """
-        file = self.path / "state" / "locks" / name.replace("/", "+")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file, timeout=-1 if wait else 0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"another process is computing {name} in {self.path}; wait until it has ended."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        file = resolve_inside(self.path, "state/locks/" + name.replace("/", "+"))
+        return hold_lock(file, what=f"{name} in {self.path}", wait=wait, say=say)
 
     @property
     def quoted(self) -> str:
@@ -201,26 +211,60 @@ class Run:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = yaml.safe_load(self.settings_file.read_text(encoding="utf-8"))
+            text = self.settings_file.read_bytes()
         except FileNotFoundError:
             return {"format": FORMAT, "stages": {}}
+        if not is_sealed(text) and _SEAL.encode() in text:
+            raise DamageError(
+                f"{self.settings_file} is not as it was written; `primaps-pipe verify "
+                f"{self.quoted} --repair` restores it, and without its last line it is taken as "
+                "it is."
+            )
+        try:
+            content = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
-            raise RunError(f"{self.settings_file} is not YAML: {reason}") from error
+            raise DamageError(f"{self.settings_file} is not YAML: {reason}") from error
         if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
-            raise RunError(f"{self.settings_file} is not a run.yaml: it has no 'stages'.")
+            raise DamageError(f"{self.settings_file} is not a run.yaml: it has no 'stages'.")
         if content.get("format") != FORMAT:
             raise RunError(
-                f"{self.path} has format {content.get('format')!r}, this version reads {FORMAT}; "
-                "make a new run directory."
+                f"{self.path} was written by another version (format {content.get('format')!r}, "
+                f"this one reads {FORMAT}); make a new run directory with the settings in its "
+                "run.yaml, or go on with the version that wrote it."
             )
         return content
 
+    def _is_copied(self) -> bool:
+        try:
+            return self.settings_copy.read_bytes() == self.settings_file.read_bytes()
+        except FileNotFoundError:
+            return False
+
     def _write(self, content: dict[str, Any]) -> None:
-        write_text(
-            self.settings_file,
-            yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100),
-        )
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        sealed = f"{text}{_SEAL}{checksum(text.encode())}\n"
+        write_text(self.settings_file, sealed)
+        # what nothing else tells, should the file be damaged
+        write_bytes(self.settings_copy, sealed.encode(), noted=False)
+
+
+def _list_keys(state: Path, above: str) -> list[str]:
+    from pipeline.objects import list_names
+
+    found = list_names(state / above)
+    keys = [above] if above and ("stage.json", False) in found else []
+    for name, inner in found:
+        # listed by name, for the records of shards may be many
+        if inner and name not in ("shards", "locks") and "/" not in above:
+            keys += _list_keys(state, f"{above}/{name}" if above else name)
+    return sorted(keys, key=lambda key: (key.count("/"), key))
+
+
+def is_sealed(text: bytes) -> bool:
+    """Whether the text of a ``run.yaml`` is as it was written."""
+    above, seal, below = text.rpartition(_SEAL.encode())
+    return bool(seal) and below == f"{checksum(above)}\n".encode()
 
 
 def check_name(name: str) -> str:

@@ -24,7 +24,9 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore
+
+from pipeline.places import is_remote, parse_place
 
 _CHECKSUM_BYTES = 4
 _ABSENT = np.uint64(2**64 - 1)
@@ -75,11 +77,11 @@ def find_layout(array: zarr.Array) -> Layout | None:
     if not isinstance(array, zarr.Array):
         return None
     metadata: Any = array.metadata
-    store = array.store_path.store
+    root = _find_root(array.store_path.store)
     sharding = metadata.codecs[0] if len(metadata.codecs) == 1 else None
     keys = metadata.chunk_key_encoding
     if (
-        not isinstance(store, LocalStore)
+        root is None
         or not isinstance(sharding, ShardingCodec)
         or not (isinstance(keys, DefaultChunkKeyEncoding) and keys.separator == "/")
         or sharding.index_location.value != "end"
@@ -96,12 +98,38 @@ def find_layout(array: zarr.Array) -> Layout | None:
     native = array.dtype.newbyteorder("=")
     if first.endian is not None and native.newbyteorder(first.endian.value) != native:
         return None
+    if is_remote(root) and not _fits_spool(array, compressed=BloscCodec in kinds):
+        return None
     return Layout(
-        folder=store.root / array.path / "c",
+        folder=root / array.path / "c",
         rows=array.shards[0],
         chunk=sharding.chunk_shape[0],
         compressed=BloscCodec in kinds,
     )
+
+
+def _find_root(store: Any) -> Path | None:
+    if isinstance(store, LocalStore):
+        return store.root
+    if isinstance(store, FsspecStore) and "s3" in store.fs.protocol:
+        return parse_place(f"s3://{store.path}")
+    return None
+
+
+def _fits_spool(array: zarr.Array, *, compressed: bool) -> bool:
+    from pipeline.spool import current_spool
+
+    # id maps shrink more than that
+    return current_spool().takes(array.nbytes // (10 if compressed else 1))
+
+
+def _open_file(path: Path) -> tuple[FileIO, Path]:
+    """Open a shard's file, or the local copy of one in an object store; say which."""
+    if is_remote(path):
+        from pipeline.spool import current_spool
+
+        return current_spool().open(path)
+    return path.open("rb", buffering=0), path
 
 
 def read_shards(
@@ -165,7 +193,7 @@ def gather_rows(
         places = np.flatnonzero(shards == shard)
         path = layout.file(shard, array.ndim)
         try:
-            file = path.open("rb", buffering=0)
+            file, path = _open_file(path)
         except FileNotFoundError:
             rows[places] = array.fill_value
             continue
@@ -201,7 +229,7 @@ def _read_shard(
 ) -> None:
     path = layout.file(shard, array.ndim)
     try:
-        file = path.open("rb", buffering=0)
+        file, path = _open_file(path)
     except FileNotFoundError:
         rows[:] = array.fill_value
         return
@@ -268,6 +296,38 @@ def _read_chunk(
         _compare(content, checksum.tobytes(), f"chunk {chunk}")
         index.checked[chunk] = True
     return content
+
+
+def find_damaged(content: bytes, chunks: int) -> list[int]:
+    """Find the chunks of a shard whose bytes are not those that were written.
+
+    Parameters
+    ----------
+    content
+        The shard's file; nothing where it is gone.
+    chunks
+        How many chunks a shard has.
+
+    Returns
+    -------
+    list of int
+        Ascending; all of them where the index is damaged, or where no chunk is.
+    """
+    size = 16 * chunks
+    index = content[len(content) - size - _CHECKSUM_BYTES :]
+    stored = int.from_bytes(index[size:], "little")
+    if len(index) != size + _CHECKSUM_BYTES or google_crc32c.value(index[:size]) != stored:
+        return list(range(chunks))
+    places = np.frombuffer(index, "<u8", 2 * chunks).reshape(chunks, 2)
+    damaged = []
+    for number, (offset, length) in enumerate(places.tolist()):
+        if offset == int(_ABSENT):
+            continue
+        chunk = content[offset : offset + length]
+        stored = int.from_bytes(chunk[-_CHECKSUM_BYTES:], "little")
+        if len(chunk) != length or google_crc32c.value(chunk[:-_CHECKSUM_BYTES]) != stored:
+            damaged.append(number)
+    return damaged or list(range(chunks))
 
 
 def _fill(file: FileIO, content: NDArray[np.uint8]) -> None:

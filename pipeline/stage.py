@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pipeline.condition import require_fresh
 from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError
-from pipeline.files import fingerprint
+from pipeline.files import confine_writes, fingerprint, note_writes
+from pipeline.inventory import find_lost, list_files, list_sizes
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
+from pipeline.locks import Lock
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import Execution, compute_shards
 from pipeline.settings import StageSettings, describe_changes
 
 S = TypeVar("S", bound=StageSettings)
+_LOCK: ContextVar[Lock | None] = ContextVar("lock", default=None)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Plan:
         the weights).
     redo
         Shards to compute again although their fingerprint is known.
+    sources
+        What was read outside the run, by name: JSON-able, other whenever it is another.
     payload
         Anything that :meth:`Stage.prepare` needs from :meth:`Stage.plan`; not kept.
     """
@@ -53,11 +60,17 @@ class Plan:
     shards: list[ShardPlan]
     facts: dict[str, Any] = field(default_factory=dict)
     redo: frozenset[int] = frozenset()
+    sources: dict[str, Any] = field(default_factory=dict)
     payload: Any = None
 
 
 class Stage(ABC, Generic[S]):
-    """One of the pipeline's steps. Instances hold no state: they travel to other processes."""
+    """One of the pipeline's steps. Instances hold no state: they travel to other processes.
+
+    What a stage writes through ``pipeline.files`` and ``pipeline.store`` is noted down with its
+    checksum: what :meth:`compute` writes in the record of the shard, what :meth:`prepare` and
+    :meth:`finish` write in that of the stage.
+    """
 
     name: ClassVar[str]
     unit: ClassVar[str]
@@ -94,6 +107,10 @@ class Stage(ABC, Generic[S]):
     def plan(self, run: Run, settings: S, screen: Screen) -> Plan:
         """Say which shards there will be; writes nothing."""
 
+    def shares_work(self, settings: S) -> bool:
+        """Whether a shard shares its work out itself, among ``pipeline.team.current_team()``."""
+        return False
+
     @abstractmethod
     def prepare(self, run: Run, settings: S, plan: Plan) -> None:
         """Allocate what the shards are written into; touches nothing that is right already."""
@@ -101,14 +118,6 @@ class Stage(ABC, Generic[S]):
     @abstractmethod
     def compute(self, run: Run, settings: S, shard: int) -> dict[str, Any]:
         """Compute and write one shard; return a small JSON-able result for its record."""
-
-    def holds(self, run: Run, settings: S, shard: int) -> bool:
-        """Whether what a finished shard wrote is still there; the ledger cannot know."""
-        return True
-
-    def holds_summary(self, run: Run, settings: S) -> bool:
-        """Whether what :meth:`finish` wrote is still there."""
-        return True
 
     def find(self, run: Run, settings: S, records: dict[int, ShardRecord]) -> str:
         """Return a fingerprint of what only the computation could tell, for the later stages."""
@@ -161,13 +170,30 @@ def run_stage(
     if stage.inputs(run, settings):
         run.require()
     existed = run.path.exists()
-    run.create()
+    with confine_writes(run.path):
+        run.create()
+        try:
+            with run.lock(key, wait=False, say=screen.warn) as lock, _hold(lock):
+                return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
+        finally:
+            # a first command that was refused leaves nothing behind
+            run.discard_unused(folder=not existed)
+
+
+@contextmanager
+def _hold(lock: Lock) -> Iterator[None]:
+    token = _LOCK.set(lock)
     try:
-        with run.lock(key, wait=False):
-            return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
+        yield
     finally:
-        # a first command that was refused leaves nothing behind
-        run.discard_unused(folder=not existed)
+        _LOCK.reset(token)
+
+
+def _check_lock() -> None:
+    """Stop where another process has taken over the stage: this one was taken for dead."""
+    lock = _LOCK.get()
+    if lock is not None:
+        lock.check()
 
 
 def _bring_up_to_date(
@@ -195,10 +221,12 @@ def _bring_up_to_date(
         facts=plan.facts,
         options=stage.name_options(settings),
         verb=stage.verb,
+        sources=plan.sources,
     )
     known = ledger.read_shards()
     stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
-    lost = {n for n in known.keys() - stale if not stage.holds(run, settings, n)}
+    sizes = list_sizes(run)
+    lost = {n for n in known.keys() - stale if find_lost(run, known[n].files, sizes)}
     if lost:
         screen.warn(f"{key}: what {len(lost)} finished shards wrote is gone.")
     pending = [
@@ -210,8 +238,8 @@ def _bring_up_to_date(
     fresh = (
         not pending
         and old is not None
-        and _equal(old, _seal(stage, run, settings, new, kept))
-        and stage.holds_summary(run, settings)
+        and _equal(old, _seal(stage, run, settings, replace(new, files=old.files), kept))
+        and not find_lost(run, old.files, sizes)
     )
     _say_plan(key, old, new, len(stale), len(pending), fresh, plan, stage.unit, screen)
     if execution.dry_run:
@@ -227,11 +255,15 @@ def _bring_up_to_date(
     for number in {*stale, *pending} & known.keys():
         ledger.drop(number)
     every = frozenset(range(len(plan.shards)))
-    stage.prepare(run, settings, replace(plan, redo=every) if execution.force else plan)
+    with note_writes() as prepared:
+        stage.prepare(run, settings, replace(plan, redo=every) if execution.force else plan)
     _compute_pending(stage, run, settings, plan, pending, execution, screen)
     records = ledger.read_shards()
-    lines = stage.finish(run, settings, records, screen)
+    with note_writes() as summary:
+        lines = stage.finish(run, settings, records, screen)
+    new = replace(new, files=list_files(run, [*prepared, *summary]))
     finished = _seal(stage, run, settings, new, records)
+    _check_lock()
     ledger.write_stage(finished)
     for line in lines:
         screen.note(line)
@@ -282,7 +314,18 @@ def _compute_pending(
                 screen.note(str(event["note"]))
             counter.advance(int(event.get("advance", 0)))
 
-        for done in compute_shards(compute_shard, calls, execution, listen):
+        ends = compute_shards(
+            compute_shard,
+            calls,
+            execution,
+            listen,
+            names=[f"shard {number}" for number in pending],
+            shares_work=stage.shares_work(settings),
+            device=str(getattr(settings, "device", "cpu")),
+        )
+        for done in ends:
+            # workers hold no lock; whoever gave them the work does
+            _check_lock()
             if done.error is not None:
                 failed.append((pending[done.index], done.error))
                 if isinstance(done.error, PipelineError) and len(pending) == 1:
@@ -304,15 +347,19 @@ def compute_shard(
 ) -> ShardRecord:
     """Compute one shard and, last of all, write its record."""
     start = time.perf_counter()
-    result = stage.compute(run, settings, number)
-    record = ShardRecord(
-        shard=number,
-        fingerprint=shard.fingerprint,
-        seconds=round(time.perf_counter() - start, 3),
-        items=shard.items,
-        result=result,
-    )
-    Ledger(run.state(stage.key(settings))).commit(record)
+    with confine_writes(run.path):
+        with note_writes() as written:
+            result = stage.compute(run, settings, number)
+        record = ShardRecord(
+            shard=number,
+            fingerprint=shard.fingerprint,
+            seconds=round(time.perf_counter() - start, 3),
+            items=shard.items,
+            result=result,
+            files=list_files(run, written),
+        )
+        _check_lock()
+        Ledger(run.state(stage.key(settings))).commit(record)
     return record
 
 
@@ -337,6 +384,8 @@ def _say_plan(
         reasons = describe_changes(old.settings, new.settings)
         reasons += describe_changes(old.facts, new.facts)
         reasons += [f"{k} has changed" for k in new.inputs if old.inputs.get(k) != new.inputs[k]]
+        outside = [k for k in new.sources if old.sources.get(k) != new.sources[k]]
+        reasons += [f"the {k} have changed" for k in outside]
         if old.version != new.version:
             reasons.append(f"version {old.version} -> {new.version}")
         why = "; ".join(reasons) or "its input files have changed"

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+from zarr.core.buffer import Buffer, cpu
+from zarr.storage import MemoryStore
 
-from pipeline.errors import RunError
-from pipeline.files import read_json, sync_file
+from pipeline.errors import DamageError, RunError
+from pipeline.files import remove_file, remove_tree, write_bytes, write_changed
+from pipeline.metadata import (
+    CHECKSUM,
+    METADATA,
+    check_metadata,
+    consolidate,
+    encode_metadata,
+    list_nodes,
+    read_metadata,
+)
+from pipeline.places import copy_here, find_files, is_remote, open_zarr
 from pipeline.shards import find_layout, gather_rows, read_shards
 
 # Measured (benchmarks/storage.py): float16 features shrink by a tenth at most and are then read ten
@@ -83,44 +93,21 @@ def prepare_arrays(
     RunError
         The directory cannot be written.
     """
-    with _writing(store):
-        group = zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
-        # what is right already is not touched: modification times tell users what was recomputed
-        for name, spec in specs.items():
-            _prepare_array(group, store, name, spec, length, shard)
-        _put_attributes(group, attributes)
-        if not _is_consolidated(store, specs):
-            consolidate(store)
+    for name, spec in specs.items():
+        metadata = _describe_array(spec, length, shard)
+        old = read_metadata(store / name)
+        if old is not None and _list_layout(old) != _list_layout(metadata):
+            remove_tree(store / name)
+        elif old is not None and old["shape"][0] > length:
+            _remove_outside(store / name, -(-length // shard))
+        write_changed(store / name / METADATA, encode_metadata(metadata))
+    consolidate(store, attributes)
 
 
-def _prepare_array(
-    group: zarr.Group, store: Path, name: str, spec: ArraySpec, length: int, shard: int
-) -> None:
-    if name in group and not _fits(group[name], spec, shard):
-        shutil.rmtree(store / name)
-    if name not in group:
-        _create(group, name, spec, length, shard)
-    array = group[name]
-    if isinstance(array, zarr.Array) and array.shape[0] != length:
-        array.resize((length, *spec.shape))
-    _put_attributes(array, spec.attributes or {})
-
-
-def _put_attributes(node: Any, attributes: Mapping[str, Any]) -> None:
-    if node.attrs.asdict() != dict(attributes):
-        node.attrs.put(dict(attributes))
-
-
-def _is_consolidated(store: Path, names: Iterable[str]) -> bool:
-    # asked of the files: a run killed before it consolidated leaves nothing else to do
-    whole = (read_json(store / "zarr.json") or {}).get("consolidated_metadata") or {}
-    known = whole.get("metadata", {})
-    return all(known.get(name) == read_json(store / name / "zarr.json") for name in names)
-
-
-def _create(group: zarr.Group, name: str, spec: ArraySpec, length: int, shard: int) -> None:
-    group.create_array(
-        name,
+def _describe_array(spec: ArraySpec, length: int, shard: int) -> dict[str, Any]:
+    files: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(files),
         shape=(length, *spec.shape),
         chunks=(1, *spec.shape),
         shards=(shard, *spec.shape),
@@ -128,66 +115,67 @@ def _create(group: zarr.Group, name: str, spec: ArraySpec, length: int, shard: i
         dimension_names=spec.dims,
         compressors=[*_COMPRESSORS[spec.compress], Crc32cCodec()],
         fill_value=spec.fill,
+        attributes=dict(spec.attributes or {}),
+        zarr_format=3,
     )
+    return dict(json.loads(files[METADATA].to_bytes()))
 
 
-def _fits(array: Any, spec: ArraySpec, shard: int) -> bool:
-    return (
-        isinstance(array, zarr.Array)
-        and array.shape[1:] == spec.shape
-        and str(array.dtype) == spec.dtype
-        and array.shards == (shard, *spec.shape)
-        and array.fill_value == spec.fill
-        and getattr(array.metadata, "dimension_names", None) == spec.dims
-    )
+def _list_layout(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of an array's metadata what tells whether its shards can stay."""
+    return {**metadata, "shape": metadata["shape"][1:], "attributes": None}
 
 
-def consolidate(store: Path) -> None:
-    """Put the metadata of all members into the group, so that xarray opens it with one read."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata.*")
-        zarr.consolidate_metadata(store)
+def _remove_outside(array: Path, shards: int) -> None:
+    """Remove the files of all shards but the first ones."""
+    if (array / "c").is_dir():
+        for path in (array / "c").iterdir():
+            if path.name.isdigit() and int(path.name) >= shards:
+                remove_tree(path)
 
 
-def open_arrays(
-    store: Path, names: Sequence[str], mode: Literal["r", "r+"] = "r"
-) -> dict[str, zarr.Array]:
-    """Open some arrays of a group.
+def open_arrays(store: Path, names: Sequence[str]) -> dict[str, zarr.Array]:
+    """Open some arrays of a group for reading.
 
     Raises
     ------
     RunError
-        The group or one of the arrays is missing.
+        The group or one of the arrays is missing, or its metadata is damaged.
     """
+    if is_remote(store):
+        from pipeline.spool import current_spool
+
+        current_spool().doubt(store)
     try:
-        group = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
+        for name in names:
+            check_metadata(store / name)
+        group = zarr.open_group(
+            open_zarr(store, read_only=True), mode="r", zarr_format=3, use_consolidated=False
+        )
         arrays = {name: group[name] for name in names}
-    except (FileNotFoundError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
         raise RunError(
-            f"{store} lacks {', '.join(names)} ({error}); "
-            "run the stage that writes it again with --force."
+            f"{store} lacks {', '.join(names)} ({error}); run the stage that writes it again."
         ) from error
-    return {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
+    except (ValueError, TypeError) as error:
+        raise _not_arrays(store, names, error) from error
+    found = {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
+    if len(found) < len(arrays):
+        raise _not_arrays(store, names, "some are groups")
+    return found
 
 
-def holds_shard(store: Path, names: Sequence[str], shard: int) -> bool:
-    """Whether the file of a shard is there for each of some arrays.
-
-    Every written shard is a file, even one that holds fill values only, so a missing one was never
-    written or is lost.
-    """
-    for name in names:
-        try:
-            metadata = json.loads((store / name / "zarr.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return False
-        file = _shard_file(store, name, len(metadata["shape"]), shard)
-        if not file.is_file() or not file.stat().st_size:
-            return False
-    return True
+def _not_arrays(store: Path, names: Sequence[str], reason: object) -> DamageError:
+    # what zarr does not know, such as another codec, nobody here has written
+    text = " ".join(str(reason).split())
+    return DamageError(
+        f"the metadata of {', '.join(names)} in {store} cannot be read ({text}); "
+        "`primaps-pipe verify --repair` puts it right."
+    )
 
 
-def _shard_file(store: Path, name: str, axes: int, shard: int) -> Path:
+def shard_file(store: Path, name: str, axes: int, shard: int) -> Path:
+    """Return the file of a shard of an array with so many axes."""
     return store.joinpath(name, "c", str(shard), *["0"] * (axes - 1))
 
 
@@ -210,20 +198,25 @@ def write_shard(store: Path, blocks: Mapping[str, np.ndarray], shard: int, rows:
     RunError
         The disk is full or may not be written.
     """
-    # an array keeps the setting that it was opened under
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        arrays = open_arrays(store, list(blocks), mode="r+")
-    start = shard * rows
     for name, block in blocks.items():
-        stop = min(start + rows, arrays[name].shape[0])
-        if len(block) != stop - start:
-            raise ValueError(f"{name}: shard {shard} has {stop - start} rows, got {len(block)}")
-        with _writing(store / name, block.nbytes):
-            file = _shard_file(store, name, block.ndim, shard)
-            # zarr would read the old shard first, and a damaged one could never be replaced
-            file.unlink(missing_ok=True)
-            arrays[name][start:stop] = block
-            sync_file(file)
+        content = _encode_shard(store / name, block, shard, rows)
+        write_bytes(shard_file(store, name, block.ndim, shard), content)
+
+
+def _encode_shard(array: Path, block: np.ndarray, shard: int, rows: int) -> bytes:
+    # in memory, so that the file is written at once, whole, and its checksum is known
+    check_metadata(array)
+    content = (array / METADATA).read_bytes()
+    files: dict[str, Buffer] = {METADATA: cpu.Buffer.from_bytes(content)}
+    # an array keeps the setting that it was opened under; every shard is to be a file
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        target = zarr.open_array(MemoryStore(files), mode="r+", zarr_format=3)
+    start = shard * rows
+    stop = min(start + rows, target.shape[0])
+    if len(block) != stop - start:
+        raise ValueError(f"{array.name}: shard {shard} has {stop - start} rows, got {len(block)}")
+    target[start:stop] = block
+    return files["/".join(["c", str(shard), *["0"] * (block.ndim - 1)])].to_bytes()
 
 
 def read_rows(
@@ -288,34 +281,24 @@ def take_rows(array: zarr.Array, numbers: np.ndarray, out: np.ndarray) -> None:
         with _reading(array, f"some of the rows {numbers.min()} to {numbers.max()}"):
             gather_rows(array, layout, numbers, out)
         return
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    for start, stop in zip([0, *breaks], [*breaks, len(numbers)], strict=True):
-        first = int(numbers[start])
-        read_rows(array, first, first + stop - start, out[start:stop])
+    with _reading(array, f"some of the rows {numbers.min()} to {numbers.max()}"):
+        # zarr asks an object store for many rows at once
+        out[:] = array.oindex[numbers]
 
 
 @contextmanager
 def _reading(array: zarr.Array, rows: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(
+        raise DamageError(
             f"{rows} of {array.store_path} are damaged ({reason}); "
-            "run the stage that writes them again with --force."
+            "`primaps-pipe verify --repair` makes them again."
         ) from error
-
-
-@contextmanager
-def _writing(path: Path, size: int | None = None) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
-        room = "" if size is None else f" ({size} bytes)"
-        raise RunError(
-            f"cannot write {path}{room}: {error.strerror or error}; "
-            "free some space, or choose a folder that may be written, and run the command again."
-        ) from error
+        reason = " ".join(str(error).split())
+        raise RunError(f"{rows} of {array.store_path} cannot be read: {reason}.") from error
 
 
 def write_group(
@@ -331,7 +314,7 @@ def write_group(
     store
         Directory of the zarr store.
     group
-        Path of the group inside it.
+        Name of the group inside it.
     arrays
         Array name to values and the names of their axes.
     attributes
@@ -342,19 +325,28 @@ def write_group(
     RunError
         The directory cannot be written.
     """
-    with _writing(store / group):
-        zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
-        shutil.rmtree(store / group, ignore_errors=True)
-        target = zarr.open_group(store, path=group, mode="w", zarr_format=3)
-        for name, (values, dims) in arrays.items():
-            target.create_array(
-                name,
-                data=values,
-                chunks=tuple(max(1, length) for length in values.shape),
-                dimension_names=dims,
-                compressors=[Crc32cCodec()],
-            )
-        target.attrs.put(dict(attributes))
+    files: dict[str, Buffer] = {}
+    target = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attributes))
+    for name, (values, dims) in arrays.items():
+        target.create_array(
+            name,
+            data=values,
+            chunks=tuple(max(1, length) for length in values.shape),
+            dimension_names=dims,
+            compressors=[Crc32cCodec()],
+        )
+    folder = store / group
+    for name in list_nodes(folder):
+        if f"{name}/{METADATA}" not in files:
+            remove_tree(folder / name)
+    for old in list(find_files(folder)):
+        if old.relative_to(folder).as_posix() not in files:
+            remove_file(old)
+    for name, buffer in files.items():
+        content = buffer.to_bytes()
+        if name.rpartition("/")[2] == METADATA:
+            content = encode_metadata(json.loads(content))
+        write_bytes(folder / name, content)
 
 
 def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -363,11 +355,23 @@ def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str
     Raises
     ------
     RunError
-        There is no such group.
+        There is no such group, or it is damaged.
     """
     try:
-        source = zarr.open_group(store, path=group, mode="r", zarr_format=3, use_consolidated=False)
-    except FileNotFoundError:
+        with copy_here(store / group) as folder:
+            check_metadata(folder, store / group)
+            source = zarr.open_group(folder, mode="r", zarr_format=3, use_consolidated=False)
+            arrays = {}
+            for name, array in source.arrays():
+                check_metadata(folder / name, store / group / name)
+                arrays[name] = np.asarray(array[...])
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{store} has no group {group!r}; run the stage that writes it.") from None
-    arrays = {name: np.asarray(array[...]) for name, array in source.arrays()}
-    return arrays, source.attrs.asdict()
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DamageError(
+            f"the group {group!r} of {store} is damaged ({reason}); "
+            "`primaps-pipe verify --repair` makes it again."
+        ) from error
+    attributes = source.attrs.asdict()
+    return arrays, {name: value for name, value in attributes.items() if name != CHECKSUM}

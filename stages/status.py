@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from stat import S_ISREG
 
-from pipeline.condition import Condition, inspect_stage
+from pipeline.condition import Condition, inspect_stage, list_upstream
+from pipeline.ledger import Ledger
+from pipeline.places import measure
 from pipeline.run import Run
 from stages import OPTIONAL, SETTINGS, VERSIONS
+from stages.outside import find_changes
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,30 @@ def inspect_run(run: Run) -> list[StageStatus]:
     for stage in SETTINGS:
         named = [key for key in known if key.partition("/")[0] == stage]
         keys += named or ([] if stage in OPTIONAL else [stage])
-    return [_inspect_key(run, key) for key in keys]
+    changes = _find_changes(run, keys)
+    return [_inspect_key(run, key, changes) for key in keys]
 
 
-def _inspect_key(run: Run, key: str) -> StageStatus:
+def _find_changes(run: Run, keys: list[str]) -> dict[str, str]:
+    """Say of each stage what has changed outside the run since it was finished."""
+    records = {key: Ledger(run.state(key)).read_stage() for key in keys}
+    found = {key: find_changes(run, record) for key, record in records.items() if record}
+    return {key: reason for key, reason in found.items() if reason}
+
+
+def _inspect_key(run: Run, key: str, changes: Mapping[str, str]) -> StageStatus:
     condition = inspect_stage(run, key, VERSIONS)
+    if condition.state == "fresh":
+        reason = changes.get(key) or next(
+            (f"{name}: {changes[name]}" for name in list_upstream(run, key) if name in changes), ""
+        )
+        condition = replace(condition, state="stale" if reason else "fresh", reason=reason)
     paths = list_artefacts(run, key)
     gone = [path.name for path in paths if not path.exists()]
     if condition.state == "fresh" and gone:
         reason = f"{', '.join(gone)} is gone; the same command makes it again"
         condition = replace(condition, state="incomplete", reason=reason)
-    return StageStatus(condition, sum(map(_measure, paths)))
+    return StageStatus(condition, sum(map(measure, paths)))
 
 
 def list_artefacts(run: Run, key: str) -> list[Path]:
@@ -83,14 +99,3 @@ def list_artefacts(run: Run, key: str) -> list[Path]:
         "em": [run.em / name],
         "evaluate": [run.labels(name), run.report(name)],
     }[stage]
-
-
-def _measure(path: Path) -> int:
-    total = 0
-    for file in [path, *path.rglob("*")]:
-        try:
-            status = file.stat()
-        except FileNotFoundError:
-            continue  # a stage at work removes its temporary files
-        total += status.st_size if S_ISREG(status.st_mode) else 0
-    return total

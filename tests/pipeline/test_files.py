@@ -15,7 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RunError
-from pipeline.files import fingerprint, read_json, sync_folder, write_bytes, write_json, write_text
+from pipeline.files import (
+    confine_writes,
+    fingerprint,
+    read_json,
+    remove_file,
+    remove_tree,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -213,3 +223,43 @@ def test_fingerprints_know_where_a_part_ends() -> None:
 
 def test_fingerprints_do_not_change_between_versions() -> None:
     assert fingerprint("extract", 1, {"size": 320}) == "fad08c185a0aa1f01b038eb73210057e"
+
+
+def test_writes_are_confined_to_a_folder(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "inner").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"precious")
+    (root / "link").symlink_to(outside)
+    (root / "inner" / "file").symlink_to(outside / "precious")
+    (root / "near").symlink_to(root / "inner")
+    bad = [
+        *(root / "link" / "file", root / "link" / "precious", root / "inner" / "file"),
+        *(root / ".." / "outside" / "precious", outside / "precious", tmp_path / "rootless"),
+    ]
+    for path in bad:
+        with confine_writes(root):
+            for change in (lambda p: write_bytes(p, b"x"), remove_file, remove_tree):
+                with pytest.raises(RunError, match="nothing is"):
+                    change(path)
+    assert (outside / "precious").read_bytes() == b"precious"
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+    with confine_writes(root):
+        for path in (root / "a", root / "inner" / "b" / "c", root / "near" / "d"):
+            write_bytes(path, b"x")
+            assert path.read_bytes() == b"x"
+        remove_tree(root / "inner" / "b")
+        with confine_writes(outside):
+            write_bytes(outside / "a", b"x")
+        with pytest.raises(RunError):
+            write_bytes(outside / "b", b"x")
+    # where nothing is named, nothing is refused
+    write_bytes(outside / "b", b"x")
+
+
+def test_the_confining_folder_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with confine_writes(tmp_path / "link"):
+        write_bytes(tmp_path / "link" / "a" / "b", b"x")
+    assert (tmp_path / "real" / "a" / "b").read_bytes() == b"x"

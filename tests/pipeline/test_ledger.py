@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.errors import RunError
+from pipeline.errors import DamageError, RunError
+from pipeline.files import write_checked_json
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 
 STAGE = StageRecord("paint", 2, {"coats": 3}, {"extract": "ab"}, ["p", "q"], {"grid": [2, 2]})
-SHARD = ShardRecord(1, "q", 0.5, 7, {"mean": 1.25})
+SHARD = ShardRecord(1, "q", 0.5, 7, {"mean": 1.25}, {"masks.zarr/ids/c/0/0": (12, "00ff00ff")})
 
 
 @pytest.fixture
@@ -59,12 +64,34 @@ def test_leftovers_of_a_crash_do_not_count(ledger: Ledger) -> None:
     assert list(ledger.read_shards()) == [1]
 
 
-@pytest.mark.parametrize("content", ['{"shard": 1}', '{"colour": 2}', "[1, 2]"])
-def test_another_version_gives_one_sentence(ledger: Ledger, content: str) -> None:
+@pytest.mark.parametrize("content", [{"shard": 1}, {"colour": 2, "files": {}}, {"files": 3}])
+def test_another_version_gives_one_sentence(ledger: Ledger, content: dict[str, Any]) -> None:
     ledger.commit(SHARD)
-    (ledger.folder / "shards" / "000001.json").write_text(content)
+    write_checked_json(ledger.folder / "shards" / "000001.json", content)
     with pytest.raises(RunError, match=r"was written by another version .*; delete that folder"):
         ledger.read_shards()
+
+
+@pytest.mark.parametrize("content", ['{"shard": 1}', "[1, 2]"])
+def test_a_record_that_is_not_as_it_was_written(ledger: Ledger, content: str) -> None:
+    ledger.commit(SHARD)
+    (ledger.folder / "shards" / "000001.json").write_text(content)
+    with pytest.raises(DamageError, match=r"is not as it was written .*verify --repair"):
+        ledger.read_shards()
+
+
+@given(bit=st.integers(0))
+def test_no_flipped_bit_is_read(bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    ledger = Ledger(tmp_path_factory.getbasetemp() / "flipped")
+    ledger.commit(SHARD)
+    file = ledger.folder / "shards" / "000001.json"
+    content = bytearray(file.read_bytes())
+    bit %= 8 * len(content)
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    with suppress(DamageError):
+        # white space between the values may be other white space
+        assert ledger.read_shard(1) == SHARD
 
 
 def test_a_torn_record_gives_one_sentence(ledger: Ledger) -> None:

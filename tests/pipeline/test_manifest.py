@@ -11,13 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.run import Run
 from pipeline.windows import Window
 
 NAMES = ["a", "Köln/東京 ✓", "two\nlines\t'\"\\", "a.b/c", "🦊"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+# what a path below a folder can be
+NAME = TEXT.filter(lambda name: "\0" not in name and not {"", ".."} & set(name.split("/")))
 
 
 def make_image(row: int, name: str, split: str = "train", label: str | None = None) -> Image:
@@ -45,9 +47,27 @@ def test_it_is_read_back(tmp_path: Path, labels: Path | None) -> None:
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(names=st.lists(TEXT, max_size=4), root=TEXT, reason=TEXT)
+@given(names=st.lists(NAME, max_size=4), root=TEXT, reason=TEXT)
 def test_any_text_is_read_back(tmp_path: Path, names: list[str], root: str, reason: str) -> None:
     manifest = replace(make(names), root=Path(root)).reject(dict.fromkeys(range(1), reason))
+    manifest.write(Run(tmp_path))
+    assert read_manifest(Run(tmp_path)) == manifest
+
+
+@pytest.mark.parametrize("field", ["id", "split", "path", "label"])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/etc/evil", "a/../../../evil", "..", "a/..", "", "a\0b"]
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, field: str, name: str) -> None:
+    manifest = make(["a", "b"])
+    images = (manifest.images[0], replace(manifest.images[1], **{field: name}))
+    replace(manifest, images=images).write(Run(tmp_path))
+    with pytest.raises(RunError, match="in row 1, which leads out of its folder"):
+        read_manifest(Run(tmp_path))
+
+
+def test_dots_in_names_are_names(tmp_path: Path) -> None:
+    manifest = make(["a..b", "..c/d..", "...", ". ./e"])
     manifest.write(Run(tmp_path))
     assert read_manifest(Run(tmp_path)) == manifest
 
@@ -152,6 +172,22 @@ def test_damage_inside_gives_one_sentence(tmp_path: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
     assert_unreadable(Run(tmp_path), "manifest.parquet")
+
+
+@pytest.mark.parametrize("name", ["manifest.parquet", "windows.parquet"])
+def test_no_flipped_bit_is_read(tmp_path: Path, name: str) -> None:
+    manifest = make(NAMES)
+    manifest.write(Run(tmp_path))
+    whole = (tmp_path / name).read_bytes()
+    for bit in range(0, 8 * len(whole), 131):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        (tmp_path / name).write_bytes(content)
+        try:
+            # statistics, names of the writer and the like are not read
+            assert read_manifest(Run(tmp_path)) == manifest
+        except DamageError as error:
+            assert "delete it and run" in str(error)
 
 
 def test_other_columns_give_one_sentence(tmp_path: Path) -> None:

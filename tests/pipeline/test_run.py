@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.run import DEFAULT_NAME, Run, check_name
 
 
@@ -62,7 +62,7 @@ def test_settings_of_stages_stand_side_by_side(tmp_path: Path) -> None:
         "limit": None,
     }
     assert run.read_settings("em/k12") == {"classes": 13}
-    assert yaml.safe_load(run.settings_file.read_text(encoding="utf-8"))["format"] == 1
+    assert yaml.safe_load(run.settings_file.read_text(encoding="utf-8"))["format"] == 2
 
 
 def test_what_was_given_is_remembered_apart(tmp_path: Path) -> None:
@@ -119,7 +119,10 @@ def test_equal_settings_are_not_written_again(tmp_path: Path) -> None:
         ("a: [", r"run\.yaml is not YAML: "),
         ("- 1", r"is not a run\.yaml: it has no 'stages'\.$"),
         ("format: 1\nstages: 3", r"is not a run\.yaml: it has no 'stages'\.$"),
-        ("format: 9\nstages: {}", r"has format 9, this version reads 1; make a new run directory"),
+        (
+            "format: 9\nstages: {}",
+            r"written by another version \(format 9, this one reads 2\); make a new",
+        ),
         ("stages: !!python/object/apply:os.getcwd []", r"run\.yaml is not YAML: "),
     ],
 )
@@ -151,3 +154,15 @@ def test_good_names(name: str) -> None:
 def test_bad_names(name: str) -> None:
     with pytest.raises(UsageError, match="give 1 to 64 letters"):
         check_name(name)
+
+
+def test_a_changed_settings_file_is_refused_or_taken_as_it_is(tmp_path: Path) -> None:
+    run = Run(tmp_path).create()
+    run.write_settings("em/default", {"classes": 3}, {"classes": 3})
+    text = run.settings_file.read_text()
+    run.settings_file.write_text(text.replace("classes: 3", "classes: 2"))
+    with pytest.raises(DamageError, match=r"run\.yaml is not as it was written; .*--repair"):
+        run.read_settings("em/default")
+    run.settings_file.write_text("\n".join(text.replace(": 3", ": 2").splitlines()[:-1]) + "\n")
+    assert run.read_settings("em/default") == {"classes": 2}
+    assert run.settings_copy.read_text() == text

@@ -14,7 +14,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from pipeline import shards as module
 from pipeline.errors import RunError
-from pipeline.shards import find_layout, read_shards
+from pipeline.shards import find_damaged, find_layout, read_shards
 from pipeline.store import read_rows
 
 LENGTH, SHARD = 22, 8
@@ -166,3 +166,26 @@ def test_a_store_in_memory_is_left_to_zarr() -> None:
     array[:] = draw_values()
     assert find_layout(array) is None
     np.testing.assert_array_equal(read_rows(array, 3, 17), draw_values()[3:17])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_damaged_chunks_of_a_shard_are_found(tmp_path: Path, codec: str) -> None:
+    array = make_array(tmp_path / "a", codec, chunk=2)
+    array[:] = draw_values()
+    content = shard_file(tmp_path / "a", 1).read_bytes()
+    chunks = SHARD // 2
+    index = np.frombuffer(content[-(16 * chunks + 4) : -4], "<u8").reshape(chunks, 2)
+
+    def damage(at: int) -> bytes:
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    for number, (offset, size) in enumerate(index.tolist()):
+        assert find_damaged(damage(offset), chunks) == [number]
+        # the checksum is a part of the chunk
+        assert find_damaged(damage(offset + size - 1), chunks) == [number]
+    everything = list(range(chunks))
+    assert find_damaged(damage(len(content) - 1), chunks) == everything
+    assert find_damaged(content[:-1], chunks) == everything
+    assert find_damaged(b"", chunks) == everything
+    # nothing is damaged that the shard itself could tell: the record says that something is
+    assert find_damaged(content, chunks) == everything

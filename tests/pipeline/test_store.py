@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
-from pipeline import store as module
-from pipeline.errors import RunError
+from pipeline import files as module
+from pipeline import store as store_module
+from pipeline.errors import DamageError, RunError
+from pipeline.files import note_writes
+from pipeline.metadata import consolidate, is_consolidated
 from pipeline.store import (
     ArraySpec,
-    consolidate,
-    holds_shard,
     open_arrays,
     prepare_arrays,
     read_group,
-    read_rows,
     take_rows,
     write_group,
     write_shard,
@@ -80,7 +79,7 @@ def test_xarray_shows_it_as_it_is(store: Path) -> None:
         assert dataset.features.dims == ("window", "row", "channel")
         assert dataset.features.dtype == np.float16
         assert dataset.features.attrs["units"] == "1"
-        assert dataset.attrs == {"backbone": "none"}
+        assert dict(dataset.attrs) == {"backbone": "none", "checksum": dataset.attrs["checksum"]}
         assert dataset.features[:, 0, 0].values.tolist() == list(range(1, 11))
 
 
@@ -94,9 +93,10 @@ def test_one_file_per_shard(store: Path) -> None:
 
 def test_a_shard_of_nothing_but_fill_is_a_file_too(store: Path) -> None:
     blocks = {"features": np.zeros((4, 2, 3), np.float16), "ids": np.full((4, 4), 255, np.uint8)}
-    write_shard(store, blocks, 0, SHARD)
-    assert holds_shard(store, list(SPECS), 0)
-    assert not holds_shard(store, list(SPECS), 1)
+    with note_writes() as written:
+        write_shard(store, blocks, 0, SHARD)
+    files = [store / "features/c/0/0/0", store / "ids/c/0/0"]
+    assert [(w.path, w.bytes) for w in written] == [(f, f.stat().st_size) for f in files]
     assert first_column(store) == [0] * 10
 
 
@@ -129,33 +129,6 @@ def test_a_damaged_row_that_is_taken_is_named(store: Path) -> None:
         take_rows(array, np.arange(SHARD), taken)
 
 
-def test_arrays_of_another_chunk_are_kept_and_read(tmp_path: Path) -> None:
-    store = tmp_path / "a.zarr"
-    group = zarr.open_group(store, mode="w", zarr_format=3)
-    group.create_array(
-        "ids",
-        shape=(LENGTH, 4),
-        chunks=(2, 4),
-        shards=(SHARD, 4),
-        dtype="uint8",
-        dimension_names=IDS.dims,
-        compressors=[BloscCodec(cname="zstd"), Crc32cCodec()],
-        fill_value=255,
-    )
-    before = (store / "ids" / "zarr.json").stat().st_mtime_ns
-    for shard in range(3):
-        prepare_arrays(store, {"ids": replace(IDS, attributes={})}, LENGTH, SHARD, {})
-        block = np.repeat(rows(shard)[:, None], 4, axis=1).astype(np.uint8)
-        write_shard(store, {"ids": block}, shard, SHARD)
-    assert (store / "ids" / "zarr.json").stat().st_mtime_ns == before
-    array = open_arrays(store, ["ids"])["ids"]
-    assert array.chunks == (2, 4)
-    assert read_rows(array, 0, LENGTH)[:, 0].tolist() == list(range(1, 11))
-    taken = np.empty((4, 4), np.uint8)
-    take_rows(array, np.array([9, 2, 3, 0]), taken)
-    assert taken[:, 0].tolist() == [10, 3, 4, 1]
-
-
 def test_what_is_not_written_reads_as_the_fill(store: Path) -> None:
     fill(store, (1,))
     assert first_column(store) == [0] * 4 + [5, 6, 7, 8] + [0] * 2
@@ -174,7 +147,7 @@ def test_attributes_alone_may_change(store: Path) -> None:
     before = times(store)
     prepare(store, attributes={"units": "m"})
     group = zarr.open_group(store, mode="r")
-    assert group["features"].attrs.asdict() == {"units": "m"}
+    assert group["features"].attrs["units"] == "m"
     changed = {Path(p).relative_to(store) for p, time in times(store).items() if time != before[p]}
     assert changed == {Path("zarr.json"), Path("features/zarr.json")}
     assert first_column(store) == list(range(1, 11))
@@ -228,14 +201,14 @@ def test_another_shard_size_makes_all_arrays_anew(store: Path) -> None:
 def test_killed_before_it_consolidated_it_does_so_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    def die(_: Path) -> None:
+    def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
     store = tmp_path / "a.zarr"
     if length != LENGTH:
         prepare(store)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "consolidate", die)
+        patch.setattr(store_module, "consolidate", die)
         with pytest.raises(KeyboardInterrupt):
             prepare(store, length)
     prepare(store, length)
@@ -270,8 +243,8 @@ def test_a_full_disk_gives_one_sentence(store: Path, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zarr.Array, "__setitem__", full)
-    with pytest.raises(RunError, match=r"ids \(16 bytes\): No space left on device; free some"):
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(RunError, match=r"ids/c/0/0 \(\d+ bytes\): No space left on device; free"):
         write_shard(store, {"ids": np.ones((4, 4), np.uint8)}, 0, SHARD)
 
 
@@ -318,3 +291,47 @@ def test_groups_open_in_xarray(tmp_path: Path) -> None:
 def test_a_missing_group_gives_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no group 'k12'; run the stage that writes it\.$"):
         read_group(tmp_path / "em.zarr", "k12")
+
+
+def test_damaged_metadata_is_refused_and_made_again(store: Path) -> None:
+    fill(store)
+    file = store / "features" / "zarr.json"
+    whole = file.read_bytes()
+    for bit in range(0, 8 * len(whole), 61):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        try:
+            # white space may be other white space
+            assert first_column(store) == list(range(1, 11))
+        except DamageError as error:
+            assert "is not as it was written" in str(error)
+    file.write_bytes(b"{")
+    prepare(store)
+    assert file.read_bytes() == whole
+    assert first_column(store) == list(range(1, 11))
+
+
+def test_a_damaged_group_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "em.zarr"
+    write_group(store, "k12", {"w": (np.ones((2, 3), np.float32), ("a", "b"))}, {"seed": 1})
+    for name in ("zarr.json", "w/zarr.json", "w/c/0/0"):
+        file = store / "k12" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:8] + bytes([whole[8] ^ 1]) + whole[9:])
+        with pytest.raises(DamageError):
+            read_group(store, "k12")
+        file.write_bytes(whole)
+    assert read_group(store, "k12")[1] == {"seed": 1}
+
+
+def test_a_store_knows_whether_its_metadata_is_that_of_its_members(store: Path) -> None:
+    assert is_consolidated(store)
+    whole = (store / "zarr.json").read_bytes()
+    (store / "zarr.json").write_bytes(whole.replace(b"none", b"nine"))
+    assert not is_consolidated(store)
+    (store / "zarr.json").write_bytes(whole)
+    prepare_arrays(store, {"ids": replace(IDS, attributes={"units": "1"})}, LENGTH, SHARD, {})
+    assert is_consolidated(store)
+    (store / "features" / "zarr.json").unlink()
+    assert not is_consolidated(store)

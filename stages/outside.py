@@ -1,0 +1,124 @@
+"""What a run was made from that lies outside it, and whether that is still the same.
+
+Asked by size and modification time, as ``status`` can afford it; the stages themselves compare
+digests. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets import get_dataset
+from pipeline.datasets.base import forget_listings, stamp_file
+from pipeline.errors import PipelineError
+from pipeline.files import fingerprint
+from pipeline.ledger import StageRecord
+from pipeline.manifest import Image, Manifest, read_manifest
+from pipeline.run import Run
+
+WEIGHTS = "weights"
+LABELS = "label maps"
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what tells a file from a later one at its place, JSON-able."""
+    status = path.stat()
+    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def fingerprint_labels(manifest: Manifest, splits: tuple[str, ...]) -> str:
+    """Return a fingerprint of the label maps of some splits, by size and modification time."""
+    forget_listings()
+    return fingerprint(
+        [stat_label(manifest, image) for image in manifest.images if image.split in splits]
+    )
+
+
+def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
+    """Return size and modification time of a label map; zeros where it is gone."""
+    if image.label is None:
+        return None
+    try:
+        return stamp_file(manifest.labels or manifest.root, image.label)[:2]
+    except OSError:
+        return (0, 0)
+
+
+def find_changes(run: Run, record: StageRecord) -> str:
+    """Say what has changed outside a run since a stage read it; nothing where nothing has.
+
+    Parameters
+    ----------
+    run
+        The run.
+    record
+        Of the stage.
+    """
+    found = [_check_weights(record)]
+    if record.stage == "extract":
+        found.append(_check_images(run, record))
+    if LABELS in record.sources:
+        found.append(_check_labels(run, record))
+    return "; ".join(text for text in found if text)
+
+
+def _check_weights(record: StageRecord) -> str:
+    known = record.sources.get(WEIGHTS)
+    if known is None:
+        return ""
+    try:
+        same = describe_file(Path(known["path"])) == known
+    except OSError:
+        # what is finished stays valid without its weights
+        return ""
+    return "" if same else f"the weights {known['path']} have changed"
+
+
+def _check_images(run: Run, record: StageRecord) -> str:
+    try:
+        manifest = read_manifest(run)
+    except PipelineError as error:
+        return str(error)
+    forget_listings()
+    changed, gone = [], []
+    for image in manifest.images:
+        try:
+            stamp = stamp_file(manifest.root, image.path)[:2]
+        except OSError:
+            gone.append(image.path)
+            continue
+        # one that was rejected unseen has neither
+        if image.bytes and stamp != (image.bytes, image.modified_ns):
+            changed.append(image.path)
+    added = _list_added(run, record, manifest)
+    parts = [(changed, "changed"), (gone, "gone"), (added, "new")]
+    return ", ".join(_count(paths, what) for paths, what in parts if paths)
+
+
+def _list_added(run: Run, record: StageRecord, manifest: Manifest) -> list[str]:
+    if record.settings.get("limit") is not None:
+        return []
+    dataset = get_dataset(manifest.dataset)
+    try:
+        samples = dataset.list_samples(
+            manifest.root, tuple(record.settings["splits"]), manifest.labels, [run.path]
+        )
+    except PipelineError:
+        return []  # that everything is gone has been said
+    known = {image.path for image in manifest.images}
+    return [sample.image for sample in samples if sample.image not in known]
+
+
+def _count(paths: list[str], what: str) -> str:
+    images = "image is" if len(paths) == 1 else "images are"
+    return f"{len(paths)} {images} {what} ({paths[0]}{', …' if len(paths) > 1 else ''})"
+
+
+def _check_labels(run: Run, record: StageRecord) -> str:
+    try:
+        manifest = read_manifest(run)
+    except PipelineError as error:
+        return str(error)
+    now = fingerprint_labels(manifest, tuple(record.settings["splits"]))
+    return "" if now == record.sources[LABELS] else "label maps have changed"

@@ -1,0 +1,148 @@
+"""The repair of a run: what a verification found damaged is computed again, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pipeline.errors import DamageError, RunError, StaleError
+from pipeline.files import confine_writes, remove_file, write_bytes
+from pipeline.ledger import Ledger
+from pipeline.metadata import consolidate
+from pipeline.progress import Screen
+from pipeline.run import Run, is_sealed
+from pipeline.scheduler import Execution
+from pipeline.settings import StageSettings, make_settings
+from pipeline.verification import Damage
+from stages import SETTINGS, load_stage, run_stage
+
+
+def repair_run(run: Run, damages: Sequence[Damage], execution: Execution, screen: Screen) -> None:
+    """Make again what is damaged: the shards that a damaged file belongs to, in pipeline order.
+
+    The stages that read them stay valid: the same bytes come out again.
+
+    Parameters
+    ----------
+    run
+        The run.
+    damages
+        What :func:`pipeline.verification.verify_run` found.
+    execution, screen
+        How to compute, and where to show it.
+
+    Raises
+    ------
+    StaleError
+        The images have changed since, so the same bytes cannot come out again.
+    RunError
+        ``run.yaml`` and its copy are both damaged, or a stage cannot be run.
+    """
+    # a ledger that came from elsewhere may name files anywhere
+    with confine_writes(run.path):
+        _restore_settings(run, damages)
+        owners = {damage: _find_owner(run, damage) for damage in damages}
+        for key in sort_keys(owners.values()):
+            own = [damage for damage in damages if owners[damage] == key]
+            with run.lock(key, wait=False, say=screen.warn):
+                # what cannot be read counts as not finished, whatever comes after
+                _forget(run, key, [damage for damage in own if damage.file.startswith("state/")])
+            _check_inputs(run, key, own, screen)
+            with run.lock(key, wait=False, say=screen.warn):
+                _forget(run, key, own)
+            run_stage(key.partition("/")[0], run, _read_settings(run, key), execution, screen)
+        for store in (run.heads, run.em):
+            if any(damage.file == f"{store.name}/zarr.json" for damage in damages):
+                consolidate(store)
+
+
+def sort_keys(keys: Iterable[str]) -> list[str]:
+    """Sort ledger keys in the order of the pipeline; without that of the run itself."""
+    order = list(SETTINGS)
+    return sorted(set(keys) - {""}, key=lambda key: (order.index(key.partition("/")[0]), key))
+
+
+def _find_owner(run: Run, damage: Damage) -> str:
+    """Return the key of the stage that makes a damaged file again; nothing for the run's own."""
+    if damage.key:
+        # the parts of the views are computed by one stage
+        return "views" if damage.key.startswith("views/") else damage.key
+    store, _, name = damage.file.rpartition("/")
+    if name != "zarr.json":
+        return ""
+    # the metadata of a store that the shards of a stage share; fits and heads are groups of theirs
+    kind, _, head = store.removesuffix(".zarr").partition("/")
+    return {"features": "extract", "masks": "masks", "codes": f"encode/{head}"}.get(kind, "")
+
+
+def _restore_settings(run: Run, damages: Sequence[Damage]) -> None:
+    pair = (run.settings_file, run.settings_copy)
+    names = [file.relative_to(run.path).as_posix() for file in pair]
+    damaged = {damage.file for damage in damages} & set(names)
+    if not damaged:
+        return
+    if len(damaged) == len(pair):
+        raise RunError(
+            f"{names[0]} and its copy {names[1]} in {run.path} are both damaged; write run.yaml "
+            "by hand, without its last line, and run the command again."
+        )
+    source, target = pair if names[1] in damaged else pair[::-1]
+    content = source.read_bytes()
+    if not is_sealed(content):
+        raise DamageError(f"{source} is not as it was written; run the command again.")
+    write_bytes(target, content)
+
+
+def _forget(run: Run, key: str, damages: Sequence[Damage]) -> None:
+    """Take what is damaged out of the ledgers, and files that would be read out of the run."""
+    keys = run.keys()
+    parts = [part for part in keys if part.startswith(f"{key}/")]
+    for damage in damages:
+        if damage.shard is None:
+            remove_file(run.path / damage.file)
+            if damage.key != key:
+                # the plan of a part is written with that of its stage
+                remove_file(Ledger(run.state(key)).file(None))
+            continue
+        for name in {key, damage.key, *parts}:
+            ledger = Ledger(run.state(name))
+            if name in (key, damage.key) or _names(ledger, damage):
+                ledger.drop(damage.shard)
+
+
+def _names(ledger: Ledger, damage: Damage) -> bool:
+    """Whether a ledger says of a damaged file that its shard is finished."""
+    assert damage.shard is not None
+    try:
+        record = ledger.read_shard(damage.shard)
+    except DamageError:
+        return True
+    return record is not None and damage.file in record.files
+
+
+def _read_settings(run: Run, key: str) -> StageSettings:
+    """Return the settings with which a stage was run last; those given stay those given."""
+    name = key.partition("/")[0]
+    resolved = run.read_settings(key)
+    if not resolved:
+        raise RunError(f"{run.settings_file} knows nothing of {key}; run the stage again.")
+    settings = make_settings(SETTINGS[name], name, resolved)
+    given = set(run.read_given(key))
+    return settings.model_construct(_fields_set=given, **dict(settings))
+
+
+def _check_inputs(run: Run, key: str, damages: Sequence[Damage], screen: Screen) -> None:
+    """Refuse to repair a stage whose images are others now: more than the damage would change."""
+    stage: Any = load_stage(key.partition("/")[0])
+    ledger = Ledger(run.state(key))
+    if any(damage.file.endswith((".parquet", "stage.json")) for damage in damages):
+        return  # what it was made from cannot be known
+    record = ledger.read_stage()
+    if record is None:
+        return
+    plan = stage.plan(run, stage.resolve(run, _read_settings(run, key)), screen)
+    if [shard.fingerprint for shard in plan.shards] != record.shards:
+        raise StaleError(
+            f"{key} in {run.path} cannot be repaired alone: what it was made from has changed "
+            f"since; run `primaps-pipe {record.command} {run.quoted}{record.options}` instead."
+        )
