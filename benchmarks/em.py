@@ -14,8 +14,9 @@ from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import GRID, PHOTOGRAPHS, draw_features, load_square
 from pipeline.datasets import IGNORE
-from stages.em.fit import FitBatch, FitState, run_em_epoch
+from stages.em.fit import FitState, run_em_epoch
 from stages.em.initialisation import find_initial_directions
+from stages.em.pieces import FitBatch
 from stages.em.prototypes import make_prototypes
 from stages.em.settings import EmSettings
 from stages.masks.proposals import propose_masks, score_proposals
@@ -81,7 +82,7 @@ def start_fit(batches: Batches) -> FitState:
 def fit_ours(state: FitState, batches: Batches) -> float:
     """Run one epoch; return its mean loss."""
     fresh = FitState(state.running, state.momentum, state.initial)
-    moved = (FitBatch(features.float(), ids) for features, ids in batches)
+    moved = ([FitBatch(features.float(), ids)] for features, ids in batches)
     return run_em_epoch(fresh, moved, SETTINGS)[0]
 
 

@@ -14,6 +14,8 @@ from pipeline.store import take_rows
 
 Choices = Mapping[str, np.ndarray]
 Choose = Callable[[np.random.Generator, int], Choices]
+# The windows of a batch, int64 [window], and what was drawn for each.
+Part = tuple[np.ndarray, Choices]
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,27 @@ class BatchStream:
         Batch
             Reproducible: the order depends on the seed only. Each overwrites the one before.
         """
+        parts = self.plan_epoch(*seed, choose=choose)
+        # An epoch uses two buffers over and over: fresh ones, made in one thread and freed in
+        # another, would fray the allocator's memory, and more of it the longer an epoch is.
+        buffers = cycle([self._allocate(self.even_batch) for _ in parts[:2]])
+        tasks = zip(parts, buffers, strict=False)
+        yield from map_ahead(self._read_batch, tasks, threads=1, ahead=1)
+
+    def plan_epoch(self, *seed: int, choose: Choose | None = None) -> list[Part]:
+        """List the batches of :meth:`read_epoch`, and read none."""
         generator = np.random.default_rng(seed)
         order = generator.permutation(self.windows) if seed else self.windows
         drawn = choose(generator, len(order)) if choose else {}
         size = self.even_batch
-        parts = [
+        return [
             (order[low : low + size], {name: d[low : low + size] for name, d in drawn.items()})
             for low in range(0, len(order), size)
         ]
-        # An epoch uses two buffers over and over: fresh ones, made in one thread and freed in
-        # another, would fray the allocator's memory, and more of it the longer an epoch is.
-        buffers = cycle([self._allocate(size) for _ in parts[:2]])
-        tasks = zip(parts, buffers, strict=False)
-        yield from map_ahead(self._read_batch, tasks, threads=1, ahead=1)
+
+    def read_part(self, part: Part) -> Batch:
+        """Read one of the planned batches, or some windows of one, into memory of its own."""
+        return self._read_batch((part, self._allocate(len(part[0]))))
 
     def _allocate(self, size: int) -> dict[str, np.ndarray]:
         firsts = {name: _list_arrays(source)[0] for name, source in self.arrays.items()}
@@ -104,7 +114,7 @@ class BatchStream:
             name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in firsts.items()
         }
 
-    def _read_batch(self, task: tuple[tuple[np.ndarray, Choices], dict[str, np.ndarray]]) -> Batch:
+    def _read_batch(self, task: tuple[Part, dict[str, np.ndarray]]) -> Batch:
         (windows, drawn), buffers = task
         rows = {name: buffer[: len(windows)] for name, buffer in buffers.items()}
         for name, source in self.arrays.items():

@@ -1,22 +1,32 @@
 """Where shards are computed: inline, in local processes, or on a cluster; one code path.
 
 Every shard becomes one ``dask.delayed`` call. Inline, dask's synchronous scheduler runs it in this
-process; otherwise a ``distributed`` client does.
+process; otherwise a ``distributed`` client does. A shard that shares its own work out is computed
+in this process, with a team of workers at hand.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.cluster import (
+    await_all,
+    compute_each,
+    count_neighbours,
+    describe_loss,
+    limit_threads,
+    open_local,
+    open_remote,
+)
+from pipeline.signals import check_stopped
+from pipeline.team import INLINE, ClusterTeam, Team, with_team
 
 TOPIC = "primaps-pipe"
-CONNECT_S = 5.0
 _LISTENER: ContextVar[Callable[[dict[str, Any]], None] | None] = ContextVar(
     "listener", default=None
 )
@@ -43,6 +53,11 @@ class Execution:
     force: bool = False
     dry_run: bool = False
 
+    @property
+    def inline(self) -> bool:
+        """Whether everything is computed in this process."""
+        return self.workers == 0 and self.scheduler is None
+
 
 @dataclass(frozen=True)
 class Done:
@@ -58,6 +73,7 @@ def announce(**event: Any) -> None:
     listener = _LISTENER.get()
     if listener is not None:
         listener(event)
+        check_stopped()
         return
     from distributed import get_worker
 
@@ -73,8 +89,15 @@ def compute_shards(
     calls: Sequence[tuple[Any, ...]],
     execution: Execution,
     listener: Callable[[dict[str, Any]], None],
+    *,
+    names: Sequence[str] | None = None,
+    shares_work: bool = False,
+    device: str = "cpu",
 ) -> Iterator[Done]:
     """Call a function once per shard and give the ends as they come.
+
+    A shard whose worker process is killed is computed once more when all others have ended, with
+    nothing beside it: it may have been their memory that ran out.
 
     Parameters
     ----------
@@ -86,6 +109,13 @@ def compute_shards(
         Where to compute.
     listener
         Receives what the calls :func:`announce`.
+    names
+        What the calls are named in errors; ``shard`` and their index where there are none.
+    shares_work
+        Whether the calls share their work out themselves, among ``pipeline.team.current_team()``:
+        they are made in this process, and the team is that of a scheduler elsewhere.
+    device
+        What the calls compute on; with CUDA, every local worker has a GPU of its own.
 
     Yields
     ------
@@ -93,98 +123,88 @@ def compute_shards(
         One per call, in the order of their ends. A call's exception is handed over, not raised, so
         that one bad shard does not cost the others.
     """
-    import dask
-
     if not calls:
         return
-    tasks = [dask.delayed(function, pure=False)(*arguments) for arguments in calls]
-    if execution.workers == 0 and execution.scheduler is None:
-        yield from _compute_inline(tasks, listener)
-        return
-    with _connect(execution, len(calls)) as client:
-        yield from _compute_distributed(client, tasks, listener)
+    names = names or [f"shard {index}" for index in range(len(calls))]
+    if shares_work and execution.scheduler is not None:
+        with ClusterTeam(partial(open_remote, execution.scheduler), listener) as team:
+            yield from _compute_inline(function, calls, listener, team)
+    elif shares_work or execution.inline:
+        # what shares its work uses all cores here: the way to processes beside it only costs time
+        yield from _compute_inline(function, calls, listener, INLINE)
+    else:
+        workers = min(execution.workers, len(calls))
+        with _connect(execution, workers, device) as client:
+            yield from _compute_distributed(client, function, calls, names, listener)
 
 
-def _compute_inline(tasks: Sequence[Any], listener: Callable[..., None]) -> Iterator[Done]:
+def _connect(execution: Execution, workers: int, device: str) -> AbstractContextManager[Any]:
+    if execution.scheduler is not None:
+        return open_remote(execution.scheduler)
+    return open_local(workers, device, failures=0)
+
+
+def _compute_inline(
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    listener: Callable[..., None],
+    team: Team,
+) -> Iterator[Done]:
     import dask
 
-    for index, task in enumerate(tasks):
+    for index, arguments in enumerate(calls):
+        task = dask.delayed(function, pure=False)(*arguments)
         token = _LISTENER.set(listener)
         try:
-            (value,) = dask.compute(task, scheduler="synchronous")
+            with with_team(team):
+                (value,) = dask.compute(task, scheduler="synchronous")
             done = Done(index, value)
         except Exception as error:
             done = Done(index, error=error)
         finally:
             _LISTENER.reset(token)
+        check_stopped()
         yield done
 
 
 def _compute_distributed(
-    client: Any, tasks: Sequence[Any], listener: Callable[..., None]
+    client: Any,
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    names: Sequence[str],
+    listener: Callable[..., None],
 ) -> Iterator[Done]:
-    from distributed import as_completed
+    from distributed import KilledWorker
 
-    client.subscribe_topic(TOPIC, lambda event: listener(event[1]))
-    futures = client.compute(list(tasks))
-    indices = {future.key: index for index, future in enumerate(futures)}
-    try:
-        for future in as_completed(futures):
-            error = future.exception()
-            value = None if error is not None else future.result()
-            yield Done(indices[future.key], value, error)
-            future.release()
-    finally:
-        client.unsubscribe_topic(TOPIC)
+    crowd = count_neighbours(client)
 
+    def submit(index: int) -> Any:
+        import dask
 
-@contextmanager
-def _connect(execution: Execution, calls: int) -> Iterator[Any]:
-    import dask
-    from distributed import Client, LocalCluster
+        task = dask.delayed(_call_limited, pure=False)(crowd, function, *calls[index])
+        return client.compute(task)
 
+    suspects = []
     with ExitStack() as stack:
-        if execution.scheduler is not None:
-            _check_scheduler(execution.scheduler)
-            yield stack.enter_context(Client(execution.scheduler))
-            return
-        workers = min(execution.workers, max(calls, 1))
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        stack.enter_context(
-            dask.config.set(
-                {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in names}
-            )
-        )
-        cluster = stack.enter_context(
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,
-                dashboard_address=None,
-                silence_logs="ERROR",
-            )
-        )
-        yield stack.enter_context(Client(cluster))
+        client.subscribe_topic(TOPIC, lambda event: listener(event[1]))
+        stack.callback(client.unsubscribe_topic, TOPIC)
+        for index, future in compute_each(client, submit, len(calls), listener):
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                suspects.append(index)
+            else:
+                yield Done(index, None if error is not None else future.result(), error)
+            future.release()
+        for index in sorted(suspects):
+            listener({"warn": f"the worker process of {names[index]} was killed; once more, alone"})
+            future = submit(index)
+            await_all(client, [future], listener)
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                error = describe_loss(names[index], error)
+            yield Done(index, None if error is not None else future.result(), error)
 
 
-def _check_scheduler(address: str) -> None:
-    """Knock first: a `Client` that never connected holds the process up for long at its end."""
-    import asyncio
-
-    from distributed.comm import connect
-    from distributed.security import Security
-
-    async def knock() -> None:
-        arguments = Security().get_connection_args("client")
-        comm = await connect(address, timeout=CONNECT_S, **arguments)
-        await comm.close()
-
-    try:
-        asyncio.run(knock())
-    except (OSError, TimeoutError, ValueError) as error:
-        raise UsageError(
-            f"no dask scheduler answers at {address} ({error}); "
-            "start one with `dask scheduler`, or use --workers."
-        ) from error
+def _call_limited(crowd: Mapping[str, int], function: Callable[..., Any], *arguments: Any) -> Any:
+    limit_threads(crowd)
+    return function(*arguments)

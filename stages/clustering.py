@@ -30,14 +30,48 @@ def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     usage : Tensor
         int64 [class]: positions nearest to each prototype.
     """
+    runs = features.reshape(len(features), -1, features.shape[-1])
+    unit = F.normalize(direction, dim=-1)
+    cosine, nearest, _ = _find_nearest(runs, unit)
+    return -cosine.mean(dim=1).mean(), count_numbers(nearest, len(direction))
+
+
+def measure_clusters(runs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the loss of cosine K-means and its gradient, window by window.
+
+    Parameters
+    ----------
+    runs
+        float32 [window, position, channel].
+    unit
+        float32 [class, channel] at unit length.
+
+    Returns
+    -------
+    loss : Tensor
+        [window]: as of :func:`cluster_loss`.
+    gradient : Tensor
+        [window, class, channel]: of each window's loss with respect to ``unit``.
+    usage : Tensor
+        int64 [window, class]: positions nearest to each prototype.
+    """
+    cosine, nearest, length = _find_nearest(runs, unit)
+    positions = runs.shape[1]
+    share = runs.new_zeros(len(runs), len(unit), positions)
+    share.scatter_(1, nearest[:, None], -1 / (length * positions)[:, None])
+    usage = nearest.new_zeros(len(runs), len(unit))
+    usage.scatter_add_(1, nearest, torch.ones_like(nearest))
+    return -cosine.mean(dim=1), torch.bmm(share, runs), usage
+
+
+def _find_nearest(runs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the largest cosine of every position, whose it is, and the position's length."""
     # One product a window, and means window by window: libraries cut larger ones up by the number
     # of threads, which then decides how sums round.
-    runs = features.reshape(len(features), -1, features.shape[-1])
-    unit = F.normalize(direction, dim=-1).expand(len(runs), -1, -1)
+    best, nearest = torch.bmm(unit.expand(len(runs), -1, -1), runs.transpose(1, 2)).max(dim=1)
     # lengths divide one number a position instead of all its channels, and change no order
-    best, nearest = torch.bmm(unit, runs.transpose(1, 2)).max(dim=1)
     length = torch.linalg.vector_norm(runs, dim=-1).clamp_min(1e-12)
-    return -(best / length).mean(dim=1).mean(), count_numbers(nearest, len(direction))
+    return best / length, nearest, length
 
 
 def count_numbers(numbers: Tensor, length: int) -> Tensor:

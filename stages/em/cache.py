@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +13,15 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batches import Batch, BatchStream
+from pipeline.batches import Batch, BatchStream, Choose, Part
 from pipeline.condition import inspect_stage, read_record
+from pipeline.devices import resolve_device
 from pipeline.manifest import read_manifest
 from pipeline.run import Run
 from pipeline.store import open_arrays, take_rows
-from stages.em.fit import FitBatch
+from pipeline.team import Team
+from stages.em.groups import GROUP
+from stages.em.pieces import FitBatch
 from stages.em.settings import EmSettings
 
 _BLOCK = 256
@@ -65,37 +70,67 @@ class Cache:
 
     def read_sample(self) -> Iterator[Tensor]:
         """Read the features of the windows that the PCA sees, each batch over the last."""
-        windows = self.sample
-        for _, features in self._widen("clean", self._stream(windows, ["clean"]).read_epoch()):
-            yield features
+        wide = _Wide(self.device)
+        for batch in self._stream(self.sample, ["clean"]).read_epoch():
+            yield wide.fill(batch.arrays["clean"])
 
-    def read_epoch(self, epoch: int) -> Iterator[FitBatch]:
-        """Read the batches of an epoch; those of the initialisation, -1, -2, …, are clean.
+    def plan_sample(self) -> list[Part]:
+        """List the batches of :meth:`read_sample`, for :meth:`read_block`."""
+        return self._stream(self.sample, ["clean"]).plan_epoch()
+
+    def read_block(self, part: Part) -> Tensor:
+        """Read one batch of the sample."""
+        batch = self._stream(self.sample, ["clean"]).read_part(part)
+        return _Wide(self.device).fill(batch.arrays["clean"])
+
+    def read_epoch(self, epoch: int) -> Iterator[list[FitBatch]]:
+        """Read the steps of an epoch, each in one piece; those of the initialisation are clean.
+
+        Parameters
+        ----------
+        epoch
+            Its number; -1, -2, … in the initialisation.
 
         Yields
         ------
-        FitBatch
+        list of FitBatch
             Its features are overwritten by the next.
         """
-        names = self.arrays if epoch >= 0 else ["clean"]
-        choose = self._draw_views if epoch >= 0 else None
+        stream, seed, choose = self._name_epoch(epoch)
+        clean, student = _Wide(self.device), _Wide(self.device)
+        for batch in stream.read_epoch(*seed, choose=choose):
+            yield [self._finish(batch, clean, student)]
+
+    def plan_epoch(self, epoch: int) -> list[list[Part]]:
+        """List the steps of an epoch, cut into pieces of a group each, for :meth:`read_piece`."""
+        stream, seed, choose = self._name_epoch(epoch)
+        return [_cut(part) for part in stream.plan_epoch(*seed, choose=choose)]
+
+    def read_piece(self, part: Part, *, clean: bool) -> FitBatch:
+        """Read one piece; only its clean features where nothing else is needed."""
+        batch = self._stream(self.windows, self._name_arrays(clean)).read_part(part)
+        return self._finish(batch, _Wide(self.device), _Wide(self.device))
+
+    def _name_epoch(self, epoch: int) -> tuple[BatchStream, tuple[int, ...], Choose | None]:
+        stream = self._stream(self.windows, self._name_arrays(epoch < 0))
         # a seed sequence takes no negative numbers
-        batches = self._stream(self.windows, names).read_epoch(
-            self.settings.seed, int(epoch < 0), abs(epoch), choose=choose
+        seed = (self.settings.seed, int(epoch < 0), abs(epoch))
+        return stream, seed, self._draw_views if epoch >= 0 else None
+
+    def _name_arrays(self, clean: bool) -> Iterable[str]:
+        return ["clean"] if clean else self.arrays
+
+    def _finish(self, batch: Batch, clean: _Wide, student: _Wide) -> FitBatch:
+        ids = batch.arrays.get("proposals")
+        if ids is not None and "clean" in batch.choices:
+            mirrored = batch.choices["clean"] == 1
+            ids[mirrored] = ids[mirrored][:, :, ::-1]
+        other = batch.arrays.get("student")
+        return FitBatch(
+            clean.fill(batch.arrays["clean"]),
+            None if ids is None else torch.from_numpy(ids).to(self.device),
+            None if other is None else student.fill(other),
         )
-        student = torch.empty(0)
-        for batch, features in self._widen("clean", batches):
-            ids = batch.arrays.get("proposals")
-            if ids is not None and "clean" in batch.choices:
-                mirrored = batch.choices["clean"] == 1
-                ids[mirrored] = ids[mirrored][:, :, ::-1]
-            if "student" in batch.arrays:
-                student = self._copy(batch.arrays["student"], student)
-            yield FitBatch(
-                features,
-                None if ids is None else torch.from_numpy(ids).to(self.device),
-                student[: len(features)] if len(student) else None,
-            )
 
     def _draw_views(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         mirrored = generator.integers(_count(self.arrays["clean"]), size=count)
@@ -106,25 +141,116 @@ class Cache:
         # the views lie in pairs where windows are mirrored
         return {"clean": mirrored, "student": _count(self.arrays["clean"]) * drawn + mirrored}
 
-    def _widen(self, name: str, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
-        # One buffer for all batches: to free and allocate the largest tensor in every step frays
-        # the allocator's memory, and more of it the longer an epoch is.
-        wide = torch.empty(0)
-        for batch in batches:
-            wide = self._copy(batch.arrays[name], wide)
-            yield batch, wide[: len(batch.windows)]
-
-    def _copy(self, array: np.ndarray, wide: Tensor) -> Tensor:
-        # half the bytes cross to the device, and are widened there
-        features = torch.from_numpy(array).to(self.device)
-        if len(wide) < len(features):
-            wide = torch.empty_like(features, dtype=torch.float32)
-        wide[: len(features)].copy_(features)
-        return wide
-
     def _stream(self, windows: np.ndarray, names: Iterable[str]) -> BatchStream:
         arrays = {name: self.arrays[name] for name in names}
         return BatchStream(arrays, windows, self.settings.batch_size)
+
+
+class _Wide:
+    """One float32 buffer on the device for all batches.
+
+    To free and allocate the largest tensor in every step frays the allocator's memory, and more of
+    it the longer an epoch is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffer = torch.empty(0)
+
+    def fill(self, array: np.ndarray) -> Tensor:
+        """Move and widen features; what was given before is overwritten."""
+        # half the bytes cross to the device, and are widened there
+        features = torch.from_numpy(array).to(self._device)
+        if len(self._buffer) < len(features):
+            self._buffer = torch.empty_like(features, dtype=torch.float32)
+        return self._buffer[: len(features)].copy_(features)
+
+
+def _cut(part: Part) -> list[Part]:
+    windows, choices = part
+    return [
+        (
+            windows[low : low + GROUP],
+            {name: drawn[low : low + GROUP] for name, drawn in choices.items()},
+        )
+        for low in range(0, len(windows), GROUP)
+    ]
+
+
+@dataclass(frozen=True)
+class TeamCache:
+    """The same cache, read by the workers of a team: it gives pieces in place of tensors.
+
+    Attributes
+    ----------
+    team
+        Who reads.
+    source
+        What they open.
+    cache
+        The cache as this process sees it, for the order of the windows.
+    """
+
+    team: Team
+    source: Source
+    cache: Cache
+
+    def read_sample(self) -> Iterator[Any]:
+        """Give the blocks of :meth:`Cache.read_sample`."""
+        for part in self.cache.plan_sample():
+            yield self.team.start(read_block, self.source, part)
+
+    def read_epoch(self, epoch: int) -> Iterator[list[Any]]:
+        """Give the steps of :meth:`Cache.read_epoch`; while one is used, the next is read."""
+        following: list[Any] = []
+        for parts in self.cache.plan_epoch(epoch):
+            step = following
+            following = [
+                self.team.start(read_piece, self.source, part, epoch < 0, ahead=True)
+                for part in parts
+            ]
+            if step:
+                yield step
+        if following:
+            yield following
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker needs to open the cache of a fit.
+
+    Attributes
+    ----------
+    run, settings
+        As the stage has them.
+    fingerprint
+        Of what is in the run: a run that was made anew is opened anew.
+    """
+
+    run: Run
+    settings: EmSettings
+    fingerprint: str
+
+
+@lru_cache(maxsize=2)
+def _open_source(source: Source) -> Cache:
+    # every worker has a device of its own
+    return open_cache(source.run, source.settings, resolve_device(source.settings.device))
+
+
+def read_block(source: Source, part: Part) -> Tensor:
+    """Read one batch of the sample; called at a worker."""
+    return _open_source(source).read_block(part)
+
+
+def read_piece(source: Source, part: Part, clean: bool) -> FitBatch:
+    """Read one piece of a step; called at a worker."""
+    return _open_source(source).read_piece(part, clean=clean)
+
+
+def name_device(source: Source) -> str:
+    """Return the kind of device that a worker has."""
+    return _open_source(source).device.type
 
 
 def _count(source: zarr.Array | tuple[zarr.Array, ...]) -> int:

@@ -71,8 +71,10 @@ def estimate_classes(pooled: NDArray[np.float32], *, seed: int, most: int) -> Cl
     generator = np.random.default_rng(seed)
     if len(pooled) > _SAMPLE:
         pooled = pooled[np.sort(generator.choice(len(pooled), _SAMPLE, replace=False))]
-    numbers = list_numbers(min(most, len(pooled) // _LEAST))
-    if not numbers or len(np.unique(pooled, axis=0)) <= 2:
+    different = len(np.unique(pooled, axis=0))
+    # more clusters than different points cannot all be filled
+    numbers = list_numbers(min(most, len(pooled) // _LEAST, different))
+    if not numbers or different <= 2:
         raise ValueError(
             f"{len(pooled)} proposals are too few, or too alike, to count their classes"
         )

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from stages.clustering import cluster_loss
-from stages.em.assignment import assign_proposals
+from pipeline.team import INLINE, Team
+from stages.em.groups import add_in_order
 from stages.em.initialisation import ReadSample, find_initial_directions
-from stages.em.prototypes import (
-    Prototypes,
-    compute_logits,
-    compute_weight_gradient,
-    make_prototypes,
-    update_momentum,
-)
+from stages.em.pieces import cluster_piece, differentiate_piece, predict_piece, sum_piece
+from stages.em.prototypes import Prototypes, make_prototypes, update_momentum
 from stages.em.settings import EmSettings
-from stages.em.updates import compute_gradient
+from stages.em.updates import weigh_classes
 
-
-@dataclass(frozen=True)
-class FitBatch:
-    """The windows of one step.
-
-    Attributes
-    ----------
-    features
-        float32 [window, row, column, channel]: what the momentum prototypes see.
-    proposals
-        uint8 [window, y, x]; None where the method needs none.
-    student
-        The same windows as the running prototypes see them; None: as the momentum prototypes do.
-    """
-
-    features: Tensor
-    proposals: Tensor | None = None
-    student: Tensor | None = None
-
-
-ReadEpoch = Callable[[int], Iterable[FitBatch]]
+# The windows of one step: batches (``stages.em.pieces.FitBatch``) of whole groups, or pieces of a
+# team that give them.
+Step = Sequence[Any]
+ReadEpoch = Callable[[int], Iterable[Step]]
 
 
 @dataclass
@@ -75,7 +55,11 @@ class FitState:
 
 
 def initialise(
-    read_sample: ReadSample, read_epoch: ReadEpoch, steps: int, settings: EmSettings
+    read_sample: ReadSample,
+    read_epoch: ReadEpoch,
+    steps: int,
+    settings: EmSettings,
+    team: Team = INLINE,
 ) -> FitState:
     """Start a fit from the principal directions of a sample and a short cosine K-means.
 
@@ -84,19 +68,21 @@ def initialise(
     read_sample
         Gives the features for the PCA, float32 [window, row, column, channel]; called twice.
     read_epoch
-        Gives the batches of an epoch by its number; the initialisation uses
+        Gives the steps of an epoch by its number; the initialisation uses
         negative numbers, so that its orders are none of the fit's.
     steps
-        Batches per epoch.
+        Steps per epoch.
     settings
         Classes, epochs and steps of the initialisation, learning rate.
+    team
+        Who computes the pieces.
     """
     assert isinstance(settings.classes, int)
-    prototypes = make_prototypes(find_initial_directions(read_sample, settings.classes))
+    prototypes = make_prototypes(find_initial_directions(read_sample, settings.classes, team))
     state = FitState(prototypes, prototypes.copy(), prototypes.copy())
     least = -(-settings.init_steps // max(steps, 1))
     for epoch in range(max(settings.init_epochs, least) if settings.init_epochs else 0):
-        run_kmeans_epoch(state, read_epoch(-1 - epoch), settings)
+        run_kmeans_epoch(state, read_epoch(-1 - epoch), settings, team)
     if settings.method == "kmeans":
         # the baseline is this K-means, carried on: neither lengths nor moments begin again
         return FitState(state.running, state.running, state.running.copy(), state.moments)
@@ -110,39 +96,44 @@ def start_at(directions: Tensor) -> FitState:
 
 
 def run_kmeans_epoch(
-    state: FitState, batches: Iterable[FitBatch], settings: EmSettings
+    state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
 ) -> tuple[float, list[float]]:
     """Run one epoch of cosine K-means by Adam; return its mean loss and class usage."""
     sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
-    for batch in batches:
-        loss, usage = cluster_loss(batch.features, running.direction)
+    for step in steps:
+        unit = F.normalize(running.direction, dim=1)
+        parts = team.map(cluster_piece, [(piece, unit.detach()) for piece in step])
+        windows = sum(part.windows for part in parts)
         adam.zero_grad()
-        loss.backward()
+        unit.backward(_add_groups(part.gradient for part in parts) / windows)
         adam.step()
         state.step += 1
-        sums.add(loss.detach(), usage)
+        loss = _add_groups(part.loss for part in parts) / windows
+        sums.add(loss, add_in_order([part.usage for part in parts]))
     _close(state, running, adam)
     state.momentum = state.running
     return sums.summarise()
 
 
 def run_em_epoch(
-    state: FitState, batches: Iterable[FitBatch], settings: EmSettings
+    state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
 ) -> tuple[float, list[float]]:
     """Run one epoch of PriMaPs-EM; return its mean loss and class usage."""
     sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
-    for batch in batches:
-        if batch.proposals is None:
-            raise ValueError("PriMaPs-EM needs proposals")
+    for step in steps:
         weight = running.weight()
-        teacher, student = _compute_both(batch, state.momentum.weight(), weight.detach())
-        assignment = assign_proposals(teacher, batch.proposals)
-        gradient = compute_gradient(student, assignment.labels, focus=settings.focus)
+        momentum = state.momentum.weight()
+        found = [team.start(predict_piece, piece, momentum, weight.detach()) for piece in step]
+        totals = team.map(sum_piece, [(piece,) for piece in found])
+        pixels = sum(part.pixels for part in totals)
+        classes = weigh_classes(
+            _add_groups(part.softmax for part in totals), pixels, settings.focus
+        )
+        parts = team.map(differentiate_piece, [(piece, classes) for piece in found])
         adam.zero_grad()
-        seen = batch.features if batch.student is None else batch.student
-        weight.backward(compute_weight_gradient(gradient.logits, seen))
+        weight.backward(_add_groups(part.weight for part in parts) / pixels)
         adam.step()
         state.step += 1
         updates, rest = divmod(state.step, settings.momentum_every)
@@ -150,25 +141,24 @@ def run_em_epoch(
             state.momentum = update_momentum(
                 state.momentum, running, settings.momentum, updates - 1
             )
-        sums.add(gradient.loss, assignment.usage)
+        loss = _add_groups(part.loss for part in parts) / pixels
+        sums.add(loss, add_in_order([part.usage for part in totals]))
     _close(state, running, adam)
     return sums.summarise()
 
 
-def _compute_both(batch: FitBatch, momentum: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the logits of the momentum and of the running prototypes."""
-    if batch.student is not None:
-        return compute_logits(batch.features, momentum), compute_logits(batch.student, running)
-    # one product reads the features once for both
-    teacher, student = compute_logits(batch.features, torch.cat([momentum, running])).chunk(2, 1)
-    return teacher, student
+def _add_groups(parts: Iterable[Tensor]) -> Tensor:
+    """Add the groups of all pieces, [group, ...], in the order of the windows."""
+    return add_in_order([group for part in parts for group in part])
 
 
-def run_epochs(state: FitState, read_epoch: ReadEpoch, settings: EmSettings) -> Iterator[FitState]:
+def run_epochs(
+    state: FitState, read_epoch: ReadEpoch, settings: EmSettings, team: Team = INLINE
+) -> Iterator[FitState]:
     """Run the epochs that are left, and give the state after each."""
     run_epoch = {"primaps": run_em_epoch, "kmeans": run_kmeans_epoch}[settings.method]
     while state.epoch < settings.epochs:
-        loss, usage = run_epoch(state, read_epoch(state.epoch), settings)
+        loss, usage = run_epoch(state, read_epoch(state.epoch), settings, team)
         state.epoch += 1
         state.loss.append(loss)
         state.usage.append(usage)
@@ -226,7 +216,7 @@ class _Sums:
     def summarise(self) -> tuple[float, list[float]]:
         """Return the mean loss and the classes' shares."""
         if self.loss is None or self.usage is None:
-            raise ValueError("an epoch needs batches")
+            raise ValueError("an epoch needs steps")
         usage = self.usage.double()
         share = usage / usage.sum().clamp_min(1)
         return float(self.loss) / self.steps, share.tolist()

@@ -61,7 +61,7 @@ def compute_logits(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def compute_weight_gradient(gradient: Tensor, features: Tensor) -> Tensor:
-    """Carry a gradient from the logits back to the prototypes.
+    """Carry a gradient from the logits back to the prototypes, window by window.
 
     Parameters
     ----------
@@ -73,11 +73,9 @@ def compute_weight_gradient(gradient: Tensor, features: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        float32 [class, channel].
+        float32 [window, class, channel].
     """
-    # the small factor is laid out anew, the features are multiplied where they lie
-    by_class = gradient.transpose(0, 1).flatten(1)
-    return by_class @ features.flatten(0, 2)
+    return torch.bmm(gradient.flatten(2), features.flatten(1, 2))
 
 
 def update_momentum(

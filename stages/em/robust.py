@@ -26,7 +26,7 @@ from stages.em.discriminant import (
     measure_gains,
     start_moments,
 )
-from stages.em.fit import FitBatch
+from stages.em.pieces import FitBatch
 
 ReadSample = Callable[[], Iterable[FitBatch]]
 

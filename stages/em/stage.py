@@ -17,18 +17,23 @@ from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
 from pipeline.ledger import ShardRecord
 from pipeline.manifest import read_manifest
+from pipeline.metadata import consolidate
 from pipeline.progress import Screen
 from pipeline.run import DEFAULT_NAME, Run
 from pipeline.scheduler import announce
 from pipeline.settings import did_you_mean
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import consolidate, read_group, write_group
+from pipeline.store import read_group, write_group
+from pipeline.team import current_team
 from stages.clustering import UNUSED, list_unused
 from stages.em.cache import (
     Cache,
+    Source,
+    TeamCache,
     draw_sample,
     list_augmented,
     list_windows,
+    name_device,
     open_cache,
     read_pooled,
 )
@@ -106,16 +111,18 @@ class Em(Stage[EmSettings]):
         epochs = 1 if settings.method == "robust" else settings.epochs
         return Plan([ShardPlan(print_, epochs)], {"method": settings.method})
 
+    def shares_work(self, settings: EmSettings) -> bool:
+        """Whether a team computes the steps; the robust fit, short as it is, is one worker's."""
+        return settings.method != "robust"
+
     def prepare(self, run: Run, settings: EmSettings, plan: Plan) -> None:
         """Nothing to allocate: the arrays of a fit are small and written at its end."""
 
-    def holds(self, run: Run, settings: EmSettings, shard: int) -> bool:
-        """Whether the group of the fit is there."""
-        return (run.em / settings.name / "zarr.json").is_file()
-
     def compute(self, run: Run, settings: EmSettings, shard: int) -> dict[str, Any]:
         """Fit, from the last checkpoint where there is one."""
-        device = resolve_device(settings.device)
+        team = current_team()
+        # with a team, its workers have the devices, and what is left here is small
+        device = torch.device("cpu") if team.remote else resolve_device(settings.device)
         count = None
         if settings.classes == "auto":
             announce(say="number of classes")
@@ -125,24 +132,24 @@ class Em(Stage[EmSettings]):
         if settings.method == "robust":
             return _fit_proposals(run, settings, cache, count)
         print_ = read_record(run, self.key(settings)).shards[shard]
-        checkpoint = Checkpoint(
-            run.em,
-            f"_checkpoints/{settings.name}",
-            run.state(self.key(settings)) / "fit.json",
-            print_,
-        )
+        checkpoint = self._checkpoint(run, settings, print_)
+        source = Source(run, settings, print_)
+        shared = TeamCache(team, source, cache) if team.remote else cache
         saved = checkpoint.load()
         if saved is None:
             announce(say="initialisation")
             if settings.head is None:
-                state = initialise(cache.read_sample, cache.read_epoch, cache.steps, settings)
+                state = initialise(
+                    shared.read_sample, shared.read_epoch, cache.steps, settings, team
+                )
             else:
                 state = start_at(_read_probe(run, settings).to(device))
             checkpoint.save(*_pack(state))
         else:
             state = _unpack(*saved, device)
             announce(advance=state.epoch)
-        for _ in run_epochs(state, cache.read_epoch, settings):
+        for _ in run_epochs(state, shared.read_epoch, settings, team):
+            _require_usage(state, settings)
             checkpoint.save(*_pack(state))
             text = _describe_epoch(state)
             announce(
@@ -158,16 +165,21 @@ class Em(Stage[EmSettings]):
             "class_usage": (np.array(state.usage, np.float32), ("epoch", "class")),
         }
         write_group(run.em, settings.name, arrays, _describe_fit(settings, count))
-        checkpoint.remove()
         windows, loss = len(cache.windows), state.loss[-1]
-        return {"found": f"{windows} windows, loss {loss:.4f}", "usage": state.usage[-1]}
+        return {
+            "found": f"{windows} windows, loss {loss:.4f}",
+            "usage": state.usage[-1],
+            "device": team.map(name_device, [(source,)])[0],
+        }
 
     def finish(
         self, run: Run, settings: EmSettings, records: dict[int, ShardRecord], screen: Screen
     ) -> list[str]:
         """Say how the fit ended, and whether classes died."""
-        with run.lock("em.zarr", wait=True):
+        with run.lock("em.zarr", wait=True, say=screen.warn):
             consolidate(run.em)
+        # not before the fit is in the ledger: a kill between costs nothing
+        self._checkpoint(run, settings).remove()
         result = records[0].result
         dead = list_unused(result["usage"])
         if dead:
@@ -180,6 +192,9 @@ class Em(Stage[EmSettings]):
             f"em: {len(result['usage'])} prototypes from {result['found']}, "
             f"in {run.em / settings.name}"
         ]
+
+    def _checkpoint(self, run: Run, settings: EmSettings, fingerprint: str = "") -> Checkpoint:
+        return Checkpoint(run.state(self.key(settings)) / "fit.npz", fingerprint)
 
 
 def _fit_proposals(
@@ -200,7 +215,18 @@ def _fit_proposals(
     write_group(run.em, settings.name, arrays, _describe_fit(settings, count))
     announce(advance=1)
     found = f"{fit.units} proposals of {len(cache.sample)} windows"
-    return {"found": found, "usage": usage.tolist()}
+    # in float64 on the processor, whatever the device
+    return {"found": found, "usage": usage.tolist(), "device": "cpu"}
+
+
+def _require_usage(state: FitState, settings: EmSettings) -> None:
+    """Refuse to go on where no pixel of an epoch had a proposal: nothing was learned."""
+    if not any(state.usage[-1]):
+        raise RunError(
+            f"em: no window of the splits {', '.join(settings.splits)} has a proposal, so there is "
+            "nothing to learn from: look at the images (are they blank?), or fit with "
+            "--method kmeans, which needs none."
+        )
 
 
 def _describe_epoch(state: FitState) -> str:

@@ -13,6 +13,17 @@ from hypothesis import strategies as st
 from pipeline.batches import BatchStream, shard_ranges
 
 
+class Rows:
+    """Rows from anywhere in an array, by runs of neighbours."""
+
+    def __init__(self, array: FakeArray) -> None:
+        self.array = array
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+        return np.concatenate([self.array[slice(run[0], run[-1] + 1)] for run in runs])
+
+
 class FakeArray:
     """Row i is [i, -i]; counts what was read."""
 
@@ -30,6 +41,10 @@ class FakeArray:
         block[:] = np.arange(rows.start, rows.stop)[:, None]
         block[:, 1::2] *= -1
         return block
+
+    @property
+    def oindex(self) -> Rows:
+        return Rows(self)
 
 
 def make(windows: Any, batch: int = 3) -> BatchStream:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import scheduler
-from pipeline.errors import ImageError, UsageError
+from pipeline import cluster
+from pipeline.errors import ImageError, UsageError, WorkerLostError
 from pipeline.scheduler import Done, Execution, announce, compute_shards
+from pipeline.team import INLINE, current_team
 
 CALLS = [(number, "row") for number in range(4)]
 
@@ -87,7 +90,7 @@ def dead_port() -> Iterator[int]:
 
 
 def test_a_scheduler_that_is_not_there(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
     address = f"tcp://127.0.0.1:{dead_port}"
     before = set(threading.enumerate())
     start = time.monotonic()
@@ -125,11 +128,76 @@ def test_a_caller_that_fails_is_not_taken_for_a_dead_scheduler(
             return None
 
     monkeypatch.setattr(distributed, "Client", FakeClient)
-    monkeypatch.setattr(scheduler, "_check_scheduler", lambda address: None)
-    execution = Execution(scheduler="tcp://somewhere:1")
+    monkeypatch.setattr(cluster, "_check_scheduler", lambda address: None)
     with (
         pytest.raises(ValueError, match="of my own"),
-        scheduler._connect(execution, 1) as client,
+        cluster.open_remote("tcp://somewhere:1") as client,
     ):
+        assert isinstance(client, FakeClient)
         assert client.address == "tcp://somewhere:1"
         raise ValueError("of my own")
+
+
+ALWAYS, ONCE = 3, 1
+
+
+def work_or_die(number: int, diary: Path) -> int:
+    """Note down when this begins and ends; call 3 kills its process, call 1 the first time."""
+    earlier = len(list(diary.glob(f"{number} begins *")))
+    (diary / f"{number} begins {time.time_ns()}").touch()
+    if number == ALWAYS or (number == ONCE and not earlier):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    (diary / f"{number} ends {time.time_ns()}").touch()
+    return number**2
+
+
+def read_diary(diary: Path) -> list[tuple[int, str]]:
+    entries = [path.name.split() for path in diary.iterdir()]
+    return [(int(n), what) for n, what, at in sorted(entries, key=lambda entry: int(entry[2]))]
+
+
+def test_a_shard_whose_worker_is_killed_is_computed_once_more_alone(tmp_path: Path) -> None:
+    calls = [(number, tmp_path) for number in range(6)]
+    warnings: list[Any] = []
+    names = [f"shard {10 + number}" for number in range(6)]
+    ends = compute_shards(work_or_die, calls, Execution(workers=2), warnings.append, names=names)
+    done = {end.index: end for end in ends}
+    assert {index: end.value for index, end in done.items() if end.error is None} == {
+        number: number**2 for number in range(6) if number != ALWAYS
+    }
+    error = done[ALWAYS].error
+    assert isinstance(error, WorkerLostError)
+    assert str(error).startswith("the worker process that computed shard 13 was killed twice")
+    assert "(out of memory?)" in str(error)
+    assert [event["warn"] for event in warnings] == [
+        f"the worker process of shard {10 + number} was killed; once more, alone"
+        for number in (ONCE, ALWAYS)
+    ]
+    # innocent shards are computed once, and the guilty ones at the end, with nothing beside them
+    diary = read_diary(tmp_path)
+    begun = [number for number, what in diary if what == "begins"]
+    assert sorted(begun) == sorted([*range(6), ONCE, ALWAYS])
+    assert diary[-3:] == [(ONCE, "begins"), (ONCE, "ends"), (ALWAYS, "begins")]
+
+
+def see_the_team(number: int) -> tuple[int, int, list[int]]:
+    team = current_team()
+    announce(advance=number)
+    return os.getpid(), number, team.map(os.getpid, [(), ()])
+
+
+def test_a_shard_that_shares_its_work_is_computed_here_with_a_team() -> None:
+    events: list[Any] = []
+    with cluster.open_local(1, "cpu", failures=0) as client:
+        elsewhere = Execution(scheduler=client.scheduler.address)
+        (end,) = compute_shards(see_the_team, [(5,)], elsewhere, events.append, shares_work=True)
+    here, number, there = end.value
+    assert (here, number) == (os.getpid(), 5)
+    assert os.getpid() not in there
+    assert events == [{"advance": 5}]
+    for local in (Execution(), Execution(workers=2)):
+        (end,) = compute_shards(see_the_team, [(5,)], local, events.append, shares_work=True)
+        assert end.value == (os.getpid(), 5, [os.getpid()] * 2)
+    assert current_team() is INLINE

@@ -11,6 +11,16 @@ from stages.em.cache import Cache
 from stages.em.settings import EmSettings
 
 
+class Rows:
+    """Rows from anywhere in an array."""
+
+    def __init__(self, array: FakeArray) -> None:
+        self.array = array
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.array[slice(n, n + 1)] for n in numbers.tolist()])
+
+
 class FakeArray:
     """Row i holds i everywhere; counts what was read."""
 
@@ -23,6 +33,10 @@ class FakeArray:
         self.rows_read += rows.stop - rows.start
         numbers = np.arange(rows.start, rows.stop).reshape(-1, *[1] * (len(self.shape) - 1))
         return np.broadcast_to(numbers, (len(numbers), *self.shape[1:])).astype(self.dtype)
+
+    @property
+    def oindex(self) -> Rows:
+        return Rows(self)
 
 
 def make_cache(windows: int, **settings: Any) -> Cache:
@@ -37,7 +51,7 @@ def make_cache(windows: int, **settings: Any) -> Cache:
 def test_an_epoch_has_every_window_once_with_its_proposals() -> None:
     cache = make_cache(23)
     read, steps = [], 0
-    for batch in cache.read_epoch(0):
+    for (batch,) in cache.read_epoch(0):
         features, proposals = batch.features, batch.proposals
         steps += 1
         assert proposals is not None
@@ -50,7 +64,7 @@ def test_an_epoch_has_every_window_once_with_its_proposals() -> None:
 
 def test_the_initialisation_reads_no_proposals() -> None:
     cache = make_cache(23)
-    assert all(batch.proposals is None for batch in cache.read_epoch(-1))
+    assert all(batch.proposals is None for (batch,) in cache.read_epoch(-1))
     assert sum(len(features) for features in cache.read_sample()) == 23
     array: Any = cache.arrays["proposals"]
     assert array.rows_read == 0
@@ -59,7 +73,7 @@ def test_the_initialisation_reads_no_proposals() -> None:
 def test_every_epoch_and_seed_has_an_order_of_its_own() -> None:
     def order(epoch: int, seed: int) -> tuple[int, ...]:
         batches = make_cache(40, seed=seed).read_epoch(epoch)
-        return tuple(int(row) for batch in batches for row in batch.features[:, 0, 0, 0])
+        return tuple(int(row) for (batch,) in batches for row in batch.features[:, 0, 0, 0])
 
     assert order(3, 0) == order(3, 0)
     names = [(0, 0), (1, 0), (-1, 0), (-2, 0), (0, 1), (1, 1)]
@@ -104,7 +118,7 @@ def test_mirrored_windows_come_with_mirrored_proposals_and_students() -> None:
     settings = EmSettings(classes=2, batch_size=7)
     cache = Cache(arrays, np.arange(windows), settings, torch.device("cpu"))
     seen = set()
-    for batch in cache.read_epoch(2):
+    for (batch,) in cache.read_epoch(2):
         assert batch.proposals is not None and batch.student is not None
         teacher, student = batch.features[:, 0, 0, 0], batch.student[:, 0, 0, 0]
         first, last = batch.proposals[:, 0, 0].int(), batch.proposals[:, 0, -1].int()

@@ -13,7 +13,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from stages.em.fit import (
-    FitBatch,
     FitState,
     ReadEpoch,
     initialise,
@@ -21,6 +20,7 @@ from stages.em.fit import (
     run_epochs,
     run_kmeans_epoch,
 )
+from stages.em.pieces import FitBatch
 from stages.em.prototypes import Prototypes, compute_logits, make_prototypes
 from stages.em.settings import EmSettings
 from stages.em.stage import _pack, _unpack
@@ -46,11 +46,11 @@ class Windows:
     def read_sample(self) -> list[Tensor]:
         return [self.features]
 
-    def read_epoch(self, epoch: int) -> Iterator[FitBatch]:
+    def read_epoch(self, epoch: int) -> Iterator[list[FitBatch]]:
         self.epochs.append(epoch)
         order = np.random.default_rng((epoch < 0, abs(epoch))).permutation(len(self.features))
         for rows in np.array_split(order, 3):
-            yield FitBatch(self.features[rows], self.proposals[rows])
+            yield [FitBatch(self.features[rows], self.proposals[rows])]
 
     def purity(self, prototypes: Prototypes) -> float:
         """Share of the positions with their cluster's commonest prototype, one to a cluster."""
@@ -167,7 +167,7 @@ def test_the_initialisation_takes_the_steps_and_epochs_it_is_told() -> None:
 
 
 def read_once(windows: Windows) -> ReadEpoch:
-    return lambda epoch: [FitBatch(windows.features, windows.proposals)]
+    return lambda epoch: [[FitBatch(windows.features, windows.proposals)]]
 
 
 def start(running: Tensor, momentum: Tensor) -> FitState:
@@ -215,7 +215,7 @@ def test_em_refuses_batches_without_proposals() -> None:
     windows = Windows(4, 3, noise=0.1, seed=9)
     state = start(torch.eye(3, CHANNELS), torch.eye(3, CHANNELS))
     with pytest.raises(ValueError, match="proposals"):
-        run_em_epoch(state, [FitBatch(windows.features)], make_settings())
+        run_em_epoch(state, [[FitBatch(windows.features)]], make_settings())
 
 
 def test_the_baseline_carries_the_first_k_means_on() -> None:
@@ -271,7 +271,7 @@ def test_the_student_learns_from_its_own_view_what_the_teacher_sees_in_the_clean
         ("swapped", windows.features, other.features),
     ):
         state = start(running, momentum)
-        run_em_epoch(state, [FitBatch(watched, ids, seen)], settings)
+        run_em_epoch(state, [[FitBatch(watched, ids, seen)]], settings)
         expected = step_by_hand(seen, watched, ids, running, momentum, settings.focus)
         torch.testing.assert_close(state.running.direction, expected.float(), atol=2e-5, rtol=0)
         moved[name] = state.running.direction
@@ -286,6 +286,6 @@ def test_mirrored_windows_teach_the_same() -> None:
         state = start(torch.eye(3, CHANNELS), torch.eye(3, CHANNELS).flip(0))
         grids = (windows.features, windows.proposals, student)
         seen = [grid.flip(2).contiguous() if turn else grid for grid in grids]
-        run_em_epoch(state, [FitBatch(seen[0], seen[1], seen[2])], make_settings())
+        run_em_epoch(state, [[FitBatch(seen[0], seen[1], seen[2])]], make_settings())
         moved.append(state.running.direction)
     torch.testing.assert_close(moved[0], moved[1], atol=1e-6, rtol=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import UsageError
 from stages.em import robust
 from stages.em.discriminant import GAINS
-from stages.em.fit import FitBatch
+from stages.em.pieces import FitBatch
 from stages.em.robust import (
     RobustFit,
     RobustSettings,

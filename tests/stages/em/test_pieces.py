@@ -1,0 +1,142 @@
+"""Pieces of a step: the whole step's sums to the last bit, in any number of pieces and threads."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pipeline.team import InlineTeam
+from stages.clustering import cluster_loss, measure_clusters
+from stages.em.fit import FitState, run_em_epoch, run_kmeans_epoch
+from stages.em.groups import GROUP
+from stages.em.initialisation import find_initial_directions
+from stages.em.pieces import FitBatch, cluster_piece, predict_piece
+from stages.em.prototypes import make_prototypes
+from stages.em.settings import EmSettings
+
+WINDOWS, GRID, SCALE, CHANNELS, CLASSES = 29, 6, 5, 33, 5
+
+
+def make_batch(*, student: bool = True) -> FitBatch:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(WINDOWS, GRID, GRID, CHANNELS, generator=generator)
+    ids = torch.randint(0, 4, (WINDOWS, GRID * SCALE, GRID * SCALE), generator=generator)
+    other = features + torch.randn(features.shape, generator=generator) if student else None
+    return FitBatch(features, ids.to(torch.uint8), other)
+
+
+def cut(batch: FitBatch, size: int) -> list[FitBatch]:
+    """Cut a batch into pieces with memory of their own, as workers have it."""
+
+    def take(tensor: Tensor | None, low: int) -> Tensor | None:
+        return None if tensor is None else tensor[low : low + size].clone()
+
+    return [
+        FitBatch(
+            batch.features[low : low + size].clone(),
+            take(batch.proposals, low),
+            take(batch.student, low),
+        )
+        for low in range(0, WINDOWS, size)
+    ]
+
+
+def fit(run: Callable[..., Any], step: list[FitBatch]) -> tuple[Any, ...]:
+    directions = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(1))
+    start = make_prototypes(directions)
+    state = FitState(start.copy(), start.copy(), start.copy())
+    settings = EmSettings(classes=CLASSES, device="cpu", momentum_every=2)
+    loss, usage = run(state, [step, step, step], settings)
+    return loss, usage, state.running.weight(), state.momentum.weight()
+
+
+@pytest.fixture(params=["1", "2", "3"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", request.param)
+    torch.set_num_threads(int(request.param))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("run", [run_em_epoch, run_kmeans_epoch])
+@pytest.mark.parametrize("student", [True, False])
+@pytest.mark.usefixtures("threads")
+def test_pieces_change_no_bit(run: Callable[..., Any], student: bool) -> None:
+    batch = make_batch(student=student)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        expected = fit(run, [batch])
+    for size in (GROUP, 2 * GROUP, WINDOWS):
+        found = fit(run, cut(batch, size))
+        assert found[:2] == expected[:2]
+        assert all(
+            torch.equal(one, other) for one, other in zip(found[2:], expected[2:], strict=True)
+        )
+
+
+class LateTeam(InlineTeam):
+    """Ends the last pieces first, and gives all in their order."""
+
+    def map(self, function: Callable[..., Any], tasks: Any) -> list[Any]:
+        return super().map(function, list(tasks)[::-1])[::-1]
+
+
+def test_the_order_of_completion_changes_no_bit() -> None:
+    pieces = cut(make_batch(), GROUP)
+    for run in (run_em_epoch, run_kmeans_epoch):
+        found, expected = fit(partial(run, team=LateTeam()), pieces), fit(run, pieces)
+        assert found[:2] == expected[:2]
+        assert all(
+            torch.equal(one, other) for one, other in zip(found[2:], expected[2:], strict=True)
+        )
+
+
+@pytest.mark.usefixtures("threads")
+def test_principal_directions_do_not_depend_on_threads() -> None:
+    blocks = [piece.features for piece in cut(make_batch(), 2 * GROUP)]
+    found = find_initial_directions(lambda: blocks, CLASSES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert torch.equal(find_initial_directions(lambda: blocks, CLASSES), found)
+
+
+def test_the_gradient_of_k_means_is_autograd_s() -> None:
+    batch = make_batch()
+    direction = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(2))
+    direction.requires_grad_()
+    loss, usage = cluster_loss(batch.features, direction)
+    (expected,) = torch.autograd.grad(loss, direction)
+    unit = F.normalize(direction, dim=1)
+    found = cluster_piece(batch, unit.detach())
+    unit.backward(found.gradient.sum(dim=0) / found.windows)
+    torch.testing.assert_close(direction.grad, expected, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close((found.loss.sum() / WINDOWS).float(), loss.detach())
+    assert torch.equal(found.usage, usage)
+    assert found.windows == WINDOWS
+
+
+def test_a_position_without_length_moves_no_prototype() -> None:
+    loss, gradient, usage = measure_clusters(torch.zeros(2, 3, 4), torch.eye(2, 4))
+    assert not loss.any() and not gradient.any()
+    assert usage.tolist() == [[3, 0], [3, 0]]
+
+
+def test_windows_without_proposals_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs proposals"):
+        predict_piece(FitBatch(make_batch().features), torch.eye(3), torch.eye(3))
+
+
+def test_what_lies_between_the_passes_can_travel() -> None:
+    # dask may move it to another worker
+    found = predict_piece(make_batch(), torch.eye(3, CHANNELS), torch.eye(3, CHANNELS))
+    again = pickle.loads(pickle.dumps(found))
+    assert torch.equal(again.softmax.sums, found.softmax.sums)
+    assert torch.equal(again.seen, found.seen)
