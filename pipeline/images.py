@@ -9,35 +9,55 @@ The rules that decide what a pixel is:
 - 16-bit greyscale is divided by 257 and rounded (65535 -> 255). 32-bit integers must hold 16-bit
   values and take the same rule. Floats are read as 0..1 when nothing exceeds 1, as 0..255
   otherwise. Values outside have no agreed scale and are refused. 16-bit colour keeps its high byte.
+  12-bit greyscale is scaled so that 4095 -> 255.
 - CMYK is converted without its colour profile, LAB through the sRGB profile, as Pillow does.
 - Of an animation or a multi-page file the first frame is read.
 - A ``.mat`` file (the Potsdam benchmark) holds ``img`` (height x width x 3 or more channels; the
   first three are red, green, blue) or ``gt`` (height x width class ids).
 
 Only the formats of `FORMATS` are tried, whatever the file is called: none starts another program.
+What a decoder would get wrong, or take minutes for, is refused first (`pipeline.image_checks`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
+import shlex
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import ImageError
+from pipeline.errors import AccessError, ImageError, StaleError
+from pipeline.image_checks import (
+    JPEG_MAGIC,
+    PNG_MAGIC,
+    check_image,
+    check_pixels,
+    claimed_size,
+    find_png_exif,
+    has_known_head,
+)
 from pipeline.mat import read_array, read_shape
+from pipeline.pixels import find_label_spread, find_raw_mode, to_rgb
+from pipeline.places import is_remote
+
+if TYPE_CHECKING:
+    from pipeline.objects import ObjectStatus
+
+# Remarks on metadata that nobody reads would stand between the lines of the progress.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Pillow's names of the formats that are tried on a file's content."""
@@ -54,10 +74,9 @@ MAX_FILE_BYTES = 2**31
 """A file above this is refused unread: the whole file is held in memory once."""
 
 _MAT_SUFFIX = ".mat"
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# Start-of-frame markers: all of C0..CF but the Huffman table, reserved and arithmetic ones.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HEAD_BYTES = 64
+# A device that opens like a file must not make the process wait; elsewhere files never do.
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,6 +118,9 @@ class ImageHeader:
         Time of the last change, nanoseconds since the epoch.
     digest : str
         BLAKE2b of the file's bytes, 16 bytes, hexadecimal.
+    changed_ns : int
+        Time of the last change of the bytes, the name or the rights, which no program can set; 0
+        where the system keeps none.
     """
 
     width: int
@@ -106,15 +128,18 @@ class ImageHeader:
     bytes: int
     modified_ns: int
     digest: str
+    changed_ns: int = 0
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
+def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
     """Read a photograph upright, as 8-bit red, green, blue, by the rules of this module.
 
     Parameters
     ----------
     path : Path
         An image of any of `FORMATS`, or a ``.mat`` file with ``img``.
+    digest : str
+        What `probe_image` said of the file's bytes; not asked for when empty.
 
     Returns
     -------
@@ -125,15 +150,30 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     ------
     ImageError
         The file cannot be read; the message is one short reason, without the path.
+    StaleError
+        Its bytes have another digest.
     """
     data, _ = _read_bytes(path)
+    if digest and _digest(data) != digest:
+        if is_remote(path):
+            raise StaleError(
+                f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
+            )
+        raise StaleError(
+            f"{path} holds other bytes than when it was extracted, under the same size and time; "
+            "run `primaps-pipe extract` again, after "
+            f"`touch {shlex.quote(str(path))}` if that finds nothing to do."
+        )
     with _damage_as_reason():
         if _is_mat(path):
             return _mat_rgb(data)
         with _open_image(data) as image:
             orientation = _orientation(image, data)
+            check_image(image, data)
+            raw = find_raw_mode(image)
             image.load()
-            return np.ascontiguousarray(_rgb(_upright(image, orientation)))
+            check_pixels(image, data)
+            return to_rgb(_upright(image, orientation), raw)
 
 
 def probe_image(path: Path) -> ImageHeader:
@@ -155,8 +195,8 @@ def probe_image(path: Path) -> ImageHeader:
                 width, height = image.size
                 if _orientation(image, data) in _TURNED:
                     width, height = height, width
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return ImageHeader(width, height, len(data), status.st_mtime_ns, digest)
+    changed = getattr(status, "st_ctime_ns", 0)
+    return ImageHeader(width, height, len(data), status.st_mtime_ns, _digest(data), changed)
 
 
 def read_label(path: Path) -> NDArray[np.integer[Any]]:
@@ -190,30 +230,60 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
                     f"a label map of mode {image.mode}, not of class ids:"
                     " save one channel of ids as a greyscale or palette PNG"
                 )
+            check_image(image, data)
+            spread = find_label_spread(image)
             orientation = _orientation(image, data)
             image.load()
+            check_pixels(image, data)
             ids = np.array(_upright(image, orientation))
     if ids.dtype == np.bool_:
         return ids.astype(np.uint8)
-    return ids.astype(ids.dtype.newbyteorder("=")) // _png_grey_step(data)
+    ids = ids.astype(ids.dtype.newbyteorder("="))
+    return ids if spread is None else spread(ids)
 
 
-def _read_bytes(path: Path) -> tuple[bytes, os.stat_result]:
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
+    if is_remote(path):
+        return _read_object(path)
     try:
         # Opening a pipe or a device may block for ever, so the kind is asked first.
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+            kind = "not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise AccessError(kind)
         if status.st_size > MAX_FILE_BYTES:
             raise ImageError(f"file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read()
+        # The system's own files claim to be empty, and some of them wait for events when read.
+        if status.st_size == 0:
+            raise ImageError("empty file")
+        with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
+            data = file.read(_HEAD_BYTES)
+            # A film of gigabytes under a photograph's name is not read.
+            if _is_mat(path) or has_known_head(data):
+                file.seek(0)
+                data = file.read()
+            return data, os.fstat(file.fileno())
     except FileNotFoundError as error:
-        raise ImageError("no such file") from error
+        raise AccessError("no such file") from error
     except (OSError, MemoryError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"cannot be opened: {_one_line(reason).lower()}") from error
+        raise AccessError(f"cannot be opened: {_one_line(reason).lower()}") from error
+
+
+def _read_object(path: Path) -> tuple[bytes, ObjectStatus]:
+    from pipeline.objects import read_object
+
+    # a store that does not answer is no fault of the image, and stops the work instead
+    try:
+        data, status = read_object(path, MAX_FILE_BYTES)
+    except FileNotFoundError as error:
+        raise AccessError("no such file") from error
+    if data is None:
+        raise ImageError(f"file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
     if not data:
         raise ImageError("empty file")
     return data, status
@@ -229,7 +299,7 @@ def _damage_as_reason() -> Iterator[None]:
     except _BOMB as error:
         raise ImageError(f"decompression bomb: {_one_line(str(error)).split(', ')[0]}") from error
     except MemoryError as error:
-        raise ImageError("claims more pixels than memory holds") from error
+        raise AccessError("claims more pixels than memory holds") from error
     except _DAMAGE as error:
         message = _one_line(str(error)) or type(error).__name__
         if "truncated" in message.lower() or isinstance(error, EOFError):
@@ -251,34 +321,12 @@ def _open_image(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        claim = _claimed_size(data)
+        claim = claimed_size(data)
         if claim is not None and 0 in claim:
             raise ImageError(f"claims {claim[0]} x {claim[1]} pixels") from error
-        if data.startswith((_JPEG_MAGIC, _PNG_MAGIC)):
+        if data.startswith((JPEG_MAGIC, PNG_MAGIC)):
             raise ImageError("damaged: the header cannot be read") from error
         raise ImageError("not an image") from error
-
-
-def _claimed_size(data: bytes) -> tuple[int, int] | None:
-    """Give (width, height) as a JPEG, PNG or GIF header claims it; Pillow hides a claim of zero."""
-    if data.startswith(_PNG_MAGIC) and len(data) >= 24:
-        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
-        return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-    if data.startswith(_JPEG_MAGIC):
-        return _jpeg_size(data)
-    return None
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        at += 2 + length
-    return None
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -286,7 +334,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF itself, and gives the turned size on opening.
     if image.format == "PNG" and "exif" not in image.info:
-        late = _png_exif(data)
+        late = find_png_exif(data)
         if late is not None:
             image.info["exif"] = late
     try:
@@ -297,58 +345,8 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
-def _png_exif(data: bytes) -> bytes | None:
-    """Find a PNG's EXIF chunk wherever it stands: some writers put it behind the pixels."""
-    at = len(_PNG_MAGIC)
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"eXIf":
-            return data[at + 8 : at + 8 + length]
-        at += 12 + length
-    return None
-
-
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey_rgb(_grey_from_integers(np.asarray(image)))
-    if image.mode == "F":
-        return _grey_rgb(_grey_from_floats(np.asarray(image)))
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, colours)
-    return np.array(image.convert("RGB"))
-
-
-def _grey_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def _grey_from_integers(values: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > 65535:
-        raise ImageError(f"integer pixels {lowest}..{highest} are not 16-bit: no scale to 0..255")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _grey_from_floats(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    lowest, highest = float(values.min()), float(values.max())
-    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest >= 0 and highest <= 255):
-        raise ImageError(f"float pixels {lowest:g}..{highest:g} are not 0..1 or 0..255")
-    scale = 255.0 if highest <= 1 else 1.0
-    return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
-
-
-def _png_grey_step(data: bytes) -> int:
-    """Give the factor by which Pillow spread a 2 or 4-bit greyscale PNG's values over 0..255."""
-    if not data.startswith(_PNG_MAGIC):
-        return 1
-    depth, colour_type = data[24], data[25]
-    return {2: 85, 4: 17}.get(depth, 1) if colour_type == 0 else 1
 
 
 def _mat_rgb(data: bytes) -> NDArray[np.uint8]:
@@ -362,7 +360,9 @@ def _mat_rgb(data: bytes) -> NDArray[np.uint8]:
 def _mat_label(data: bytes) -> NDArray[np.integer[Any]]:
     values = read_array(data, "gt")
     whole = values.dtype.kind in "iu" or (
-        values.dtype.kind == "f" and bool(np.all(values == np.rint(values)))
+        # beyond 2**31 no id lies, and infinity is equal to itself rounded
+        values.dtype.kind == "f"
+        and bool(np.all((values == np.rint(values)) & (abs(values) < 2**31)))
     )
     if values.ndim != 2 or not whole:
         shape = " x ".join(map(str, values.shape))

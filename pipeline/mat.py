@@ -115,7 +115,18 @@ def read_array(data: bytes, name: str) -> NDArray[Any]:
     if start + size > len(body):
         raise ImageError("truncated: the file ends early")
     values = np.frombuffer(body, stored, count, start).reshape(variable.shape, order="F")
-    return values.astype(_CLASSES[variable.flags & 0xFF], order="C")
+    kept = np.dtype(_CLASSES[variable.flags & 0xFF])
+    if kept.kind in "iu" and not _fits(values, kept):
+        # MATLAB stores values in a narrower type than the array's, never in a wider one
+        raise ImageError(f"damaged: '{name}' has values that its type {kept} cannot hold")
+    return values.astype(kept, order="C")
+
+
+def _fits(values: NDArray[Any], kept: np.dtype[Any]) -> bool:
+    if values.dtype.kind == "f":
+        return False
+    limits = np.iinfo(kept)
+    return int(values.min()) >= limits.min and int(values.max()) <= limits.max
 
 
 def _byte_order(data: bytes) -> str:

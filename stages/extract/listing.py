@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.datasets import Dataset, Sample
-from pipeline.errors import DatasetError, ImageError
+from pipeline.datasets.base import stamp_file
+from pipeline.errors import AccessError, DatasetError, ImageError
 from pipeline.files import fingerprint
-from pipeline.frames import map_ahead
+from pipeline.frames import FETCH_THREADS, map_ahead
 from pipeline.images import probe_image
 from pipeline.manifest import Image, Manifest
+from pipeline.places import is_remote
 from pipeline.progress import Counter
 from pipeline.windows import Window, fit_size, place_windows
 
@@ -41,7 +43,8 @@ def list_images(
     limit
         At most so many images of each split.
     known
-        Rows of an earlier listing: a file of the same size and modification time is not read again.
+        Rows of an earlier listing: a file of the same size and modification time is not read again,
+        unless it could not be opened.
     exclude
         Folders to leave out, such as a run directory below the root.
     count
@@ -69,7 +72,8 @@ def list_images(
 
     images = []
     with count(len(samples)) as counter:
-        for image in map_ahead(probe, range(len(samples)), PROBE_THREADS, 4 * PROBE_THREADS):
+        threads = FETCH_THREADS if is_remote(root) else PROBE_THREADS
+        for image in map_ahead(probe, range(len(samples)), threads, 4 * threads):
             images.append(image)
             counter.advance()
     return images
@@ -78,15 +82,23 @@ def list_images(
 def _probe(row: int, sample: Sample, root: Path, known: Image | None) -> Image:
     blank = Image(row, sample.id, sample.split, sample.image, sample.label, 0, 0, 0, 0, "")
     path = root / sample.image
+    if sample.reason is not None:
+        return replace(blank, state="rejected", reason=sample.reason)
     try:
-        status = path.stat()
-        stamp = (status.st_size, status.st_mtime_ns)
-        # git's rule: a file of the same size and time is the same file
-        same = known is not None and known.width and (known.bytes, known.modified_ns) == stamp
-        header = known if known is not None and same else probe_image(path)
+        stamp = stamp_file(root, sample.image)
+        # git's rule: a file of the same size and times is the same file
+        same = known is not None and (known.bytes, known.modified_ns, known.changed_ns) == stamp
+        if known is not None and same and _is_damaged(known):
+            raise ImageError(known.reason)
+        header = known if known is not None and same and known.width else probe_image(path)
     except OSError as error:
         return replace(blank, state="rejected", reason=error.strerror or str(error))
+    except AccessError as error:
+        return replace(blank, state="rejected", reason=str(error))
     except ImageError as error:
+        # with the stamp: the file is tried again when it has changed, and not before
+        size, modified, changed = stamp
+        blank = replace(blank, bytes=size, modified_ns=modified, changed_ns=changed)
         return replace(blank, state="rejected", reason=str(error))
     return replace(
         blank,
@@ -94,8 +106,14 @@ def _probe(row: int, sample: Sample, root: Path, known: Image | None) -> Image:
         height=header.height,
         bytes=header.bytes,
         modified_ns=header.modified_ns,
+        changed_ns=header.changed_ns,
         digest=header.digest,
     )
+
+
+def _is_damaged(known: Image) -> bool:
+    """Whether a file was rejected by its header, and not because it could not be had."""
+    return not known.ok and not known.width and known.modified_ns != 0
 
 
 def place_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from scipy.io import savemat
 
-from pipeline.errors import ImageError
+from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images import probe_image, read_label, read_rgb
 
 COLOURS = np.array(
@@ -443,3 +444,89 @@ def test_label_in_mat(tmp_path: Path) -> None:
         read_label(path)
     with pytest.raises(ImageError, match="without 'img'; it holds: gt"):
         read_rgb(path)
+
+
+def test_a_digest_that_differs_says_what_to_run(tmp_path: Path) -> None:
+    path = save(tmp_path / "it's.png", Image.fromarray(COLOURS))
+    digest = probe_image(path).digest
+    np.testing.assert_array_equal(read_rgb(path, digest), COLOURS)
+    save(path, Image.fromarray(255 - COLOURS))
+    with pytest.raises(
+        StaleError, match=r"other bytes .* run `primaps-pipe extract` again"
+    ) as found:
+        read_rgb(path, digest)
+    assert f"`touch {shlex.quote(str(path))}`" in str(found.value)
+
+
+def test_what_cannot_be_had_is_told_from_what_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    for name, kind in (("missing.png", AccessError), ("empty.png", ImageError)):
+        with pytest.raises(ImageError) as found:
+            probe_image(tmp_path / name)
+        assert type(found.value) is kind
+
+
+def test_a_flipped_bit_in_a_png_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(COLOURS))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IEND") - 10] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="the PNG chunk IDAT does not match its checksum"):
+        read_rgb(path)
+
+
+def test_a_jpeg_of_too_few_bytes_for_its_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    for size, right in (((640, 480), True), ((2500, 2000), False)):
+        flat = Image.new("RGB", size)
+        data = save(path, flat, quality=10).read_bytes()
+        assert read_rgb(path).shape == (size[1], size[0], 3)
+        scan = data.index(b"\xff\xda")
+        path.write_bytes(data[: scan + 40] + b"\xff\xd9")  # libjpeg fills up in silence
+        if not right:
+            with pytest.raises(ImageError, match="truncated"):
+                read_rgb(path)
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path, endless: bool) -> None:
+    path = save(tmp_path / "a.jpg", Image.new("L", (3000, 3000)), progressive=True)
+    data = path.read_bytes()
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data[:-2] + data[last:-2] * (600 if endless else 9) + data[-2:])
+    if endless:
+        with pytest.raises(ImageError, match=r"a JPEG of 60. scans"):
+            read_rgb(path)
+    else:
+        assert read_rgb(path).shape == (3000, 3000, 3)
+
+
+def test_large_images_are_converted_in_strips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 256, (13, 7, 4), dtype=np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(colours))
+    whole = read_rgb(path)
+    monkeypatch.setattr("pipeline.pixels._STRIP_PIXELS", 20)
+    np.testing.assert_array_equal(read_rgb(path), whole)
+    path = save(tmp_path / "b.png", palette_image().resize((7, 13)), transparency=1)
+    strips = read_rgb(path)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_rgb(path), strips)
+
+
+@pytest.mark.parametrize("top", [3, 100, 254, 255, 1000, 65535])
+def test_label_of_a_pgm_is_as_stored(tmp_path: Path, top: int) -> None:
+    ids = np.array([[0, 1, 2, 3]])
+    kind = ">u2" if top > 255 else "u1"
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 4 1 %d\n" % top + ids.astype(kind).tobytes())
+    np.testing.assert_array_equal(read_label(path), ids)
+
+
+def test_label_in_mat_of_what_is_no_number(tmp_path: Path) -> None:
+    for value in (np.nan, np.inf, -np.inf, 1e300):
+        savemat(tmp_path / "a.mat", {"gt": np.array([[0.0, value]])})
+        with pytest.raises(ImageError, match="not height x width of class ids"):
+            read_label(tmp_path / "a.mat")

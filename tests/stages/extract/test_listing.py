@@ -145,7 +145,10 @@ def test_rejected_files_are_tried_again(lister: Lister) -> None:
     (lister.root / "b.png").write_bytes(b"")
     known = lister.scan()
     assert [image.ok for image in known] == [True, False]
-    lister.scan(known)
+    assert lister.scan(known) == known
+    assert lister.read == [], "the same file would be rejected again"
+    (lister.root / "b.png").write_bytes(b"x")
+    assert lister.scan(known)[1].reason == "not an image"
     assert lister.read == ["b.png"]
     lister.add("b.png")
     assert all(image.ok and image.reason is None for image in lister.scan(known))
