@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pipeline.devices import resolve_device
 from pipeline.errors import ImageError, RunError
 from pipeline.frames import read_frame, resize_labels
 from pipeline.manifest import Image, Manifest, read_manifest
+from pipeline.memory import compute_halving
 from pipeline.run import Run
 from pipeline.store import open_arrays, read_group, read_rows
 from pipeline.windows import Window, bounding_box
@@ -85,8 +88,6 @@ class Artefacts:
         ``MAIN``, which makes the labels, and others, which are scored beside it.
     size
         Side of a window, pixels.
-    has_proposals
-        Whether there are proposals of these very features.
     """
 
     run: Run
@@ -96,7 +97,12 @@ class Artefacts:
     features: Path
     classifiers: Mapping[str, Classifier]
     size: int
-    has_proposals: bool
+
+    @cached_property
+    def has_proposals(self) -> bool:
+        """Whether there are proposals of these very features."""
+        # asked for pictures alone: it takes the record of every shard
+        return inspect_stage(self.run, "masks").state == "fresh" and self.run.masks.is_dir()
 
     def cover(self, image: Image) -> Cover:
         """Return what of an image its windows cover."""
@@ -134,16 +140,30 @@ class Artefacts:
         last = max(cover.rows.stop for cover in covers.values())
         views = open_arrays(self.features, ["clean", "mirror"])
         target = resolve_device(device)
-        clean, mirror = (
-            torch.from_numpy(read_rows(views[view], first, last)).to(target).float()
-            for view in ("clean", "mirror")
+
+        def compute(rows: range) -> dict[str, Tensor]:
+            clean, mirror = (
+                torch.from_numpy(read_rows(views[view], rows.start, rows.stop)).to(target).float()
+                for view in ("clean", "mirror")
+            )
+            # one by one, and a product for each classifier: the bytes of the labels must depend
+            # neither on the memory that is free nor on what is scored beside them
+            windows = average_views(clean, mirror).split(1)
+            return {
+                name: torch.cat([classify(w, self.classifiers[name]).cpu() for w in windows])
+                for name in names or self.classifiers
+            }
+
+        parts = compute_halving(
+            compute,
+            range(first, last),
+            last - first,
+            what="windows that are classified",
+            # both views as they are stored and as they are computed with, and their mean
+            each=(2 * 2 + 3 * 4) * math.prod(views["clean"].shape[1:]),
+            device=target,
         )
-        features = average_views(clean, mirror)
-        # a product for each: the bytes of the labels must not depend on what is scored beside them
-        logits = {
-            name: classify(features, self.classifiers[name]).cpu()
-            for name in names or self.classifiers
-        }
+        logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {
             row: {
                 name: values[cover.rows.start - first : cover.rows.stop - first]
@@ -234,7 +254,6 @@ def open_artefacts(
         features=find_features(run, attributes),
         classifiers=classifiers,
         size=read_record(run, "extract").facts["size"],
-        has_proposals=inspect_stage(run, "masks").state == "fresh" and run.masks.is_dir(),
     )
 
 

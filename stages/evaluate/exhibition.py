@@ -24,9 +24,12 @@ from stages.evaluate.content import (
     make_curve,
     sample_evenly,
 )
+from stages.evaluate.counts import describe_repeatability, describe_unusual
 from stages.evaluate.labelling import take_clusters
 from stages.evaluate.report import GalleryItem, ReportContent
 from stages.evaluate.settings import EvaluateSettings
+
+_MOST_WARNINGS = 200
 
 
 def build_content(
@@ -65,6 +68,7 @@ def build_content(
             "Made from hand-crafted colour, gradient and texture channels, without pretrained "
             "weights: expect far weaker classes than with a real backbone."
         )
+    counts = metrics["counts"]
     return ReportContent(
         title=f"Pseudo-labels: {run.path.name}",
         notice=notice,
@@ -76,7 +80,9 @@ def build_content(
         curve=make_curve(*read_group_of(run, artefacts.subject)),
         palette=look.colours,
         cluster_names=look.names,
-        warnings=(*warnings, *rejected),
+        warnings=(*warnings, *_shorten(rejected, str(run.manifest_file))),
+        unusual=describe_unusual(counts),
+        repeatability=describe_repeatability(counts),
     )
 
 
@@ -106,8 +112,16 @@ def _gather_exhibit(artefacts: Artefacts, image: Image, settings: EvaluateSettin
     )
 
 
-def _list_commands(run: Run, key: str) -> tuple[str, ...]:
-    """List the commands that lead to a stage, each after those that it reads."""
+def _shorten(lines: list[str], file: str) -> list[str]:
+    """Leave lines out that would make the page too long to open."""
+    more = len(lines) - _MOST_WARNINGS
+    if more <= 0:
+        return lines
+    return [*lines[:_MOST_WARNINGS], f"{more} more images were rejected: the reasons are in {file}"]
+
+
+def list_sources(run: Run, key: str) -> dict[str, StageRecord]:
+    """List the records of all that a stage was made from, each after those that it reads."""
     records: dict[str, StageRecord] = {}
 
     def visit(key: str) -> None:
@@ -117,9 +131,14 @@ def _list_commands(run: Run, key: str) -> tuple[str, ...]:
         records.setdefault(key, record)
 
     visit(key)
+    return records
+
+
+def _list_commands(run: Run, key: str) -> tuple[str, ...]:
+    """List the commands that lead to a stage."""
     return tuple(
         f"primaps-pipe {record.stage} {run.quoted}{record.options}"
-        for record in records.values()
+        for record in list_sources(run, key).values()
         # one that has another stage's verb is run by the command of that stage
         if not record.verb
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -203,7 +204,7 @@ def _make_curve_axes() -> tuple[Figure, Axes]:
 
 def _name_axis(axes: Axes, name: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
-    axes.set_xlabel(name, color=_MUTED, fontsize=12, labelpad=4)
+    axes.set_xlabel(name, color=_MUTED, fontsize=12, labelpad=4, parse_math=False)
 
 
 def _make_matrix_axes(
@@ -286,10 +287,12 @@ def _render(figure: Figure, description: str) -> str:
         svg = re.sub(rf"<{element}\b.*?</{element}>\s*", "", svg, flags=re.DOTALL)
     width, height = (_POINTS * length for length in figure.get_size_inches())
     opening = (
-        f'<svg role="img" aria-label="{description}" viewBox="0 0 {width:.6g} {height:.6g}" '
+        f'<svg role="img" aria-label="{html.escape(description)}" '
+        f'viewBox="0 0 {width:.6g} {height:.6g}" '
         f'style="width:{width:.0f}px">'
     )
-    svg = re.sub(r"<svg\b[^>]*>", opening, svg, count=1)
+    # as a function: what the description holds is no template
+    svg = re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)
     # only inside tags: what the texts between them hold stays as it is
     return re.sub(r"<[^>]+>\s*", _adapt_tag, svg)
 

@@ -120,6 +120,10 @@ class ReportContent:
         Name of each cluster.
     warnings
         One sentence each.
+    unusual
+        (what, how often) of all that did not go as usual.
+    repeatability
+        Whether the same commands give the same bytes again.
     """
 
     title: str
@@ -133,6 +137,8 @@ class ReportContent:
     palette: tuple[tuple[int, int, int], ...]
     cluster_names: tuple[str, ...]
     warnings: tuple[str, ...]
+    unusual: tuple[tuple[str, str], ...] = ()
+    repeatability: str = ""
 
 
 def render_report(content: ReportContent) -> str:

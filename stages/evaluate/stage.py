@@ -14,13 +14,14 @@ from torch import Tensor
 from pipeline.batches import shard_ranges
 from pipeline.condition import inspect_stage, read_record
 from pipeline.datasets import get_dataset
+from pipeline.datasets.base import forget_listings
 from pipeline.datasets.palettes import png_palette
 from pipeline.devices import resolve_device
 from pipeline.errors import ImageError, RunError
-from pipeline.files import fingerprint, write_json, write_text
+from pipeline.files import fingerprint, measure_file, note_file, write_json, write_text
 from pipeline.frames import count_threads, map_ahead
 from pipeline.labels import remove_other_labels, write_label
-from pipeline.ledger import ShardRecord
+from pipeline.ledger import Ledger, ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run import Run
@@ -36,7 +37,8 @@ from stages.evaluate.artefacts import (
     read_group_of,
 )
 from stages.evaluate.classifier import Classifier
-from stages.evaluate.exhibition import build_content, label_file
+from stages.evaluate.counts import count_unusual
+from stages.evaluate.exhibition import build_content, label_file, list_sources
 from stages.evaluate.labelling import (
     Labelling,
     Scores,
@@ -57,6 +59,7 @@ from stages.evaluate.supervision import (
     write_probe,
 )
 from stages.evaluate.tally import Tally, unpack_tally
+from stages.outside import LABELS, fingerprint_labels, stat_label
 
 
 class Evaluate(Stage[EvaluateSettings]):
@@ -103,6 +106,7 @@ class Evaluate(Stage[EvaluateSettings]):
     def plan(self, run: Run, settings: EvaluateSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features: the images whose first window is in it."""
         manifest = read_manifest(run)
+        forget_listings()
         extract = read_record(run, "extract")
         made = {key: read_record(run, key).digest for key in self.inputs(run, settings)[1:]}
         probe = _fingerprint_probe(run, settings, manifest) if settings.linear_probe else None
@@ -125,29 +129,20 @@ class Evaluate(Stage[EvaluateSettings]):
         facts = {"crf": settings.crf, "dataset": manifest.dataset, "class_names": list(names)}
         if probe:
             facts["linear_probe"] = probe
-        return Plan(shards, facts)
+        return Plan(shards, facts, sources={LABELS: fingerprint_labels(manifest, settings.splits)})
 
     def prepare(self, run: Run, settings: EvaluateSettings, plan: Plan) -> None:
         """Train the linear probe that all shards score; there is nothing to allocate."""
         if not settings.linear_probe:
             return
         file, print_ = _probe_file(run, settings), plan.facts["linear_probe"]
-        if read_probe(file, print_) is None:
-            artefacts = _open(run, settings)
-            windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
-            device = resolve_device(settings.device)
-            write_probe(file, print_, *train_linear_probe(artefacts, windows, device))
-
-    def holds(self, run: Run, settings: EvaluateSettings, shard: int) -> bool:
-        """Whether every label map of the shard is there."""
-        folder = run.labels(_subject(settings).title)
-        images = _list_images(read_manifest(run), settings, _shard_rows(run, shard))
-        return all(label_file(folder, image).is_file() for image in images)
-
-    def holds_summary(self, run: Run, settings: EvaluateSettings) -> bool:
-        """Whether report and metrics are there."""
-        report = run.report(_subject(settings).title)
-        return all((report / name).is_file() for name in ("metrics.json", "index.html"))
+        if read_probe(file, print_) is not None:
+            note_file(measure_file(file))
+            return
+        artefacts = _open(run, settings)
+        windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
+        device = resolve_device(settings.device)
+        write_probe(file, print_, *train_linear_probe(artefacts, windows, device))
 
     def compute(self, run: Run, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
@@ -171,6 +166,7 @@ class Evaluate(Stage[EvaluateSettings]):
         return {
             "tallies": {split: tally.pack() for split, tally in tallies.items()},
             "unreadable_labels": unreadable,
+            "device": resolve_device(settings.device).type,
         }
 
     def finish(
@@ -188,10 +184,12 @@ class Evaluate(Stage[EvaluateSettings]):
         removed = remove_other_labels(folder, {label_file(folder, image) for image in images})
         if removed:
             screen.note(f"evaluate: removed {removed} label maps of an earlier evaluation")
+        unreadable = _collect_unreadable(run, settings, records)
         metrics = _summarise_records(settings, artefacts, records)
+        metrics["counts"] = _count_unusual(run, settings, manifest, records, unreadable)
         warnings = [
             f"label map of {path} is left out of the scores: {reason}"
-            for path, reason in _collect_unreadable(run, settings, records).items()
+            for path, reason in unreadable.items()
         ]
         if warnings:
             more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""
@@ -328,7 +326,7 @@ def _fingerprint_probe(run: Run, settings: EvaluateSettings, manifest: Manifest)
 
 def _fingerprint_image(manifest: Manifest, image: Image) -> tuple[Any, ...]:
     boxes = [window.box for window in manifest.windows_of(image)]
-    return image.id, image.split, image.digest, boxes, _stat(manifest, image)
+    return image.id, image.split, image.digest, boxes, stat_label(manifest, image)
 
 
 def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) -> list[Image]:
@@ -338,17 +336,6 @@ def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) ->
 def _shard_rows(run: Run, shard: int) -> range:
     size = read_record(run, "extract").settings["shard_size"]
     return range(shard * size, (shard + 1) * size)
-
-
-def _stat(manifest: Manifest, image: Image) -> tuple[int, int] | None:
-    path = manifest.label_path(image)
-    if path is None:
-        return None
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return status.st_size, status.st_mtime_ns
 
 
 def _collect_unreadable(
@@ -362,6 +349,29 @@ def _collect_unreadable(
         # the split that it is trained on need not be among those that are labelled
         unreadable |= _read_trained(run, settings)[1]["unreadable"]
     return unreadable
+
+
+def _count_unusual(
+    run: Run,
+    settings: EvaluateSettings,
+    manifest: Manifest,
+    records: dict[int, ShardRecord],
+    unreadable: Mapping[str, str],
+) -> dict[str, Any]:
+    """Count what was unusual in all that the evaluation was made from."""
+    own = f"evaluate/{_subject(settings).title}"
+    sources = {
+        key: (record, list(Ledger(run.state(key)).read_shards().values()))
+        for key, record in list_sources(run, own).items()
+    }
+    tallies = [tally for r in records.values() for tally in r.result["tallies"].values()]
+    return count_unusual(
+        rejected=[str(image.reason) for image in manifest.rejected],
+        listed=len(manifest.images),
+        stages=sources | {own: (sources[own][0], list(records.values()))},
+        usage=np.sum([tally["usage"] for tally in tallies], axis=0).tolist(),
+        left_out=unreadable,
+    )
 
 
 def _summarise_records(

@@ -56,8 +56,10 @@ def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
 
 def _describe_split(split: str, block: Mapping[str, Any]) -> str:
     if block["accuracy"] is None:
+        # label maps of nothing but ignored pixels are none
+        what = "a labelled pixel" if block["labelled_images"] else "labels"
         return (
-            f"{split}: {block['images']} images without labels: "
+            f"{split}: {block['images']} images without {what}: "
             f"coverage {block['coverage']:.1f} %, confidence {block['confidence']:.1f} %"
         )
     line = f"{split}: accuracy {block['accuracy']:.1f}, mIoU {block['miou']:.1f}"

@@ -249,7 +249,7 @@ def write_probe(
 def read_probe(path: Path, fingerprint: str) -> tuple[Classifier, dict[str, Any]] | None:
     """Read what :func:`write_probe` wrote; None where there is nothing of that fingerprint."""
     try:
-        with np.load(path) as content:
+        with np.load(io.BytesIO(path.read_bytes())) as content:
             arrays = {name: content[name] for name in content.files}
     except FileNotFoundError:
         return None

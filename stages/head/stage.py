@@ -16,11 +16,12 @@ from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
 from pipeline.ledger import ShardRecord
 from pipeline.manifest import read_manifest
+from pipeline.metadata import consolidate
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import consolidate, open_arrays, write_group
+from pipeline.store import open_arrays, write_group
 from stages.clustering import list_unused
 from stages.head.material import Material
 from stages.head.methods import build_method
@@ -123,10 +124,6 @@ class Head(Stage[HeadSettings]):
     def prepare(self, run: Run, settings: HeadSettings, plan: Plan) -> None:
         """Nothing to allocate: a head is small and written at its end."""
 
-    def holds(self, run: Run, settings: HeadSettings, shard: int) -> bool:
-        """Whether the group of the head is there."""
-        return (run.heads / str(settings.name) / "zarr.json").is_file()
-
     def compute(self, run: Run, settings: HeadSettings, shard: int) -> dict[str, Any]:
         """Train, from the last checkpoint where there is one."""
         assert settings.name is not None
@@ -135,12 +132,7 @@ class Head(Stage[HeadSettings]):
         record = read_record(run, self.key(settings))
         method = build_method(record.facts["channels"], settings, material.read_positions, device)
         training = start_training(method, material.read_positions, settings, device)
-        checkpoint = Checkpoint(
-            run.heads,
-            f"_checkpoints/{settings.name}",
-            run.state(self.key(settings)) / "training.json",
-            record.shards[shard],
-        )
+        checkpoint = self._checkpoint(run, settings, record.shards[shard])
         saved = checkpoint.load()
         if saved is not None:
             restore_training(training, *saved)
@@ -153,19 +145,21 @@ class Head(Stage[HeadSettings]):
             text = f"head: step {training.step}/{settings.steps}: loss {training.loss[-1]:.4f}"
             announce(advance=size, note=text)
         _write_head(run, settings, training)
-        checkpoint.remove()
         return {
             "loss": training.loss[-1],
             "usage": training.usage[-1],
             "windows": len(material.windows),
+            "device": device.type,
         }
 
     def finish(
         self, run: Run, settings: HeadSettings, records: dict[int, ShardRecord], screen: Screen
     ) -> list[str]:
         """Say how the training ended, and whether clusters of the probe died."""
-        with run.lock("heads.zarr", wait=True):
+        with run.lock("heads.zarr", wait=True, say=screen.warn):
             consolidate(run.heads)
+        # not before the training is in the ledger: a kill between costs nothing
+        self._checkpoint(run, settings).remove()
         result = records[0].result
         dead = list_unused(result["usage"])
         if dead:
@@ -177,6 +171,9 @@ class Head(Stage[HeadSettings]):
             f"head: {settings.method} with {settings.dim} channels from {result['windows']} "
             f"windows, loss {result['loss']:.4f}, in {run.heads / str(settings.name)}"
         ]
+
+    def _checkpoint(self, run: Run, settings: HeadSettings, fingerprint: str = "") -> Checkpoint:
+        return Checkpoint(run.state(self.key(settings)) / "training.npz", fingerprint)
 
 
 def _list_views(run: Run, settings: HeadSettings) -> dict[str, list[str]]:

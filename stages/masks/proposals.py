@@ -38,7 +38,8 @@ def propose_masks(
 ) -> Proposals:
     """Split every window into proposals, one principal direction after the other.
 
-    Active set A = the whole grid. While more than ``leave`` of the grid is in A: the seed is the
+    Active set A = every position that has a direction: a feature that is 0 has no cosine to any
+    other, and is in no proposal. While more than ``leave`` of the grid is in A: the seed is the
     active position whose unit feature has the largest absolute projection on the first principal
     direction of A; the proposal is every active position whose cosine to the seed is at least
     ``threshold`` times the largest; A loses the proposal. The seed is always in its proposal, so A
@@ -64,6 +65,9 @@ def propose_masks(
 
     Notes
     -----
+    What has no answer in the paper is answered so: a window of equal features is one proposal, one
+    of nothing but zeros has none, of equally large projections the first position is the seed.
+
     The absolute projection makes the result independent of the direction's arbitrary sign. Where
     the windows go together, one read-back per round tells whether any goes on; none per window.
     """
@@ -85,7 +89,7 @@ def _propose(
     """Go round by round; return soft planes [proposal, window, position] and their number."""
     windows, positions, _ = features.shape
     unit = F.normalize(features, dim=-1)
-    active = torch.ones(windows, positions, dtype=torch.bool, device=features.device)
+    active = unit.any(dim=-1)
     soft: list[Tensor] = []
     count = torch.zeros(windows, dtype=torch.int64, device=features.device)
     for _ in range(max_proposals):
@@ -105,6 +109,22 @@ def _propose(
         count += going
     planes = torch.stack(soft) if soft else features.new_zeros(0, windows, positions)
     return planes, count
+
+
+def find_constant(features: Tensor) -> Tensor:
+    """Find the windows whose positions all have one feature, as those of a black image may.
+
+    Parameters
+    ----------
+    features
+        float [window, row, column, channel].
+
+    Returns
+    -------
+    Tensor
+        bool [window].
+    """
+    return (features == features[:, :1, :1]).flatten(1).all(dim=1)
 
 
 def score_proposals(proposals: Proposals, *, gain: float) -> Tensor:

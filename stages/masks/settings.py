@@ -10,7 +10,7 @@ from pipeline.settings import StageSettings, execution_setting, setting
 class MaskSettings(StageSettings):
     """How features become principal mask proposals."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     threshold: float = setting(
         0.4, "least cosine to the seed, as a share of the largest (psi of PriMaPs)", gt=0, le=1

@@ -17,13 +17,13 @@ from pipeline.files import fingerprint
 from pipeline.frames import count_threads, map_ahead, read_windows
 from pipeline.ledger import ShardRecord
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.memory import compute_halving
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import (
     ArraySpec,
-    holds_shard,
     open_arrays,
     prepare_arrays,
     read_rows,
@@ -32,8 +32,16 @@ from pipeline.store import (
 from pipeline.windows import Window
 from stages.crf import Backend, CrfSettings, choose_backend
 from stages.crf.batches import place_beside, refine_each
-from stages.masks.proposals import pool_proposals, propose_masks, score_proposals
+from stages.masks.proposals import (
+    find_constant,
+    pool_proposals,
+    propose_masks,
+    score_proposals,
+)
 from stages.masks.settings import MaskSettings
+
+# How often the largest array of a step is held at once: the median looks at nine neighbours.
+_COPIES = 12
 
 
 class Masks(Stage[MaskSettings]):
@@ -108,10 +116,6 @@ class Masks(Stage[MaskSettings]):
         attributes = {"threshold": settings.threshold, "crf": settings.crf}
         prepare_arrays(run.masks, specs, total, extract.settings["shard_size"], attributes)
 
-    def holds(self, run: Run, settings: MaskSettings, shard: int) -> bool:
-        """Whether the shard's files are there."""
-        return holds_shard(run.masks, ("proposals", "pooled", "area"), shard)
-
     def compute(self, run: Run, settings: MaskSettings, shard: int) -> dict[str, Any]:
         """Propose, refine and pool one block of windows."""
         manifest = read_manifest(run)
@@ -130,22 +134,29 @@ class Masks(Stage[MaskSettings]):
         device = resolve_device(settings.device)
         backend = choose_backend(settings.crf, settings.device)
         images = _read_pixels(manifest, windows)
-        full = 0
+        full = constant = 0
         for first in range(0, len(windows), settings.batch_size):
             batch = windows[first : first + settings.batch_size]
             local = np.array([window.index - start for window in batch])
             grid = torch.from_numpy(features[local]).to(device).float()
             ids, counts = _propose_batch(grid, images, size, settings, backend)
             full += counts.count(most)
-            pooled, area = pool_proposals(ids.to(device).long(), grid, proposals=most)
+            constant += int(find_constant(grid).sum())
+            pooled, area = _pool_batch(ids, grid, most)
             blocks["proposals"][local] = ids.cpu().numpy()
             blocks["pooled"][local] = pooled.half().cpu().numpy()
             blocks["area"][local] = area.cpu().numpy()
         write_shard(run.masks, blocks, shard, rows)
         used = blocks["area"] > 0
+        # what is left after the refinement, of the windows that are looked at
+        held = used.sum(axis=1)[[window.index - start for window in windows]]
         return {
             "windows": len(windows),
             "full": full,
+            "empty": int((held == 0).sum()),
+            "single": int((held == 1).sum()),
+            "constant": constant,
+            "device": device.type,
             "proposals": int(used.sum()),
             "covered": int((blocks["proposals"] > 0).sum()),
             "pixels": len(windows) * size * size,
@@ -182,20 +193,55 @@ def _propose_batch(
     backend: Backend | None,
 ) -> tuple[torch.Tensor, list[int]]:
     """Propose, up-sample and refine; return uint8 [window, y, x] beside the CRF, and the counts."""
-    proposals = propose_masks(
+
+    def propose(part: torch.Tensor) -> list[torch.Tensor]:
+        proposals = propose_masks(
+            part,
+            threshold=settings.threshold,
+            leave=settings.leave,
+            max_proposals=settings.max_proposals,
+        )
+        scores = place_beside(score_proposals(proposals, gain=settings.gain), backend)
+        counts = proposals.count.tolist()
+        return [window[: count + 1] for window, count in zip(scores, counts, strict=True)]
+
+    parts = compute_halving(
+        propose,
         grid,
-        threshold=settings.threshold,
-        leave=settings.leave,
-        max_proposals=settings.max_proposals,
+        len(grid),
+        what="windows whose proposals are made",
+        each=_COPIES * (settings.max_proposals + 1) * grid[0, ..., 0].numel() * grid.itemsize,
+        device=grid.device,
     )
-    scores = place_beside(score_proposals(proposals, gain=settings.gain), backend)
-    counts = proposals.count.tolist()
-    own = (window[: count + 1] for window, count in zip(scores, counts, strict=True))
+    own = [window for part in parts for window in part]
+    counts = [len(window) - 1 for window in own]
     maps = []
-    for ids in _refine_scores(own, images, size, backend):
+    for ids in _refine_scores(iter(own), images, size, backend):
         maps.append(ids)
         announce(advance=1)
     return torch.stack(maps), counts
+
+
+def _pool_batch(
+    ids: torch.Tensor, grid: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pool what was proposed; see :func:`pool_proposals`."""
+
+    def pool(part: range) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = slice(part.start, part.stop)
+        return pool_proposals(ids[rows].to(grid.device).long(), grid[rows], proposals=most)
+
+    parts = compute_halving(
+        pool,
+        range(len(ids)),
+        len(ids),
+        what="windows whose proposals are pooled",
+        # the positions of all pixels, as 64-bit numbers, some at a time
+        each=_COPIES * ids[0].numel() * 8,
+        device=grid.device,
+    )
+    pooled, area = zip(*parts, strict=True)
+    return torch.cat(pooled), torch.cat(area)
 
 
 def _refine_scores(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.memory import compute_halving
 from stages.crf.cuda.mean_field import (
     arrange_energies,
     estimate_bytes,
@@ -81,17 +82,18 @@ class CudaBackend:
         posteriors: dict[int, Tensor] = {}
         for (height, width, padded), places in batches.items():
             size = self._choose_size(height * width, padded)
-            for first in range(0, len(places), size):
-                batch = places[first : first + size]
-                rows = self._refine_together(
-                    [unaries[place] for place in batch],
-                    [images[place] for place in batch],
-                    padded,
-                    settings,
-                )
-                for place, row in zip(batch, rows, strict=True):
-                    labels = len(unaries[place])
-                    posteriors[place] = row[:, :labels].T.reshape(labels, height, width)
+
+            def refine(batch: Sequence[int], padded: int = padded) -> list[Tensor]:
+                chosen = [unaries[place] for place in batch], [images[place] for place in batch]
+                return list(self._refine_together(*chosen, padded, settings))
+
+            parts = compute_halving(
+                refine, places, size, what="images of the dense CRF", device=self.device
+            )
+            rows = (row for part in parts for row in part)
+            for place, row in zip(places, rows, strict=True):
+                labels = len(unaries[place])
+                posteriors[place] = row[:, :labels].T.reshape(labels, height, width)
         return [posteriors[place] for place in range(len(unaries))]
 
     def _refine_together(
@@ -112,6 +114,8 @@ class CudaBackend:
                 pixels = torch.from_numpy(np.stack(images)).to(device)
                 return infer_posteriors(arrange_energies(stacked), pixels, settings, self._passes)
         except torch.cuda.OutOfMemoryError as error:
+            if len(unaries) > 1:
+                raise  # fewer may fit
             height, width = images[0].shape[:2]
             raise CrfError(
                 f"the dense CRF of {len(unaries)} images of {width} x {height} pixels and "

@@ -147,6 +147,9 @@ def make_hostile() -> ReportContent:
         gallery=(item, *content.gallery),
         cluster_names=(HOSTILE,) * 4,
         warnings=(HOSTILE,),
+        unusual=((HOSTILE, HOSTILE),),
+        repeatability=HOSTILE,
+        curve=Curve((2.0, 1.0), ((0.25,) * 4,), HOSTILE, ((2, 0.5),), HOSTILE, 2),
     )
 
 
@@ -285,9 +288,20 @@ def test_sections_without_content_are_left_out():
     content = replace(make_content(), gallery=(), curve=Curve((), ()), warnings=(), facts=())
     page = Page(render_report(content))
     ids = {tag.get("id") for tag in page.find("section")}
-    assert ids == {"scores", "classes", "confusion", "reproduction"}
+    # nothing unusual is an answer, too
+    assert ids == {"scores", "classes", "confusion", "unusual", "reproduction"}
+    assert "Nothing: every image was read" in page.text
     targets = {tag["href"] for tag in page.find("a")}
     assert targets == {f"#{name}" for name in ids} | {"#main"}
+
+
+def test_what_was_unusual_is_listed():
+    rows = (("images rejected", "2 of 9: empty file (2)"), ("windows without a proposal", "1 of 7"))
+    content = replace(make_content(), unusual=rows, repeatability="The same bytes again.")
+    text = Page(render_report(content)).text
+    assert "images rejected 2 of 9: empty file (2) windows without a proposal 1 of 7" in text
+    assert "The same bytes again." in text
+    assert "Nothing: every image" not in text
 
 
 def test_metrics_of_one_split_alone():

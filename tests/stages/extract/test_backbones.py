@@ -25,7 +25,8 @@ from stages.extract.backbones import (
     default_size,
     describe_backbone,
 )
-from stages.extract.weights import WeightsFile, load_state_dict
+from stages.extract.state_dict import load_state_dict
+from stages.extract.weights import WeightsFile
 
 CPU = torch.device("cpu")
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"

@@ -129,3 +129,29 @@ def test_a_linear_layer_without_a_constant_weight_is_refused() -> None:
     node.input[1] = "computed"
     with pytest.raises(WeightsError, match=r"/blocks\.1/mlp/fc1/MatMul"):
         convert_dinov2_onnx(model.SerializeToString())
+
+
+@pytest.mark.parametrize("where", ["../../etc/passwd", "/etc/passwd", "weights.bin"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_values_in_other_files_are_not_read(
+    where: str, constant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load_model_from_string(build_export(class_part="constant")[0])
+    nodes = [node for node in model.graph.node if node.op_type == "Constant"]
+    tensor = nodes[0].attribute[0].t if constant else model.graph.initializer[0]
+    # the file is there, and long enough to be taken for the values
+    (tmp_path / "weights.bin").write_bytes(tensor.raw_data)
+    monkeypatch.chdir(tmp_path)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", where
+    with pytest.raises(WeightsError, match=f"in another file \\('{where}'\\)"):
+        convert_dinov2_onnx(model.SerializeToString())
+
+
+def test_values_that_do_not_fit_their_shape_are_refused() -> None:
+    model = onnx.load_model_from_string(build_export()[0])
+    model.graph.initializer[0].dims[0] = 2**40
+    with pytest.raises(WeightsError, match="is damaged"):
+        convert_dinov2_onnx(model.SerializeToString())

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 
 from pipeline.errors import UsageError, WeightsError
 from stages.extract import weights
-from stages.extract.weights import WHEEL_BACKBONE, find_weights, load_state_dict
+from stages.extract.state_dict import load_state_dict
+from stages.extract.weights import WHEEL_BACKBONE, find_weights
 from tests.stages.extract.test_onnx_weights import build_export
 
 DINO = "vit_small_patch8_224.dino"
@@ -46,10 +47,19 @@ class Hub:
         local = options["local_files_only"]
         self.asked.append((repository, name, local))
         if name in (self.cached if local else self.cached | self.remote):
-            path = self.folder / name
-            path.write_bytes(name.encode())
-            return str(path)
+            return str(keep_blob(self.folder, name, name.encode()))
         raise (LocalEntryNotFoundError if local else EntryNotFoundError)(name)
+
+
+def keep_blob(folder: Path, name: str, content: bytes, etag: str | None = None) -> Path:
+    """Lay a file out as the hub's cache does: a link to its content, which its hash names."""
+    blob = folder / "blobs" / (etag or hashlib.sha256(content).hexdigest())
+    write(blob, content)
+    link = folder / "snapshots" / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("..") / "blobs" / blob.name)
+    return link
 
 
 @pytest.fixture
@@ -172,6 +182,38 @@ def test_reachable_hub_is_asked_for_both_files(hub: Hub) -> None:
     assert found.source == "model hub, someone/model/pytorch_model.bin"
     assert ("someone/model", "model.safetensors", False) in hub.asked
     assert any("someone/model" in line for line in lines)
+
+
+@pytest.mark.parametrize("length", [64, 40])
+def test_what_is_not_what_the_hub_names_is_refused(length: int, tmp_path: Path) -> None:
+    content = b"weights"
+    if length == 64:
+        right = hashlib.sha256(content).hexdigest()
+    else:  # what `git hash-object` says of a file that holds "weights"
+        right = "3ab313fff6f41bb35969cd359e9ddfb8033b3ac2"
+    link = keep_blob(tmp_path, "config.json", content, right)
+    assert weights.check_hub_file(link) == link
+    link.resolve().write_bytes(b"Weights")
+    with pytest.raises(WeightsError, match=f"not the file that the model hub names.*not {right}"):
+        weights.check_hub_file(link)
+
+
+def test_a_file_without_the_hubs_hash_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be checked"):
+        weights.check_hub_file(write(tmp_path / "model.safetensors"))
+    with pytest.raises(WeightsError, match="cannot be checked"):
+        weights.check_hub_file(keep_blob(tmp_path, "model.safetensors", b"x", "main"))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_exchanged_weights_of_the_hub_are_not_used(
+    remote: bool, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.reachable = True
+    (hub.remote if remote else hub.cached).add("model.safetensors")
+    monkeypatch.setattr(weights, "digest_file", lambda path: "0" * 64)
+    with pytest.raises(WeightsError, match="not the file that the model hub names"):
+        find_weights(DINO, report=silent)
 
 
 def test_every_source_failing_is_one_sentence_with_the_ways_out(hub: Hub, cache: Path) -> None:

@@ -14,7 +14,13 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from stages.masks import proposals as module
-from stages.masks.proposals import Proposals, pool_proposals, propose_masks, score_proposals
+from stages.masks.proposals import (
+    Proposals,
+    find_constant,
+    pool_proposals,
+    propose_masks,
+    score_proposals,
+)
 
 METHOD: dict[str, Any] = {"threshold": 0.4, "leave": 0.05, "max_proposals": 32}
 
@@ -46,8 +52,9 @@ def propose_by_hand(
 ) -> np.ndarray:
     """Follow the method word by word for one window; give soft [proposal, row, column]."""
     points = features.double().numpy().reshape(-1, features.shape[-1])
-    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
-    active = np.arange(len(points))
+    length = np.linalg.norm(points, axis=1, keepdims=True)
+    unit = points / np.where(length > 0, length, 1)
+    active = np.flatnonzero(length)
     planes: list[np.ndarray] = []
     while len(active) > leave * len(points) and len(planes) < max_proposals:
         centred = points[active] - points[active].mean(axis=0)
@@ -59,7 +66,7 @@ def propose_by_hand(
         plane[active[inside]] = similarity[inside] / similarity.max()
         planes.append(plane)
         active = active[~inside]
-    return np.stack(planes).reshape(-1, *features.shape[:2])
+    return np.reshape(planes, (-1, *features.shape[:2]))
 
 
 def draw_ids(soft: np.ndarray) -> np.ndarray:
@@ -175,10 +182,89 @@ def test_equal_features_are_one_proposal() -> None:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_features_of_zero_length_end_too(together: bool) -> None:
-    found = propose_masks(torch.zeros(1, 3, 3, 4), **METHOD, together=together)
+def test_features_of_zero_length_are_in_no_proposal(together: bool) -> None:
+    found = propose_masks(torch.zeros(2, 3, 3, 4), **METHOD, together=together)
+    assert found.count.tolist() == [0, 0]
+    assert found.soft.shape == (2, 0, 3, 3)
+    for seed in range(3):
+        features = cluster_features(3, 8, 16, 3, seed=seed)
+        features[torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.4] = 0
+        features[1] = 0
+        found = propose_masks(features, **METHOD, together=together)
+        for window in range(3):
+            expected = propose_by_hand(features[window], **METHOD)
+            assert found.count[window] == len(expected)
+            np.testing.assert_array_equal(draw_ids(found.soft[window].numpy()), draw_ids(expected))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_single_position_that_is_not_zero_is_one_proposal(together: bool) -> None:
+    features = torch.zeros(1, 4, 4, 3)
+    features[0, 2, 1] = torch.tensor([0.0, -3.0, 4.0])
+    found = propose_masks(features, **METHOD, together=together)
+    assert found.count.tolist() == [1]
+    assert found.soft[0, 0].nonzero().tolist() == [[2, 1]]
+    # one of 25 positions is less than 5 %: it is left, as any rest of the grid that small is
+    found = propose_masks(
+        torch.nn.functional.pad(features, (0, 0, 0, 1, 0, 1)), **METHOD, together=together
+    )
+    assert found.count.tolist() == [0]
+
+
+@given(
+    kind=st.sampled_from(["constant", "line", "plane", "two values"]),
+    exponent=st.integers(-20, 13),
+    zeros=st.floats(0, 1),
+    together=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=120, deadline=None, derandomize=True)
+def test_degenerate_features_have_defined_proposals(
+    kind: str, exponent: int, zeros: float, together: bool, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    side, channels = 6, 12
+    basis = generator.normal(size=(2, channels))
+    shares = {
+        "constant": np.tile([1.0, 0.5], (side * side, 1)),
+        "line": generator.choice([-1.0, 1.0], (side * side, 1)) * [1.0, 0.0],
+        "plane": generator.normal(size=(side * side, 2)),
+        "two values": np.eye(2)[generator.integers(0, 2, side * side)],
+    }[kind]
+    points = (shares @ basis) * 2.0**exponent
+    points[generator.uniform(size=side * side) < zeros] = 0
+    points = points.clip(-65504, 65504)
+    # what a shard can hold: from the smallest float16 to nearly the largest
+    features = torch.from_numpy(points.astype(np.float16).reshape(1, side, side, channels))
+    wide = features.float()
+    found = propose_masks(wide, **METHOD, together=together)
+    again = propose_masks(wide.clone(), **METHOD, together=together)
+    assert torch.equal(found.soft, again.soft)
     assert found.soft.isfinite().all()
-    assert found.count.tolist() == [9]
+    expected = {
+        frozenset(np.flatnonzero(plane)) for plane in propose_by_hand(wide[0], **METHOD) > 0
+    }
+    sets = {frozenset(np.flatnonzero(plane > 0)) for plane in found.soft[0].flatten(1).numpy()}
+    # in a plane of all directions a border may fall on a position; elsewhere nothing is close
+    if kind != "plane":
+        assert sets == expected
+    taken = (found.soft > 0).any(dim=1)
+    assert not (taken & ~wide.any(dim=-1)).any()
+    scores = score_proposals(found, gain=10)
+    assert not scores.isnan().any()
+    ids = scores.argmax(dim=1)
+    pooled, area = pool_proposals(ids, wide, proposals=32)
+    assert pooled.isfinite().all()
+    assert not pooled[area == 0].any()
+
+
+def test_constant_windows_are_found() -> None:
+    features = torch.randn(4, 3, 3, 5, generator=torch.Generator().manual_seed(0))
+    features[1] = features[1, 0, 0]
+    features[3] = 0
+    assert find_constant(features).tolist() == [False, True, False, True]
+    features[1, 2, 2, 4] += 1e-3
+    assert find_constant(features).tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("gain", [1.0, 10.0])

@@ -36,6 +36,19 @@ def test_a_batch_backend_gives_the_processors_ids() -> None:
     assert 0.7 < (ids == plain).float().mean() < 1.0, "refined, and along the scores"
 
 
+@pytest.mark.parametrize("backend", [None, choose_backend("numba"), CudaBackend("cpu")])
+def test_windows_without_features_or_without_contrast_are_refined_too(
+    backend: Backend | None,
+) -> None:
+    grid = torch.zeros(3, 8, 8, 6)
+    grid[1] = 2.5
+    images = np.zeros((3, SIZE, SIZE, 3), np.uint8)
+    images[2] = 255
+    ids, counts = _propose_batch(grid, iter(images), SIZE, MaskSettings(), backend)
+    assert counts == [0, 1, 0]
+    assert [set(window.unique().tolist()) for window in ids.cpu()] == [{0}, {1}, {0}]
+
+
 def test_ids_are_those_of_the_largest_score_and_the_first_of_equals() -> None:
     scores = torch.tensor([[[0.0]], [[1.0]], [[1.0]]])
     assert take_largest(enlarge_scores(scores, 2)).tolist() == [[1, 1], [1, 1]]
