@@ -1,14 +1,16 @@
 # make demo   install, run all four stages on photographs that come with the install
 # make test   install what the tests need, run them all
 # make lint   ruff and mypy
+# make torture  every fault that docs/guarantees.md names, injected in earnest; about 40 minutes
 # make bench  every part side by side with what else a user could run; about 20 minutes
 VENV ?= .venv
 PYTHON ?= python3
 RUN ?= runs/demo
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+TORTURE_ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench torture clean
 demo: $(VENV)/.installed
 	$(BIN)/primaps-pipe demo "$(RUN)"
 
@@ -19,6 +21,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+torture: $(VENV)/.installed-test
+	$(BIN)/python -m tests.torture $(TORTURE_ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.speed

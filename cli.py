@@ -5,19 +5,25 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
+from pipeline import signals
 from pipeline.datasets import DATASET_NAMES
 from pipeline.errors import PipelineError, UsageError
 from pipeline.ledger import StageRecord
 from pipeline.options import given_settings, settings_options
-from pipeline.progress import Screen
+from pipeline.places import PlaceType
+from pipeline.progress import Screen, show_controls
 from pipeline.run import Run
 from pipeline.scheduler import Execution
 from pipeline.settings import parse_assignments
@@ -26,7 +32,7 @@ from stages.crf.backends import BACKENDS
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-RUN = click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+RUN = click.argument("run", type=PlaceType(folder=True))
 WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -78,26 +84,48 @@ def _guard(command: C) -> C:
     def guarded(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
         if verbose:
             logging.basicConfig(level=logging.INFO)
-        try:
-            command(*args, **kwargs)
-        except PipelineError as error:
-            _fail(str(error), 2 if isinstance(error, UsageError) else 1, verbose)
-        except KeyboardInterrupt:
-            _fail("interrupted; the same command goes on from here.", 130, verbose)
-        except click.exceptions.ClickException:
-            raise
-        except Exception as error:
-            text = f"unexpected {type(error).__name__}: {error}; -v shows where."
-            _fail(text, 1, verbose)
+        with signals.watch_signals() as watch:
+            try:
+                command(*args, **kwargs)
+                sys.stdout.flush()
+            except click.exceptions.ClickException:
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                # what a signal breaks off may come up as any error
+                if isinstance(error, KeyboardInterrupt) or watch.number is not None:
+                    _fail(
+                        f"{watch.reason}; the same command goes on from here.", watch.code, verbose
+                    )
+                if isinstance(error, BrokenPipeError):
+                    _leave_pipe()
+                _fail(*_describe(error), verbose)
 
     return guarded  # type: ignore[return-value]
 
 
-def _fail(text: str, code: int, verbose: bool) -> None:
-    if verbose:
-        traceback.print_exc()
-    click.echo(f"primaps-pipe: {text}", err=True)
+def _describe(error: BaseException) -> tuple[str, int]:
+    """Return what is said of an error, and the exit code."""
+    if isinstance(error, PipelineError):
+        return str(error), 2 if isinstance(error, UsageError) else 1
+    return f"unexpected {type(error).__name__}: {error}; -v shows where.", 1
+
+
+def _fail(text: str, code: int, verbose: bool) -> NoReturn:
+    # the terminal may be gone, or whoever read what was printed
+    with suppress(OSError):
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"primaps-pipe: {show_controls(text)}", err=True)
     sys.exit(code)
+
+
+def _leave_pipe() -> NoReturn:
+    """End as a program does whose reader has gone (``| head``): silently."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -286,7 +314,57 @@ def _row(row: Any) -> dict[str, Any]:
 
 
 @main.command()
-@click.argument("run", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/demo"))
+@RUN
+@click.option("--repair", is_flag=True, help="make again what is damaged, and nothing else")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@WORKERS
+@SCHEDULER
+@PROGRESS
+@VERBOSE
+@_guard
+def verify(
+    run: Path,
+    repair: bool,
+    as_json: bool,
+    workers: int,
+    scheduler: str | None,
+    progress: bool,
+) -> None:
+    """Check every file of a run against the checksums in its ledger.
+
+    \b
+    primaps-pipe verify runs/mine
+    primaps-pipe verify runs/mine --repair
+
+    Exits with 1 where something is damaged and was not repaired.
+    """
+    from pipeline.verification import Findings, verify_run
+    from stages.repair import repair_run
+
+    screen = Screen(progress=progress)
+
+    def check() -> Findings:
+        findings = verify_run(Run(run), lambda total: screen.count("verify", total, "files"))
+        if not as_json:
+            for damage in findings.damages:
+                click.echo(damage.describe())
+            verdict = f"{len(findings.damages)} damaged" if findings.damages else "all as written"
+            click.echo(f"{findings.files} files, {findings.bytes / 1e6:.1f} MB: {verdict}")
+        return findings
+
+    findings = check()
+    if findings.damages and repair:
+        execution = Execution(workers=workers, scheduler=scheduler)
+        repair_run(Run(run), findings.damages, execution, screen)
+        findings = check()
+    if as_json:
+        click.echo(json.dumps(asdict(findings), indent=1))
+    if findings.damages:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("run", type=PlaceType(folder=True), default="runs/demo")
 @execution_options
 def demo(run: Path, **options: Any) -> None:
     """Run all four stages on photographs that come with the install.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from types import TracebackType
@@ -18,6 +19,13 @@ from rich.progress import (
 )
 
 PLAIN_INTERVAL_S = 10.0
+# Control characters but the line feed, and marks that turn the direction of writing around.
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def show_controls(text: str) -> str:
+    """Spell out control characters: the name of a file must not steer the terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class Screen:
@@ -37,11 +45,11 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Show a line."""
-        self.console.print(text, markup=False)
+        self.console.print(show_controls(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Show a line that the user should not miss."""
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        self.console.print(f"warning: {show_controls(text)}", markup=False, style="yellow")
 
     def count(self, title: str, total: int, unit: str) -> Counter:
         """Open a counter from 0 to ``total``; a context manager."""

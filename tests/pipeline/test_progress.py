@@ -78,3 +78,10 @@ def test_an_error_inside_is_not_swallowed() -> None:
     screen.console = Console(file=io.StringIO(), force_terminal=True)
     with pytest.raises(KeyError), screen.count("em", 4, "epochs"):
         raise KeyError("x")
+
+
+def test_names_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.note("a\x1b[2Jb\u202egnp.jpg")
+    screen.warn("c\x07d\x9bm")
+    assert capsys.readouterr().err == "a\\x1b[2Jb\\u202egnp.jpg\nwarning: c\\x07d\\x9bm\n"
