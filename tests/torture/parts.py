@@ -175,6 +175,25 @@ def run_locks(seed: int) -> Iterator[Trial]:
     )
 
 
+def run_numbers(seed: int) -> Iterator[Trial]:
+    """Give the stages numbers that nobody expects."""
+    yield from run_tests(
+        "tests/end_to_end/test_numbers.py",
+        "tests/stages/em/test_degenerate.py",
+        "tests/stages/extract/test_finite.py",
+    )
+
+
+def run_changes(seed: int) -> Iterator[Trial]:
+    """Change whatever a run was made from."""
+    yield from run_tests("tests/end_to_end/test_staleness.py")
+
+
+def run_attacks(seed: int) -> Iterator[Trial]:
+    """Attack with weights, recipes, names, tables, metadata and links."""
+    yield from run_tests("tests/end_to_end/test_security.py")
+
+
 # Of a guarantee: its number and the fault, and what gives the trials.
 WITH_WORKSHOP: dict[str, tuple[str, Callable[[Workshop, int], list[Task]]]] = {
     "kills": ("1 killed", list_kills),
@@ -187,5 +206,8 @@ ALONE: dict[str, tuple[str, Callable[[int], Iterator[Trial]]]] = {
     "inputs": ("5 bad input", run_inputs),
     "corruption": ("6 corruption at rest", run_damage),
     "locks": ("7 two writers, object stores", run_locks),
+    "numbers": ("8 odd numbers", run_numbers),
+    "changes": ("9 something has changed", run_changes),
+    "attacks": ("10 attacks", run_attacks),
 }
 NAMES: Sequence[str] = (*WITH_WORKSHOP, *ALONE)
