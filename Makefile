@@ -1,5 +1,5 @@
 # make demo   install, run all four stages on photographs that come with the install
-# make test   install what the tests need, run them all
+# make test   install what the tests need, run all but the slowest
 # make lint   ruff and mypy
 # make torture  every fault that docs/guarantees.md names, injected in earnest; about 40 minutes
 # make bench  every part side by side with what else a user could run; about 20 minutes
@@ -23,6 +23,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 torture: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torture]'
 	$(BIN)/python -m tests.torture $(TORTURE_ARGS)
 
 bench: $(VENV)/.installed-test

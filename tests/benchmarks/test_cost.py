@@ -24,7 +24,7 @@ def test_figures_grow_with_the_images() -> None:
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("stages: {}\n")
+    (tmp_path / "run.yaml").write_text("format: 2\nstages: {}\n")
     result = CliRunner().invoke(main, [str(tmp_path)])
     assert result.exit_code == 1
     assert "not finished" in result.output

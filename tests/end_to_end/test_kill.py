@@ -52,7 +52,7 @@ def test_killed_stages_go_on_to_the_same_bytes(
     signs = {
         "extract": run / "state/extract/shards/000000.json",
         "masks": run / "state/masks/shards/000000.json",
-        "em": run / "state/em/default/fit.json",
+        "em": run / "state/em/default/fit.npz",
         "evaluate": run / "state/evaluate/default/shards/000000.json",
     }
     for stage, sign in signs.items():

@@ -290,7 +290,11 @@ def run_all(invoke: Invoke, run: Path, extract_options: list[object], *more: obj
 
 @pytest.mark.parametrize(
     ("workers", "stages"),
-    [(1, ("masks",)), (2, ("extract",)), (3, ("extract", "masks", "em", "evaluate"))],
+    [
+        (1, ("masks",)),
+        (2, ("extract",)),
+        pytest.param(3, ("extract", "masks", "em", "evaluate"), marks=pytest.mark.slow),
+    ],
 )
 def test_any_number_of_workers_writes_the_same_bytes(
     workers: int, stages: tuple[str, ...], finished: Path, invoke: Invoke, tmp_path: Path

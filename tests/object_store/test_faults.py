@@ -108,7 +108,14 @@ def call_until_done(invoke: Invoke, command: tuple[object, ...], most: int) -> i
     raise AssertionError(f"still not done after {most} calls: {result.output}")
 
 
-@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize(
+    "weather",
+    [
+        "errors",
+        pytest.param("connections", marks=pytest.mark.slow),
+        pytest.param("time-outs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_through_faults_ends_with_the_same_bytes(
     invoke: Invoke,
     undisturbed: dict[str, bytes],
@@ -128,7 +135,7 @@ def test_a_run_through_faults_ends_with_the_same_bytes(
     assert set(failing.injected) == set(WEATHERS[weather])
 
 
-@pytest.mark.parametrize("fault", ["error", "lost"])
+@pytest.mark.parametrize("fault", ["error", pytest.param("lost", marks=pytest.mark.slow)])
 def test_a_store_that_goes_down_stops_the_run_with_one_sentence_and_it_goes_on(
     invoke: Invoke,
     undisturbed: dict[str, bytes],

@@ -141,7 +141,14 @@ def test_many_processes_race_for_a_stale_lock(file: Path, start: Start, tmp_path
 
 
 @pytest.mark.parametrize("fault", ["error", "slowdown", "applied", "lost", "hang", "late"])
-@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "PUT",
+        pytest.param("GET", marks=pytest.mark.slow),
+        pytest.param("DELETE", marks=pytest.mark.slow),
+    ],
+)
 def test_an_answer_that_is_lost_locks_nobody_out(
     file: Path, flaky: FlakyProxy, quick: None, impatient: None, method: str, fault: str
 ) -> None:

@@ -111,7 +111,7 @@ def run_tests(*files: str) -> Iterator[Trial]:
         report = Path(folder, "report.xml")
         subprocess.run(
             [
-                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ""),
                 *files,
                 f"--junit-xml={report}",
             ],
