@@ -307,7 +307,8 @@ def test_an_owner_elsewhere_that_died_long_ago_is_taken_over(file: Path, quick: 
     said: list[str] = []
     begun = time.monotonic()
     with hold(file, say=said.append) as lock:
-        assert 1.0 <= time.monotonic() - begun < 3
+        # not at once, and not for ever: a busy machine is late
+        assert 1.0 <= time.monotonic() - begun < 10
         lock.check()
     who = "process 7 on elsewhere, since 1970-01-01 00:00:00 UTC"
     assert said == [

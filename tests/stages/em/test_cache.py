@@ -9,19 +9,10 @@ import torch
 
 from stages.em.cache import Cache
 from stages.em.settings import EmSettings
+from tests.fakes import SliceArray
 
 
-class Rows:
-    """Rows from anywhere in an array."""
-
-    def __init__(self, array: FakeArray) -> None:
-        self.array = array
-
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return np.concatenate([self.array[slice(n, n + 1)] for n in numbers.tolist()])
-
-
-class FakeArray:
+class FakeArray(SliceArray):
     """Row i holds i everywhere; counts what was read."""
 
     def __init__(self, *shape: int, dtype: Any) -> None:
@@ -33,10 +24,6 @@ class FakeArray:
         self.rows_read += rows.stop - rows.start
         numbers = np.arange(rows.start, rows.stop).reshape(-1, *[1] * (len(self.shape) - 1))
         return np.broadcast_to(numbers, (len(numbers), *self.shape[1:])).astype(self.dtype)
-
-    @property
-    def oindex(self) -> Rows:
-        return Rows(self)
 
 
 def make_cache(windows: int, **settings: Any) -> Cache:

@@ -27,6 +27,7 @@ from stages.extract.backbones import (
 )
 from stages.extract.state_dict import load_state_dict
 from stages.extract.weights import WeightsFile
+from tests.fakes import keep_blob
 
 CPU = torch.device("cpu")
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
@@ -232,17 +233,15 @@ def test_hub_model_is_built_from_its_config(
         "num_classes": 10,
         "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda repo, name, **_: str(tmp_path / name)
-    )
+    cached = [keep_blob(tmp_path / "hub", "config.json", json.dumps(config).encode())]
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(cached[-1]))
     found = keep(make("test_vit").state_dict(), tmp_path)
     backbone = build_backbone(
         "hf-hub:someone/model", found, size=64, device=CPU, precision="float32"
     )
     assert backbone.patch == 16
     assert backbone.mean == (0.1, 0.2, 0.3)
-    (tmp_path / "config.json").write_text('{"architectures": ["Dinov2Model"]}')
+    cached.append(keep_blob(tmp_path / "hub", "config.json", b'{"architectures": ["Dinov2Model"]}'))
     with pytest.raises(WeightsError, match="timm's format"):
         describe_backbone("hf-hub:someone/other")
 

@@ -28,6 +28,7 @@ from pipeline.errors import UsageError, WeightsError
 from stages.extract import weights
 from stages.extract.state_dict import load_state_dict
 from stages.extract.weights import WHEEL_BACKBONE, find_weights
+from tests.fakes import keep_blob
 from tests.stages.extract.test_onnx_weights import build_export
 
 DINO = "vit_small_patch8_224.dino"
@@ -49,17 +50,6 @@ class Hub:
         if name in (self.cached if local else self.cached | self.remote):
             return str(keep_blob(self.folder, name, name.encode()))
         raise (LocalEntryNotFoundError if local else EntryNotFoundError)(name)
-
-
-def keep_blob(folder: Path, name: str, content: bytes, etag: str | None = None) -> Path:
-    """Lay a file out as the hub's cache does: a link to its content, which its hash names."""
-    blob = folder / "blobs" / (etag or hashlib.sha256(content).hexdigest())
-    write(blob, content)
-    link = folder / "snapshots" / name
-    link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path("..") / "blobs" / blob.name)
-    return link
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from stages.head.material import HeadBatch, Material
+from tests.fakes import SliceArray
 
 CPU = torch.device("cpu")
 
 
-class FakeArray:
+class FakeArray(SliceArray):
     """Row i holds i plus an offset everywhere."""
 
     def __init__(self, windows: int, offset: int = 0, channels: int = 4) -> None:
