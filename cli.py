@@ -287,6 +287,7 @@ def status(run: Path, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for title in ("stage", "state", "shards", "size", "time", "CRF", ""):
@@ -295,7 +296,9 @@ def status(run: Path, as_json: bool) -> None:
         c = row.condition
         shards = f"{c.done}/{c.total}" if c.total else "-"
         size, time = f"{row.bytes / 1e6:.1f} MB", f"{c.seconds:.0f} s"
-        table.add_row(c.key, c.state, shards, size, time, row.crf, c.reason)
+        cells = (c.key, c.state, shards, size, time, row.crf, c.reason)
+        # no markup: names of files are among them
+        table.add_row(*(Text(show_controls(cell)) for cell in cells))
     Console().print(table)
 
 
@@ -347,7 +350,7 @@ def verify(
         findings = verify_run(Run(run), lambda total: screen.count("verify", total, "files"))
         if not as_json:
             for damage in findings.damages:
-                click.echo(damage.describe())
+                click.echo(show_controls(damage.describe()))
             verdict = f"{len(findings.damages)} damaged" if findings.damages else "all as written"
             click.echo(f"{findings.files} files, {findings.bytes / 1e6:.1f} MB: {verdict}")
         return findings

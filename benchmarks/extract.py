@@ -23,8 +23,8 @@ from pipeline.frames import read_windows
 from pipeline.manifest import read_manifest
 from pipeline.progress import Screen
 from pipeline.run import Run
+from pipeline.runner import run_stage
 from pipeline.scheduler import Execution
-from pipeline.stage import run_stage
 from pipeline.store import open_arrays
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.settings import ExtractSettings

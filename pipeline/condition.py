@@ -57,6 +57,24 @@ def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None)
     return condition.record
 
 
+def require_unchanged(run: Run, key: str) -> None:
+    """Refuse to go on where what a stage reads is not what it was when the stage began.
+
+    Raises
+    ------
+    StaleError
+        A stage that it reads has been run in between, or is being run.
+    """
+    record = Ledger(run.state(key)).read_stage()
+    for name, digest in ({} if record is None else record.inputs).items():
+        upstream = Ledger(run.state(name)).read_stage()
+        if upstream is None or not upstream.finished or upstream.digest != digest:
+            raise StaleError(
+                f"{name} in {run.path} has changed while {key} was computed from it; "
+                f"run {name} to its end, and then {key} again."
+            )
+
+
 @dataclass(frozen=True)
 class Condition:
     """How a stage stands: ``missing``, ``incomplete``, ``stale`` (and why) or ``fresh``."""

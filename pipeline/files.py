@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errn
 _BLOCK = 2**20
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 _WRITTEN: ContextVar[list[Stored] | None] = ContextVar("written", default=None)
+_GUARD: ContextVar[Callable[[], None] | None] = ContextVar("guard", default=None)
 # threads that write one file take turns at its temporary file
 _TURNS = tuple(threading.Lock() for _ in range(64))
 
@@ -72,6 +73,22 @@ def confine_writes(root: Path) -> Iterator[None]:
         _ROOT.reset(token)
 
 
+@contextmanager
+def guard_writes(check: Callable[[], None]) -> Iterator[None]:
+    """Call a function, in this context, before anything is written or removed; it may refuse."""
+    token = _GUARD.set(check)
+    try:
+        yield
+    finally:
+        _GUARD.reset(token)
+
+
+def _ask_guard() -> None:
+    check = _GUARD.get()
+    if check is not None:
+        check()
+
+
 def require_inside(path: Path) -> None:
     """Refuse a place that is outside the folder of :func:`confine_writes`, where one was named.
 
@@ -110,6 +127,7 @@ def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool
         outside the folder of :func:`confine_writes`.
     """
     require_inside(path)
+    _ask_guard()
     try:
         if is_remote(path):
             # an object is whole or absent by nature
@@ -297,6 +315,7 @@ def make_folder(folder: Path) -> None:
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there, for good: it does not come back after a power loss."""
     require_inside(path)
+    _ask_guard()
     try:
         path.unlink()
     except FileNotFoundError:
@@ -314,6 +333,7 @@ def remove_tree(folder: Path) -> None:
         Something in it cannot be removed: what is left behind would be taken for whole.
     """
     require_inside(folder)
+    _ask_guard()
     if is_remote(folder):
         from pipeline.objects import remove_below
 

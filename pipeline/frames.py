@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from pipeline.errors import AccessError, ImageError, StaleError
+from pipeline.image_faults import require_answer
 from pipeline.images import read_rgb
 from pipeline.manifest import Image, Manifest
 from pipeline.places import is_remote
@@ -49,6 +50,8 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
         It cannot be read.
     StaleError
         The file is not the one that the manifest lists.
+    RunError, MemoryShortError
+        The machine is at fault and not the file.
     """
     path = root / image.path
     if not is_remote(root):
@@ -78,6 +81,7 @@ def _require_unchanged(path: Path, image: Image) -> None:
     try:
         status = path.stat()
     except OSError as error:
+        require_answer(path, error)
         raise _gone(path, error.strerror or str(error)) from error
     if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
         raise StaleError(

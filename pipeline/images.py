@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import shlex
 import stat
 import struct
 import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +48,7 @@ from pipeline.image_checks import (
     find_png_exif,
     has_known_head,
 )
+from pipeline.image_faults import damage_as_reason, memory_short, one_line, require_answer
 from pipeline.mat import read_array, read_shape
 from pipeline.pixels import find_label_spread, find_raw_mode, to_rgb
 from pipeline.places import is_remote
@@ -88,20 +88,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _TURNED = frozenset((5, 6, 7, 8))
-
-# What Pillow's parsers are known to raise on damaged bytes.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -152,6 +138,8 @@ def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
         The file cannot be read; the message is one short reason, without the path.
     StaleError
         Its bytes have another digest.
+    RunError, MemoryShortError
+        The machine is at fault and not the file (see `pipeline.image_faults`).
     """
     data, _ = _read_bytes(path)
     if digest and _digest(data) != digest:
@@ -164,7 +152,7 @@ def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
             "run `primaps-pipe extract` again, after "
             f"`touch {shlex.quote(str(path))}` if that finds nothing to do."
         )
-    with _damage_as_reason():
+    with _damage_as_reason(path, data, "img"):
         if _is_mat(path):
             return _mat_rgb(data)
         with _open_image(data) as image:
@@ -187,7 +175,7 @@ def probe_image(path: Path) -> ImageHeader:
         As `read_rgb`.
     """
     data, status = _read_bytes(path)
-    with _damage_as_reason():
+    with _damage_as_reason(path, data, "img"):
         if _is_mat(path):
             height, width = read_shape(data, "img")[:2]
         else:
@@ -219,7 +207,7 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
         The file cannot be read, or does not hold ids: colours, floats, or a lossy format.
     """
     data, _ = _read_bytes(path)
-    with _damage_as_reason():
+    with _damage_as_reason(path, data, "gt"):
         if _is_mat(path):
             return _mat_label(data)
         with _open_image(data) as image:
@@ -269,9 +257,13 @@ def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
             return data, os.fstat(file.fileno())
     except FileNotFoundError as error:
         raise AccessError("no such file") from error
-    except (OSError, MemoryError, ValueError) as error:
+    except MemoryError as error:
+        raise memory_short(path) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            require_answer(path, error)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise AccessError(f"cannot be opened: {_one_line(reason).lower()}") from error
+        raise AccessError(f"cannot be opened: {one_line(reason).lower()}") from error
 
 
 def _read_object(path: Path) -> tuple[bytes, ObjectStatus]:
@@ -289,28 +281,15 @@ def _read_object(path: Path) -> tuple[bytes, ObjectStatus]:
     return data, status
 
 
-@contextmanager
-def _damage_as_reason() -> Iterator[None]:
-    """Turn what a decoder raises on damaged bytes into an `ImageError` with a short reason."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except _BOMB as error:
-        raise ImageError(f"decompression bomb: {_one_line(str(error)).split(', ')[0]}") from error
-    except MemoryError as error:
-        raise AccessError("claims more pixels than memory holds") from error
-    except _DAMAGE as error:
-        message = _one_line(str(error)) or type(error).__name__
-        if "truncated" in message.lower() or isinstance(error, EOFError):
-            raise ImageError("truncated: the file ends early") from error
-        if isinstance(error, struct.error):
-            message = "the header ends early"
-        raise ImageError(f"damaged: {message}") from error
+def _damage_as_reason(path: Path, data: bytes, variable: str) -> AbstractContextManager[None]:
+    return damage_as_reason(path, lambda: math.prod(_claimed_shape(path, data, variable)))
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())[:200]
+def _claimed_shape(path: Path, data: bytes, variable: str) -> tuple[int, ...]:
+    if _is_mat(path):
+        return read_shape(data, variable)
+    with _open_image(data) as image:
+        return image.size
 
 
 def _is_mat(path: Path) -> bool:

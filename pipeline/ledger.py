@@ -8,6 +8,7 @@ checksum, and carry a checksum of their own.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pipeline.errors import RunError
 from pipeline.files import fingerprint, read_checked_json, remove_file, write_checked_json
 from pipeline.places import map_requests
 
+# Files under any other name were put there by somebody else.
+_NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
 # Path relative to the run -> its size in bytes and the checksum of its content.
 Files = dict[str, tuple[int, str]]
 
@@ -89,7 +92,8 @@ class Ledger:
 
     def list_shards(self) -> list[int]:
         """List the finished shards, without reading their records."""
-        return sorted(int(file.stem) for file in (self.folder / "shards").glob("*.json"))
+        files = (self.folder / "shards").glob("*.json")
+        return sorted(int(file.stem) for file in files if _NUMBER.fullmatch(file.stem))
 
     def commit(self, record: ShardRecord) -> None:
         """Say that a shard is finished; the last thing that is done for it."""

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.claims import Claims, FolderClaims, ObjectClaim, Sight, UnreachableError
@@ -43,10 +44,16 @@ PAUSES_S = (0.005, 0.5)
 REMOTE_PAUSES_S = (0.1, 2.0)
 """Seconds between two looks, at first and at most."""
 
+ASK_S = 1.0
+"""Seconds for which who works for the owner takes the last answer: writes come in thousands."""
+
 TRIES = 6
 """How often in a row an object store may fail to answer before the lock is given up."""
 
 Say = Callable[[str], None]
+
+# when a lock was last found to be held, by its owner's token
+_asked: dict[str, float] = {}
 
 # a RunError: what an object store refuses for good
 _FAILURES = (OSError, RunError)
@@ -54,10 +61,55 @@ _FAILURES = (OSError, RunError)
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Permit:
+    """With what another process, which works for the owner of a lock, asks whether it is held.
+
+    Attributes
+    ----------
+    file
+        Path of the lock.
+    owner
+        As it claimed the lock.
+    what
+        What is locked.
+    """
+
+    file: Path
+    owner: Owner
+    what: str
+
+    def check(self) -> None:
+        """Return if the lock is still held; asked for at most every :data:`ASK_S`.
+
+        Raises
+        ------
+        RunError
+            Another process has taken it over.
+        """
+        if _now() - _asked.get(self.owner.token, -ASK_S) < ASK_S:
+            return
+        if not _open_claims(self.file).holds(self.owner):
+            raise _lost(self.what)
+        _asked[self.owner.token] = _now()
+
+
+def _open_claims(file: Path) -> Claims:
+    return ObjectClaim(file) if is_remote(file) else FolderClaims(file)
+
+
+def _lost(what: str) -> RunError:
+    return RunError(
+        f"another process has taken over {what}, as this one gave no sign of life "
+        f"for {LEASE_S:g} s; run the same command again when that one has ended."
+    )
+
+
 class Lock:
     """A lock in the hands of this process (made by :func:`hold_lock`)."""
 
-    def __init__(self, claims: Claims, owner: Owner, what: str) -> None:
+    def __init__(self, claims: Claims, owner: Owner, what: str, file: Path) -> None:
+        self.permit = Permit(file, owner, what)
         self._claims = claims
         self._owner = owner
         self._what = what
@@ -94,10 +146,7 @@ class Lock:
                             f"be known ({_describe(error)}); run the same command again."
                         ) from error
         if self._lost:
-            raise RunError(
-                f"another process has taken over {self._what}, as this one gave no sign of life "
-                f"for {LEASE_S:g} s; run the same command again when that one has ended."
-            )
+            raise _lost(self._what)
 
     def _note(self, held: bool) -> None:
         if held:
@@ -168,7 +217,7 @@ def hold_lock(file: Path, *, what: str, wait: bool, say: Say | None = None) -> I
     RunError
         Another process holds it and ``wait`` is false, or the lock cannot be written.
     """
-    claims: Claims = ObjectClaim(file) if is_remote(file) else FolderClaims(file)
+    claims = _open_claims(file)
     lock = _Attempt(claims, file, what, wait, say or _log.warning).acquire()
     try:
         yield lock
@@ -227,7 +276,7 @@ class _Attempt:
                 return None
             if self._sight is not None:
                 self._say(f"took over {self._what} from {_name(self._sight)}, which {self._how()}.")
-            return Lock(self._claims, owner, self._what)
+            return Lock(self._claims, owner, self._what, self._file)
         except BaseException:
             try:
                 self._claims.release(owner)

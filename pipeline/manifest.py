@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,13 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """The splits that occur, in the order of the rows."""
         return tuple(dict.fromkeys(image.split for image in self.images))
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the rows of both tables, but for times and which images are rejected."""
+        same = {"state": "ok", "reason": None, "modified_ns": 0, "changed_ns": 0}
+        rows = [replace(image, **same) for image in self.images]  # type: ignore[arg-type]
+        return fingerprint([astuple(row) for row in rows], [astuple(w) for w in self.windows])
 
     @property
     def rejected(self) -> list[Image]:

@@ -10,7 +10,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import MemoryShortError
@@ -29,11 +29,13 @@ _PHRASES = (
     "cannot allocate memory",
     "unable to allocate",
 )
+# controller as /proc/self/cgroup names it, where its groups lie, and their files: limit, use, and
+# how the use is called that is page cache and given back when asked for
 _CGROUPS = (
-    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
-        "sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+        *("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
     ),
 )
 # the other half is for what is allocated in between, and for other processes
@@ -53,8 +55,9 @@ def measure_free(device: str | torch.device = "cpu", root: Path = Path("/")) -> 
     Returns
     -------
     int or None
-        On the host the least of: what is available without swapping, what the control group's
-        limit leaves, what the limit on the address space leaves. None where nothing tells.
+        On the host the least of: what is available without swapping, what the limits of the
+        control group and of those above it leave, page cache not counted, what the limit on the
+        address space leaves. None where nothing tells.
     """
     if str(device).startswith("cuda"):
         import torch
@@ -77,10 +80,35 @@ def _read_available(root: Path) -> int | None:
 
 
 def _read_groups(root: Path) -> Iterator[int | None]:
-    for limit, used in _CGROUPS:
-        # version 2 writes "max" where there is no limit, version 1 a number beyond all memory
-        with suppress(OSError, ValueError):
-            yield int((root / limit).read_text()) - int((root / used).read_text())
+    for controller, mount, limit, used, cache in _CGROUPS:
+        for group in _list_groups(root, controller):
+            folder = root / mount / group
+            # version 2 writes "max" where there is no limit, version 1 a number beyond all memory
+            with suppress(OSError, ValueError):
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                yield left + _read_cache(folder / "memory.stat", cache)
+
+
+def _list_groups(root: Path, controller: str) -> list[PurePosixPath]:
+    """List this process's control group and those above it, relative to where they are mounted."""
+    groups = [PurePosixPath()]
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = [*line.split(":", 2), "", ""][:3]
+            # outside the container's own part of the tree nothing can be read
+            if controller in controllers.split(",") and ".." not in path.split("/"):
+                own = PurePosixPath(path.lstrip("/"))
+                groups = [own, *own.parents]
+    return groups
+
+
+def _read_cache(file: Path, name: str) -> int:
+    with suppress(OSError):
+        for line in file.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name and value.isdecimal():
+                return int(value)
+    return 0
 
 
 def _read_address_space(root: Path) -> int | None:

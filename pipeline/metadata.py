@@ -72,17 +72,28 @@ def check_metadata(node: Path, source: Path | None = None) -> None:
         )
 
 
-def list_nodes(store: Path) -> dict[str, Path]:
-    """List the groups and arrays below a group: path inside it -> folder."""
-    nodes: dict[str, Path] = {}
-    for folder in sorted(store.iterdir()) if store.is_dir() else []:
-        metadata = read_metadata(folder)
+def list_nodes(store: Path) -> dict[str, bytes]:
+    """List the groups and arrays below a group: path inside it -> content of its metadata.
+
+    Every file is read once: what another process removes meanwhile is left out.
+    """
+    nodes: dict[str, bytes] = {}
+    try:
+        folders = sorted(store.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return nodes
+    for folder in folders:
+        try:
+            content = (folder / METADATA).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        metadata = decode_metadata(content)
         if metadata is None:
             continue
-        nodes[folder.name] = folder
+        nodes[folder.name] = content
         if metadata["node_type"] == "group":
             inner = list_nodes(folder)
-            nodes |= {f"{folder.name}/{name}": path for name, path in inner.items()}
+            nodes |= {f"{folder.name}/{name}": below for name, below in inner.items()}
     return nodes
 
 
@@ -104,8 +115,7 @@ def _describe_group(store: Path, attributes: Mapping[str, Any] | None) -> bytes:
         attributes = (read_metadata(store) or {}).get("attributes", {})
     files: dict[str, Buffer] = {}
     zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attributes))
-    for name, folder in list_nodes(store).items():
-        content = (folder / METADATA).read_bytes()
+    for name, content in list_nodes(store).items():
         files[f"{name}/{METADATA}"] = cpu.Buffer.from_bytes(content)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata.*")
@@ -120,3 +130,8 @@ def is_consolidated(store: Path) -> bool:
     except FileNotFoundError:
         return False
     return decode_metadata(content) is not None and content == _describe_group(store, None)
+
+
+def is_damaged(store: Path) -> bool:
+    """Whether a group has metadata, and not as it was written, whatever its members are."""
+    return (store / METADATA).is_file() and read_metadata(store) is None

@@ -55,6 +55,7 @@ class Screen:
         """Open a counter from 0 to ``total``; a context manager."""
         if not self.progress or total == 0:
             return Counter()
+        title = show_controls(title)
         if self.console.is_terminal:
             return _Bar(self.console, title, total, unit)
         return _Lines(title, total, unit)
@@ -106,7 +107,7 @@ class _Bar(Counter):
         self._bar.advance(self._task, amount)
 
     def say(self, text: str) -> None:
-        self._bar.update(self._task, text=text)
+        self._bar.update(self._task, text=show_controls(text))
 
 
 class _Lines(Counter):
@@ -125,4 +126,4 @@ class _Lines(Counter):
             print(f"{line}  {self._text}".rstrip(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        self._text = text
+        self._text = show_controls(text)

@@ -20,6 +20,8 @@ FORMAT = 2
 DEFAULT_NAME = "default"
 # Before the checksum in the last line of run.yaml.
 _SEAL = "# checksum of the lines above: "
+# What a seal may have become: its checksum without its words, or the other way round.
+_SEAL_LEFT = re.compile(rb"# checksum of the lines above|[0-9a-f]{32}\s*\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -94,6 +96,8 @@ class Run:
 
         Raises
         ------
+        DamageError
+            Its ``run.yaml`` is gone, and the copy of it is there.
         RunError
             It cannot be made, or it is a folder of something else.
         """
@@ -110,6 +114,7 @@ class Run:
             return self  # rather than list all that the run holds
         foreign = [p for p in self.path.iterdir() if not p.name.startswith(".")]
         if foreign and not self.settings_file.exists():
+            self._refuse_lost()
             raise RunError(
                 f"{self.path} is not empty and holds no run.yaml; "
                 "give a new or empty folder for the run."
@@ -143,10 +148,13 @@ class Run:
 
         Raises
         ------
+        DamageError
+            Its ``run.yaml`` is damaged, or gone and the copy of it is there.
         RunError
             It is not, or another version's.
         """
         if not self.settings_file.is_file():
+            self._refuse_lost()
             raise RunError(
                 f"{self.path} is no run directory (it has no run.yaml); "
                 f"start with `primaps-pipe extract {self.quoted} --dataset NAME --root DIR`."
@@ -172,6 +180,28 @@ class Run:
                 content["stages"][key] = settings
                 content.setdefault("given", {})[key] = given
                 self._write(content)
+
+    def is_whole(self, file: Path) -> bool:
+        """Whether ``run.yaml`` or its copy is as it was written, or ``run.yaml`` edited by hand.
+
+        Raises
+        ------
+        OSError
+            It cannot be read, or is gone.
+        """
+        text = file.read_bytes()
+        return is_sealed(text) or (file == self.settings_file and self._is_edit(text))
+
+    def seal_settings(self) -> None:
+        """Seal and copy a ``run.yaml`` that was edited by hand.
+
+        Raises
+        ------
+        RunError
+            It is damaged, or another version's.
+        """
+        with self.lock("run", wait=True):
+            self._write(self._read())
 
     def keys(self) -> list[str]:
         """Return the keys of all stages that were ever run here (``extract``, ``em/k12``, …)."""
@@ -213,7 +243,11 @@ class Run:
         try:
             text = self.settings_file.read_bytes()
         except FileNotFoundError:
+            self._refuse_lost()
             return {"format": FORMAT, "stages": {}}
+        return self._parse(text)
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
         if not is_sealed(text) and _SEAL.encode() in text:
             raise DamageError(
                 f"{self.settings_file} is not as it was written; `primaps-pipe verify "
@@ -234,6 +268,27 @@ class Run:
                 "run.yaml, or go on with the version that wrote it."
             )
         return content
+
+    def _is_edit(self, text: bytes) -> bool:
+        """Whether somebody took the seal off ``run.yaml``, rather than the disk a part of it."""
+        if _SEAL_LEFT.search(text):
+            return False
+        with suppress(FileNotFoundError):
+            above, seal, _ = self.settings_copy.read_bytes().rpartition(_SEAL.encode())
+            if seal and text != above and (above + seal).startswith(text):
+                return False  # cut off
+        try:
+            self._parse(text)
+        except RunError:
+            return False
+        return True
+
+    def _refuse_lost(self) -> None:
+        if self.settings_copy.is_file():
+            raise DamageError(
+                f"{self.settings_file} is gone; `primaps-pipe verify {self.quoted} --repair` "
+                "restores it."
+            )
 
     def _is_copied(self) -> bool:
         try:

@@ -149,12 +149,12 @@ def read_shards(
     start, stop : int
         The rows, within the array.
     rows : array [row, ...]
-        Where they go, contiguous and of the array's type; the fill value where nothing was written.
+        Where they go, contiguous and of the array's type.
 
     Raises
     ------
     ValueError
-        A checksum is not that of the bytes.
+        A checksum is not that of the bytes, or a shard is gone or was never written.
     OSError
         A file cannot be read.
     """
@@ -192,11 +192,7 @@ def gather_rows(
     for shard in np.unique(shards).tolist():
         places = np.flatnonzero(shards == shard)
         path = layout.file(shard, array.ndim)
-        try:
-            file, path = _open_file(path)
-        except FileNotFoundError:
-            rows[places] = array.fill_value
-            continue
+        file, path = _open_shard(path)
         with file:
             index = _open_index(file, path, layout)
             inside = chunks[places]
@@ -209,16 +205,20 @@ def gather_rows(
             ):
                 row = rows[place]
                 if not quick or os.preadv(file.fileno(), [row], offset) != row.nbytes:
-                    _read_row(array, layout, file, index, chunk, row)
+                    _read_row(layout, file, index, chunk, row)
 
 
-def _read_row(
-    array: zarr.Array, layout: Layout, file: FileIO, index: Index, chunk: int, row: NDArray[Any]
-) -> None:
+def _open_shard(path: Path) -> tuple[FileIO, Path]:
+    # every shard is written whole, empty chunks too: what is not there is lost, and not empty
+    try:
+        return _open_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is gone or was never written") from None
+
+
+def _read_row(layout: Layout, file: FileIO, index: Index, chunk: int, row: NDArray[Any]) -> None:
     """Read a chunk that is one row."""
-    if index.places[chunk, 0] == _ABSENT:
-        row[...] = array.fill_value
-    elif layout.compressed:
+    if layout.compressed:
         blosc.decompress(_read_chunk(file, index, chunk, None), row)
     else:
         _read_chunk(file, index, chunk, row)
@@ -228,18 +228,10 @@ def _read_shard(
     array: zarr.Array, layout: Layout, shard: int, first: int, rows: NDArray[Any]
 ) -> None:
     path = layout.file(shard, array.ndim)
-    try:
-        file, path = _open_file(path)
-    except FileNotFoundError:
-        rows[:] = array.fill_value
-        return
+    file, path = _open_shard(path)
     with file:
         index = _open_index(file, path, layout)
         for chunk, inside, outside in _cut(first, len(rows), layout.chunk):
-            place = index.places[chunk]
-            if place[0] == _ABSENT:
-                rows[outside] = array.fill_value
-                continue
             whole = inside == slice(0, layout.chunk)
             shape = (layout.chunk, *rows.shape[1:])
             target = rows[outside] if whole else np.empty(shape, rows.dtype)
@@ -283,6 +275,8 @@ def _read_chunk(
     file: FileIO, index: Index, chunk: int, target: NDArray[Any] | None
 ) -> NDArray[np.uint8]:
     """Read the bytes of a chunk, into the target where there is one, and check them if need be."""
+    if index.places[chunk, 0] == _ABSENT:
+        raise ValueError(f"chunk {chunk} was never written")
     offset, size = (int(number) for number in index.places[chunk])
     size -= _CHECKSUM_BYTES
     content = np.empty(size, np.uint8) if target is None else target.reshape(-1).view(np.uint8)

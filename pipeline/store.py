@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 from zarr.core.buffer import Buffer, cpu
+from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from pipeline.errors import DamageError, RunError
@@ -252,6 +253,7 @@ def read_rows(
         if layout is not None and out is not None and out.flags.c_contiguous:
             read_shards(array, layout, start, stop, out)
             return out
+        _require_shards(array, np.arange(start, stop))
         rows = np.asarray(array[start:stop])
     if out is None:
         return rows
@@ -282,8 +284,21 @@ def take_rows(array: zarr.Array, numbers: np.ndarray, out: np.ndarray) -> None:
             gather_rows(array, layout, numbers, out)
         return
     with _reading(array, f"some of the rows {numbers.min()} to {numbers.max()}"):
+        _require_shards(array, numbers)
         # zarr asks an object store for many rows at once
         out[:] = array.oindex[numbers]
+
+
+def _require_shards(array: zarr.Array, numbers: np.ndarray) -> None:
+    """Refuse rows of shards that are not there, which zarr takes for shards of nothing."""
+    if not isinstance(array, zarr.Array) or array.shards is None:
+        return
+    place = array.store_path
+    for shard in np.unique(numbers // array.shards[0]).tolist():
+        chunk = array.metadata.encode_chunk_key((shard, *[0] * (array.ndim - 1)))
+        key = f"{place.path}/{chunk}".lstrip("/")
+        if not sync(place.store.exists(key)):
+            raise ValueError(f"{key} is gone or was never written")
 
 
 @contextmanager
@@ -334,6 +349,8 @@ def write_group(
             chunks=tuple(max(1, length) for length in values.shape),
             dimension_names=dims,
             compressors=[Crc32cCodec()],
+            # a chunk that is not there is lost, and not zeros
+            config={"write_empty_chunks": True},
         )
     folder = store / group
     for name in list_nodes(folder):
@@ -364,6 +381,8 @@ def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str
             arrays = {}
             for name, array in source.arrays():
                 check_metadata(folder / name, store / group / name)
+                if array.nchunks_initialized != array.nchunks:
+                    raise ValueError(f"{name} has lost a chunk")
                 arrays[name] = np.asarray(array[...])
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{store} has no group {group!r}; run the stage that writes it.") from None

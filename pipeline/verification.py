@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.errors import DamageError, RunError
 from pipeline.files import checksum
 from pipeline.frames import count_threads, map_ahead
-from pipeline.ledger import Files, Ledger
+from pipeline.ledger import Files, Ledger, StageRecord
 from pipeline.manifest import read_manifest
-from pipeline.metadata import is_consolidated
+from pipeline.metadata import METADATA, is_consolidated, is_damaged
 from pipeline.progress import Counter
-from pipeline.run import Run, is_sealed
+from pipeline.run import Run
 from pipeline.shards import find_damaged
 
 
@@ -93,10 +93,9 @@ def verify_run(run: Run, count: Callable[[int], Counter]) -> Findings:
     RunError
         There is no run directory, or another version's.
     """
-    if run.settings_file.is_file() or not run.settings_copy.is_file():
-        # a damaged one is a finding, and so is one that is gone
-        with suppress(DamageError):
-            run.require()
+    # a damaged run.yaml is a finding, and so is one that is gone
+    with suppress(DamageError):
+        run.require()
     damages = _check_settings(run)
     entries: dict[str, _Entry] = {}
     for key in _list_keys(run):
@@ -115,7 +114,7 @@ def verify_run(run: Run, count: Callable[[int], Counter]) -> Findings:
             counter.advance()
             if what and _still_says(run, entry):
                 damages.append(_locate(run, entry, what, content))
-    damages += _check_stores(run)
+    damages += _check_stores(run, entries)
     damages += _check_checkpoints(run)
     return Findings(tuple(damages), len(entries), size)
 
@@ -125,7 +124,7 @@ def _check_settings(run: Run) -> list[Damage]:
     for file in (run.settings_file, run.settings_copy):
         name = file.relative_to(run.path).as_posix()
         try:
-            if not is_sealed(file.read_bytes()):
+            if not run.is_whole(file):
                 damages.append(Damage("", name, "is not as it was written"))
         except FileNotFoundError:
             damages.append(Damage("", name, "is gone"))
@@ -157,7 +156,7 @@ def _list_entries(run: Run, key: str) -> tuple[list[_Entry], list[Damage]]:
         name = ledger.file(shard).relative_to(run.path).as_posix()
         damages.append(Damage(key, name, what, shard))
 
-    present, plan = ledger.list_shards(), None
+    plan = None
     try:
         plan = ledger.read_stage()
     except RunError:
@@ -165,11 +164,12 @@ def _list_entries(run: Run, key: str) -> tuple[list[_Entry], list[Damage]]:
     else:
         if plan is None:
             complain(None, "is gone")
+    # after the plan: a stage that is finished meanwhile lacks none
+    present = ledger.list_shards()
     if plan is not None:
         take(None, plan.files)
-        if plan.finished:
-            for shard in sorted({*range(len(plan.shards))} - {*present}):
-                complain(shard, "is gone")
+        for shard in _list_gone(ledger, plan, present):
+            complain(shard, "is gone")
     for shard in present:
         try:
             record = ledger.read_shard(shard)
@@ -178,6 +178,17 @@ def _list_entries(run: Run, key: str) -> tuple[list[_Entry], list[Damage]]:
         else:
             take(shard, {} if record is None else record.files)
     return entries, damages
+
+
+def _list_gone(ledger: Ledger, plan: StageRecord, present: Sequence[int]) -> list[int]:
+    """List the shards of a finished stage that have no record."""
+    gone = set(range(len(plan.shards))) - set(present)
+    if not plan.finished or not gone:
+        return []
+    with suppress(RunError):
+        if ledger.read_stage() != plan:
+            return []  # the stage is at work again
+    return sorted(gone - set(ledger.list_shards()))
 
 
 def _check(run: Run, entry: _Entry) -> tuple[str, bytes]:
@@ -245,17 +256,46 @@ def list_stores(run: Run) -> list[Path]:
     return [store for store in stores if store.is_dir()]
 
 
-def _check_stores(run: Run) -> list[Damage]:
-    """Check the metadata that the members of a store share, and no record has."""
-    return [
-        Damage(
-            "",
-            (store / "zarr.json").relative_to(run.path).as_posix(),
-            "is not that of the arrays below it",
-        )
-        for store in list_stores(run)
-        if not is_consolidated(store)
-    ]
+def _check_stores(run: Run, entries: Mapping[str, _Entry]) -> list[Damage]:
+    """Check the metadata that the members of a store share, and no record has.
+
+    A stage writes members first, and the store's own metadata after them: while one is not
+    finished, they may differ.
+    """
+    damages = []
+    for store in list_stores(run):
+        if is_consolidated(store):
+            continue
+        name = store.relative_to(run.path).as_posix()
+        unfinished = _list_unfinished(run)
+        if is_damaged(store):
+            what = "is not as it was written"
+        elif not (store / METADATA).is_file():
+            # who has finished a member has written it
+            members = (entry for entry in entries.values() if entry.file.startswith(f"{name}/"))
+            if unfinished and all(entry.key in unfinished for entry in members):
+                continue
+            what = "is gone"
+        # looked at again: a stage may have been finished after the first look
+        elif unfinished or is_consolidated(store):
+            continue
+        else:
+            what = "is not that of the arrays below it"
+        damages.append(Damage("", f"{name}/{METADATA}", what))
+    return damages
+
+
+def _list_unfinished(run: Run) -> set[str]:
+    """List the keys of the stages that are at work, or were interrupted."""
+    return {key for key in _list_keys(run) if _is_unfinished(Ledger(run.state(key)))}
+
+
+def _is_unfinished(ledger: Ledger) -> bool:
+    try:
+        record = ledger.read_stage()
+    except RunError:
+        return False  # named elsewhere
+    return record is not None and not record.finished
 
 
 def list_checkpoints(run: Run) -> list[Path]:

@@ -24,10 +24,10 @@ from typing import Any
 from pipeline.ledger import StageRecord
 from pipeline.progress import Screen
 from pipeline.run import Run
+from pipeline.runner import run_stage as run_any_stage
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings, make_settings
 from pipeline.stage import Stage
-from pipeline.stage import run_stage as run_any_stage
 from stages.em.settings import EmSettings
 from stages.evaluate.settings import EvaluateSettings
 from stages.extract.settings import ExtractSettings
@@ -77,7 +77,7 @@ def load_stage(name: str) -> Stage[Any]:
 def run_stage(
     name: str, run: Run, settings: StageSettings, execution: Execution, screen: Screen
 ) -> StageRecord | None:
-    """Bring one stage of a run up to date (see :func:`pipeline.stage.run_stage`)."""
+    """Bring one stage of a run up to date (see :func:`pipeline.runner.run_stage`)."""
     return run_any_stage(load_stage(name), run, settings, execution, screen, VERSIONS)
 
 

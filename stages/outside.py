@@ -19,6 +19,7 @@ from pipeline.run import Run
 
 WEIGHTS = "weights"
 LABELS = "label maps"
+IMAGES = "images"
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -46,14 +46,15 @@ def repair_run(run: Run, damages: Sequence[Damage], execution: Execution, screen
             own = [damage for damage in damages if owners[damage] == key]
             with run.lock(key, wait=False, say=screen.warn):
                 # what cannot be read counts as not finished, whatever comes after
-                _forget(run, key, [damage for damage in own if damage.file.startswith("state/")])
-            _check_inputs(run, key, own, screen)
+                _forget(run, key, [damage for damage in own if _is_read_in_planning(damage)])
+            _check_inputs(run, key, screen)
             with run.lock(key, wait=False, say=screen.warn):
                 _forget(run, key, own)
             run_stage(key.partition("/")[0], run, _read_settings(run, key), execution, screen)
         for store in (run.heads, run.em):
             if any(damage.file == f"{store.name}/zarr.json" for damage in damages):
-                consolidate(store)
+                with run.lock(store.name, wait=True, say=screen.warn):
+                    consolidate(store)
 
 
 def sort_keys(keys: Iterable[str]) -> list[str]:
@@ -75,22 +76,32 @@ def _find_owner(run: Run, damage: Damage) -> str:
     return {"features": "extract", "masks": "masks", "codes": f"encode/{head}"}.get(kind, "")
 
 
+def _is_read_in_planning(damage: Damage) -> bool:
+    """Whether a plan would be made from a damaged file; without the tables it lists all anew."""
+    return damage.file.startswith("state/") or damage.file.endswith(".parquet")
+
+
 def _restore_settings(run: Run, damages: Sequence[Damage]) -> None:
+    """Restore ``run.yaml`` from its copy or the other way round; seal it where it was edited."""
     pair = (run.settings_file, run.settings_copy)
     names = [file.relative_to(run.path).as_posix() for file in pair]
     damaged = {damage.file for damage in damages} & set(names)
-    if not damaged:
+    if names[0] not in damaged:
+        content = run.settings_file.read_bytes()
+        if not is_sealed(content):
+            run.seal_settings()  # edited by hand
+        elif damaged:
+            write_bytes(run.settings_copy, content)
         return
     if len(damaged) == len(pair):
         raise RunError(
             f"{names[0]} and its copy {names[1]} in {run.path} are both damaged; write run.yaml "
             "by hand, without its last line, and run the command again."
         )
-    source, target = pair if names[1] in damaged else pair[::-1]
-    content = source.read_bytes()
+    content = run.settings_copy.read_bytes()
     if not is_sealed(content):
-        raise DamageError(f"{source} is not as it was written; run the command again.")
-    write_bytes(target, content)
+        raise DamageError(f"{pair[1]} is not as it was written; run the command again.")
+    write_bytes(run.settings_file, content)
 
 
 def _forget(run: Run, key: str, damages: Sequence[Damage]) -> None:
@@ -131,15 +142,13 @@ def _read_settings(run: Run, key: str) -> StageSettings:
     return settings.model_construct(_fields_set=given, **dict(settings))
 
 
-def _check_inputs(run: Run, key: str, damages: Sequence[Damage], screen: Screen) -> None:
+def _check_inputs(run: Run, key: str, screen: Screen) -> None:
     """Refuse to repair a stage whose images are others now: more than the damage would change."""
     stage: Any = load_stage(key.partition("/")[0])
     ledger = Ledger(run.state(key))
-    if any(damage.file.endswith((".parquet", "stage.json")) for damage in damages):
-        return  # what it was made from cannot be known
     record = ledger.read_stage()
     if record is None:
-        return
+        return  # what it was made from cannot be known
     plan = stage.plan(run, stage.resolve(run, _read_settings(run, key)), screen)
     if [shard.fingerprint for shard in plan.shards] != record.shards:
         raise StaleError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.condition import Condition, inspect_stage, list_upstream
+from pipeline.inventory import find_lost, list_sizes
 from pipeline.ledger import Ledger
 from pipeline.places import measure
 from pipeline.run import Run
@@ -54,8 +55,8 @@ def inspect_run(run: Run) -> list[StageStatus]:
     for stage in SETTINGS:
         named = [key for key in known if key.partition("/")[0] == stage]
         keys += named or ([] if stage in OPTIONAL else [stage])
-    changes = _find_changes(run, keys)
-    return [_inspect_key(run, key, changes) for key in keys]
+    changes, sizes = _find_changes(run, keys), list_sizes(run)
+    return [_inspect_key(run, key, changes, sizes) for key in keys]
 
 
 def _find_changes(run: Run, keys: list[str]) -> dict[str, str]:
@@ -65,7 +66,9 @@ def _find_changes(run: Run, keys: list[str]) -> dict[str, str]:
     return {key: reason for key, reason in found.items() if reason}
 
 
-def _inspect_key(run: Run, key: str, changes: Mapping[str, str]) -> StageStatus:
+def _inspect_key(
+    run: Run, key: str, changes: Mapping[str, str], sizes: Mapping[str, int] | None
+) -> StageStatus:
     condition = inspect_stage(run, key, VERSIONS)
     if condition.state == "fresh":
         reason = changes.get(key) or next(
@@ -77,6 +80,15 @@ def _inspect_key(run: Run, key: str, changes: Mapping[str, str]) -> StageStatus:
     if condition.state == "fresh" and gone:
         reason = f"{', '.join(gone)} is gone; the same command makes it again"
         condition = replace(condition, state="incomplete", reason=reason)
+    if condition.state == "fresh":
+        ledger = Ledger(run.state(key))
+        records = [ledger.read_stage(), *ledger.read_shards().values()]
+        files = {name: facts for r in records if r for name, facts in r.files.items()}
+        lost = find_lost(run, files, sizes)
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            reason = f"{lost[0]}{more} is gone or cut; the same command makes it again"
+            condition = replace(condition, state="incomplete", reason=reason)
     return StageStatus(condition, sum(map(measure, paths)))
 
 

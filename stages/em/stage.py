@@ -22,6 +22,7 @@ from pipeline.progress import Screen
 from pipeline.run import DEFAULT_NAME, Run
 from pipeline.scheduler import announce
 from pipeline.settings import did_you_mean
+from pipeline.shortage import explain_shortage
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import read_group, write_group
 from pipeline.team import current_team
@@ -118,6 +119,7 @@ class Em(Stage[EmSettings]):
     def prepare(self, run: Run, settings: EmSettings, plan: Plan) -> None:
         """Nothing to allocate: the arrays of a fit are small and written at its end."""
 
+    @explain_shortage("em")
     def compute(self, run: Run, settings: EmSettings, shard: int) -> dict[str, Any]:
         """Fit, from the last checkpoint where there is one."""
         team = current_team()

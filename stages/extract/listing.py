@@ -11,6 +11,7 @@ from pipeline.datasets.base import stamp_file
 from pipeline.errors import AccessError, DatasetError, ImageError
 from pipeline.files import fingerprint
 from pipeline.frames import FETCH_THREADS, map_ahead
+from pipeline.image_faults import require_answer
 from pipeline.images import probe_image
 from pipeline.manifest import Image, Manifest
 from pipeline.places import is_remote
@@ -59,6 +60,8 @@ def list_images(
     ------
     DatasetError
         The layout is not there, or holds no image.
+    RunError, MemoryShortError
+        The machine is at fault and not an image.
     """
     samples = dataset.list_samples(root, splits, labels, exclude)
     if limit is not None:
@@ -92,6 +95,7 @@ def _probe(row: int, sample: Sample, root: Path, known: Image | None) -> Image:
             raise ImageError(known.reason)
         header = known if known is not None and same and known.width else probe_image(path)
     except OSError as error:
+        require_answer(path, error)
         return replace(blank, state="rejected", reason=error.strerror or str(error))
     except AccessError as error:
         return replace(blank, state="rejected", reason=str(error))

@@ -38,7 +38,7 @@ from stages.extract.listing import fingerprint_shard, list_images, place_all
 from stages.extract.passes import extract_views, gather_batches, load_backbone
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
 from stages.extract.weights import find_weights
-from stages.outside import WEIGHTS, describe_file
+from stages.outside import IMAGES, WEIGHTS, describe_file
 
 VIEWS = ("clean", "mirror")
 
@@ -126,22 +126,22 @@ class Extract(Stage[ExtractSettings]):
             for number, record in records.items()
             if number < len(shards) and record.fingerprint == shards[number].fingerprint
         ]
-        missed = {path for record in valid for path in _missed(record)}
+        missed = _missed(manifest, valid, settings.shard_size)
         if gone is not None:
             # what is finished stays valid without its weights
             if len(valid) < len(shards):
                 raise gone
             screen.warn(f"extract: the weights are gone, and not needed any more. {gone}")
-        reasons = _recorded_rejections(manifest, valid)
+        reasons = _recorded_rejections(manifest, valid, settings.shard_size)
         # what is damaged, or has features that are not finite, stays so while its bytes stay
-        readable = {
-            i for i in reasons if images[i].path in missed and _can_read(manifest, images[i])
-        }
+        readable = {i for i in missed if _can_read(manifest, images[i])}
         redo = {
             w.index // settings.shard_size for i in readable for w in manifest.windows_of(images[i])
         }
         manifest = manifest.reject({i: r for i, r in reasons.items() if i not in readable})
-        return Plan(shards, facts, redo=frozenset(redo), sources=file, payload=manifest)
+        # an image that moves in the tables moves its windows under whatever reads them
+        sources = {**file, IMAGES: manifest.fingerprint}
+        return Plan(shards, facts, redo=frozenset(redo), sources=sources, payload=manifest)
 
     def _identify_weights(
         self, run: Run, settings: ExtractSettings, screen: Screen
@@ -186,7 +186,7 @@ class Extract(Stage[ExtractSettings]):
         blocks = {view: np.zeros(shape, np.float16) for view in VIEWS}
         backbone = load_backbone(settings, facts["weights_digest"])
         rejected: dict[str, str] = {}
-        missed: dict[str, str] = {}
+        missed: dict[int, str] = {}
         frames = _decode(settings, manifest, windows, rejected, missed)
         for rows, pixels in gather_batches(frames, settings.batch_size):
             clean, mirror = extract_views(backbone, pixels)
@@ -200,7 +200,7 @@ class Extract(Stage[ExtractSettings]):
         write_shard(run.features, blocks, shard, settings.shard_size)
         return {
             "rejected": rejected,
-            "missed": missed,
+            "missed": {str(row - start): reason for row, reason in missed.items()},
             "not_finite": not_finite,
             "not_finite_windows": len(faulty),
             "device": backbone.device.type,
@@ -208,10 +208,9 @@ class Extract(Stage[ExtractSettings]):
 
     def find(self, run: Run, settings: ExtractSettings, records: dict[int, ShardRecord]) -> str:
         """Return a fingerprint of which images could not be decoded."""
-        rejected = {
-            key for record in records.values() for key in [*_reasons(record), *_missed(record)]
-        }
-        return fingerprint(sorted(rejected))
+        rejected = {key for record in records.values() for key in _reasons(record)}
+        missed = [(r.shard, offset) for r in records.values() for offset in r.result["missed"]]
+        return fingerprint(sorted(rejected), sorted(missed))
 
     def finish(
         self,
@@ -222,7 +221,9 @@ class Extract(Stage[ExtractSettings]):
     ) -> list[str]:
         """Note in the manifest which images could not be decoded."""
         manifest = _admit_placed(read_manifest(run))
-        manifest = manifest.reject(_recorded_rejections(manifest, records.values()))
+        manifest = manifest.reject(
+            _recorded_rejections(manifest, records.values(), settings.shard_size)
+        )
         manifest.write(run)
         rejected = manifest.rejected
         if rejected:
@@ -269,18 +270,18 @@ def _decode(
     manifest: Manifest,
     windows: Sequence[Window],
     rejected: dict[str, str],
-    missed: dict[str, str],
+    missed: dict[int, str],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the row numbers and pixels of one image's windows after the other's.
 
     The reasons of those that are damaged go to ``rejected``, by digest: they stay so. Those of
-    files that could not be had go to ``missed``, by path: they are tried again by the next run.
+    files that could not be had go to ``missed``, by window: they are tried again by the next run.
     """
     for group, pixels in read_windows(manifest, windows, 2 * settings.batch_size):
         if isinstance(pixels, ImageError):
             image = manifest.images[group[0].image]
             if isinstance(pixels, AccessError):
-                missed[image.path] = str(pixels)
+                missed |= {window.index: str(pixels) for window in group}
             else:
                 rejected[image.digest] = str(pixels)
             announce(advance=len(group))
@@ -320,19 +321,23 @@ def _reasons(record: ShardRecord) -> dict[str, str]:
     return {**record.result["rejected"], **record.result.get("not_finite", {})}
 
 
-def _recorded_rejections(manifest: Manifest, records: Collection[ShardRecord]) -> dict[int, str]:
+def _recorded_rejections(
+    manifest: Manifest, records: Collection[ShardRecord], size: int
+) -> dict[int, str]:
     # by content, not by row: rows shift when images are added
     reasons = {k: v for record in records for k, v in _reasons(record).items()}
-    missed = {k: v for record in records for k, v in _missed(record).items()}
+    damaged = {i.image: reasons[i.digest] for i in manifest.images if i.digest in reasons}
+    return _missed(manifest, records, size) | damaged
+
+
+def _missed(manifest: Manifest, records: Collection[ShardRecord], size: int) -> dict[int, str]:
+    """Return row -> reason of the images that could not be had when their windows were due."""
+    # by place in the shard, which its fingerprint fixes: the file may have another name since
     return {
-        i.image: reasons.get(i.digest) or missed[i.path]
-        for i in manifest.images
-        if i.digest in reasons or i.path in missed
+        manifest.windows[record.shard * size + int(offset)].image: reason
+        for record in records
+        for offset, reason in record.result["missed"].items()
     }
-
-
-def _missed(record: ShardRecord) -> dict[str, str]:
-    return dict(record.result.get("missed", {}))
 
 
 def _can_read(manifest: Manifest, image: Image) -> bool:

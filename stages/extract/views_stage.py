@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,20 +18,19 @@ import numpy as np
 from pipeline.batches import shard_ranges
 from pipeline.condition import read_record
 from pipeline.errors import ImageError
-from pipeline.files import fingerprint, note_writes, read_json, remove_tree
+from pipeline.files import fingerprint, note_writes
 from pipeline.frames import read_windows
 from pipeline.inventory import find_lost, list_files, note_files
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.metadata import consolidate
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
 from pipeline.settings import make_settings
 from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import ArraySpec, prepare_arrays, write_shard
+from pipeline.store import prepare_arrays, write_shard
 from pipeline.windows import Window
-from stages.extract.arrays import attention_spec, features_spec, group_attributes
+from stages.extract.arrays import group_attributes
 from stages.extract.finite import check_finite
 from stages.extract.passes import (
     extract_attention,
@@ -42,39 +40,22 @@ from stages.extract.passes import (
     load_backbone,
 )
 from stages.extract.settings import ExtractSettings
+from stages.extract.view_parts import (
+    CROP_ARRAYS,
+    CROPS,
+    Part,
+    lay_out,
+    list_parts,
+    open_ledger,
+    remove_outgrown,
+)
 from stages.extract.view_settings import ViewSettings, parse_views
 
 if TYPE_CHECKING:
     from stages.extract.backbones import Backbone
 
-CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
-CROP_ARRAYS = tuple(f"crop_{number}" for number in range(1, len(CROPS) + 1))
 # As many images at a time are decoded ahead: at twice the scale one fills tens of megabytes.
 _AHEAD = 8
-
-
-@dataclass(frozen=True)
-class Part:
-    """Views that are computed together.
-
-    Attributes
-    ----------
-    name
-        Also of its ledger, below that of the stage.
-    arrays
-        In ``features.zarr``.
-    view
-        Number of a photometric view, or 0.
-    """
-
-    name: str
-    arrays: tuple[str, ...]
-    view: int = 0
-
-    @property
-    def pictures(self) -> int:
-        """How many pictures of every window are looked at, mirror images not counted."""
-        return len(self.arrays) if self.name == "crops" else 1
 
 
 class Views(Stage[ViewSettings]):
@@ -127,8 +108,8 @@ class Views(Stage[ViewSettings]):
         lost = {number for number in right if ledger.read_shard(number) is None}
         for number in lost | plan.redo:
             for part in parts:
-                _ledger(run, part).drop(number)
-        specs = {name: spec for part in parts for name, spec in _lay_out(part, extract.facts)}
+                open_ledger(run, part.name).drop(number)
+        specs = {name: spec for part in parts for name, spec in lay_out(part, extract.facts)}
         prepare_arrays(
             run.features,
             specs,
@@ -136,7 +117,7 @@ class Views(Stage[ViewSettings]):
             extract.settings["shard_size"],
             group_attributes(extract.facts),
         )
-        _remove_outgrown(run.features, specs, total, extract.facts["grid"])
+        remove_outgrown(run, specs, total, extract.facts["grid"])
 
     def compute(self, run: Run, settings: ViewSettings, shard: int) -> dict[str, Any]:
         """Compute the parts of one block of windows that are not there yet."""
@@ -153,11 +134,11 @@ class Views(Stage[ViewSettings]):
         missing = [part for part, record in held.items() if record is None]
         announce(advance=len(rows) * sum(p.pictures for p in prints if p not in missing))
         for part in missing:
-            _ledger(run, part).drop(shard)
+            open_ledger(run, part.name).drop(shard)
         blocks = {
             name: np.zeros((len(rows), *spec.shape), spec.dtype)
             for part in missing
-            for name, spec in _lay_out(part, extract.facts)
+            for name, spec in lay_out(part, extract.facts)
         }
         if missing:
             how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
@@ -181,7 +162,7 @@ class Views(Stage[ViewSettings]):
             note_files(run, files)
             result = {"device": backbone.device.type}
             record = ShardRecord(shard, prints[part], seconds, len(rows), result, files)
-            _ledger(run, part).commit(record)
+            open_ledger(run, part.name).commit(record)
         return {"computed": [part.name for part in missing]}
 
     def finish(
@@ -201,7 +182,7 @@ class Views(Stage[ViewSettings]):
                 verb=self.verb,
                 finished=True,
             )
-            _ledger(run, part).write_stage(record)
+            open_ledger(run, part.name).write_stage(record)
         photometric = parse_views(settings.views)
         kinds = [
             f"{photometric} photometric views" if photometric else "",
@@ -214,20 +195,6 @@ class Views(Stage[ViewSettings]):
     def _fingerprint_part(self, part: Part, settings: ViewSettings, source: str) -> str:
         seed = settings.seed if part.view else None
         return fingerprint(self.name, self.version, part.name, seed, source)
-
-
-def list_parts(settings: ViewSettings) -> list[Part]:
-    """List what the settings ask for, in the order of the arrays."""
-    parts = [
-        Part(name, (name, f"{name}_mirror"), view)
-        for view in range(1, parse_views(settings.views) + 1)
-        for name in [f"photometric_{view}"]
-    ]
-    if settings.crops == "five":
-        parts.append(Part("crops", CROP_ARRAYS))
-    if settings.attention:
-        parts.append(Part("attention", ("attention",)))
-    return parts
 
 
 def place_crops(window: Window) -> list[Window]:
@@ -338,20 +305,6 @@ def _fill_crops(blocks: dict[str, np.ndarray], block: _Block) -> None:
         announce(advance=len(rows))
 
 
-def _lay_out(part: Part, facts: dict[str, Any]) -> list[tuple[str, ArraySpec]]:
-    """Give the arrays of a part."""
-    if part.name == "attention":
-        return [(part.name, attention_spec(facts))]
-    if part.name == "crops":
-        texts = [f"features of the {where} half-size crop at twice the scale" for where in CROPS]
-    else:
-        text = f"features of photometrically augmented view {part.view}"
-        texts = [text, f"{text}, mirrored like the mirror of the clean one"]
-    return [
-        (name, features_spec(facts, text)) for name, text in zip(part.arrays, texts, strict=True)
-    ]
-
-
 def _fingerprint_sources(manifest: Manifest, extract: StageRecord) -> list[str]:
     """Fingerprint what every shard is made from."""
     prints = []
@@ -364,37 +317,8 @@ def _fingerprint_sources(manifest: Manifest, extract: StageRecord) -> list[str]:
     return prints
 
 
-def _ledger(run: Run, part: Part) -> Ledger:
-    return Ledger(run.state(f"{Views.name}/{part.name}"))
-
-
 def _find_part(run: Run, part: Part, shard: int, print_: str) -> ShardRecord | None:
     """Return the record of a part of a shard where what it wrote is there."""
-    record = _ledger(run, part).read_shard(shard)
+    record = open_ledger(run, part.name).read_shard(shard)
     right = record is not None and record.fingerprint == print_ and not find_lost(run, record.files)
     return record if right else None
-
-
-def _remove_outgrown(
-    store: Path, wanted: dict[str, ArraySpec], total: int, grid: Sequence[int]
-) -> None:
-    """Remove views that are wanted no more and fit the windows no more.
-
-    One that still fits is left: wanted again, it needs no work. One of another length would keep
-    the whole group from being opened as one dataset.
-    """
-    old = [
-        path.name
-        for pattern in ("photometric_*", "crop_*", "attention")
-        for path in sorted(store.glob(pattern))
-        if path.name not in wanted and not _fits(path, total, grid)
-    ]
-    for name in old:
-        remove_tree(store / name)
-    if old:
-        consolidate(store)
-
-
-def _fits(array: Path, total: int, grid: Sequence[int]) -> bool:
-    metadata = read_json(array / "zarr.json") or {}
-    return metadata.get("shape", [])[:3] == [total, *grid]

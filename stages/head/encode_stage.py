@@ -14,6 +14,7 @@ from pipeline.errors import RunError
 from pipeline.files import fingerprint
 from pipeline.ledger import ShardRecord
 from pipeline.manifest import read_manifest
+from pipeline.memory import compute_halving
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
@@ -101,12 +102,7 @@ class Encode(Stage[EncodeSettings]):
         blocks = {}
         for name, array in open_arrays(run.features, names).items():
             features = read_rows(array, start, stop)
-            blocks[name] = np.concatenate(
-                [
-                    encode(head, torch.from_numpy(part).to(device))
-                    for part in np.array_split(features, -(-len(features) // settings.batch_size))
-                ]
-            )
+            blocks[name] = encode_windows(head, features, settings.batch_size, device)
             if not np.isfinite(blocks[name]).all():
                 raise RunError(
                     f"encode: codes of shard {shard} are not finite in float16; "
@@ -129,6 +125,39 @@ def encode(head: ProjectionHead, features: torch.Tensor) -> np.ndarray:
     with torch.inference_mode():
         codes: np.ndarray = head(features.float()).half().cpu().numpy()
     return codes
+
+
+def encode_windows(
+    head: ProjectionHead, features: np.ndarray, batch: int, device: torch.device
+) -> np.ndarray:
+    """Encode many windows, so many at once; fewer where memory is short.
+
+    Parameters
+    ----------
+    head
+        On the device.
+    features
+        float16 [window, row, column, channel].
+    batch
+        Most windows at once.
+    device
+        Where.
+
+    Raises
+    ------
+    MemoryShortError
+        There is not enough for one window.
+    """
+    # batches of one length: on a processor, threads share out the windows of a batch
+    even = -(-len(features) // -(-len(features) // batch))
+    parts = compute_halving(
+        lambda part: encode(head, torch.from_numpy(part).to(device)),
+        features,
+        even,
+        what="encode",
+        device=device,
+    )
+    return np.concatenate(parts)
 
 
 def load_head(run: Run, name: str) -> ProjectionHead:

@@ -20,6 +20,7 @@ from pipeline.metadata import consolidate
 from pipeline.progress import Screen
 from pipeline.run import Run
 from pipeline.scheduler import announce
+from pipeline.shortage import explain_shortage
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import open_arrays, write_group
 from stages.clustering import list_unused
@@ -124,6 +125,7 @@ class Head(Stage[HeadSettings]):
     def prepare(self, run: Run, settings: HeadSettings, plan: Plan) -> None:
         """Nothing to allocate: a head is small and written at its end."""
 
+    @explain_shortage("head")
     def compute(self, run: Run, settings: HeadSettings, shard: int) -> dict[str, Any]:
         """Train, from the last checkpoint where there is one."""
         assert settings.name is not None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+import zarr
+from PIL import Image, ImageFile
 
+from pipeline import frames
+from pipeline.errors import AccessError
 from tests.end_to_end.conftest import FAST_EM, Invoke, write_scenes
 
 
@@ -72,3 +79,90 @@ def test_a_folder_of_broken_images_alone_is_refused(invoke: Invoke, tmp_path: Pa
         code=1,
     ).output
     assert "none of the 1 images" in output
+
+
+OPTIONS = ("--backbone", "handcrafted", "--size", 64, "--shard-size", 3, "--no-progress")
+
+
+@pytest.fixture
+def extract(invoke: Invoke, tmp_path: Path) -> Callable[..., str]:
+    """Extract four scenes; give what was printed."""
+    write_scenes(tmp_path, 4)
+
+    def call(code: int = 0) -> str:
+        dataset = ("--dataset", "folder", "--root", tmp_path / "photographs")
+        return invoke("extract", tmp_path / "run", *dataset, *OPTIONS, code=code).output
+
+    return call
+
+
+def find_gaps(run: Path) -> tuple[dict[str, str | None], set[str]]:
+    """Return path -> reason of the rejected images, and the paths of those with zero features."""
+    images = pq.read_table(run / "manifest.parquet").to_pylist()
+    windows = pq.read_table(run / "windows.parquet").to_pylist()
+    features = np.asarray(zarr.open_group(run / "features.zarr", mode="r")["clean"])
+    zero = {images[w["image"]]["path"] for w in windows if not features[w["index"]].any()}
+    return {i["path"]: i["reason"] for i in images if i["state"] == "rejected"}, zero
+
+
+def test_an_image_that_could_not_be_had_is_known_under_another_name(
+    extract: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs, run = tmp_path / "photographs", tmp_path / "run"
+    locked = {"part 1/scene 1.png"}
+    read = frames.read_rgb
+
+    def refuse(path: Path, digest: str = "") -> Any:
+        if path.relative_to(photographs).as_posix() in locked:
+            raise AccessError("cannot be opened: permission denied")
+        return read(path, digest)
+
+    monkeypatch.setattr(frames, "read_rgb", refuse)
+    extract()
+    assert find_gaps(run) == ({next(iter(locked)): "cannot be opened: permission denied"}, locked)
+    # its place among the others stays the same
+    (photographs / "part 1/scene 1.png").rename(photographs / "part 1/scene 2.png")
+    locked = {"part 1/scene 2.png"}
+    extract()
+    assert find_gaps(run) == ({next(iter(locked)): "cannot be opened: permission denied"}, locked)
+    (photographs / "part 1/scene 2.png").rename(photographs / "part 1/scene 1b.png")
+    assert "1 of" in extract()
+    assert find_gaps(run) == ({}, set())
+    assert "nothing to do" in extract()
+
+
+def test_a_drive_that_fails_rejects_no_image(
+    extract: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+
+    def fail(self: Path, **how: Any) -> Any:
+        if self.name == "scene 1.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return stat(self, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", fail)
+        output = extract(code=1)
+    assert "scene 1.png: Input/output error; see to the drive" in output
+    extract()
+    assert find_gaps(tmp_path / "run") == ({}, set())
+
+
+def test_memory_that_is_short_rejects_no_image(
+    extract: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ImageFile.ImageFile.load
+
+    def fail(self: Any) -> Any:
+        if self.size == (140, 100):
+            raise MemoryError
+        return load(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, "load", fail)
+        output = extract(code=1)
+    assert "MemoryShortError" in output
+    assert "scene 1.png cannot be read: memory is short; free some of it" in output
+    extract()
+    assert find_gaps(tmp_path / "run") == ({}, set())

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.manifest import read_manifest
 from pipeline.run import Run
-from tests.end_to_end.conftest import Invoke, hash_tree, list_times
+from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
 
 # Files that say when or how long, or who held a lock: they are not artefacts.
 UNCHECKED = ("state/locks",)
@@ -151,11 +152,83 @@ def test_what_cannot_come_out_again_is_not_begun(
 
 
 def test_both_copies_of_the_settings_gone(run: Path, invoke: Invoke) -> None:
-    for file in (run / "run.yaml", run / "state/run.yaml"):
-        flip(file, 3)
+    file, copy = run / "run.yaml", run / "state/run.yaml"
+    text = file.read_text()
+    for path in (file, copy):
+        flip(path, 3)
     message = invoke("verify", run, "--repair", code=1).output
     assert "are both damaged" in message
+    # as the message says
+    file.write_text("".join(text.splitlines(keepends=True)[:-1]))
+    invoke("verify", run, "--repair", "--no-progress")
+    assert file.read_text() == copy.read_text() == text
 
 
 def test_no_run(tmp_path: Path, invoke: Invoke) -> None:
     assert "is no run directory" in invoke("verify", tmp_path / "none", code=1).output
+
+
+def test_a_changed_image_is_refused_beside_a_damaged_table(
+    invoke: Invoke, tmp_path: Path, scenes: Path
+) -> None:
+    moved, mine = tmp_path / "moved", tmp_path / "mine"
+    shutil.copytree(scenes, moved)
+    options = ["--dataset", "folder", "--root", moved / "photographs", "--size", 64]
+    options += ["--backbone", "handcrafted", "--shard-size", 6, "--no-progress"]
+    invoke("extract", mine, *options)
+    before = hash_tree(mine / "features.zarr")
+    # alone, the table is made again
+    flip(mine / "manifest.parquet", 2)
+    invoke("verify", mine, "--repair", "--no-progress")
+    assert hash_tree(mine / "features.zarr") == before
+    first = next((moved / "photographs").rglob("*.png"))
+    pixels = np.asarray(Image.open(first)).copy()
+    pixels[10:40] = 0
+    Image.fromarray(pixels).save(first)
+    for table in ("manifest.parquet", "windows.parquet"):
+        flip(mine / table, 2)
+        message = invoke("verify", mine, "--repair", "--no-progress", code=1).output
+        assert "cannot be repaired alone" in message
+        assert hash_tree(mine / "features.zarr") == before
+    # as the message says
+    invoke("extract", mine, "--no-progress")
+    assert hash_tree(mine / "features.zarr") != before
+    invoke("verify", mine, "--no-progress")
+
+
+def test_settings_edited_by_hand_stay_so(run: Path, invoke: Invoke) -> None:
+    file, copy = run / "run.yaml", run / "state/run.yaml"
+    text = "".join(file.read_text().splitlines(keepends=True)[:-1])
+    file.write_text(f"# mine\n{text}".replace("epochs: 3", "epochs: 4"))
+    assert "all as written" in invoke("verify", run).output
+    flip(run / "em.zarr/zarr.json", 5)
+    invoke("verify", run, "--repair", "--no-progress")
+    assert "epochs: 4" in file.read_text()
+    assert "# checksum" in file.read_text()
+    assert copy.read_bytes() == file.read_bytes()
+
+
+def test_a_lost_run_yaml_is_named_by_every_command(run: Path, invoke: Invoke) -> None:
+    text = (run / "run.yaml").read_bytes()
+    (run / "run.yaml").unlink()
+    for command in ("status", "extract", "em"):
+        message = invoke(command, run, code=1).output
+        assert "run.yaml is gone" in message, command
+        assert "--repair` restores it" in message, command
+    invoke("verify", run, "--repair", "--no-progress")
+    assert (run / "run.yaml").read_bytes() == text
+
+
+def test_a_fit_that_was_stopped_before_its_end_is_no_damage(
+    run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(store: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.em.stage.consolidate", stop)
+    invoke("em", run, "--name", "k4", "--classes", 4, *FAST_EM, "--no-progress", code=None)
+    monkeypatch.undo()
+    assert (run / "em.zarr/k4").is_dir()
+    assert "all as written" in invoke("verify", run).output
+    invoke("em", run, "--name", "k4", "--no-progress")
+    assert "all as written" in invoke("verify", run).output

@@ -99,3 +99,11 @@ def test_a_torn_record_gives_one_sentence(ledger: Ledger) -> None:
     (ledger.folder / "shards" / "000001.json").write_text('{"shard"')
     with pytest.raises(RunError, match=r"000001\.json is not JSON .*; delete it"):
         ledger.read_shard(1)
+
+
+def test_files_of_others_are_no_records(ledger: Ledger) -> None:
+    ledger.commit(SHARD)
+    for name in ("x.json", "1.json", "0000001.json", "00000².json", "-00001.json"):
+        (ledger.folder / "shards" / name).write_text("{}")
+    assert ledger.list_shards() == [1]
+    assert ledger.read_shards() == {1: SHARD}

@@ -172,3 +172,44 @@ def test_no_limit_is_no_limit() -> None:
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         pytest.skip("this process has a limit")
     assert memory._read_address_space(Path("/")) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_own_group_and_those_above_it_count(tmp_path: Path, version: int) -> None:
+    line, mount, limit, used = {
+        1: (
+            "4:cpu,memory:/a/b\n0::/a\n",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
+        2: ("1:name=systemd:/c\n0::/a/b\n", "", "memory.max", "memory.current"),
+    }[version]
+    top = tmp_path / "sys/fs/cgroup" / mount
+    (top / "a/b").mkdir(parents=True)
+    write_system(tmp_path, proc__self__cgroup=line)
+    for group, most in (("", 9000), ("a", 5000), ("a/b", 7000)):
+        (top / group / limit).write_text(f"{most}\n")
+        (top / group / used).write_text("1000\n")
+    assert measure_free(root=tmp_path) == 4000
+    (top / "a/b" / limit).write_text("3000\n")
+    assert measure_free(root=tmp_path) == 2000
+    (tmp_path / "proc/self/cgroup").write_text(line.replace("/a/b", "/../a"))
+    assert measure_free(root=tmp_path) == 8000
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cache"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_page_cache_is_free(tmp_path: Path, limit: str, used: str, cache: str) -> None:
+    top = tmp_path / "sys/fs/cgroup"
+    (top / limit).parent.mkdir(parents=True)
+    (top / limit).write_text("9000\n")
+    (top / used).write_text("8500\n")
+    assert measure_free(root=tmp_path) == 500
+    (top / limit).with_name("memory.stat").write_text(f"anon 500\nactive_file 9\n{cache} 6000\n")
+    assert measure_free(root=tmp_path) == 6500

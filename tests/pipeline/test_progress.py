@@ -85,3 +85,18 @@ def test_names_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> 
     screen.note("a\x1b[2Jb\u202egnp.jpg")
     screen.warn("c\x07d\x9bm")
     assert capsys.readouterr().err == "a\\x1b[2Jb\\u202egnp.jpg\nwarning: c\\x07d\\x9bm\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_counters_show_names_as_they_are(
+    terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen()
+    if terminal:
+        screen.console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    with screen.count("em/\x1b[31mred", 1, "epochs") as counter:
+        counter.say("of \x07.png")
+        counter.advance()
+    shown = screen.console.file.getvalue() if terminal else capsys.readouterr().err  # type: ignore[attr-defined]
+    assert "em/\\x1b[31mred" in shown
+    assert "of \\x07.png" in shown

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.errors import DamageError, RunError, UsageError
-from pipeline.run import DEFAULT_NAME, Run, check_name
+from pipeline.run import DEFAULT_NAME, Run, check_name, is_sealed
 
 
 def test_naming_a_run_touches_nothing(tmp_path: Path) -> None:
@@ -166,3 +166,57 @@ def test_a_changed_settings_file_is_refused_or_taken_as_it_is(tmp_path: Path) ->
     run.settings_file.write_text("\n".join(text.replace(": 3", ": 2").splitlines()[:-1]) + "\n")
     assert run.read_settings("em/default") == {"classes": 2}
     assert run.settings_copy.read_text() == text
+
+
+def test_a_lost_settings_file_is_restored_rather_than_begun_anew(tmp_path: Path) -> None:
+    run = Run(tmp_path).create()
+    run.write_settings("em/default", {"classes": 3}, {})
+    run.settings_file.unlink()
+    for command in (run.require, run.create, lambda: run.read_given("em/default")):
+        with pytest.raises(DamageError, match=r"run\.yaml is gone; .*verify .* --repair` restores"):
+            command()
+    assert not run.settings_file.exists()
+
+
+def test_an_edited_settings_file_is_sealed_and_copied(tmp_path: Path) -> None:
+    run = Run(tmp_path).create()
+    run.write_settings("em/default", {"classes": 3}, {"classes": 3})
+    text = run.settings_file.read_text()
+    above = "\n".join(text.splitlines()[:-1]) + "\n"
+    edits = {
+        "without the seal": above,
+        "changed": above.replace(": 3", ": 2"),
+        "changed, without a new line": above.replace(": 3", ": 2").strip(),
+    }
+    for name, edit in edits.items():
+        run.settings_file.write_text(edit)
+        assert run.is_whole(run.settings_file), name
+    run.seal_settings()
+    assert run.read_settings("em/default") == {"classes": 2}
+    assert run.settings_copy.read_text() == run.settings_file.read_text() != text
+    assert is_sealed(run.settings_file.read_bytes())
+    # and so does the next write
+    run.settings_file.write_text(above)
+    run.write_settings("em/default", {"classes": 3}, {"classes": 3})
+    assert run.settings_file.read_text() == run.settings_copy.read_text() == text
+
+
+def test_what_is_no_edit(tmp_path: Path) -> None:
+    run = Run(tmp_path).create()
+    run.write_settings("em/default", {"classes": 3}, {"classes": 3})
+    whole = run.settings_file.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        run.settings_file.write_bytes(content)
+        assert not run.is_whole(run.settings_file), bit
+    above = whole.index(b"# checksum")
+    for length in {*range(len(whole))} - {above}:
+        run.settings_file.write_bytes(whole[:length])
+        assert not run.is_whole(run.settings_file), length
+    # nobody edits the copy
+    run.settings_copy.write_bytes(whole[:above])
+    assert not run.is_whole(run.settings_copy)
+    for text in ("stages: {}", "format: 9\nstages: {}", "- 1", "a: ["):
+        run.settings_file.write_text(text)
+        assert not run.is_whole(run.settings_file), text

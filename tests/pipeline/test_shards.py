@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from pipeline import shards as module
-from pipeline.errors import RunError
+from pipeline.errors import DamageError, RunError
 from pipeline.shards import find_damaged, find_layout, read_shards
 from pipeline.store import read_rows
 
@@ -93,14 +93,18 @@ def test_rows_go_into_the_array_given(arrays: dict[Any, zarr.Array], codec: str)
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))
-def test_what_is_not_written_reads_as_the_fill(tmp_path: Path, codec: str) -> None:
+def test_what_is_not_written_is_refused_and_not_read_as_the_fill(
+    tmp_path: Path, codec: str
+) -> None:
     array = make_array(tmp_path / "a", codec, 2, config={"write_empty_chunks": False})
     block = draw_values()[8:16]
     block[2:6] = 7
     array[8:16] = block
-    np.testing.assert_array_equal(read_rows(array, 6, 18)[2:10], block)
-    assert (read_rows(array, 0, 8) == 7).all()
-    assert (read_rows(array, 10, 13) == 7).all()
+    np.testing.assert_array_equal(read_rows(array, 8, 10), block[:2])
+    with pytest.raises(DamageError, match="c/0/0/0 is gone or was never written"):
+        read_rows(array, 0, 8)
+    with pytest.raises(DamageError, match="chunk 1 was never written"):
+        read_rows(array, 10, 13)
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))

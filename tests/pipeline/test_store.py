@@ -109,12 +109,14 @@ def test_rows_are_taken_from_anywhere(store: Path) -> None:
     np.testing.assert_array_equal(taken, np.asarray(array[...])[numbers])
 
 
-def test_rows_that_were_never_written_are_taken_as_the_fill_value(store: Path) -> None:
-    prepare_arrays(store, SPECS, LENGTH, SHARD, {})
+def test_rows_of_a_lost_shard_are_refused(store: Path) -> None:
+    fill(store, (0, 2))
     array = open_arrays(store, ["ids"])["ids"]
     taken = np.zeros((2, *array.shape[1:]), array.dtype)
-    take_rows(array, np.array([7, 1]), taken)
-    assert (taken == array.fill_value).all()
+    take_rows(array, np.array([9, 1]), taken)
+    assert taken[:, 0].tolist() == [10, 2]
+    with pytest.raises(DamageError, match=r"ids/c/1/0 is gone or was never written"):
+        take_rows(array, np.array([7, 1]), taken)
 
 
 def test_a_damaged_row_that_is_taken_is_named(store: Path) -> None:
@@ -310,6 +312,15 @@ def test_damaged_metadata_is_refused_and_made_again(store: Path) -> None:
     prepare(store)
     assert file.read_bytes() == whole
     assert first_column(store) == list(range(1, 11))
+
+
+def test_a_group_of_zeros_that_has_lost_a_chunk_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "em.zarr"
+    write_group(store, "k12", {"w": (np.zeros((2, 3), np.float32), ("a", "b"))}, {})
+    assert not read_group(store, "k12")[0]["w"].any()
+    (store / "k12" / "w" / "c" / "0" / "0").unlink()
+    with pytest.raises(DamageError, match="w has lost a chunk"):
+        read_group(store, "k12")
 
 
 def test_a_damaged_group_is_refused(tmp_path: Path) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from pipeline import verification
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import RunError
 from pipeline.files import note_writes, write_bytes
 from pipeline.inventory import list_files
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
+from pipeline.metadata import consolidate, is_consolidated
 from pipeline.progress import Counter
 from pipeline.run import Run
+from pipeline.store import write_group
 from pipeline.verification import Damage, count_shards, verify_run
 
 NAMES = ("one", "two")
@@ -100,3 +107,95 @@ def test_checkpoints(run: Run) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run directory"):
         verify(Run(tmp_path / "none"))
+
+
+def test_settings_that_were_edited_are_no_damage(run: Run) -> None:
+    lines = run.settings_file.read_text().replace("coats: 2", "coats: 3").splitlines()
+    run.settings_file.write_text("\n".join(lines[:-1]) + "\n")
+    assert verify(run) == []
+    run.settings_copy.write_text("\n".join(lines))
+    assert [d.describe() for d in verify(run)] == ["state/run.yaml is not as it was written"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stage_that_is_finished_or_begun_meanwhile(
+    run: Run, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    ledger = Ledger(run.state("paint"))
+    finished, record = ledger.read_stage(), ledger.read_shard(1)
+    assert finished is not None and record is not None
+    if not begun:
+        ledger.write_stage(replace(finished, finished=False))
+        ledger.drop(1)
+    pending = [None]
+
+    def go_on() -> None:
+        while pending:
+            pending.pop()
+            ledger.write_stage(replace(finished, finished=not begun))
+            if begun:
+                ledger.drop(1)
+            else:
+                ledger.commit(record)
+
+    for name in ("read_stage", "list_shards"):
+        method = getattr(Ledger, name)
+
+        def read(self: Ledger, method: Callable[[Ledger], Any] = method) -> Any:
+            found = method(self)
+            go_on()
+            return found
+
+        monkeypatch.setattr(Ledger, name, read)
+    assert verify(run) == []
+
+
+def write_fit(run: Run, name: str, *, finished: bool) -> None:
+    """Write a fit as a stage does, which is then finished or still at work."""
+    ledger = Ledger(run.state(f"em/{name}"))
+    with note_writes() as written:
+        write_group(run.em, name, {"w": (np.ones((2, 3), np.float32), ("a", "b"))}, {})
+    ledger.commit(ShardRecord(0, "p", 0.1, 1, files=list_files(run, written)))
+    if finished:
+        consolidate(run.em)
+    ledger.write_stage(StageRecord("em", 1, {}, {}, ["p"], {}, finished=finished))
+
+
+def test_the_metadata_of_a_store_that_is_being_written(run: Run) -> None:
+    shared = run.em / "zarr.json"
+    write_fit(run, "first", finished=False)
+    assert verify(run) == []
+    write_fit(run, "first", finished=True)
+    assert verify(run) == []
+    write_fit(run, "second", finished=False)
+    assert verify(run) == []
+    whole = shared.read_bytes()
+    # what cannot come from a stage at work
+    shared.write_bytes(whole.replace(b"first", b"fiRst"))
+    assert [d.describe() for d in verify(run)] == ["em.zarr/zarr.json is not as it was written"]
+    shared.unlink()
+    assert [d.describe() for d in verify(run)] == ["em.zarr/zarr.json is gone"]
+    write_fit(run, "second", finished=True)
+    assert verify(run) == []
+    shared.write_bytes(whole)
+    assert [d.describe() for d in verify(run)] == [
+        "em.zarr/zarr.json is not that of the arrays below it"
+    ]
+
+
+def test_a_fit_that_is_finished_between_two_looks(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_fit(run, "first", finished=True)
+    write_fit(run, "second", finished=False)
+    looks = iter([False])
+
+    def look(store: Path) -> bool:
+        found = next(looks, None)
+        if found is None:
+            return is_consolidated(store)
+        write_fit(run, "second", finished=True)
+        return found
+
+    monkeypatch.setattr(verification, "is_consolidated", look)
+    assert verify(run) == []

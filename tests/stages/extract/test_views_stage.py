@@ -23,8 +23,8 @@ from pipeline.ledger import Ledger, StageRecord
 from pipeline.manifest import read_manifest
 from pipeline.progress import Screen
 from pipeline.run import Run
+from pipeline.runner import run_stage
 from pipeline.scheduler import Execution
-from pipeline.stage import run_stage
 from pipeline.store import open_arrays, read_rows
 from pipeline.windows import Window
 from stages.extract import passes, photometric, views_stage

@@ -16,9 +16,10 @@ from pipeline.files import fingerprint
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.progress import Screen
 from pipeline.run import Run
+from pipeline.runner import run_stage
 from pipeline.scheduler import Execution, announce
 from pipeline.settings import StageSettings, execution_setting, setting
-from pipeline.stage import Plan, ShardPlan, Stage, run_stage
+from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import ArraySpec, open_arrays, prepare_arrays, write_shard
 
 ROWS = 2
