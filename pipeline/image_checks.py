@@ -161,7 +161,8 @@ def _check_png(data: bytes) -> None:
         if kind[:1].isupper() and stop + 4 <= len(data):
             found = zlib.crc32(memoryview(data)[start - 4 : stop])
             if found != int.from_bytes(data[stop : stop + 4], "big"):
-                name = kind.decode("ascii", errors="replace")
+                # four letters, where nothing is damaged
+                name = kind.decode("latin-1").encode("unicode_escape").decode()
                 raise ImageError(f"damaged: the PNG chunk {name} does not match its checksum")
         if kind == b"IEND":
             return

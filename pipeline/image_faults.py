@@ -22,6 +22,7 @@ MAX_CERTAIN_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 
 # What Pillow's parsers are known to raise on damaged bytes.
 _DAMAGE = (
+    AssertionError,
     OSError,
     SyntaxError,
     ValueError,
@@ -105,6 +106,8 @@ def damage_as_reason(path: Path, count_pixels: Callable[[], int]) -> Iterator[No
         raise AccessError("claims more pixels than memory holds") from error
     except _DAMAGE as error:
         message = one_line(str(error)) or type(error).__name__
+        if isinstance(error, AssertionError):
+            message = "its parts do not fit together"
         if message.startswith(_CODEC_SHORT) and _is_short(_count_claim(count_pixels)):
             raise memory_short(path) from error
         if "truncated" in message.lower() or isinstance(error, EOFError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import errno
+import io
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,3 +147,28 @@ except MemoryShortError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "large.png cannot be read: memory is short" in done.stdout
+
+
+def test_a_palette_image_without_its_palette_is_damaged(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    PillowImage.new("P", (9, 8)).save(buffer, "PNG")
+    path = tmp_path / "a.png"
+    # the palette under a name that no reader knows, its checksum made right
+    content = buffer.getvalue()
+    start = content.index(b"PLTE")
+    length = int.from_bytes(content[start - 4 : start], "big")
+    chunk = b"pLTe" + content[start + 4 : start + 4 + length]
+    checksum = zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(content[:start] + chunk + checksum + content[start + 8 + length :])
+    with pytest.raises(ImageError, match="damaged"):
+        read_rgb(path)
+
+
+def test_a_reason_is_one_line_whatever_a_chunk_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    PillowImage.new("L", (9, 8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"IDAT", b"I\nAT", 1))
+    with pytest.raises(ImageError) as caught:
+        read_rgb(path)
+    assert "\n" not in str(caught.value)

@@ -38,7 +38,7 @@ class Report(NamedTuple):
 
 def check_image(path: Path) -> None:
     """Read a photograph and a label map from a file; raise if that goes wrong."""
-    from pipeline.errors import ImageError
+    from pipeline.errors import ImageError, MemoryShortError
     from pipeline.images import probe_image, read_rgb
 
     try:
@@ -49,7 +49,8 @@ def check_image(path: Path) -> None:
     assert header.width > 0 and header.height > 0
     try:
         pixels = read_rgb(path, header.digest)
-    except ImageError as error:
+    except (ImageError, MemoryShortError) as error:
+        # a claim of tens of megapixels is allowed, and the limit here is low
         _check_reason(error)
         return
     assert pixels.shape == (header.height, header.width, 3), (pixels.shape, header)
@@ -59,7 +60,7 @@ def check_image(path: Path) -> None:
 def check_label(path: Path) -> None:
     """Read a label map from a file, raw and as classes; raise if that goes wrong."""
     from pipeline.datasets import get_dataset
-    from pipeline.errors import ImageError
+    from pipeline.errors import ImageError, MemoryShortError
     from pipeline.images import read_label
 
     try:
@@ -67,7 +68,7 @@ def check_label(path: Path) -> None:
         assert ids.ndim == 2 and ids.dtype.kind in "iu" and ids.dtype.isnative and ids.size
         classes = get_dataset("folder").read_label(path)
         assert classes.shape == ids.shape and classes.dtype == "uint8"
-    except ImageError as error:
+    except (ImageError, MemoryShortError) as error:
         _check_reason(error)
 
 
