@@ -28,6 +28,7 @@ from tests.torture.workshop import OPTIONAL, STAGES, Trial, Workshop, open_works
 
 PAGE = REPOSITORY / "docs" / "guarantees.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+SUM = "all"
 HEAD = ("guarantee", "faults injected", "survived", "bytes lost", "wrong results", "seconds")
 
 
@@ -157,7 +158,7 @@ def _run_alone(title: str, trials: Iterator[Trial], minutes: float) -> Row:
 
 
 def _sum_up(rows: list[Row]) -> Row:
-    total = Row("all")
+    total = Row(SUM)
     for name in ("faults", "survived", "lost", "wrong", "seconds"):
         setattr(total, name, sum(getattr(row, name) for row in rows))
     return total
@@ -176,15 +177,29 @@ def _print_table(rows: list[Row]) -> None:
         print(f"- {complaint[:500]}")
 
 
+def read_table(text: str) -> list[Row]:
+    """Read the rows of a table that was written before, but for the sum."""
+    rows = []
+    for line in text.splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        numbers = [cell.replace(",", "") for cell in cells]
+        if len(numbers) == len(HEAD) - 1 and numbers[0].isdigit() and name != SUM:
+            rows.append(Row(name, *map(int, numbers)))
+    return rows
+
+
 def write_table(page: Path, rows: list[Row], seed: int) -> None:
-    """Put the table between the markers of a page."""
+    """Put rows into the table between the markers of a page, in the place of their earlier ones."""
     text = page.read_text(encoding="utf-8")
     above, _, rest = text.partition(BEGIN)
-    _, end, below = rest.partition(END)
+    old, end, below = rest.partition(END)
     if not end:
         raise SystemExit(f"{page} has no place for the table: {BEGIN} and {END}")
+    known = {row.name: row for row in read_table(old)} | {row.name: row for row in rows}
+    titles = [title for title, _ in [*parts.WITH_WORKSHOP.values(), *parts.ALONE.values()]]
+    merged = [known[title] for title in titles if title in known]
     lines = ["| " + " | ".join(HEAD) + " |", "|---" + "|---:" * (len(HEAD) - 1) + "|"]
-    lines += ["| " + " | ".join(row.cells) + " |" for row in [*rows, _sum_up(rows)]]
+    lines += ["| " + " | ".join(row.cells) + " |" for row in [*merged, _sum_up(merged)]]
     table = "\n".join(lines)
     page.write_text(
         f"{above}{BEGIN}\n{table}\n\nSeed {seed}, {os.cpu_count()} cores.\n{END}{below}",
