@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RunError
+from pipeline.errors import DamageError, RunError
 from pipeline.files import fingerprint, read_checked_json, remove_file, write_checked_json
 from pipeline.places import map_requests
 
@@ -81,7 +81,15 @@ class Ledger:
     def read_shard(self, shard: int) -> ShardRecord | None:
         """Return the record of one shard, or None if it is not finished."""
         content = read_checked_json(self.file(shard))
-        return None if content is None else _make(ShardRecord, content, self.folder)
+        if content is None:
+            return None
+        record: ShardRecord = _make(ShardRecord, content, self.folder)
+        if record.shard != shard:
+            raise DamageError(
+                f"{self.file(shard)} is the record of shard {record.shard}; "
+                "`primaps-pipe verify --repair` puts it right."
+            )
+        return record
 
     def read_shards(self) -> dict[int, ShardRecord]:
         """Return the records of all finished shards."""

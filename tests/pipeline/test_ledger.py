@@ -94,6 +94,13 @@ def test_no_flipped_bit_is_read(bit: int, tmp_path_factory: pytest.TempPathFacto
         assert ledger.read_shard(1) == SHARD
 
 
+def test_the_record_of_another_shard_is_refused(ledger: Ledger) -> None:
+    ledger.commit(SHARD)
+    ledger.file(2).write_bytes(ledger.file(1).read_bytes())
+    with pytest.raises(DamageError, match=r"000002\.json is the record of shard 1"):
+        ledger.read_shard(2)
+
+
 def test_a_torn_record_gives_one_sentence(ledger: Ledger) -> None:
     ledger.commit(SHARD)
     (ledger.folder / "shards" / "000001.json").write_text('{"shard"')
