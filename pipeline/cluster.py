@@ -55,12 +55,28 @@ def open_local(workers: int, device: str, *, failures: int) -> Iterator[Client]:
         "distributed.scheduler.allowed-failures": failures,
     }
     with ExitStack() as stack:
+        # a nanny puts what its worker is told into the environment of this process, too
+        stack.enter_context(_keep_environment(_THREADS))
         stack.enter_context(dask.config.set(config))
         # half started, a cluster cannot be stopped
         with defer_signals():
             cluster = stack.enter_context(_make_cluster(workers, device))
             client = stack.enter_context(Client(cluster))
         yield client
+
+
+@contextmanager
+def _keep_environment(names: Sequence[str]) -> Iterator[None]:
+    """Put some environment variables back as they were."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _make_cluster(workers: int, device: str) -> Any:

@@ -86,9 +86,13 @@ def tell_threads(_: int) -> tuple[list[str | None], int]:
 
 def test_local_workers_are_told_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dask.system.CPU_COUNT", 6)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    names = [name for name in os.environ if name.endswith("_NUM_THREADS")]
+    for name in names:
+        monkeypatch.delenv(name)
     ends = compute_shards(tell_threads, [(0,), (1,)], Execution(workers=2), print)
     assert [end.value for end in ends] == [(["3"] * 4, 3)] * 2
+    # and this process keeps all cores to itself again
+    assert not [name for name in os.environ if name.endswith("_NUM_THREADS")]
 
 
 @pytest.fixture
