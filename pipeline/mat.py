@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
+from pipeline.image_faults import one_line
 
 MAX_VALUES = 2**28
 """An array that claims more values is refused before any memory is taken for it."""
@@ -152,7 +153,9 @@ def _find(data: bytes, name: str, order: str) -> _Variable:
                 return variable
             seen.append(variable.name)
         at += 8 + size
-    raise ImageError(f"a .mat file without '{name}'; it holds: {', '.join(seen) or 'nothing'}")
+    # names are as long as whoever wrote the file liked
+    held = one_line(", ".join(seen)) or "nothing"
+    raise ImageError(f"a .mat file without '{name}'; it holds: {held}")
 
 
 def _check_claim(variable: _Variable) -> None:

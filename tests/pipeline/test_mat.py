@@ -66,6 +66,14 @@ def test_reasons() -> None:
             read_array(data, "gt")
 
 
+def test_a_reason_is_short_whatever_the_arrays_are_called() -> None:
+    data = mat(**{"a" * 31: np.zeros((2, 2), np.uint8)})
+    many = data[:128] + data[128:] * 40
+    with pytest.raises(ImageError, match="without 'gt'") as caught:
+        read_array(many, "gt")
+    assert len(str(caught.value)) < 300
+
+
 def test_a_claim_beyond_reason_takes_no_memory() -> None:
     data = bytearray(mat(gt=np.zeros((300, 200), dtype=np.uint8)))
     at = data.index(struct.pack("<ii", 300, 200))
