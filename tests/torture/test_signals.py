@@ -28,9 +28,15 @@ from tests.torture.workshop import JOBS, STAGES, Workshop
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_is_stopped_says_how_to_go_on(workshop: Workshop, stage: str) -> None:
-    trials = list(run_stops(workshop, stage, 2, seed=3))
-    assert any(trial.struck for trial in trials)
-    assert not [trial for trial in trials if trial.wrong]
+    struck = False
+    # on a machine that was busy when the stage was timed, a signal may come after its end
+    for seed in range(3, 7):
+        trials = list(run_stops(workshop, stage, 2, seed=seed))
+        assert not [trial for trial in trials if trial.wrong]
+        struck = any(trial.struck for trial in trials)
+        if struck:
+            break
+    assert struck
 
 
 @pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_python"])
