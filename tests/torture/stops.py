@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -53,13 +54,18 @@ def stop_after(workshop: Workshop, job: str, seconds: float, number: int) -> Tri
     return Trial(what, first.code != 0, wrong, 0, time.monotonic() - start)
 
 
+# What an interpreter says that is only starting: no handler of ours can be there yet.
+_STARTING = re.compile(
+    r"Fatal Python error: init_import_site.*?^KeyboardInterrupt$", re.DOTALL | re.M
+)
+
+
 def judge(outcome: Outcome, number: int, *, may_end: bool = True) -> list[str]:
     """List what is wrong with how a command took a signal."""
     wrong = [f"left a process: {command}" for command in outcome.orphans]
     if outcome.hung:
         wrong.append("it did not end")
-    # an interpreter that is only starting says so itself: no handler of ours can be there yet
-    if "Traceback" in outcome.said and "init_import_site" not in outcome.said:
+    if "Traceback" in _STARTING.sub("", outcome.said):
         wrong.append(f"a traceback: {outcome.said}")
     if may_end and outcome.code == 0:
         return wrong
