@@ -24,7 +24,7 @@ from pipeline.ledger import StageRecord
 from pipeline.options import given_settings, settings_options
 from pipeline.places import PlaceType
 from pipeline.progress import Screen, show_controls
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution
 from pipeline.settings import parse_assignments
 from stages import SETTINGS, recall_settings, run_stage
@@ -148,7 +148,7 @@ def main() -> None:
 def _run_one(
     name: str, path: Path, options: dict[str, Any], given: dict[str, Any] | None = None
 ) -> StageRecord | None:
-    run = Run(path)
+    run = RunDirectory(path)
     if given is None:
         given = given_settings(SETTINGS[name], options)
     settings = recall_settings(name, run, given, forget=options["forget"])
@@ -178,7 +178,7 @@ def extract(run: Path, **options: Any) -> None:
     """
     record = _run_one("extract", run, options)
     # extra views are a stage of their own, which most runs do without
-    wanted = given_settings(SETTINGS["views"], options) or Run(run).has_been_run("views")
+    wanted = given_settings(SETTINGS["views"], options) or RunDirectory(run).has_been_run("views")
     if record is not None and wanted:
         _run_one("views", run, options)
 
@@ -267,7 +267,7 @@ def run_(run: Path, workflow: str, assignments: tuple[str, ...], **options: Any)
     settings = resolve_recipe(read_recipe(workflow), parse_assignments(assignments))
     screen = Screen(progress=options["progress"])
     execution = _execution(options)
-    report = run_recipe(Run(run), settings, execution, screen)
+    report = run_recipe(RunDirectory(run), settings, execution, screen)
     if not execution.dry_run:
         click.echo(report)
 
@@ -281,7 +281,7 @@ def status(run: Path, as_json: bool) -> None:
     """Show how every stage of a run stands."""
     from stages.status import inspect_run
 
-    rows = inspect_run(Run(run))
+    rows = inspect_run(RunDirectory(run))
     if as_json:
         click.echo(json.dumps([_row(row) for row in rows], indent=1))
         return
@@ -347,7 +347,9 @@ def verify(
     screen = Screen(progress=progress)
 
     def check() -> Findings:
-        findings = verify_run(Run(run), lambda total: screen.count("verify", total, "files"))
+        findings = verify_run(
+            RunDirectory(run), lambda total: screen.count("verify", total, "files")
+        )
         if not as_json:
             for damage in findings.damages:
                 click.echo(show_controls(damage.describe()))
@@ -358,7 +360,7 @@ def verify(
     findings = check()
     if findings.damages and repair:
         execution = Execution(workers=workers, scheduler=scheduler)
-        repair_run(Run(run), findings.damages, execution, screen)
+        repair_run(RunDirectory(run), findings.damages, execution, screen)
         findings = check()
     if as_json:
         click.echo(json.dumps(asdict(findings), indent=1))
@@ -377,7 +379,7 @@ def demo(run: Path, **options: Any) -> None:
     from workflows.demo.job import run_demo
 
     execution = _execution(options)
-    report = run_demo(Run(run), execution, Screen(progress=options["progress"]))
+    report = run_demo(RunDirectory(run), execution, Screen(progress=options["progress"]))
     if not execution.dry_run:
         click.echo(f"the report is at {report.absolute()}")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.manifest import read_manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from stages.status import StageStatus, inspect_run
 
 SCALES = {
@@ -89,7 +89,7 @@ def tabulate(costs: list[Cost], cores: int) -> Table:
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the figures here.")
 def main(path: Path, target: Path | None) -> None:
     """Print what more images than those of the finished RUN would cost."""
-    run = Run(path)
+    run = RunDirectory(path)
     rows = inspect_run(run)
     unfinished = [row.condition.key for row in rows if row.condition.state != "fresh"]
     if unfinished:

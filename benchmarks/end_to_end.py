@@ -23,7 +23,7 @@ from benchmarks.masks import propose_literally
 from benchmarks.samples import PHOTOGRAPHS
 from pipeline.frames import read_windows
 from pipeline.manifest import read_manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution
 from pipeline.store import read_group
 from stages import SETTINGS as STAGES
@@ -46,7 +46,7 @@ EPOCHS = 5
 
 def run_stages(folder: Path, images: Path, weights: Path, numbers: Iterator[int]) -> float:
     """Run all four stages in a fresh run directory; return the loss of the first epoch."""
-    run = Run(folder / f"run {next(numbers)}")
+    run = RunDirectory(folder / f"run {next(numbers)}")
     settings: dict[str, dict[str, Any]] = {
         "extract": {
             "dataset": "folder",
@@ -141,7 +141,7 @@ def compare_runs(repeats: int, machine: Machine) -> Iterator[Comparison]:
         for sample, path in PHOTOGRAPHS.items():
             images = link_copies(folder / sample, path, COPIES)
             run_stages(folder, images, weights, numbers)  # compiles
-            run = Run(folder / f"run {next(numbers) - 1}")
+            run = RunDirectory(folder / f"run {next(numbers) - 1}")
             manifest = read_manifest(run)
             frames = read_windows(manifest, manifest.windows, ahead=COPIES)
             photographs = np.concatenate([np.asarray(part) for _, part in frames])

@@ -22,7 +22,7 @@ from pipeline.devices import resolve_precision
 from pipeline.frames import read_windows
 from pipeline.manifest import read_manifest
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.runner import run_stage
 from pipeline.scheduler import Execution
 from pipeline.store import open_arrays
@@ -111,7 +111,9 @@ def link_copies(folder: Path, photograph: Path, copies: int) -> Path:
     return folder
 
 
-def prepare_run(root: Path, photograph: Path, weights: Path) -> tuple[Run, ExtractSettings]:
+def prepare_run(
+    root: Path, photograph: Path, weights: Path
+) -> tuple[RunDirectory, ExtractSettings]:
     """Extract from a folder of copies of one photograph; return the run, ready to do it again."""
     images = link_copies(root / "images", photograph, COPIES)
     settings = ExtractSettings.model_validate(
@@ -127,7 +129,7 @@ def prepare_run(root: Path, photograph: Path, weights: Path) -> tuple[Run, Extra
             "batch_size": BATCH,
         }
     )
-    run = Run(root / "run")
+    run = RunDirectory(root / "run")
     run_stage(Extract(), run, settings, Execution(), Silence(progress=False))
     return run, Extract().resolve(run, settings)
 
@@ -142,7 +144,7 @@ class Silence(Screen):
         """Show nothing."""
 
 
-def read_pixels(run: Run) -> Tensor:
+def read_pixels(run: RunDirectory) -> Tensor:
     """Read the windows as the stage does: float32 [window, rgb, y, x] in 0..1."""
     manifest = read_manifest(run)
     frames = read_windows(manifest, manifest.windows, ahead=BATCH)

@@ -20,7 +20,7 @@ import click
 
 from pipeline.condition import inspect_stage
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution
 from pipeline.settings import make_settings
 from stages import SETTINGS, run_stage
@@ -109,7 +109,7 @@ class Score:
     least_usage: list[float] = field(default_factory=list)
 
 
-def prepare_run(run: Run, dataset: str, shared: Path) -> None:
+def prepare_run(run: RunDirectory, dataset: str, shared: Path) -> None:
     """Extract features, an augmented view, attention, and proposals of a dataset."""
     _stage(
         run,
@@ -123,7 +123,7 @@ def prepare_run(run: Run, dataset: str, shared: Path) -> None:
     _stage(run, "masks")
 
 
-def run_system(run: Run, system: System, dataset: str, seed: int) -> dict[str, Any]:
+def run_system(run: RunDirectory, system: System, dataset: str, seed: int) -> dict[str, Any]:
     """Fit a system with one seed and score it on val; return its scores and minutes."""
     classes = CLASSES[dataset]
     keys: list[str] = []
@@ -170,7 +170,7 @@ def _read_scores(metrics: dict[str, Any], system: System) -> dict[str, Any]:
     return {name: block[name] for name in names if block.get(name) is not None}
 
 
-def _stage(run: Run, stage: str, **given: Any) -> None:
+def _stage(run: RunDirectory, stage: str, **given: Any) -> None:
     settings = make_settings(SETTINGS[stage], stage, given)
     run_stage(stage, run, settings, Execution(), Screen(progress=False))
 
@@ -200,7 +200,7 @@ def compare_systems(
     """
     scores: dict[str, dict[str, Score]] = {}
     for dataset in datasets:
-        run = Run(work / dataset)
+        run = RunDirectory(work / dataset)
         prepare_run(run, dataset, shared)
         for system in systems:
             score = scores.setdefault(system.name, {}).setdefault(dataset, Score())

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.datasets.palettes import png_palette
 from pipeline.images import read_label
-from pipeline.run import DEFAULT_NAME, Run
+from pipeline.run_directory import DEFAULT_NAME, RunDirectory
 from stages.evaluate.artefacts import open_artefacts
 from stages.evaluate.gallery import colour_labels, colour_proposals
 
@@ -23,7 +23,7 @@ HEIGHT = 220
 GAP = 8
 
 
-def draw_image(run: Run, identifier: str) -> NDArray[np.uint8]:
+def draw_image(run: RunDirectory, identifier: str) -> NDArray[np.uint8]:
     """Draw image, proposals and label map of one image side by side, uint8 [y, x, rgb]."""
     artefacts = open_artefacts(run, DEFAULT_NAME)
     (image,) = (i for i in artefacts.manifest.images if i.id == identifier)
@@ -47,7 +47,7 @@ def _scale(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.pad(np.asarray(resized), ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
 
 
-def draw_figure(run: Run, identifiers: list[str], columns: int = 2) -> NDArray[np.uint8]:
+def draw_figure(run: RunDirectory, identifiers: list[str], columns: int = 2) -> NDArray[np.uint8]:
     """Draw several images in a grid, uint8 [y, x, rgb]."""
     strips = [draw_image(run, identifier) for identifier in identifiers]
     rows = [strips[i : i + columns] for i in range(0, len(strips), columns)]
@@ -69,4 +69,4 @@ def draw_figure(run: Run, identifiers: list[str], columns: int = 2) -> NDArray[n
 
 if __name__ == "__main__":
     place, out, *names = sys.argv[1:]
-    Image.fromarray(draw_figure(Run(Path(place)), names)).save(out, optimize=True)
+    Image.fromarray(draw_figure(RunDirectory(Path(place)), names)).save(out, optimize=True)

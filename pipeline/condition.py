@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pipeline.errors import RunError, StaleError
 from pipeline.ledger import Ledger, StageRecord
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 
 
-def read_record(run: Run, key: str) -> StageRecord:
+def read_record(run: RunDirectory, key: str) -> StageRecord:
     """Return what a stage was last prepared to do, without judging it.
 
     Raises
@@ -24,7 +24,9 @@ def read_record(run: Run, key: str) -> StageRecord:
     return record
 
 
-def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None) -> StageRecord:
+def require_fresh(
+    run: RunDirectory, key: str, versions: Mapping[str, int] | None = None
+) -> StageRecord:
     """Return the record of a stage whose artefacts may be read.
 
     Raises
@@ -57,7 +59,7 @@ def require_fresh(run: Run, key: str, versions: Mapping[str, int] | None = None)
     return condition.record
 
 
-def require_unchanged(run: Run, key: str) -> None:
+def require_unchanged(run: RunDirectory, key: str) -> None:
     """Refuse to go on where what a stage reads is not what it was when the stage began.
 
     Raises
@@ -88,7 +90,9 @@ class Condition:
     record: StageRecord | None = None
 
 
-def inspect_stage(run: Run, key: str, versions: Mapping[str, int] | None = None) -> Condition:
+def inspect_stage(
+    run: RunDirectory, key: str, versions: Mapping[str, int] | None = None
+) -> Condition:
     """Say how a stage stands, from the ledger alone.
 
     Parameters
@@ -121,7 +125,9 @@ def inspect_stage(run: Run, key: str, versions: Mapping[str, int] | None = None)
     return Condition(key, state, done, total, seconds, reason, record)
 
 
-def _find_staleness(run: Run, record: StageRecord, versions: Mapping[str, int] | None) -> str:
+def _find_staleness(
+    run: RunDirectory, record: StageRecord, versions: Mapping[str, int] | None
+) -> str:
     current = (versions or {}).get(record.stage, record.version)
     if current != record.version:
         return f"{record.stage} is now version {current}, was {record.version}"
@@ -137,7 +143,7 @@ def _find_staleness(run: Run, record: StageRecord, versions: Mapping[str, int] |
     return ""
 
 
-def list_upstream(run: Run, key: str) -> list[str]:
+def list_upstream(run: RunDirectory, key: str) -> list[str]:
     """List the keys of all stages that a stage was made from, the nearest first."""
     record = Ledger(run.state(key)).read_stage()
     nearest = [] if record is None else list(record.inputs)

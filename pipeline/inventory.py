@@ -8,10 +8,10 @@ from functools import partial
 from pipeline.files import Stored, note_file
 from pipeline.ledger import Files
 from pipeline.places import is_remote, map_requests
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 
 
-def list_files(run: Run, written: Sequence[Stored]) -> Files:
+def list_files(run: RunDirectory, written: Sequence[Stored]) -> Files:
     """Name the files below the run, as they were written last."""
     inside = (stored for stored in written if stored.path.is_relative_to(run.path))
     return {
@@ -20,13 +20,13 @@ def list_files(run: Run, written: Sequence[Stored]) -> Files:
     }
 
 
-def note_files(run: Run, files: Files) -> None:
+def note_files(run: RunDirectory, files: Files) -> None:
     """Note files that are right already as written (see :func:`pipeline.files.note_writes`)."""
     for name, (size, checksum) in files.items():
         note_file(Stored(run.path / name, size, checksum))
 
 
-def list_sizes(run: Run) -> Mapping[str, int] | None:
+def list_sizes(run: RunDirectory) -> Mapping[str, int] | None:
     """List the bytes of all objects below a run, by their relative names; None on a file system.
 
     A store answers for a thousand objects as fast as for one.
@@ -38,7 +38,7 @@ def list_sizes(run: Run) -> Mapping[str, int] | None:
     return {name: status.st_size for name, status in find_objects(run.path)}
 
 
-def find_lost(run: Run, files: Files, sizes: Mapping[str, int] | None = None) -> list[str]:
+def find_lost(run: RunDirectory, files: Files, sizes: Mapping[str, int] | None = None) -> list[str]:
     """Return those of some files, relative to the run, that are gone or of another size.
 
     Parameters
@@ -58,7 +58,7 @@ def find_lost(run: Run, files: Files, sizes: Mapping[str, int] | None = None) ->
     return [name for (name, (size, _)), other in sought if other != size]
 
 
-def _measure(run: Run, name: str) -> int | None:
+def _measure(run: RunDirectory, name: str) -> int | None:
     try:
         return (run.path / name).stat().st_size
     except (FileNotFoundError, NotADirectoryError):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.files import fingerprint, write_changed
 from pipeline.places import parse_place
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.settings import did_you_mean
 from pipeline.windows import Window
 
@@ -199,7 +199,7 @@ class Manifest:
         ]
         return replace(self, images=tuple(images))
 
-    def write(self, run: Run) -> None:
+    def write(self, run: RunDirectory) -> None:
         """Write both files, where their content has changed."""
         source = {"dataset": self.dataset, "root": str(self.root)}
         if self.labels is not None:
@@ -208,7 +208,7 @@ class Manifest:
         _write_table(run.windows_file, _WINDOW_SCHEMA, self.windows)
 
 
-def read_manifest(run: Run) -> Manifest:
+def read_manifest(run: RunDirectory) -> Manifest:
     """Read both files of a run; at once where they are those read last in this process.
 
     Raises
@@ -228,7 +228,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 @lru_cache(maxsize=1)
-def _read_manifest(run: Run, *_stamps: tuple[int, int, int] | None) -> Manifest:
+def _read_manifest(run: RunDirectory, *_stamps: tuple[int, int, int] | None) -> Manifest:
     # every shard asks for the manifest, and reading it takes as long as there are images
     images, source = _read_table(run.manifest_file, Image)
     windows, _ = _read_table(run.windows_file, Window)
@@ -297,4 +297,4 @@ def _unreadable(path: Path, reason: object) -> DamageError:
 
 
 def _command(path: Path) -> str:
-    return f"`primaps-pipe extract {Run(path.parent).quoted}`"
+    return f"`primaps-pipe extract {RunDirectory(path.parent).quoted}`"

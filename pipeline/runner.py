@@ -20,7 +20,7 @@ from pipeline.inventory import find_lost, list_files, list_sizes
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.locks import Permit
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution, compute_shards
 from pipeline.settings import StageSettings, describe_changes
 from pipeline.stage import Plan, ShardPlan, Stage
@@ -31,7 +31,7 @@ _PERMIT: ContextVar[Permit | None] = ContextVar("permit", default=None)
 
 def run_stage(
     stage: Stage[S],
-    run: Run,
+    run: RunDirectory,
     settings: S,
     execution: Execution,
     screen: Screen,
@@ -96,7 +96,7 @@ def _hold(permit: Permit | None) -> Iterator[None]:
 
 def _bring_up_to_date(
     stage: Stage[S],
-    run: Run,
+    run: RunDirectory,
     settings: S,
     names: set[str],
     execution: Execution,
@@ -169,7 +169,7 @@ def _bring_up_to_date(
 
 
 def _refresh(
-    stage: Stage[S], run: Run, settings: S, plan: Plan, record: StageRecord, ledger: Ledger
+    stage: Stage[S], run: RunDirectory, settings: S, plan: Plan, record: StageRecord, ledger: Ledger
 ) -> StageRecord:
     """Have a finished stage put right what it allocates, and note what that has changed."""
     with note_writes() as written:
@@ -182,7 +182,11 @@ def _refresh(
 
 
 def _seal(
-    stage: Stage[S], run: Run, settings: S, record: StageRecord, records: dict[int, ShardRecord]
+    stage: Stage[S],
+    run: RunDirectory,
+    settings: S,
+    record: StageRecord,
+    records: dict[int, ShardRecord],
 ) -> StageRecord:
     return replace(record, findings=stage.find(run, settings, records), finished=True)
 
@@ -202,7 +206,7 @@ def _is_stale(number: int, record: ShardRecord, plan: Plan) -> bool:
 
 def _compute_pending(
     stage: Stage[S],
-    run: Run,
+    run: RunDirectory,
     settings: S,
     plan: Plan,
     pending: list[int],
@@ -210,7 +214,7 @@ def _compute_pending(
     screen: Screen,
 ) -> None:
     # another process may have another working folder
-    place = Run(run.path.absolute())
+    place = RunDirectory(run.path.absolute())
     permit = _PERMIT.get()
     calls = [(stage, place, settings, number, plan.shards[number], permit) for number in pending]
     total = sum(plan.shards[number].items for number in pending)
@@ -254,7 +258,7 @@ def _compute_pending(
 
 def compute_shard(
     stage: Stage[S],
-    run: Run,
+    run: RunDirectory,
     settings: S,
     number: int,
     shard: ShardPlan,

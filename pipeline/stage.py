@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pipeline.ledger import ShardRecord
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.settings import StageSettings
 
 S = TypeVar("S", bound=StageSettings)
@@ -77,7 +77,7 @@ class Stage(ABC, Generic[S]):
         """Return the ledger key; a stage that may run under several names adds the name."""
         return self.name
 
-    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
         """Return the ledger key that the given settings mean, before all settings are known."""
         return self.name
 
@@ -85,16 +85,16 @@ class Stage(ABC, Generic[S]):
         """Return the command-line options that name the key, with a space in front, or nothing."""
         return ""
 
-    def inputs(self, run: Run, settings: S) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: S) -> list[str]:
         """Return the keys of the stages that this one reads."""
         return []
 
-    def resolve(self, run: Run, settings: S) -> S:
+    def resolve(self, run: RunDirectory, settings: S) -> S:
         """Replace every ``auto`` or absent value by what it means here."""
         return settings
 
     @abstractmethod
-    def plan(self, run: Run, settings: S, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: S, screen: Screen) -> Plan:
         """Say which shards there will be; writes nothing."""
 
     def shares_work(self, settings: S) -> bool:
@@ -102,19 +102,19 @@ class Stage(ABC, Generic[S]):
         return False
 
     @abstractmethod
-    def prepare(self, run: Run, settings: S, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: S, plan: Plan) -> None:
         """Allocate what the shards are written into; touches nothing that is right already."""
 
     @abstractmethod
-    def compute(self, run: Run, settings: S, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: S, shard: int) -> dict[str, Any]:
         """Compute and write one shard; return a small JSON-able result for its record."""
 
-    def find(self, run: Run, settings: S, records: dict[int, ShardRecord]) -> str:
+    def find(self, run: RunDirectory, settings: S, records: dict[int, ShardRecord]) -> str:
         """Return a fingerprint of what only the computation could tell, for the later stages."""
         return ""
 
     def finish(
-        self, run: Run, settings: S, records: dict[int, ShardRecord], screen: Screen
+        self, run: RunDirectory, settings: S, records: dict[int, ShardRecord], screen: Screen
     ) -> list[str]:
         """Do what needs all shards; return lines for the screen."""
         return []

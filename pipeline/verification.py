@@ -16,7 +16,7 @@ from pipeline.ledger import Files, Ledger, StageRecord
 from pipeline.manifest import read_manifest
 from pipeline.metadata import METADATA, is_consolidated, is_damaged
 from pipeline.progress import Counter
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.shards import find_damaged
 
 
@@ -78,7 +78,7 @@ class _Entry:
     checksum: str
 
 
-def verify_run(run: Run, count: Callable[[int], Counter]) -> Findings:
+def verify_run(run: RunDirectory, count: Callable[[int], Counter]) -> Findings:
     """Read every file of a run and compare it with what the ledger says was written.
 
     Parameters
@@ -119,7 +119,7 @@ def verify_run(run: Run, count: Callable[[int], Counter]) -> Findings:
     return Findings(tuple(damages), len(entries), size)
 
 
-def _check_settings(run: Run) -> list[Damage]:
+def _check_settings(run: RunDirectory) -> list[Damage]:
     damages = []
     for file in (run.settings_file, run.settings_copy):
         name = file.relative_to(run.path).as_posix()
@@ -133,7 +133,7 @@ def _check_settings(run: Run) -> list[Damage]:
     return damages
 
 
-def _list_keys(run: Run) -> list[str]:
+def _list_keys(run: RunDirectory) -> list[str]:
     """List the keys of all ledgers, those that have lost their plan too."""
     state = run.path / "state"
     folders = [*state.glob("*/shards"), *state.glob("*/*/shards")]
@@ -143,7 +143,7 @@ def _list_keys(run: Run) -> list[str]:
     return sorted({*run.keys(), *bare})
 
 
-def _list_entries(run: Run, key: str) -> tuple[list[_Entry], list[Damage]]:
+def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damage]]:
     """List the files that the records of a stage name, and the records that are damaged."""
     ledger = Ledger(run.state(key))
     entries: list[_Entry] = []
@@ -191,7 +191,7 @@ def _list_gone(ledger: Ledger, plan: StageRecord, present: Sequence[int]) -> lis
     return sorted(gone - set(ledger.list_shards()))
 
 
-def _check(run: Run, entry: _Entry) -> tuple[str, bytes]:
+def _check(run: RunDirectory, entry: _Entry) -> tuple[str, bytes]:
     """Say what is wrong with a file, and give its content where that has changed."""
     try:
         content = (run.path / entry.file).read_bytes()
@@ -206,7 +206,7 @@ def _check(run: Run, entry: _Entry) -> tuple[str, bytes]:
     return "", b""
 
 
-def _still_says(run: Run, entry: _Entry) -> bool:
+def _still_says(run: RunDirectory, entry: _Entry) -> bool:
     """Whether the ledger still has the entry: a stage at work may be replacing the file."""
     ledger = Ledger(run.state(entry.key))
     try:
@@ -216,7 +216,7 @@ def _still_says(run: Run, entry: _Entry) -> bool:
     return record is not None and record.files.get(entry.file) == (entry.bytes, entry.checksum)
 
 
-def _locate(run: Run, entry: _Entry, what: str, content: bytes) -> Damage:
+def _locate(run: RunDirectory, entry: _Entry, what: str, content: bytes) -> Damage:
     """Name the windows and images of a damaged file, where it is a shard or a label map."""
     damage = Damage(entry.key, entry.file, what, entry.shard)
     store, marker, place = entry.file.partition("/c/")
@@ -247,7 +247,7 @@ def _locate(run: Run, entry: _Entry, what: str, content: bytes) -> Damage:
     return replace(damage, windows=tuple(windows), images=tuple(paths))
 
 
-def list_stores(run: Run) -> list[Path]:
+def list_stores(run: RunDirectory) -> list[Path]:
     """List the zarr stores that a run holds."""
     stores = [run.features, run.masks, run.heads, run.em]
     codes = run.path / "codes"
@@ -256,7 +256,7 @@ def list_stores(run: Run) -> list[Path]:
     return [store for store in stores if store.is_dir()]
 
 
-def _check_stores(run: Run, entries: Mapping[str, _Entry]) -> list[Damage]:
+def _check_stores(run: RunDirectory, entries: Mapping[str, _Entry]) -> list[Damage]:
     """Check the metadata that the members of a store share, and no record has.
 
     A stage writes members first, and the store's own metadata after them: while one is not
@@ -285,7 +285,7 @@ def _check_stores(run: Run, entries: Mapping[str, _Entry]) -> list[Damage]:
     return damages
 
 
-def _list_unfinished(run: Run) -> set[str]:
+def _list_unfinished(run: RunDirectory) -> set[str]:
     """List the keys of the stages that are at work, or were interrupted."""
     return {key for key in _list_keys(run) if _is_unfinished(Ledger(run.state(key)))}
 
@@ -298,14 +298,14 @@ def _is_unfinished(ledger: Ledger) -> bool:
     return record is not None and not record.finished
 
 
-def list_checkpoints(run: Run) -> list[Path]:
+def list_checkpoints(run: RunDirectory) -> list[Path]:
     """List the checkpoints of unfinished fits and trainings."""
     folders = map(run.state, run.keys())
     files = [folder / name for folder in folders for name in ("fit.npz", "training.npz")]
     return [file for file in files if file.is_file()]
 
 
-def _check_checkpoints(run: Run) -> list[Damage]:
+def _check_checkpoints(run: RunDirectory) -> list[Damage]:
     damages = []
     for file in list_checkpoints(run):
         try:

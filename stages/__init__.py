@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.ledger import StageRecord
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.runner import run_stage as run_any_stage
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings, make_settings
@@ -75,14 +75,14 @@ def load_stage(name: str) -> Stage[Any]:
 
 
 def run_stage(
-    name: str, run: Run, settings: StageSettings, execution: Execution, screen: Screen
+    name: str, run: RunDirectory, settings: StageSettings, execution: Execution, screen: Screen
 ) -> StageRecord | None:
     """Bring one stage of a run up to date (see :func:`pipeline.runner.run_stage`)."""
     return run_any_stage(load_stage(name), run, settings, execution, screen, VERSIONS)
 
 
 def recall_settings(
-    name: str, run: Run, given: Mapping[str, Any], *, forget: bool
+    name: str, run: RunDirectory, given: Mapping[str, Any], *, forget: bool
 ) -> StageSettings:
     """Build a stage's settings: its defaults, what was given to it before, what is given now.
 

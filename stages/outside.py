@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import fingerprint
 from pipeline.ledger import StageRecord
 from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 
 WEIGHTS = "weights"
 LABELS = "label maps"
@@ -46,7 +46,7 @@ def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
         return (0, 0)
 
 
-def find_changes(run: Run, record: StageRecord) -> str:
+def find_changes(run: RunDirectory, record: StageRecord) -> str:
     """Say what has changed outside a run since a stage read it; nothing where nothing has.
 
     Parameters
@@ -76,7 +76,7 @@ def _check_weights(record: StageRecord) -> str:
     return "" if same else f"the weights {known['path']} have changed"
 
 
-def _check_images(run: Run, record: StageRecord) -> str:
+def _check_images(run: RunDirectory, record: StageRecord) -> str:
     try:
         manifest = read_manifest(run)
     except PipelineError as error:
@@ -97,7 +97,7 @@ def _check_images(run: Run, record: StageRecord) -> str:
     return ", ".join(_count(paths, what) for paths, what in parts if paths)
 
 
-def _list_added(run: Run, record: StageRecord, manifest: Manifest) -> list[str]:
+def _list_added(run: RunDirectory, record: StageRecord, manifest: Manifest) -> list[str]:
     if record.settings.get("limit") is not None:
         return []
     dataset = get_dataset(manifest.dataset)
@@ -116,7 +116,7 @@ def _count(paths: list[str], what: str) -> str:
     return f"{len(paths)} {images} {what} ({paths[0]}{', …' if len(paths) > 1 else ''})"
 
 
-def _check_labels(run: Run, record: StageRecord) -> str:
+def _check_labels(run: RunDirectory, record: StageRecord) -> str:
     try:
         manifest = read_manifest(run)
     except PipelineError as error:

@@ -10,14 +10,16 @@ from pipeline.files import confine_writes, remove_file, write_bytes
 from pipeline.ledger import Ledger
 from pipeline.metadata import consolidate
 from pipeline.progress import Screen
-from pipeline.run import Run, is_sealed
+from pipeline.run_directory import RunDirectory, is_sealed
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings, make_settings
 from pipeline.verification import Damage
 from stages import SETTINGS, load_stage, run_stage
 
 
-def repair_run(run: Run, damages: Sequence[Damage], execution: Execution, screen: Screen) -> None:
+def repair_run(
+    run: RunDirectory, damages: Sequence[Damage], execution: Execution, screen: Screen
+) -> None:
     """Make again what is damaged: the shards that a damaged file belongs to, in pipeline order.
 
     The stages that read them stay valid: the same bytes come out again.
@@ -63,7 +65,7 @@ def sort_keys(keys: Iterable[str]) -> list[str]:
     return sorted(set(keys) - {""}, key=lambda key: (order.index(key.partition("/")[0]), key))
 
 
-def _find_owner(run: Run, damage: Damage) -> str:
+def _find_owner(run: RunDirectory, damage: Damage) -> str:
     """Return the key of the stage that makes a damaged file again; nothing for the run's own."""
     if damage.key:
         # the parts of the views are computed by one stage
@@ -81,7 +83,7 @@ def _is_read_in_planning(damage: Damage) -> bool:
     return damage.file.startswith("state/") or damage.file.endswith(".parquet")
 
 
-def _restore_settings(run: Run, damages: Sequence[Damage]) -> None:
+def _restore_settings(run: RunDirectory, damages: Sequence[Damage]) -> None:
     """Restore ``run.yaml`` from its copy or the other way round; seal it where it was edited."""
     pair = (run.settings_file, run.settings_copy)
     names = [file.relative_to(run.path).as_posix() for file in pair]
@@ -104,7 +106,7 @@ def _restore_settings(run: Run, damages: Sequence[Damage]) -> None:
     write_bytes(run.settings_file, content)
 
 
-def _forget(run: Run, key: str, damages: Sequence[Damage]) -> None:
+def _forget(run: RunDirectory, key: str, damages: Sequence[Damage]) -> None:
     """Take what is damaged out of the ledgers, and files that would be read out of the run."""
     keys = run.keys()
     parts = [part for part in keys if part.startswith(f"{key}/")]
@@ -131,7 +133,7 @@ def _names(ledger: Ledger, damage: Damage) -> bool:
     return record is not None and damage.file in record.files
 
 
-def _read_settings(run: Run, key: str) -> StageSettings:
+def _read_settings(run: RunDirectory, key: str) -> StageSettings:
     """Return the settings with which a stage was run last; those given stay those given."""
     name = key.partition("/")[0]
     resolved = run.read_settings(key)
@@ -142,7 +144,7 @@ def _read_settings(run: Run, key: str) -> StageSettings:
     return settings.model_construct(_fields_set=given, **dict(settings))
 
 
-def _check_inputs(run: Run, key: str, screen: Screen) -> None:
+def _check_inputs(run: RunDirectory, key: str, screen: Screen) -> None:
     """Refuse to repair a stage whose images are others now: more than the damage would change."""
     stage: Any = load_stage(key.partition("/")[0])
     ledger = Ledger(run.state(key))

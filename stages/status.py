@@ -10,7 +10,7 @@ from pipeline.condition import Condition, inspect_stage, list_upstream
 from pipeline.inventory import find_lost, list_sizes
 from pipeline.ledger import Ledger
 from pipeline.places import measure
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from stages import OPTIONAL, SETTINGS, VERSIONS
 from stages.outside import find_changes
 
@@ -37,7 +37,7 @@ class StageStatus:
         return "" if record is None else record.facts.get("crf", "")
 
 
-def inspect_run(run: Run) -> list[StageStatus]:
+def inspect_run(run: RunDirectory) -> list[StageStatus]:
     """Say how every stage of a run stands.
 
     Stages that were never run are listed as missing, in the order of the pipeline, but for those
@@ -59,7 +59,7 @@ def inspect_run(run: Run) -> list[StageStatus]:
     return [_inspect_key(run, key, changes, sizes) for key in keys]
 
 
-def _find_changes(run: Run, keys: list[str]) -> dict[str, str]:
+def _find_changes(run: RunDirectory, keys: list[str]) -> dict[str, str]:
     """Say of each stage what has changed outside the run since it was finished."""
     records = {key: Ledger(run.state(key)).read_stage() for key in keys}
     found = {key: find_changes(run, record) for key, record in records.items() if record}
@@ -67,7 +67,7 @@ def _find_changes(run: Run, keys: list[str]) -> dict[str, str]:
 
 
 def _inspect_key(
-    run: Run, key: str, changes: Mapping[str, str], sizes: Mapping[str, int] | None
+    run: RunDirectory, key: str, changes: Mapping[str, str], sizes: Mapping[str, int] | None
 ) -> StageStatus:
     condition = inspect_stage(run, key, VERSIONS)
     if condition.state == "fresh":
@@ -92,7 +92,7 @@ def _inspect_key(
     return StageStatus(condition, sum(map(measure, paths)))
 
 
-def list_artefacts(run: Run, key: str) -> list[Path]:
+def list_artefacts(run: RunDirectory, key: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
     stage, _, name = key.partition("/")
     extra = [*run.features.glob("photometric*"), *run.features.glob("crop_*")]

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings, did_you_mean, make_settings, show_value
 from stages import OPTIONAL, SETTINGS, recall_settings, run_stage
@@ -115,7 +115,7 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
 
 
 def run_recipe(
-    run: Run, settings: dict[str, StageSettings], execution: Execution, screen: Screen
+    run: RunDirectory, settings: dict[str, StageSettings], execution: Execution, screen: Screen
 ) -> Path:
     """Bring the stages of a recipe up to date, in their order.
 

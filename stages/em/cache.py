@@ -17,7 +17,7 @@ from pipeline.batches import Batch, BatchStream, Choose, Part
 from pipeline.condition import inspect_stage, read_record
 from pipeline.devices import resolve_device
 from pipeline.manifest import read_manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import open_arrays, take_rows
 from pipeline.team import Team
 from stages.em.groups import GROUP
@@ -227,7 +227,7 @@ class Source:
         Of what is in the run: a run that was made anew is opened anew.
     """
 
-    run: Run
+    run: RunDirectory
     settings: EmSettings
     fingerprint: str
 
@@ -257,7 +257,7 @@ def _count(source: zarr.Array | tuple[zarr.Array, ...]) -> int:
     return len(source) if isinstance(source, tuple) else 1
 
 
-def list_windows(run: Run, settings: EmSettings) -> np.ndarray:
+def list_windows(run: RunDirectory, settings: EmSettings) -> np.ndarray:
     """List the windows to fit on, int64 [window], ascending."""
     windows = read_manifest(run).usable_windows(splits=settings.splits)
     return np.array([window.index for window in windows])
@@ -271,7 +271,7 @@ def draw_sample(windows: np.ndarray, settings: EmSettings) -> np.ndarray:
     return np.sort(generator.choice(windows, settings.sample, replace=False))
 
 
-def open_cache(run: Run, settings: EmSettings, device: torch.device) -> Cache:
+def open_cache(run: RunDirectory, settings: EmSettings, device: torch.device) -> Cache:
     """Open what a fit reads, as its settings say."""
     store = run.features if settings.head is None else run.codes(settings.head)
     windows = list_windows(run, settings)
@@ -296,7 +296,7 @@ def open_cache(run: Run, settings: EmSettings, device: torch.device) -> Cache:
     return Cache(arrays, windows, settings, device)
 
 
-def list_augmented(run: Run, head: str | None) -> list[str]:
+def list_augmented(run: RunDirectory, head: str | None) -> list[str]:
     """Name the augmented views that the features, or a head's codes, are there of."""
     if head is not None:
         return list(read_record(run, f"encode/{head}").facts["augmented"])
@@ -304,7 +304,7 @@ def list_augmented(run: Run, head: str | None) -> list[str]:
     return [] if record is None else list(record.facts["views"])
 
 
-def read_pooled(run: Run, windows: np.ndarray) -> NDArray[np.float32]:
+def read_pooled(run: RunDirectory, windows: np.ndarray) -> NDArray[np.float32]:
     """Read the pooled features of the proposals of some windows, float32 [proposal, channel]."""
     arrays = open_arrays(run.masks, ["pooled", "area"])
     shape = arrays["pooled"].shape

@@ -19,7 +19,7 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import read_manifest
 from pipeline.metadata import consolidate
 from pipeline.progress import Screen
-from pipeline.run import DEFAULT_NAME, Run
+from pipeline.run_directory import DEFAULT_NAME, RunDirectory
 from pipeline.scheduler import announce
 from pipeline.settings import did_you_mean
 from pipeline.shortage import explain_shortage
@@ -58,7 +58,7 @@ class Em(Stage[EmSettings]):
         """Return ``em/<name>``."""
         return f"em/{settings.name}"
 
-    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
         """Return ``em/<name>``, for the default name where none is given."""
         return f"em/{given.get('name', DEFAULT_NAME)}"
 
@@ -66,7 +66,7 @@ class Em(Stage[EmSettings]):
         """Return ``--name`` where it is not the default."""
         return "" if settings.name == DEFAULT_NAME else f" --name {settings.name}"
 
-    def inputs(self, run: Run, settings: EmSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: EmSettings) -> list[str]:
         """Return ``extract`` and what else is read: proposals, augmented views, codes."""
         keys = ["extract"]
         if settings.student == "photometric" and settings.head is None:
@@ -77,7 +77,7 @@ class Em(Stage[EmSettings]):
             keys.append(f"encode/{settings.head}")
         return keys
 
-    def resolve(self, run: Run, settings: EmSettings) -> EmSettings:
+    def resolve(self, run: RunDirectory, settings: EmSettings) -> EmSettings:
         """Choose the splits, the number of classes, and the view of the running prototypes."""
         if settings.head is not None and settings.head not in run.names("encode"):
             raise UsageError(
@@ -91,7 +91,7 @@ class Em(Stage[EmSettings]):
             student=_choose_student(run, settings),
         )
 
-    def plan(self, run: Run, settings: EmSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: EmSettings, screen: Screen) -> Plan:
         """Plan one shard: the fit."""
         most = _limit_classes(run, settings)
         if isinstance(settings.classes, int) and settings.classes > most:
@@ -116,11 +116,11 @@ class Em(Stage[EmSettings]):
         """Whether a team computes the steps; the robust fit, short as it is, is one worker's."""
         return settings.method != "robust"
 
-    def prepare(self, run: Run, settings: EmSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: EmSettings, plan: Plan) -> None:
         """Nothing to allocate: the arrays of a fit are small and written at its end."""
 
     @explain_shortage("em")
-    def compute(self, run: Run, settings: EmSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: EmSettings, shard: int) -> dict[str, Any]:
         """Fit, from the last checkpoint where there is one."""
         team = current_team()
         # with a team, its workers have the devices, and what is left here is small
@@ -175,7 +175,11 @@ class Em(Stage[EmSettings]):
         }
 
     def finish(
-        self, run: Run, settings: EmSettings, records: dict[int, ShardRecord], screen: Screen
+        self,
+        run: RunDirectory,
+        settings: EmSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
     ) -> list[str]:
         """Say how the fit ended, and whether classes died."""
         with run.lock("em.zarr", wait=True, say=screen.warn):
@@ -195,12 +199,14 @@ class Em(Stage[EmSettings]):
             f"in {run.em / settings.name}"
         ]
 
-    def _checkpoint(self, run: Run, settings: EmSettings, fingerprint: str = "") -> Checkpoint:
+    def _checkpoint(
+        self, run: RunDirectory, settings: EmSettings, fingerprint: str = ""
+    ) -> Checkpoint:
         return Checkpoint(run.state(self.key(settings)) / "fit.npz", fingerprint)
 
 
 def _fit_proposals(
-    run: Run, settings: EmSettings, cache: Cache, count: ClassCount | None
+    run: RunDirectory, settings: EmSettings, cache: Cache, count: ClassCount | None
 ) -> dict[str, Any]:
     """Make the robust fit, and write it."""
     assert isinstance(settings.classes, int)
@@ -236,7 +242,7 @@ def _describe_epoch(state: FitState) -> str:
     return f"loss {state.loss[-1]:.4f}, class usage {shares} %"
 
 
-def _choose_classes(run: Run, settings: EmSettings) -> int | str | None:
+def _choose_classes(run: RunDirectory, settings: EmSettings) -> int | str | None:
     """Return the number of classes, of a head's probe where there is one."""
     if settings.head is None:
         return settings.classes
@@ -250,7 +256,7 @@ def _choose_classes(run: Run, settings: EmSettings) -> int | str | None:
     return settings.classes or clusters
 
 
-def _limit_classes(run: Run, settings: EmSettings) -> int:
+def _limit_classes(run: RunDirectory, settings: EmSettings) -> int:
     """Return the most classes that a fit can start from: labels are bytes, 255 means none."""
     if settings.head is not None or settings.method == "robust":
         return IGNORE
@@ -258,7 +264,7 @@ def _limit_classes(run: Run, settings: EmSettings) -> int:
     return min(IGNORE, int(read_record(run, "extract").facts["channels"]))
 
 
-def _count_classes(run: Run, settings: EmSettings) -> ClassCount:
+def _count_classes(run: RunDirectory, settings: EmSettings) -> ClassCount:
     """Estimate the number of classes from the proposals of a sample of the windows to fit on."""
     windows = draw_sample(list_windows(run, settings), settings)
     most = min(settings.most_classes, _limit_classes(run, settings))
@@ -268,7 +274,7 @@ def _count_classes(run: Run, settings: EmSettings) -> ClassCount:
         raise RunError(f"--classes auto: {error}; give --classes a number.") from error
 
 
-def _choose_student(run: Run, settings: EmSettings) -> str:
+def _choose_student(run: RunDirectory, settings: EmSettings) -> str:
     """Name what ``auto`` means, and refuse views that there are not."""
     if settings.method != "primaps":
         if settings.student == "photometric":
@@ -289,7 +295,7 @@ def _choose_student(run: Run, settings: EmSettings) -> str:
     return settings.student
 
 
-def _read_probe(run: Run, settings: EmSettings) -> Tensor:
+def _read_probe(run: RunDirectory, settings: EmSettings) -> Tensor:
     arrays, _ = read_group(run.heads, str(settings.head))
     return torch.from_numpy(arrays["probe"])
 

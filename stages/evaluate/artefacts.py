@@ -21,7 +21,7 @@ from pipeline.errors import ImageError, RunError
 from pipeline.frames import read_frame, resize_labels
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.memory import compute_halving
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import open_arrays, read_group, read_rows
 from pipeline.windows import Window, bounding_box
 from stages.evaluate.classifier import Classifier, classify
@@ -90,7 +90,7 @@ class Artefacts:
         Side of a window, pixels.
     """
 
-    run: Run
+    run: RunDirectory
     manifest: Manifest
     dataset: Dataset
     subject: Subject
@@ -216,7 +216,7 @@ class Artefacts:
 
 
 def open_artefacts(
-    run: Run, em: str | None, *, head: str | None = None, gain: float | None = None
+    run: RunDirectory, em: str | None, *, head: str | None = None, gain: float | None = None
 ) -> Artefacts:
     """Open a run and one of its fits or heads.
 
@@ -257,12 +257,14 @@ def open_artefacts(
     )
 
 
-def read_group_of(run: Run, subject: Subject) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_group_of(
+    run: RunDirectory, subject: Subject
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Read the arrays and attributes of a fit or a head."""
     return read_group(run.em if subject.kind == "em" else run.heads, subject.name)
 
 
-def find_features(run: Run, attributes: Mapping[str, Any]) -> Path:
+def find_features(run: RunDirectory, attributes: Mapping[str, Any]) -> Path:
     """Return the store that a fit was made on, as its attributes name it."""
     name = str(attributes.get("features", "features"))
     kind, _, head = name.partition("/")

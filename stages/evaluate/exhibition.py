@@ -13,7 +13,7 @@ from pipeline.frames import resize_labels
 from pipeline.images import read_label
 from pipeline.ledger import StageRecord
 from pipeline.manifest import Image
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from stages.evaluate.artefacts import MAIN, Artefacts, read_group_of
 from stages.evaluate.content import (
     ClusterLook,
@@ -120,7 +120,7 @@ def _shorten(lines: list[str], file: str) -> list[str]:
     return [*lines[:_MOST_WARNINGS], f"{more} more images were rejected: the reasons are in {file}"]
 
 
-def list_sources(run: Run, key: str) -> dict[str, StageRecord]:
+def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
     """List the records of all that a stage was made from, each after those that it reads."""
     records: dict[str, StageRecord] = {}
 
@@ -134,7 +134,7 @@ def list_sources(run: Run, key: str) -> dict[str, StageRecord]:
     return records
 
 
-def _list_commands(run: Run, key: str) -> tuple[str, ...]:
+def _list_commands(run: RunDirectory, key: str) -> tuple[str, ...]:
     """List the commands that lead to a stage."""
     return tuple(
         f"primaps-pipe {record.stage} {run.quoted}{record.options}"

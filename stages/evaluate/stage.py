@@ -24,7 +24,7 @@ from pipeline.labels import remove_other_labels, write_label
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from stages.crf import Backend, CrfSettings, choose_backend
@@ -73,7 +73,7 @@ class Evaluate(Stage[EvaluateSettings]):
         """Return ``evaluate/<name of the fit>``, or ``evaluate/head-<name of the head>``."""
         return f"evaluate/{_subject(settings).title}"
 
-    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
         """Return ``evaluate/<name>`` for the fit or head given, or the fit that is meant."""
         subject = choose_subject(run.require(), given.get("em"), given.get("head"))
         return f"evaluate/{subject.title}"
@@ -82,14 +82,14 @@ class Evaluate(Stage[EvaluateSettings]):
         """Return ``--head``, or ``--em`` where the fit is not the default."""
         return _subject(settings).options
 
-    def inputs(self, run: Run, settings: EvaluateSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: EvaluateSettings) -> list[str]:
         """Return ``extract`` and the fit, or the head and its codes."""
         subject = _subject(settings)
         made = inspect_stage(run, subject.key).record
         codes = [key for key in made.inputs if key.startswith("encode/")] if made else []
         return list(dict.fromkeys([*subject.inputs, *codes]))
 
-    def resolve(self, run: Run, settings: EvaluateSettings) -> EvaluateSettings:
+    def resolve(self, run: RunDirectory, settings: EvaluateSettings) -> EvaluateSettings:
         """Name the fit, the splits and the CRF backend, which ``auto`` takes for the device."""
         subject = choose_subject(run.require(), settings.em, settings.head)
         manifest = read_manifest(run)
@@ -103,7 +103,7 @@ class Evaluate(Stage[EvaluateSettings]):
             crf="none" if backend is None else backend.name,
         )
 
-    def plan(self, run: Run, settings: EvaluateSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: EvaluateSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features: the images whose first window is in it."""
         manifest = read_manifest(run)
         forget_listings()
@@ -131,7 +131,7 @@ class Evaluate(Stage[EvaluateSettings]):
             facts["linear_probe"] = probe
         return Plan(shards, facts, sources={LABELS: fingerprint_labels(manifest, settings.splits)})
 
-    def prepare(self, run: Run, settings: EvaluateSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: EvaluateSettings, plan: Plan) -> None:
         """Train the linear probe that all shards score; there is nothing to allocate."""
         if not settings.linear_probe:
             return
@@ -144,7 +144,7 @@ class Evaluate(Stage[EvaluateSettings]):
         device = resolve_device(settings.device)
         write_probe(file, print_, *train_linear_probe(artefacts, windows, device))
 
-    def compute(self, run: Run, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
         artefacts = _open_with_probe(run, settings)
         images = _list_images(artefacts.manifest, settings, _shard_rows(run, shard))
@@ -171,7 +171,7 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def finish(
         self,
-        run: Run,
+        run: RunDirectory,
         settings: EvaluateSettings,
         records: dict[int, ShardRecord],
         screen: Screen,
@@ -284,11 +284,11 @@ def _subject(settings: EvaluateSettings) -> Subject:
     return name_subject(settings.em, settings.head)
 
 
-def _open(run: Run, settings: EvaluateSettings) -> Artefacts:
+def _open(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
     return open_artefacts(run, settings.em, head=settings.head, gain=settings.cosine_gain)
 
 
-def _open_with_probe(run: Run, settings: EvaluateSettings) -> Artefacts:
+def _open_with_probe(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
     """Open the artefacts, with the linear probe that was trained for this evaluation."""
     artefacts = _open(run, settings)
     if not settings.linear_probe:
@@ -297,7 +297,9 @@ def _open_with_probe(run: Run, settings: EvaluateSettings) -> Artefacts:
     return replace(artefacts, classifiers={**artefacts.classifiers, PROBE: classifier})
 
 
-def _read_trained(run: Run, settings: EvaluateSettings) -> tuple[Classifier, dict[str, Any]]:
+def _read_trained(
+    run: RunDirectory, settings: EvaluateSettings
+) -> tuple[Classifier, dict[str, Any]]:
     file = _probe_file(run, settings)
     facts = read_record(run, f"evaluate/{_subject(settings).title}").facts
     trained = read_probe(file, facts["linear_probe"])
@@ -306,11 +308,11 @@ def _read_trained(run: Run, settings: EvaluateSettings) -> tuple[Classifier, dic
     return trained
 
 
-def _probe_file(run: Run, settings: EvaluateSettings) -> Path:
+def _probe_file(run: RunDirectory, settings: EvaluateSettings) -> Path:
     return run.state(f"evaluate/{_subject(settings).title}") / "linear_probe.npz"
 
 
-def _fingerprint_probe(run: Run, settings: EvaluateSettings, manifest: Manifest) -> str:
+def _fingerprint_probe(run: RunDirectory, settings: EvaluateSettings, manifest: Manifest) -> str:
     _, attributes = read_group_of(run, _subject(settings))
     store = find_features(run, attributes)
     source = "extract" if store == run.features else f"encode/{store.stem}"
@@ -333,13 +335,13 @@ def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) ->
     return manifest.images_starting_in(rows.start, rows.stop, settings.splits)
 
 
-def _shard_rows(run: Run, shard: int) -> range:
+def _shard_rows(run: RunDirectory, shard: int) -> range:
     size = read_record(run, "extract").settings["shard_size"]
     return range(shard * size, (shard + 1) * size)
 
 
 def _collect_unreadable(
-    run: Run, settings: EvaluateSettings, records: dict[int, ShardRecord]
+    run: RunDirectory, settings: EvaluateSettings, records: dict[int, ShardRecord]
 ) -> dict[str, str]:
     """Collect the label maps that could not be read, and why."""
     unreadable: dict[str, str] = {}
@@ -352,7 +354,7 @@ def _collect_unreadable(
 
 
 def _count_unusual(
-    run: Run,
+    run: RunDirectory,
     settings: EvaluateSettings,
     manifest: Manifest,
     records: dict[int, ShardRecord],

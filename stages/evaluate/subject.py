@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import RunError, UsageError
-from pipeline.run import DEFAULT_NAME, Run
+from pipeline.run_directory import DEFAULT_NAME, RunDirectory
 from pipeline.settings import did_you_mean
 
 
@@ -56,7 +56,7 @@ def name_subject(em: str | None, head: str | None) -> Subject:
     return Subject("em", em)
 
 
-def choose_subject(run: Run, em: str | None, head: str | None) -> Subject:
+def choose_subject(run: RunDirectory, em: str | None, head: str | None) -> Subject:
     """Find what two options mean: the head, the fit, or the one fit that there is.
 
     Raises
@@ -86,14 +86,14 @@ def choose_subject(run: Run, em: str | None, head: str | None) -> Subject:
     return subject
 
 
-def _clash(run: Run, option: str, subject: Subject) -> UsageError:
+def _clash(run: RunDirectory, option: str, subject: Subject) -> UsageError:
     return UsageError(
         f"--{option} {subject.name}: a fit and a head of the run would both write to "
         f"{run.labels(subject.title).name}; give one of them another --name."
     )
 
 
-def _choose_fit(run: Run, name: str | None) -> str:
+def _choose_fit(run: RunDirectory, name: str | None) -> str:
     names = run.names("em")
     if name is not None:
         if name not in names:

@@ -27,7 +27,7 @@ from pipeline.ledger import Ledger, ShardRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.places import make_absolute
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import prepare_arrays, write_shard
@@ -50,7 +50,7 @@ class Extract(Stage[ExtractSettings]):
     unit: ClassVar[str] = "windows"
     settings_class = ExtractSettings
 
-    def resolve(self, run: Run, settings: ExtractSettings) -> ExtractSettings:
+    def resolve(self, run: RunDirectory, settings: ExtractSettings) -> ExtractSettings:
         """Fill in the dataset's splits and frame, the size and the precision."""
         from stages.extract.backbones import (
             default_size,
@@ -72,7 +72,7 @@ class Extract(Stage[ExtractSettings]):
             else resolve_precision(settings.precision, device),
         )
 
-    def plan(self, run: Run, settings: ExtractSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: ExtractSettings, screen: Screen) -> Plan:
         """List and probe the images, place their windows, find the weights."""
         from stages.extract.backbones import check_size, describe_backbone
 
@@ -144,7 +144,7 @@ class Extract(Stage[ExtractSettings]):
         return Plan(shards, facts, redo=frozenset(redo), sources=sources, payload=manifest)
 
     def _identify_weights(
-        self, run: Run, settings: ExtractSettings, screen: Screen
+        self, run: RunDirectory, settings: ExtractSettings, screen: Screen
     ) -> tuple[str, str, PipelineError | None, dict[str, Any]]:
         """Return source and digest of the weights, why they are gone, if they are, and the file."""
         if settings.backbone == HANDCRAFTED:
@@ -161,7 +161,7 @@ class Extract(Stage[ExtractSettings]):
         screen.note(f"extract: weights of {settings.backbone} from {weights.source}")
         return weights.source, weights.digest, None, {WEIGHTS: describe_file(weights.path)}
 
-    def prepare(self, run: Run, settings: ExtractSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: ExtractSettings, plan: Plan) -> None:
         """Write the manifest and allocate one array per view."""
         manifest = plan.payload
         manifest.write(run)
@@ -176,7 +176,7 @@ class Extract(Stage[ExtractSettings]):
         attributes = group_attributes(facts)
         prepare_arrays(run.features, specs, len(manifest.windows), settings.shard_size, attributes)
 
-    def compute(self, run: Run, settings: ExtractSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: ExtractSettings, shard: int) -> dict[str, Any]:
         """Extract the features of one block of windows."""
         manifest = read_manifest(run)
         facts = read_record(run, self.key(settings)).facts
@@ -206,7 +206,9 @@ class Extract(Stage[ExtractSettings]):
             "device": backbone.device.type,
         }
 
-    def find(self, run: Run, settings: ExtractSettings, records: dict[int, ShardRecord]) -> str:
+    def find(
+        self, run: RunDirectory, settings: ExtractSettings, records: dict[int, ShardRecord]
+    ) -> str:
         """Return a fingerprint of which images could not be decoded."""
         rejected = {key for record in records.values() for key in _reasons(record)}
         missed = [(r.shard, offset) for r in records.values() for offset in r.result["missed"]]
@@ -214,7 +216,7 @@ class Extract(Stage[ExtractSettings]):
 
     def finish(
         self,
-        run: Run,
+        run: RunDirectory,
         settings: ExtractSettings,
         records: dict[int, ShardRecord],
         screen: Screen,
@@ -251,7 +253,7 @@ def _window_settings(settings: ExtractSettings) -> dict[str, Any]:
     return {name: value for name, value in settings.output_settings().items() if name in names}
 
 
-def _known_images(run: Run, settings: ExtractSettings) -> tuple[Image, ...]:
+def _known_images(run: RunDirectory, settings: ExtractSettings) -> tuple[Image, ...]:
     if not (run.manifest_file.exists() and run.windows_file.exists()):
         return ()
     manifest = read_manifest(run)

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.files import read_json, remove_tree
 from pipeline.ledger import Ledger
 from pipeline.metadata import consolidate
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import ArraySpec
 from stages.extract.arrays import attention_spec, features_spec
 from stages.extract.view_settings import ViewSettings, parse_views
@@ -74,13 +74,13 @@ def lay_out(part: Part, facts: dict[str, Any]) -> list[tuple[str, ArraySpec]]:
     ]
 
 
-def open_ledger(run: Run, part: str) -> Ledger:
+def open_ledger(run: RunDirectory, part: str) -> Ledger:
     """Return the ledger of a part by its name."""
     return Ledger(run.state(f"{STAGE}/{part}"))
 
 
 def remove_outgrown(
-    run: Run, wanted: dict[str, ArraySpec], total: int, grid: Sequence[int]
+    run: RunDirectory, wanted: dict[str, ArraySpec], total: int, grid: Sequence[int]
 ) -> None:
     """Remove views that are wanted no more and fit the windows no more.
 

@@ -24,7 +24,7 @@ from pipeline.inventory import find_lost, list_files, note_files
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.settings import make_settings
 from pipeline.stage import Plan, ShardPlan, Stage
@@ -66,11 +66,11 @@ class Views(Stage[ViewSettings]):
     verb: ClassVar[str] = "extract"
     settings_class = ViewSettings
 
-    def inputs(self, run: Run, settings: ViewSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: ViewSettings) -> list[str]:
         """Return ``extract``."""
         return ["extract"]
 
-    def plan(self, run: Run, settings: ViewSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: ViewSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features."""
         extract = read_record(run, "extract")
         if settings.attention:
@@ -99,7 +99,7 @@ class Views(Stage[ViewSettings]):
         ]
         return Plan(shards, facts, payload=(extract, total, right))
 
-    def prepare(self, run: Run, settings: ViewSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: ViewSettings, plan: Plan) -> None:
         """Allocate the arrays, beside those that are there."""
         extract, total, right = plan.payload
         parts = list_parts(settings)
@@ -119,7 +119,7 @@ class Views(Stage[ViewSettings]):
         )
         remove_outgrown(run, specs, total, extract.facts["grid"])
 
-    def compute(self, run: Run, settings: ViewSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: ViewSettings, shard: int) -> dict[str, Any]:
         """Compute the parts of one block of windows that are not there yet."""
         begun = time.perf_counter()
         manifest = read_manifest(run)
@@ -166,7 +166,11 @@ class Views(Stage[ViewSettings]):
         return {"computed": [part.name for part in missing]}
 
     def finish(
-        self, run: Run, settings: ViewSettings, records: dict[int, ShardRecord], screen: Screen
+        self,
+        run: RunDirectory,
+        settings: ViewSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
     ) -> list[str]:
         """Finish the ledger of every part, and say what is there."""
         extract = read_record(run, "extract")
@@ -317,7 +321,7 @@ def _fingerprint_sources(manifest: Manifest, extract: StageRecord) -> list[str]:
     return prints
 
 
-def _find_part(run: Run, part: Part, shard: int, print_: str) -> ShardRecord | None:
+def _find_part(run: RunDirectory, part: Part, shard: int, print_: str) -> ShardRecord | None:
     """Return the record of a part of a shard where what it wrote is there."""
     record = open_ledger(run, part.name).read_shard(shard)
     right = record is not None and record.fingerprint == print_ and not find_lost(run, record.files)

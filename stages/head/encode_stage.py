@@ -16,7 +16,7 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import read_manifest
 from pipeline.memory import compute_halving
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import (
@@ -43,7 +43,7 @@ class Encode(Stage[EncodeSettings]):
         """Return ``encode/<head>``."""
         return f"encode/{settings.head}"
 
-    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
         """Return ``encode/<head>``."""
         return f"encode/{given['head']}"
 
@@ -51,12 +51,12 @@ class Encode(Stage[EncodeSettings]):
         """Return ``--name``: the head's verb encodes, too."""
         return f" --name {settings.head}"
 
-    def inputs(self, run: Run, settings: EncodeSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: EncodeSettings) -> list[str]:
         """Return ``extract``, the augmented views, and the head."""
         views = [f"views/{view}" for view in _list_augmented(run)]
         return ["extract", *views, f"head/{settings.head}"]
 
-    def plan(self, run: Run, settings: EncodeSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: EncodeSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features."""
         extract, head = read_record(run, "extract"), read_record(run, f"head/{settings.head}")
         base = fingerprint(self.name, self.version, settings.output_settings(), head.digest)
@@ -74,7 +74,7 @@ class Encode(Stage[EncodeSettings]):
         }
         return Plan(shards, facts)
 
-    def prepare(self, run: Run, settings: EncodeSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: EncodeSettings, plan: Plan) -> None:
         """Allocate one array per view."""
         extract = read_record(run, "extract")
         spec = ArraySpec(
@@ -92,7 +92,7 @@ class Encode(Stage[EncodeSettings]):
             {"head": settings.head},
         )
 
-    def compute(self, run: Run, settings: EncodeSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: EncodeSettings, shard: int) -> dict[str, Any]:
         """Encode one block of windows in every view."""
         device = resolve_device(settings.device)
         head = load_head(run, settings.head).to(device)
@@ -113,7 +113,11 @@ class Encode(Stage[EncodeSettings]):
         return {"device": device.type}
 
     def finish(
-        self, run: Run, settings: EncodeSettings, records: dict[int, ShardRecord], screen: Screen
+        self,
+        run: RunDirectory,
+        settings: EncodeSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
     ) -> list[str]:
         """Say where the codes are."""
         channels = read_record(run, f"head/{settings.head}").facts["dim"]
@@ -160,7 +164,7 @@ def encode_windows(
     return np.concatenate(parts)
 
 
-def load_head(run: Run, name: str) -> ProjectionHead:
+def load_head(run: RunDirectory, name: str) -> ProjectionHead:
     """Load a trained head, on the processor."""
     arrays, _ = read_group(run.heads, name)
     facts = read_record(run, f"head/{name}").facts
@@ -176,11 +180,11 @@ def load_head(run: Run, name: str) -> ProjectionHead:
     return head.eval()
 
 
-def _list_augmented(run: Run) -> list[str]:
+def _list_augmented(run: RunDirectory) -> list[str]:
     record = inspect_stage(run, "views").record
     return [] if record is None else list(record.facts["views"])
 
 
-def _list_views(run: Run) -> list[str]:
+def _list_views(run: RunDirectory) -> list[str]:
     augmented = _list_augmented(run)
     return ["clean", "mirror", *augmented, *(f"{view}_mirror" for view in augmented)]

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from pipeline.run import check_name
+from pipeline.run_directory import check_name
 from pipeline.settings import StageSettings, execution_setting, setting
 from stages.head.presets import COLDEST
 

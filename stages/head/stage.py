@@ -18,7 +18,7 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import read_manifest
 from pipeline.metadata import consolidate
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.shortage import explain_shortage
 from pipeline.stage import Plan, ShardPlan, Stage
@@ -51,7 +51,7 @@ class Head(Stage[HeadSettings]):
         """Return ``head/<name>``."""
         return f"head/{settings.name or settings.method}"
 
-    def choose_key(self, run: Run, given: Mapping[str, Any]) -> str:
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
         """Return ``head/<name>``, the method's where none is given."""
         method = given.get("method", HeadSettings.model_fields["method"].default)
         return f"head/{given.get('name') or method}"
@@ -61,13 +61,13 @@ class Head(Stage[HeadSettings]):
         named = "" if settings.name == settings.method else f" --name {settings.name}"
         return f" --method {settings.method}{named}"
 
-    def inputs(self, run: Run, settings: HeadSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: HeadSettings) -> list[str]:
         """Return ``extract``, and the crops, augmented views and attention that are used."""
         names = _list_views(run, settings)
         parts = [part for group, arrays in names.items() for part in _name_parts(group, arrays)]
         return ["extract", *(f"views/{part}" for part in parts)]
 
-    def resolve(self, run: Run, settings: HeadSettings) -> HeadSettings:
+    def resolve(self, run: RunDirectory, settings: HeadSettings) -> HeadSettings:
         """Fill in what the method and the dataset decide."""
         manifest = read_manifest(run.require())
         splits = manifest.choose_splits(settings.splits)
@@ -91,7 +91,7 @@ class Head(Stage[HeadSettings]):
             temperature=settings.temperature or preset.temperature,
         )
 
-    def plan(self, run: Run, settings: HeadSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: HeadSettings, screen: Screen) -> Plan:
         """Plan one shard: the training."""
         manifest = read_manifest(run)
         windows = manifest.usable_windows(splits=settings.splits)
@@ -122,11 +122,11 @@ class Head(Stage[HeadSettings]):
         }
         return Plan([ShardPlan(print_, settings.steps)], facts)
 
-    def prepare(self, run: Run, settings: HeadSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: HeadSettings, plan: Plan) -> None:
         """Nothing to allocate: a head is small and written at its end."""
 
     @explain_shortage("head")
-    def compute(self, run: Run, settings: HeadSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: HeadSettings, shard: int) -> dict[str, Any]:
         """Train, from the last checkpoint where there is one."""
         assert settings.name is not None
         device = resolve_device(settings.device)
@@ -155,7 +155,11 @@ class Head(Stage[HeadSettings]):
         }
 
     def finish(
-        self, run: Run, settings: HeadSettings, records: dict[int, ShardRecord], screen: Screen
+        self,
+        run: RunDirectory,
+        settings: HeadSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
     ) -> list[str]:
         """Say how the training ended, and whether clusters of the probe died."""
         with run.lock("heads.zarr", wait=True, say=screen.warn):
@@ -174,11 +178,13 @@ class Head(Stage[HeadSettings]):
             f"windows, loss {result['loss']:.4f}, in {run.heads / str(settings.name)}"
         ]
 
-    def _checkpoint(self, run: Run, settings: HeadSettings, fingerprint: str = "") -> Checkpoint:
+    def _checkpoint(
+        self, run: RunDirectory, settings: HeadSettings, fingerprint: str = ""
+    ) -> Checkpoint:
         return Checkpoint(run.state(self.key(settings)) / "training.npz", fingerprint)
 
 
-def _list_views(run: Run, settings: HeadSettings) -> dict[str, list[str]]:
+def _list_views(run: RunDirectory, settings: HeadSettings) -> dict[str, list[str]]:
     """Name the extra arrays that a method trains on, of those that the run holds."""
     record = inspect_stage(run, "views").record
     if record is None:
@@ -199,7 +205,7 @@ def _name_parts(group: str, arrays: list[str]) -> list[str]:
     return ["crops"] if group == "crops" else arrays
 
 
-def _open_material(run: Run, settings: HeadSettings) -> Material:
+def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
     names = _list_views(run, settings)
     arrays = open_arrays(run.features, ["clean", *(n for group in names.values() for n in group)])
 
@@ -224,7 +230,7 @@ def _open_material(run: Run, settings: HeadSettings) -> Material:
     return material.with_neighbours(settings.neighbours)
 
 
-def _write_head(run: Run, settings: HeadSettings, training: Training) -> None:
+def _write_head(run: RunDirectory, settings: HeadSettings, training: Training) -> None:
     state = training.method.head.state_dict()
     arrays = {
         f"head.{name}": (tensor.cpu().numpy(), tuple(f"axis_{i}" for i in range(tensor.ndim)))

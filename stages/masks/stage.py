@@ -19,7 +19,7 @@ from pipeline.ledger import ShardRecord
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.memory import compute_halving
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import (
@@ -51,11 +51,11 @@ class Masks(Stage[MaskSettings]):
     unit: ClassVar[str] = "windows"
     settings_class = MaskSettings
 
-    def inputs(self, run: Run, settings: MaskSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: MaskSettings) -> list[str]:
         """Return ``extract``."""
         return ["extract"]
 
-    def resolve(self, run: Run, settings: MaskSettings) -> MaskSettings:
+    def resolve(self, run: RunDirectory, settings: MaskSettings) -> MaskSettings:
         """Name the CRF backend that ``auto`` means for the device.
 
         The name is part of the fingerprint: all shards of a run are refined by one backend, and a
@@ -64,7 +64,7 @@ class Masks(Stage[MaskSettings]):
         backend = choose_backend(settings.crf, settings.device)
         return settings.replace(crf="none" if backend is None else backend.name)
 
-    def plan(self, run: Run, settings: MaskSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: MaskSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features."""
         extract = read_record(run, "extract")
         base = fingerprint(
@@ -82,7 +82,7 @@ class Masks(Stage[MaskSettings]):
         facts = {"max_proposals": settings.max_proposals, "crf": settings.crf}
         return Plan(shards, facts, payload=(extract, total))
 
-    def prepare(self, run: Run, settings: MaskSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: MaskSettings, plan: Plan) -> None:
         """Allocate the id maps and the table of proposals."""
         extract, total = plan.payload
         size, channels = extract.facts["size"], extract.facts["channels"]
@@ -116,7 +116,7 @@ class Masks(Stage[MaskSettings]):
         attributes = {"threshold": settings.threshold, "crf": settings.crf}
         prepare_arrays(run.masks, specs, total, extract.settings["shard_size"], attributes)
 
-    def compute(self, run: Run, settings: MaskSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: MaskSettings, shard: int) -> dict[str, Any]:
         """Propose, refine and pool one block of windows."""
         manifest = read_manifest(run)
         extract = read_record(run, "extract")
@@ -163,7 +163,11 @@ class Masks(Stage[MaskSettings]):
         }
 
     def finish(
-        self, run: Run, settings: MaskSettings, records: dict[int, ShardRecord], screen: Screen
+        self,
+        run: RunDirectory,
+        settings: MaskSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
     ) -> list[str]:
         """Sum up what was proposed."""
         sums = {

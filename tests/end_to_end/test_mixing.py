@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline import locks, manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from stages.masks.stage import Masks
 from tests.end_to_end.conftest import Invoke, draw_scene, hash_tree
 from tests.end_to_end.test_staleness import make_run, read_status
@@ -99,7 +99,9 @@ def run_beside(
     """Do something while masks computes a shard."""
     compute = Masks.compute
 
-    def compute_and_act(self: Masks, run: Run, settings: Any, number: int) -> dict[str, Any]:
+    def compute_and_act(
+        self: Masks, run: RunDirectory, settings: Any, number: int
+    ) -> dict[str, Any]:
         if number == shard and before:
             act()
         result = compute(self, run, settings, number)

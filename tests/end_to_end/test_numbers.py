@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import pipeline.runner
 from pipeline.ledger import Ledger
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import open_arrays, read_group
 from stages.extract import handcrafted
 from tests.conftest import REPOSITORY
@@ -332,7 +332,7 @@ def test_any_order_of_the_shards_writes_the_same_bytes(
     run_all(invoke, run, extract_options)
     assert any(order != sorted(order) for order in orders)
     assert hash_artefacts(run) == hash_artefacts(finished)
-    records = Ledger(Run(run).state("masks")).read_shards()
+    records = Ledger(RunDirectory(run).state("masks")).read_shards()
     assert list(records) == sorted(records)
 
 

@@ -27,7 +27,7 @@ import torch
 from pipeline.ledger import Ledger
 from pipeline.manifest import read_manifest
 from pipeline.metadata import encode_metadata
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import read_group, write_group
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, write_scenes
@@ -393,10 +393,10 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_a_manifest_from_elsewhere_names_nothing_outside(
     name: str, field: str, copy: Path, invoke: Invoke, tmp_path: Path
 ) -> None:
-    manifest = read_manifest(Run(copy))
+    manifest = read_manifest(RunDirectory(copy))
     evil = replace(manifest.images[0], **{field: name.format(outside=tmp_path)})
     # written as the stage writes it, checksum and all
-    replace(manifest, images=(evil, *manifest.images[1:])).write(Run(copy))
+    replace(manifest, images=(evil, *manifest.images[1:])).write(RunDirectory(copy))
     before = hash_tree(tmp_path)
     for command in ("masks", "em", "evaluate"):
         output = invoke(command, copy, "--force", "--no-progress", code=1).output
@@ -477,7 +477,7 @@ def test_a_ledger_from_elsewhere_removes_nothing_outside(
 ) -> None:
     precious = tmp_path / "precious.png"
     precious.write_bytes(b"precious")
-    ledger = Ledger(Run(copy).state("evaluate/default"))
+    ledger = Ledger(RunDirectory(copy).state("evaluate/default"))
     record = ledger.read_stage()
     assert record is not None
     evil = {"../../precious.png": (8, "00000000"), str(precious): (8, "00000000")}

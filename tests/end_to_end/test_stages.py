@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.condition import read_record
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import (
     ArraySpec,
     open_arrays,
@@ -434,7 +434,7 @@ def test_running_prototypes_are_scored_as_a_fit_of_their_own(
     assert "running_prototypes" not in metrics["one"]
 
 
-def make_head(run: Run, fit: str, name: str) -> None:
+def make_head(run: RunDirectory, fit: str, name: str) -> None:
     """Make codes of the features that are these in another order, and of a fit a head's probe."""
     arrays, attributes = read_group(run.em, fit)
     axes = ("window", "row", "column", "channel")
@@ -480,7 +480,7 @@ def test_a_head_and_a_fit_on_its_codes_are_evaluated_on_them(
 ) -> None:
     run = tmp_path / "run"
     extract_divided(invoke, run, divided)
-    make_head(Run(run), "default", "stego")
+    make_head(RunDirectory(run), "default", "stego")
     options = ("--linear-probe", "--crf", "none", "--no-progress")
     invoke("evaluate", run, "--em", "default", *options)
     output = invoke("evaluate", run, "--head", "stego", *options).output

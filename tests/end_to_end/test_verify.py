@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.manifest import read_manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
 
 # Files that say when or how long, or who held a lock: they are not artefacts.
@@ -75,7 +75,7 @@ def test_a_shard_is_named_with_its_windows_and_images(run: Path, invoke: Invoke)
     # the third window of the shard, in the middle of its chunk
     content[int(2.5 * (len(content) - 100) / 6)] ^= 16
     file.write_bytes(content)
-    manifest = read_manifest(Run(run))
+    manifest = read_manifest(RunDirectory(run))
     shard = json.loads((run / "state/extract/stage.json").read_text())["shards"]
     assert len(shard) == 3
     output = invoke("verify", run, code=1).output

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pipeline.files import checksum, note_writes, write_bytes
 from pipeline.inventory import find_lost, list_files, note_files
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 
 
 def test_files_below_the_run_are_named_as_they_were_written_last(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     with note_writes() as written:
         write_bytes(run.path / "a" / "b", b"old")
         write_bytes(tmp_path / "elsewhere", b"not ours")
@@ -24,7 +24,7 @@ def test_files_below_the_run_are_named_as_they_were_written_last(tmp_path: Path)
 
 
 def test_files_that_are_gone_or_of_another_size_are_lost(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     with note_writes() as written:
         for name in ("kept", "gone", "cut"):
             write_bytes(tmp_path / name, b"1234")

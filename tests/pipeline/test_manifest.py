@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.windows import Window
 
 NAMES = ["a", "Köln/東京 ✓", "two\nlines\t'\"\\", "a.b/c", "🦊"]
@@ -42,16 +42,16 @@ def make(names: list[str], labels: Path | None = None) -> Manifest:
 @pytest.mark.parametrize("labels", [None, Path("/data/ünder")])
 def test_it_is_read_back(tmp_path: Path, labels: Path | None) -> None:
     manifest = make(NAMES, labels).reject({2: "truncated: the file ends early"})
-    manifest.write(Run(tmp_path))
-    assert read_manifest(Run(tmp_path)) == manifest
+    manifest.write(RunDirectory(tmp_path))
+    assert read_manifest(RunDirectory(tmp_path)) == manifest
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAME, max_size=4), root=TEXT, reason=TEXT)
 def test_any_text_is_read_back(tmp_path: Path, names: list[str], root: str, reason: str) -> None:
     manifest = replace(make(names), root=Path(root)).reject(dict.fromkeys(range(1), reason))
-    manifest.write(Run(tmp_path))
-    assert read_manifest(Run(tmp_path)) == manifest
+    manifest.write(RunDirectory(tmp_path))
+    assert read_manifest(RunDirectory(tmp_path)) == manifest
 
 
 @pytest.mark.parametrize("field", ["id", "split", "path", "label"])
@@ -61,26 +61,26 @@ def test_any_text_is_read_back(tmp_path: Path, names: list[str], root: str, reas
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, field: str, name: str) -> None:
     manifest = make(["a", "b"])
     images = (manifest.images[0], replace(manifest.images[1], **{field: name}))
-    replace(manifest, images=images).write(Run(tmp_path))
+    replace(manifest, images=images).write(RunDirectory(tmp_path))
     with pytest.raises(RunError, match="in row 1, which leads out of its folder"):
-        read_manifest(Run(tmp_path))
+        read_manifest(RunDirectory(tmp_path))
 
 
 def test_dots_in_names_are_names(tmp_path: Path) -> None:
     manifest = make(["a..b", "..c/d..", "...", ". ./e"])
-    manifest.write(Run(tmp_path))
-    assert read_manifest(Run(tmp_path)) == manifest
+    manifest.write(RunDirectory(tmp_path))
+    assert read_manifest(RunDirectory(tmp_path)) == manifest
 
 
 def test_it_is_plain_parquet(tmp_path: Path) -> None:
-    make(NAMES).write(Run(tmp_path))
+    make(NAMES).write(RunDirectory(tmp_path))
     assert pq.read_table(tmp_path / "manifest.parquet")["id"].to_pylist() == NAMES
     table = pq.read_table(tmp_path / "windows.parquet")
     assert table.column_names == ["index", "image", "left", "top", "size", "width", "height"]
 
 
 def test_equal_content_is_not_written_again(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     make(NAMES).write(run)
     before = [p.stat().st_mtime_ns for p in (run.manifest_file, run.windows_file)]
     make(NAMES).write(run)
@@ -146,13 +146,13 @@ def test_label_paths() -> None:
 
 def test_a_missing_one_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
-        read_manifest(Run(tmp_path))
+        read_manifest(RunDirectory(tmp_path))
     assert str(caught.value) == (
         f"{tmp_path / 'manifest.parquet'} is missing; run `primaps-pipe extract {tmp_path}`."
     )
 
 
-def assert_unreadable(run: Run, name: str) -> None:
+def assert_unreadable(run: RunDirectory, name: str) -> None:
     with pytest.raises(RunError, match=rf"{name} cannot be read .*; delete it and run `primaps"):
         read_manifest(run)
 
@@ -160,24 +160,24 @@ def assert_unreadable(run: Run, name: str) -> None:
 @pytest.mark.parametrize("name", ["manifest.parquet", "windows.parquet"])
 @pytest.mark.parametrize("keep", [0, 3, 100, -9, -1])
 def test_a_damaged_one_gives_one_sentence(tmp_path: Path, name: str, keep: int) -> None:
-    make(NAMES).write(Run(tmp_path))
+    make(NAMES).write(RunDirectory(tmp_path))
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:keep])
-    assert_unreadable(Run(tmp_path), name)
+    assert_unreadable(RunDirectory(tmp_path), name)
 
 
 def test_damage_inside_gives_one_sentence(tmp_path: Path) -> None:
-    make(NAMES).write(Run(tmp_path))
+    make(NAMES).write(RunDirectory(tmp_path))
     file = tmp_path / "manifest.parquet"
     content = file.read_bytes()
     file.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
-    assert_unreadable(Run(tmp_path), "manifest.parquet")
+    assert_unreadable(RunDirectory(tmp_path), "manifest.parquet")
 
 
 @pytest.mark.parametrize("name", ["manifest.parquet", "windows.parquet"])
 def test_no_flipped_bit_is_read(tmp_path: Path, name: str) -> None:
     manifest = make(NAMES)
-    manifest.write(Run(tmp_path))
+    manifest.write(RunDirectory(tmp_path))
     whole = (tmp_path / name).read_bytes()
     for bit in range(0, 8 * len(whole), 131):
         content = bytearray(whole)
@@ -185,19 +185,19 @@ def test_no_flipped_bit_is_read(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(content)
         try:
             # statistics, names of the writer and the like are not read
-            assert read_manifest(Run(tmp_path)) == manifest
+            assert read_manifest(RunDirectory(tmp_path)) == manifest
         except DamageError as error:
             assert "delete it and run" in str(error)
 
 
 def test_other_columns_give_one_sentence(tmp_path: Path) -> None:
-    make(NAMES).write(Run(tmp_path))
+    make(NAMES).write(RunDirectory(tmp_path))
     pq.write_table(pa.table({"image": [1], "weight": [2]}), tmp_path / "windows.parquet")
-    assert_unreadable(Run(tmp_path), "windows.parquet")
+    assert_unreadable(RunDirectory(tmp_path), "windows.parquet")
 
 
 def test_one_of_another_program_gives_one_sentence(tmp_path: Path) -> None:
-    make(NAMES).write(Run(tmp_path))
+    make(NAMES).write(RunDirectory(tmp_path))
     table = pq.read_table(tmp_path / "manifest.parquet").replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "manifest.parquet")
-    assert_unreadable(Run(tmp_path), "manifest.parquet")
+    assert_unreadable(RunDirectory(tmp_path), "manifest.parquet")

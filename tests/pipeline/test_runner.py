@@ -15,7 +15,7 @@ from pipeline.errors import ImageError, PipelineError, RunError, ShardError, Sta
 from pipeline.files import fingerprint
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.runner import run_stage
 from pipeline.scheduler import Execution, announce
 from pipeline.settings import StageSettings, execution_setting, setting
@@ -58,7 +58,7 @@ class Square(Stage[SquareSettings]):
     def version(self) -> int:
         return Trouble.version
 
-    def plan(self, run: Run, settings: SquareSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: SquareSettings, screen: Screen) -> Plan:
         shards = [
             ShardPlan(
                 fingerprint(settings.power, self.version, min(ROWS, settings.length - start)),
@@ -68,11 +68,11 @@ class Square(Stage[SquareSettings]):
         ]
         return Plan(shards, {"grid": [2, 2]}, redo=Trouble.redo, payload=settings.length)
 
-    def prepare(self, run: Run, settings: SquareSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: SquareSettings, plan: Plan) -> None:
         Trouble.calls.append("prepare")
         prepare_arrays(run.features, {"squares": SQUARES}, plan.payload, ROWS, {})
 
-    def compute(self, run: Run, settings: SquareSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: SquareSettings, shard: int) -> dict[str, Any]:
         Trouble.calls.append(shard)
         assert Ledger(run.state("square")).read_shard(shard) is None
         if shard in Trouble.before_write:
@@ -87,7 +87,7 @@ class Square(Stage[SquareSettings]):
 
     def finish(
         self,
-        run: Run,
+        run: RunDirectory,
         settings: SquareSettings,
         records: dict[int, ShardRecord],
         screen: Screen,
@@ -105,18 +105,18 @@ class Double(Stage[StageSettings]):
     unit: ClassVar[str] = "rows"
     settings_class = StageSettings
 
-    def inputs(self, run: Run, settings: StageSettings) -> list[str]:
+    def inputs(self, run: RunDirectory, settings: StageSettings) -> list[str]:
         return ["square"]
 
-    def plan(self, run: Run, settings: StageSettings, screen: Screen) -> Plan:
+    def plan(self, run: RunDirectory, settings: StageSettings, screen: Screen) -> Plan:
         prints = read_record(run, "square").shards
         return Plan([ShardPlan(fingerprint("double", print_), ROWS) for print_ in prints])
 
-    def prepare(self, run: Run, settings: StageSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: StageSettings, plan: Plan) -> None:
         length = open_arrays(run.features, ["squares"])["squares"].shape[0]
         prepare_arrays(run.masks, {"doubles": DOUBLES}, length, ROWS, {})
 
-    def compute(self, run: Run, settings: StageSettings, shard: int) -> dict[str, Any]:
+    def compute(self, run: RunDirectory, settings: StageSettings, shard: int) -> dict[str, Any]:
         Trouble.calls.append(("double", shard))
         rows = slice(shard * ROWS, (shard + 1) * ROWS)
         block = 2 * np.asarray(open_arrays(run.features, ["squares"])["squares"][rows])
@@ -131,11 +131,11 @@ def _no_trouble() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path / "run")
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
 
 
-def square(run: Run, *, execution: Execution | None = None, **settings: Any) -> list[Any]:
+def square(run: RunDirectory, *, execution: Execution | None = None, **settings: Any) -> list[Any]:
     """Run `Square` and return what was called."""
     Trouble.calls.clear()
     chosen = SquareSettings(**settings)
@@ -143,13 +143,13 @@ def square(run: Run, *, execution: Execution | None = None, **settings: Any) -> 
     return list(Trouble.calls)
 
 
-def double(run: Run) -> list[Any]:
+def double(run: RunDirectory) -> list[Any]:
     Trouble.calls.clear()
     run_stage(Double(), run, StageSettings(), Execution(), Screen(progress=False))
     return list(Trouble.calls)
 
 
-def squares(run: Run) -> list[int]:
+def squares(run: RunDirectory) -> list[int]:
     array = np.asarray(open_arrays(run.features, ["squares"])["squares"][...])
     assert (array[:, 0] == array[:, 1]).all()
     return array[:, 0].tolist()
@@ -159,7 +159,9 @@ def files(folder: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_first_run_computes_all_shards(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_first_run_computes_all_shards(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert square(run) == ["prepare", 0, 1, 2, "finish"]
     assert squares(run) == [0, 1, 4, 9, 16]
     record = read_record(run, "square")
@@ -180,26 +182,26 @@ def test_a_first_run_computes_all_shards(run: Run, capsys: pytest.CaptureFixture
     ]
 
 
-def test_a_second_run_touches_no_file(run: Run) -> None:
+def test_a_second_run_touches_no_file(run: RunDirectory) -> None:
     square(run)
     before = files(run.path)
     assert square(run) == ["prepare"]
     assert files(run.path) == before
 
 
-def test_execution_settings_recompute_nothing(run: Run) -> None:
+def test_execution_settings_recompute_nothing(run: RunDirectory) -> None:
     square(run)
     assert square(run, speed=9) == ["prepare"]
     assert run.read_settings("square")["speed"] == 9
 
 
-def test_missing_shards_alone_are_computed(run: Run) -> None:
+def test_missing_shards_alone_are_computed(run: RunDirectory) -> None:
     square(run)
     Ledger(run.state("square")).drop(1)
     assert square(run) == ["prepare", 1, "finish"]
 
 
-def test_settings_make_shards_stale(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_make_shards_stale(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     square(run)
     capsys.readouterr()
     assert square(run, power=3) == ["prepare", 0, 1, 2, "finish"]
@@ -207,7 +209,9 @@ def test_settings_make_shards_stale(run: Run, capsys: pytest.CaptureFixture[str]
     assert "square: 3 shards are stale: power 2 -> 3" in capsys.readouterr().err
 
 
-def test_a_version_makes_shards_stale(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_version_makes_shards_stale(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
     square(run)
     Trouble.version = 2
     condition = inspect_stage(run, "square", {"square": 2})
@@ -218,13 +222,13 @@ def test_a_version_makes_shards_stale(run: Run, capsys: pytest.CaptureFixture[st
     assert inspect_stage(run, "square", {"square": 2}).state == "fresh"
 
 
-def test_more_rows_keep_whole_shards(run: Run) -> None:
+def test_more_rows_keep_whole_shards(run: RunDirectory) -> None:
     square(run)
     assert square(run, length=7) == ["prepare", 2, 3, "finish"]
     assert squares(run) == [0, 1, 4, 9, 16, 25, 36]
 
 
-def test_shards_beyond_the_plan_are_dropped(run: Run) -> None:
+def test_shards_beyond_the_plan_are_dropped(run: RunDirectory) -> None:
     square(run, length=8)
     assert square(run, length=4) == ["prepare", "finish"]
     assert list(Ledger(run.state("square")).read_shards()) == [0, 1]
@@ -234,12 +238,12 @@ def test_shards_beyond_the_plan_are_dropped(run: Run) -> None:
     assert squares(run) == [i * i for i in range(8)]
 
 
-def test_force_computes_all(run: Run) -> None:
+def test_force_computes_all(run: RunDirectory) -> None:
     square(run)
     assert square(run, execution=Execution(force=True)) == ["prepare", 0, 1, 2, "finish"]
 
 
-def test_the_plan_may_ask_for_a_shard_again(run: Run) -> None:
+def test_the_plan_may_ask_for_a_shard_again(run: RunDirectory) -> None:
     square(run)
     Trouble.redo = frozenset({1})
     assert square(run) == ["prepare", 1, "finish"]
@@ -247,7 +251,7 @@ def test_the_plan_may_ask_for_a_shard_again(run: Run) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_dry_run_writes_nothing(
-    run: Run, force: bool, capsys: pytest.CaptureFixture[str]
+    run: RunDirectory, force: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dry = Execution(dry_run=True, force=force)
     assert square(run, execution=dry) == []
@@ -260,7 +264,7 @@ def test_a_dry_run_writes_nothing(
     assert "square: 5 of 5 shards to compute (9 rows in all)" in capsys.readouterr().err
 
 
-def test_a_failing_shard_leaves_the_others(run: Run) -> None:
+def test_a_failing_shard_leaves_the_others(run: RunDirectory) -> None:
     Trouble.on_shard = {1: ValueError("broken")}
     with pytest.raises(ShardError) as caught:
         square(run)
@@ -275,7 +279,7 @@ def test_a_failing_shard_leaves_the_others(run: Run) -> None:
     assert squares(run) == [0, 1, 4, 9, 16]
 
 
-def test_a_lone_shard_raises_its_own_sentence(run: Run) -> None:
+def test_a_lone_shard_raises_its_own_sentence(run: RunDirectory) -> None:
     Trouble.on_shard = {0: ImageError("too dark")}
     with pytest.raises(ImageError, match=r"^too dark$"):
         square(run, length=2)
@@ -285,13 +289,13 @@ def test_a_lone_shard_raises_its_own_sentence(run: Run) -> None:
 
 
 def test_a_record_is_dropped_before_its_bytes_change(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # compute() asserts the same of every shard
     square(run)
     seen: list[list[int]] = []
 
-    def look(self: Square, run: Run, settings: SquareSettings, plan: Plan) -> None:
+    def look(self: Square, run: RunDirectory, settings: SquareSettings, plan: Plan) -> None:
         seen.append(list(Ledger(run.state("square")).read_shards()))
         record = Ledger(run.state("square")).read_stage()
         assert record is not None
@@ -307,7 +311,7 @@ def test_a_record_is_dropped_before_its_bytes_change(
 
 @pytest.mark.parametrize("place", ["before_write", "on_shard"])
 @pytest.mark.parametrize("shard", [0, 1, 2])
-def test_an_interrupted_run_goes_on(run: Run, place: str, shard: int) -> None:
+def test_an_interrupted_run_goes_on(run: RunDirectory, place: str, shard: int) -> None:
     square(run, power=3)
     setattr(Trouble, place, {shard: KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
@@ -318,7 +322,7 @@ def test_an_interrupted_run_goes_on(run: Run, place: str, shard: int) -> None:
     assert squares(run) == [0, 1, 4, 9, 16]
 
 
-def test_an_interrupted_run_may_go_back_to_the_old_settings(run: Run) -> None:
+def test_an_interrupted_run_may_go_back_to_the_old_settings(run: RunDirectory) -> None:
     square(run, power=3)
     Trouble.on_shard = {1: KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
@@ -328,7 +332,7 @@ def test_an_interrupted_run_may_go_back_to_the_old_settings(run: Run) -> None:
     assert squares(run) == [0, 1, 8, 27, 64]
 
 
-def test_finish_runs_again_after_a_crash_before_its_end(run: Run) -> None:
+def test_finish_runs_again_after_a_crash_before_its_end(run: RunDirectory) -> None:
     Trouble.on_finish = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         square(run)
@@ -341,14 +345,14 @@ def test_finish_runs_again_after_a_crash_before_its_end(run: Run) -> None:
     require_fresh(run, "square")
 
 
-def test_a_setting_that_changes_no_shard_is_recorded(run: Run) -> None:
+def test_a_setting_that_changes_no_shard_is_recorded(run: RunDirectory) -> None:
     square(run)
     assert square(run, note="for the paper") == ["prepare", "finish"]
     assert require_fresh(run, "square").settings["note"] == "for the paper"
     assert square(run, note="for the paper") == ["prepare"]
 
 
-def test_require_fresh_asks_for_a_run(run: Run) -> None:
+def test_require_fresh_asks_for_a_run(run: RunDirectory) -> None:
     with pytest.raises(RunError, match=r"is no run directory"):
         require_fresh(run, "square")
 
@@ -357,7 +361,7 @@ def test_require_fresh_asks_for_a_run(run: Run) -> None:
     ("key", "command"),
     [("square", "square {run}"), ("em/k12", "em {run}")],
 )
-def test_require_fresh_says_what_was_not_run(run: Run, key: str, command: str) -> None:
+def test_require_fresh_says_what_was_not_run(run: RunDirectory, key: str, command: str) -> None:
     run.create()
     with pytest.raises(RunError) as caught:
         require_fresh(run, key)
@@ -369,7 +373,7 @@ def test_require_fresh_says_what_was_not_run(run: Run, key: str, command: str) -
         read_record(run, key)
 
 
-def test_a_stage_needs_its_inputs(run: Run) -> None:
+def test_a_stage_needs_its_inputs(run: RunDirectory) -> None:
     run.create()
     with pytest.raises(RunError, match="square has not been run"):
         double(run)
@@ -381,7 +385,7 @@ def test_a_stage_needs_its_inputs(run: Run) -> None:
     assert run.keys() == ["square"]
 
 
-def test_changed_inputs_make_stale(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_inputs_make_stale(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     square(run)
     double(run)
     assert double(run) == []
@@ -400,7 +404,7 @@ def test_changed_inputs_make_stale(run: Run, capsys: pytest.CaptureFixture[str])
     assert require_fresh(run, "double").inputs == {"square": read_record(run, "square").digest}
 
 
-def test_staleness_is_found_upstream(run: Run) -> None:
+def test_staleness_is_found_upstream(run: RunDirectory) -> None:
     square(run)
     double(run)
     assert inspect_stage(run, "double", {"square": 1, "double": 1}).state == "fresh"
@@ -411,9 +415,9 @@ def test_staleness_is_found_upstream(run: Run) -> None:
 
 
 def test_inputs_that_change_no_shard_do_not_stay_stale(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(self: Double, run: Run, settings: StageSettings, screen: Screen) -> Plan:
+    def plan(self: Double, run: RunDirectory, settings: StageSettings, screen: Screen) -> Plan:
         return Plan([ShardPlan("always the same", ROWS)])
 
     monkeypatch.setattr(Double, "plan", plan)
@@ -425,13 +429,13 @@ def test_inputs_that_change_no_shard_do_not_stay_stale(
     assert inspect_stage(run, "double").state == "fresh"
 
 
-def test_records_hold_plain_values(run: Run) -> None:
+def test_records_hold_plain_values(run: RunDirectory) -> None:
     square(run)
     record = read_record(run, "square")
     assert asdict(record)["facts"] == {"grid": [2, 2]}
     assert all(len(print_) == 32 for print_ in record.shards)
 
 
-def test_progress_reaches_the_screen(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_reaches_the_screen(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     run_stage(Square(), run, SquareSettings(), Execution(), Screen())
     assert "square: 5/5 rows, " in capsys.readouterr().err

@@ -18,7 +18,7 @@ from pipeline.inventory import list_files
 from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.metadata import consolidate, is_consolidated
 from pipeline.progress import Counter
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.store import write_group
 from pipeline.verification import Damage, count_shards, verify_run
 
@@ -26,9 +26,9 @@ NAMES = ("one", "two")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunDirectory:
     """A run in which a stage has finished two shards and a summary."""
-    run = Run(tmp_path / "run").create()
+    run = RunDirectory(tmp_path / "run").create()
     run.write_settings("paint", {"coats": 2}, {})
     ledger = Ledger(run.state("paint"))
     for shard, name in enumerate(NAMES):
@@ -42,17 +42,17 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def verify(run: Run) -> list[Damage]:
+def verify(run: RunDirectory) -> list[Damage]:
     return list(verify_run(run, lambda total: Counter()).damages)
 
 
-def test_nothing_is_found_where_nothing_is_wrong(run: Run) -> None:
+def test_nothing_is_found_where_nothing_is_wrong(run: RunDirectory) -> None:
     findings = verify_run(run, lambda total: Counter())
     assert findings.damages == ()
     assert (findings.files, findings.bytes) == (3, 64)
 
 
-def test_files_of_shards_and_of_the_stage(run: Run) -> None:
+def test_files_of_shards_and_of_the_stage(run: RunDirectory) -> None:
     (run.path / "one").write_bytes(b"ONE" * 10)
     (run.path / "two").write_bytes(b"two")
     (run.path / "summary").unlink()
@@ -64,7 +64,7 @@ def test_files_of_shards_and_of_the_stage(run: Run) -> None:
     assert count_shards(verify(run)) == 2
 
 
-def test_records(run: Run) -> None:
+def test_records(run: RunDirectory) -> None:
     state = run.path / "state/paint"
     (state / "shards/000000.json").unlink()
     (state / "shards/000001.json").write_text("{}")
@@ -79,13 +79,13 @@ def test_records(run: Run) -> None:
     }
 
 
-def test_what_is_not_finished_may_lack_shards(run: Run) -> None:
+def test_what_is_not_finished_may_lack_shards(run: RunDirectory) -> None:
     ledger = Ledger(run.state("paint"))
     ledger.write_stage(StageRecord("paint", 1, {}, {}, ["p"] * 3, {}))
     assert verify(run) == []
 
 
-def test_settings_and_their_copy(run: Run) -> None:
+def test_settings_and_their_copy(run: RunDirectory) -> None:
     text = run.settings_file.read_text()
     run.settings_file.write_text(text.replace("coats: 2", "coats: 3"))
     assert [d.describe() for d in verify(run)] == ["run.yaml is not as it was written"]
@@ -94,7 +94,7 @@ def test_settings_and_their_copy(run: Run) -> None:
     assert [d.describe() for d in verify(run)] == ["state/run.yaml is gone"]
 
 
-def test_checkpoints(run: Run) -> None:
+def test_checkpoints(run: RunDirectory) -> None:
     checkpoint = Checkpoint(run.state("paint") / "fit.npz", "abc")
     checkpoint.save({}, {"epoch": 3})
     assert verify(run) == []
@@ -106,10 +106,10 @@ def test_checkpoints(run: Run) -> None:
 
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run directory"):
-        verify(Run(tmp_path / "none"))
+        verify(RunDirectory(tmp_path / "none"))
 
 
-def test_settings_that_were_edited_are_no_damage(run: Run) -> None:
+def test_settings_that_were_edited_are_no_damage(run: RunDirectory) -> None:
     lines = run.settings_file.read_text().replace("coats: 2", "coats: 3").splitlines()
     run.settings_file.write_text("\n".join(lines[:-1]) + "\n")
     assert verify(run) == []
@@ -119,7 +119,7 @@ def test_settings_that_were_edited_are_no_damage(run: Run) -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_stage_that_is_finished_or_begun_meanwhile(
-    run: Run, monkeypatch: pytest.MonkeyPatch, begun: bool
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     ledger = Ledger(run.state("paint"))
     finished, record = ledger.read_stage(), ledger.read_shard(1)
@@ -150,7 +150,7 @@ def test_a_stage_that_is_finished_or_begun_meanwhile(
     assert verify(run) == []
 
 
-def write_fit(run: Run, name: str, *, finished: bool) -> None:
+def write_fit(run: RunDirectory, name: str, *, finished: bool) -> None:
     """Write a fit as a stage does, which is then finished or still at work."""
     ledger = Ledger(run.state(f"em/{name}"))
     with note_writes() as written:
@@ -161,7 +161,7 @@ def write_fit(run: Run, name: str, *, finished: bool) -> None:
     ledger.write_stage(StageRecord("em", 1, {}, {}, ["p"], {}, finished=finished))
 
 
-def test_the_metadata_of_a_store_that_is_being_written(run: Run) -> None:
+def test_the_metadata_of_a_store_that_is_being_written(run: RunDirectory) -> None:
     shared = run.em / "zarr.json"
     write_fit(run, "first", finished=False)
     assert verify(run) == []
@@ -184,7 +184,7 @@ def test_the_metadata_of_a_store_that_is_being_written(run: Run) -> None:
 
 
 def test_a_fit_that_is_finished_between_two_looks(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_fit(run, "first", finished=True)
     write_fit(run, "second", finished=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import MemoryShortError
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.stage import Stage
 from stages.em import stage as em_stage
 from stages.em.settings import EmSettings
@@ -48,7 +48,7 @@ def test_fits_and_trainings_say_so(
 ) -> None:
     monkeypatch.setattr(module, function, refuse)
     with pytest.raises(MemoryShortError, match=rf"^{stage.name}: memory is short \(8 bytes were"):
-        stage.compute(Run(tmp_path), settings, 0)
+        stage.compute(RunDirectory(tmp_path), settings, 0)
 
 
 def test_codes_are_the_same_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import WeightsError
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution
 from pipeline.settings import StageSettings
 from workflows.demo import job
@@ -20,14 +20,14 @@ def test_offline_it_goes_on_handcrafted_and_warns(
 ) -> None:
     backbones = []
 
-    def run_recipe(run: Run, settings: dict[str, StageSettings], *_: Any) -> Path:
+    def run_recipe(run: RunDirectory, settings: dict[str, StageSettings], *_: Any) -> Path:
         backbones.append(settings["extract"].model_dump()["backbone"])
         if len(backbones) == 1:
             raise WeightsError("no source answers.")
         return run.path / "report" / "index.html"
 
     monkeypatch.setattr(job, "run_recipe", run_recipe)
-    report = job.run_demo(Run(tmp_path / "run"), Execution(), Screen())
+    report = job.run_demo(RunDirectory(tmp_path / "run"), Execution(), Screen())
     assert backbones == ["vit_small_patch14_dinov2.lvd142m", "handcrafted"]
     assert report.name == "index.html"
     screen = capsys.readouterr().err

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from pipeline.errors import WeightsError
 from pipeline.progress import Screen
-from pipeline.run import DEFAULT_NAME, Run
+from pipeline.run_directory import DEFAULT_NAME, RunDirectory
 from pipeline.scheduler import Execution
 from stages.extract.settings import HANDCRAFTED
 from workflows.demo.photographs import write_photographs
 from workflows.recipes import Recipe, read_recipe, resolve_recipe, run_recipe
 
 
-def run_demo(run: Run, execution: Execution, screen: Screen) -> Path:
+def run_demo(run: RunDirectory, execution: Execution, screen: Screen) -> Path:
     """Run all four stages on the photographs in scikit-image's and scikit-learn's wheels.
 
     Where no source of pretrained weights answers, it goes on with hand-crafted features, and says

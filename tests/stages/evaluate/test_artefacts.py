@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from stages.evaluate.artefacts import MAIN, RUNNING, _read_classifiers, find_features
 
 
@@ -60,7 +60,7 @@ def test_a_group_that_is_no_classifier_is_refused() -> None:
 
 
 def test_features_are_those_of_the_run_or_codes(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     assert find_features(run, {}) == run.features
     assert find_features(run, {"features": "features"}) == run.features
     assert find_features(run, {"features": "codes/stego"}) == run.codes("stego")

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunError, UsageError
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from stages.evaluate.subject import Subject, choose_subject
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
 
 
-def begin(run: Run, *keys: str) -> None:
+def begin(run: RunDirectory, *keys: str) -> None:
     for key in keys:
         run.state(key).mkdir(parents=True)
         (run.state(key) / "stage.json").write_text("{}")
 
 
-def test_a_fit_that_nobody_named_is_the_default_or_the_only_one(run: Run) -> None:
+def test_a_fit_that_nobody_named_is_the_default_or_the_only_one(run: RunDirectory) -> None:
     with pytest.raises(RunError, match="no fit yet"):
         choose_subject(run, None, None)
     begin(run, "em/k12")
@@ -37,7 +37,7 @@ def test_a_fit_that_nobody_named_is_the_default_or_the_only_one(run: Run) -> Non
         choose_subject(run, "k1", None)
 
 
-def test_a_head_has_names_of_its_own(run: Run) -> None:
+def test_a_head_has_names_of_its_own(run: RunDirectory) -> None:
     with pytest.raises(UsageError, match=r"no head yet.*primaps-pipe head"):
         choose_subject(run, None, "stego")
     begin(run, "head/stego", "em/default")
@@ -51,7 +51,7 @@ def test_a_head_has_names_of_its_own(run: Run) -> None:
         choose_subject(run, "default", "stego")
 
 
-def test_a_fit_and_a_head_never_write_to_the_same_folder(run: Run) -> None:
+def test_a_fit_and_a_head_never_write_to_the_same_folder(run: RunDirectory) -> None:
     begin(run, "head/stego", "em/head-stego")
     for em, head in ((None, "stego"), ("head-stego", None), (None, None)):
         with pytest.raises(UsageError, match="labels-head-stego"):

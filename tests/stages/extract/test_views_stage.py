@@ -22,7 +22,7 @@ from pipeline.frames import read_frame
 from pipeline.ledger import Ledger, StageRecord
 from pipeline.manifest import read_manifest
 from pipeline.progress import Screen
-from pipeline.run import Run
+from pipeline.run_directory import RunDirectory
 from pipeline.runner import run_stage
 from pipeline.scheduler import Execution
 from pipeline.store import open_arrays, read_rows
@@ -56,8 +56,8 @@ def pictures(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "pictures", range(10, 15))
 
 
-def extract(path: Path, pictures: Path, **settings: Any) -> Run:
-    run = Run(path)
+def extract(path: Path, pictures: Path, **settings: Any) -> RunDirectory:
+    run = RunDirectory(path)
     given: dict[str, Any] = {"backbone": "handcrafted", "size": SIZE, "shard_size": 2}
     given["frame"] = "centre"
     given |= {"dataset": "folder", "root": pictures, "batch_size": 3} | settings
@@ -65,13 +65,13 @@ def extract(path: Path, pictures: Path, **settings: Any) -> Run:
     return run
 
 
-def view(run: Run, settings: ViewSettings, **execution: Any) -> StageRecord:
+def view(run: RunDirectory, settings: ViewSettings, **execution: Any) -> StageRecord:
     record = run_stage(Views(), run, settings, Execution(**execution), QUIET)
     assert record is not None
     return record
 
 
-def read_all(run: Run) -> dict[str, np.ndarray]:
+def read_all(run: RunDirectory) -> dict[str, np.ndarray]:
     """Read all arrays of the features by name."""
     names = sorted(path.name for path in run.features.iterdir() if path.is_dir())
     return {
@@ -79,7 +79,7 @@ def read_all(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def list_times(run: Run, *arrays: str) -> dict[str, int]:
+def list_times(run: RunDirectory, *arrays: str) -> dict[str, int]:
     return {
         str(file): file.stat().st_mtime_ns
         for array in arrays
@@ -289,7 +289,7 @@ def test_force_with_another_view_computes_all_again(tmp_path: Path, pictures: Pa
     assert all(again[file] != times[file] for file in times if "/c/" in file)
 
 
-def read_all_checked(run: Run) -> None:
+def read_all_checked(run: RunDirectory) -> None:
     array = open_arrays(run.features, ["crop_5"])["crop_5"]
     read_rows(array, 0, array.shape[0])
 
@@ -371,7 +371,7 @@ def test_nothing_asked_is_nothing_done(tmp_path: Path, pictures: Path) -> None:
 
 def test_without_features_there_are_no_views(tmp_path: Path) -> None:
     with pytest.raises(RunError):
-        view(Run(tmp_path / "run"), ALL)
+        view(RunDirectory(tmp_path / "run"), ALL)
 
 
 def test_attention_is_cached_of_a_transformer(tmp_path: Path, pictures: Path) -> None:

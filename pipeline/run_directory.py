@@ -26,10 +26,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDirectory:
     """One run directory, or one prefix of an object store.
 
-    ``Run(path)`` names the directory and touches nothing; :meth:`create` makes it and
+    ``RunDirectory(path)`` names the directory and touches nothing; :meth:`create` makes it and
     :meth:`require` refuses one that is not there.
     """
 
@@ -91,7 +91,7 @@ class Run:
         """Return the ledger folder of a stage (``extract``, ``em/k12``)."""
         return self.path / "state" / key
 
-    def create(self) -> Run:
+    def create(self) -> RunDirectory:
         """Make the directory.
 
         Raises
@@ -143,7 +143,7 @@ class Run:
             if folder and not any(self.path.iterdir()):
                 self.path.rmdir()
 
-    def require(self) -> Run:
+    def require(self) -> RunDirectory:
         """Return self if the directory is a run.
 
         Raises

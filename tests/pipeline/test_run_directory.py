@@ -8,18 +8,18 @@ import pytest
 import yaml
 
 from pipeline.errors import DamageError, RunError, UsageError
-from pipeline.run import DEFAULT_NAME, Run, check_name, is_sealed
+from pipeline.run_directory import DEFAULT_NAME, RunDirectory, check_name, is_sealed
 
 
 def test_naming_a_run_touches_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     assert run.read_settings("extract") == {}
     assert run.keys() == []
     assert not run.path.exists()
 
 
 def test_create_makes_it_and_may_be_repeated(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a" / "run").create()
+    run = RunDirectory(tmp_path / "a" / "run").create()
     run.write_settings("extract", {"size": 320}, {})
     before = run.settings_file.stat().st_mtime_ns
     assert run.create().require() is run
@@ -29,29 +29,29 @@ def test_create_makes_it_and_may_be_repeated(tmp_path: Path) -> None:
 
 def test_create_takes_an_empty_folder_and_hidden_files(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_bytes(b"")
-    Run(tmp_path).create().require()
+    RunDirectory(tmp_path).create().require()
 
 
 def test_create_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_bytes(b"")
     with pytest.raises(RunError, match=r"is not empty and holds no run\.yaml; give a new or empty"):
-        Run(tmp_path).create()
+        RunDirectory(tmp_path).create()
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_create_refuses_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RunError, match=r"^cannot make the run directory .*: File exists\.$"):
-        Run(tmp_path / "file").create()
+        RunDirectory(tmp_path / "file").create()
 
 
 def test_require_says_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="start with `primaps-pipe extract"):
-        Run(tmp_path).require()
+        RunDirectory(tmp_path).require()
 
 
 def test_settings_of_stages_stand_side_by_side(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("extract", {"root": "Fotos/Köln", "splits": ["a"], "limit": None}, {})
     run.write_settings("em/default", {"classes": 3}, {})
     run.write_settings("em/k12", {"classes": 12}, {})
@@ -66,7 +66,7 @@ def test_settings_of_stages_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_what_was_given_is_remembered_apart(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("masks", {"threshold": 0.5, "gain": 10.0}, {"threshold": 0.5})
     assert run.read_settings("masks") == {"threshold": 0.5, "gain": 10.0}
     assert run.read_given("masks") == {"threshold": 0.5}
@@ -74,7 +74,7 @@ def test_what_was_given_is_remembered_apart(tmp_path: Path) -> None:
 
 
 def test_keys_are_those_of_the_ledger(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     for key in ("em/k12", "extract", "em/default"):
         run.state(key).mkdir(parents=True)
         (run.state(key) / "stage.json").write_text("{}")
@@ -83,11 +83,11 @@ def test_keys_are_those_of_the_ledger(tmp_path: Path) -> None:
 
 
 def test_a_lock_keeps_others_out_and_is_let_go(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     with (
         run.lock("em/k12", wait=False),
         pytest.raises(RunError, match=r"^another process is computing em/k12 in "),
-        Run(tmp_path).lock("em/k12", wait=False),
+        RunDirectory(tmp_path).lock("em/k12", wait=False),
     ):
         pass
     with run.lock("em/k12", wait=False), run.lock("em/k20", wait=False):
@@ -95,7 +95,7 @@ def test_a_lock_keeps_others_out_and_is_let_go(tmp_path: Path) -> None:
 
 
 def test_an_unused_run_is_taken_back(tmp_path: Path) -> None:
-    new, mine = Run(tmp_path / "new"), Run(tmp_path / "mine")
+    new, mine = RunDirectory(tmp_path / "new"), RunDirectory(tmp_path / "mine")
     mine.path.mkdir()
     (mine.path / ".hidden").write_bytes(b"")
     for run, folder in ((new, True), (mine, False)):
@@ -106,7 +106,7 @@ def test_an_unused_run_is_taken_back(tmp_path: Path) -> None:
 
 
 def test_equal_settings_are_not_written_again(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("extract", {"size": 320}, {})
     before = run.settings_file.stat().st_mtime_ns
     run.write_settings("extract", {"size": 320}, {})
@@ -127,7 +127,7 @@ def test_equal_settings_are_not_written_again(tmp_path: Path) -> None:
     ],
 )
 def test_foreign_yaml_gives_one_sentence(tmp_path: Path, text: str, message: str) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     run.settings_file.write_text(text)
     with pytest.raises(RunError, match=message) as caught:
         run.read_settings("extract")
@@ -135,7 +135,7 @@ def test_foreign_yaml_gives_one_sentence(tmp_path: Path, text: str, message: str
 
 
 def test_names_of_fits_become_folders(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     assert run.labels(DEFAULT_NAME) == tmp_path / "labels"
     assert run.labels("k12") == tmp_path / "labels-k12"
     assert run.report(DEFAULT_NAME) == tmp_path / "report"
@@ -157,7 +157,7 @@ def test_bad_names(name: str) -> None:
 
 
 def test_a_changed_settings_file_is_refused_or_taken_as_it_is(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("em/default", {"classes": 3}, {"classes": 3})
     text = run.settings_file.read_text()
     run.settings_file.write_text(text.replace("classes: 3", "classes: 2"))
@@ -169,7 +169,7 @@ def test_a_changed_settings_file_is_refused_or_taken_as_it_is(tmp_path: Path) ->
 
 
 def test_a_lost_settings_file_is_restored_rather_than_begun_anew(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("em/default", {"classes": 3}, {})
     run.settings_file.unlink()
     for command in (run.require, run.create, lambda: run.read_given("em/default")):
@@ -179,7 +179,7 @@ def test_a_lost_settings_file_is_restored_rather_than_begun_anew(tmp_path: Path)
 
 
 def test_an_edited_settings_file_is_sealed_and_copied(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("em/default", {"classes": 3}, {"classes": 3})
     text = run.settings_file.read_text()
     above = "\n".join(text.splitlines()[:-1]) + "\n"
@@ -202,7 +202,7 @@ def test_an_edited_settings_file_is_sealed_and_copied(tmp_path: Path) -> None:
 
 
 def test_what_is_no_edit(tmp_path: Path) -> None:
-    run = Run(tmp_path).create()
+    run = RunDirectory(tmp_path).create()
     run.write_settings("em/default", {"classes": 3}, {"classes": 3})
     whole = run.settings_file.read_bytes()
     for bit in range(8 * len(whole)):
