@@ -83,7 +83,7 @@ def fit_ours(state: FitState, batches: Batches) -> float:
     """Run one epoch; return its mean loss."""
     fresh = FitState(state.running, state.momentum, state.initial)
     moved = ([FitBatch(features.float(), ids)] for features, ids in batches)
-    return run_em_epoch(fresh, moved, SETTINGS)[0]
+    return run_em_epoch(fresh, moved, SETTINGS).loss
 
 
 def fit_literally(state: FitState, batches: Batches) -> float:

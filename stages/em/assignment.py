@@ -28,10 +28,13 @@ class Assignment:
         uint8 [window, y, x]: the class of the pixel's proposal, ``IGNORE`` where there is none.
     usage
         int64 [class]: labelled pixels of each class.
+    agreed
+        int64, a scalar: labelled pixels whose own largest class is that of their proposal.
     """
 
     labels: Tensor
     usage: Tensor
+    agreed: Tensor
 
 
 def assign_proposals(logits: Tensor, proposals: Tensor) -> Assignment:
@@ -52,21 +55,25 @@ def assign_proposals(logits: Tensor, proposals: Tensor) -> Assignment:
     if runs_compiled(logits):
         return _assign_compiled(logits, proposals)
     classes, size = logits.shape[1], (proposals.shape[-2], proposals.shape[-1])
-    labels = vote_proposals(predict_pixels(logits, size), proposals, classes)
-    return Assignment(labels.to(torch.uint8), count_numbers(labels, _NUMBERS)[:classes])
+    predictions = predict_pixels(logits, size)
+    labels = vote_proposals(predictions, proposals, classes)
+    usage = count_numbers(labels, _NUMBERS)[:classes]
+    return Assignment(labels.to(torch.uint8), usage, (predictions == labels).sum())
 
 
 def _assign_compiled(logits: Tensor, proposals: Tensor) -> Assignment:
     padded, ids = pad_classes(logits), proposals.contiguous().numpy()
     labels = np.empty_like(ids)
-    usage = np.zeros(padded.shape[:2], np.int64)
+    usage, agreed = np.zeros(padded.shape[:2], np.int64), np.zeros(len(ids), np.int64)
 
     def vote(run: slice) -> None:
-        vote_windows(padded[run], ids[run], labels[run], usage[run])
+        vote_windows(padded[run], ids[run], labels[run], usage[run], agreed[run])
 
     map_windows(vote, len(ids))
     return Assignment(
-        torch.from_numpy(labels), torch.from_numpy(usage.sum(axis=0)[: logits.shape[1]])
+        torch.from_numpy(labels),
+        torch.from_numpy(usage.sum(axis=0)[: logits.shape[1]]),
+        torch.tensor(agreed.sum()),
     )
 
 

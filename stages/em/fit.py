@@ -14,7 +14,7 @@ from pipeline.team import INLINE, Team
 from stages.em.groups import add_in_order
 from stages.em.initialisation import ReadSample, find_initial_directions
 from stages.em.pieces import cluster_piece, differentiate_piece, predict_piece, sum_piece
-from stages.em.prototypes import Prototypes, make_prototypes, update_momentum
+from stages.em.prototypes import Prototypes, make_prototypes, measure_turn, update_momentum
 from stages.em.settings import EmSettings
 from stages.em.updates import weigh_classes
 
@@ -42,6 +42,10 @@ class FitState:
         Mean loss of every finished epoch.
     usage
         Share of the labelled positions of each class, for every finished epoch.
+    scores
+        What an epoch can be judged by without labels, for every finished epoch: ``agreement``
+        (see :class:`Epoch`; PriMaPs-EM alone) and ``turn``, the mean angle by which the epoch
+        turned the running prototypes, in degrees.
     """
 
     running: Prototypes
@@ -52,6 +56,27 @@ class FitState:
     step: int = 0
     loss: list[float] = field(default_factory=list)
     usage: list[list[float]] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch says of itself.
+
+    Attributes
+    ----------
+    loss
+        The steps' mean.
+    usage
+        Share of the labelled positions of each class.
+    agreement
+        Share of the labelled pixels whose own class is that of their proposal: how much of what
+        the prototypes say of single pixels the proposals confirm. None without proposals.
+    """
+
+    loss: float
+    usage: list[float]
+    agreement: float | None
 
 
 def initialise(
@@ -97,8 +122,8 @@ def start_at(directions: Tensor) -> FitState:
 
 def run_kmeans_epoch(
     state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
-) -> tuple[float, list[float]]:
-    """Run one epoch of cosine K-means by Adam; return its mean loss and class usage."""
+) -> Epoch:
+    """Run one epoch of cosine K-means by Adam."""
     sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
     for step in steps:
@@ -118,8 +143,8 @@ def run_kmeans_epoch(
 
 def run_em_epoch(
     state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
-) -> tuple[float, list[float]]:
-    """Run one epoch of PriMaPs-EM; return its mean loss and class usage."""
+) -> Epoch:
+    """Run one epoch of PriMaPs-EM."""
     sums = _Sums()
     running, adam = _open(state, settings.learning_rate)
     for step in steps:
@@ -142,7 +167,8 @@ def run_em_epoch(
                 state.momentum, running, settings.momentum, updates - 1
             )
         loss = _add_groups(part.loss for part in parts) / pixels
-        sums.add(loss, add_in_order([part.usage for part in totals]))
+        usage = add_in_order([part.usage for part in totals])
+        sums.add(loss, usage, add_in_order([part.agreed for part in totals]))
     _close(state, running, adam)
     return sums.summarise()
 
@@ -158,10 +184,15 @@ def run_epochs(
     """Run the epochs that are left, and give the state after each."""
     run_epoch = {"primaps": run_em_epoch, "kmeans": run_kmeans_epoch}[settings.method]
     while state.epoch < settings.epochs:
-        loss, usage = run_epoch(state, read_epoch(state.epoch), settings, team)
+        before = state.running
+        epoch = run_epoch(state, read_epoch(state.epoch), settings, team)
         state.epoch += 1
-        state.loss.append(loss)
-        state.usage.append(usage)
+        state.loss.append(epoch.loss)
+        state.usage.append(epoch.usage)
+        if epoch.agreement is not None:
+            state.scores.setdefault("agreement", []).append(epoch.agreement)
+        turn = measure_turn(before, state.running)
+        state.scores.setdefault("turn", []).append(turn)
         yield state
 
 
@@ -194,7 +225,7 @@ def _close(state: FitState, running: Prototypes, adam: torch.optim.Adam) -> None
 
 @dataclass
 class _Sums:
-    """Loss and usage of an epoch, added up on the device.
+    """What an epoch says of itself, added up on the device.
 
     Nothing is kept of a step: small tensors that stay between large ones that go would fray the
     allocator's memory, and more of it the longer an epoch is.
@@ -202,21 +233,26 @@ class _Sums:
 
     loss: Tensor | None = None
     usage: Tensor | None = None
+    agreed: Tensor | None = None
     steps: int = 0
 
-    def add(self, loss: Tensor, usage: Tensor) -> None:
-        """Add a step's loss, a scalar, and usage, int64 [class]."""
+    def add(self, loss: Tensor, usage: Tensor, agreed: Tensor | None = None) -> None:
+        """Add a step's loss, a scalar, usage, int64 [class], and agreed pixels, int64."""
         if self.loss is None or self.usage is None:
             self.loss, self.usage = loss.double(), usage.clone()
+            self.agreed = None if agreed is None else agreed.clone()
         else:
             self.loss += loss
             self.usage += usage
+            if self.agreed is not None and agreed is not None:
+                self.agreed += agreed
         self.steps += 1
 
-    def summarise(self) -> tuple[float, list[float]]:
-        """Return the mean loss and the classes' shares."""
+    def summarise(self) -> Epoch:
+        """Return the means."""
         if self.loss is None or self.usage is None:
             raise ValueError("an epoch needs steps")
         usage = self.usage.double()
-        share = usage / usage.sum().clamp_min(1)
-        return float(self.loss) / self.steps, share.tolist()
+        total = usage.sum().clamp_min(1)
+        agreement = None if self.agreed is None else float(self.agreed / total)
+        return Epoch(float(self.loss) / self.steps, (usage / total).tolist(), agreement)

@@ -71,6 +71,8 @@ class Predicted:
         The first pass.
     usage
         int64 [class]: labelled pixels of each class.
+    agreed
+        int64, a scalar: those of them whose own class is that of their proposal.
     home
         Where its sums go.
     """
@@ -78,6 +80,7 @@ class Predicted:
     seen: Tensor
     softmax: Softmax
     usage: Tensor
+    agreed: Tensor
     home: torch.device
 
 
@@ -91,12 +94,15 @@ class Sums:
         float64 [group, class].
     usage
         int64 [class].
+    agreed
+        int64, a scalar.
     pixels
         Of the windows, together.
     """
 
     softmax: Tensor
     usage: Tensor
+    agreed: Tensor
     pixels: int
 
 
@@ -162,7 +168,7 @@ def predict_piece(batch: FitBatch, momentum: Tensor, running: Tensor) -> Predict
         seen = batch.student
     assignment = assign_proposals(teacher, batch.proposals)
     softmax = sum_probabilities(student, assignment.labels)
-    return Predicted(seen, softmax, assignment.usage, running.device)
+    return Predicted(seen, softmax, assignment.usage, assignment.agreed, running.device)
 
 
 def sum_piece(predicted: Predicted) -> Sums:
@@ -170,6 +176,7 @@ def sum_piece(predicted: Predicted) -> Sums:
     return Sums(
         sum_groups(predicted.softmax.sums).to(predicted.home),
         predicted.usage.to(predicted.home),
+        predicted.agreed.to(predicted.home),
         predicted.softmax.labels.numel(),
     )
 

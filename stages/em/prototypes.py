@@ -38,6 +38,14 @@ def make_prototypes(directions: Tensor) -> Prototypes:
     return Prototypes(directions.clone(), directions.new_ones(len(directions), 1))
 
 
+def measure_turn(before: Prototypes, after: Prototypes) -> float:
+    """Return the mean angle between the directions of two sets of prototypes, in degrees."""
+    one, other = (F.normalize(p.direction.double(), dim=1) for p in (before, after))
+    # the chord, for the cosine of a small angle has no digits left for it
+    chord = (one - other).norm(dim=1).clamp_max(2)
+    return float(torch.rad2deg(2 * torch.asin(chord / 2)).mean())
+
+
 def compute_logits(features: Tensor, weight: Tensor) -> Tensor:
     """Multiply features by prototypes.
 

@@ -13,7 +13,7 @@ from pipeline.settings import StageSettings, execution_setting, setting
 class EmSettings(StageSettings):
     """How class prototypes are fitted."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     classes: Annotated[int, Field(ge=2, le=255)] | Literal["auto"] | None = setting(
         None,

@@ -45,6 +45,8 @@ from stages.em.robust import RobustSettings, fit_robust
 from stages.em.settings import EmSettings
 
 _AXES = ("class", "channel")
+# What a fit is judged by without labels, epoch by epoch.
+_SCORE_UNITS = {"agreement": "%", "turn": "degrees"}
 
 
 class Em(Stage[EmSettings]):
@@ -166,7 +168,13 @@ class Em(Stage[EmSettings]):
             "loss": (np.array(state.loss, np.float32), ("epoch",)),
             "class_usage": (np.array(state.usage, np.float32), ("epoch", "class")),
         }
-        write_group(run.em, settings.name, arrays, _describe_fit(settings, count))
+        for name, unit in _SCORE_UNITS.items():
+            if name in state.scores:
+                factor = 100 if unit == "%" else 1
+                values = factor * np.array(state.scores[name], np.float32)
+                arrays[f"score_{name}"] = (values, ("epoch",))
+        attributes = _describe_fit(settings, count) | {"score_units": _SCORE_UNITS}
+        write_group(run.em, settings.name, arrays, attributes)
         windows, loss = len(cache.windows), state.loss[-1]
         return {
             "found": f"{windows} windows, loss {loss:.4f}",
@@ -301,6 +309,7 @@ def _read_probe(run: RunDirectory, settings: EmSettings) -> Tensor:
 
 
 _PROTOTYPES = ("running", "momentum", "initial")
+_COUNTS = ("epoch", "step", "loss", "usage", "scores")
 
 
 def _pack(state: FitState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -311,7 +320,7 @@ def _pack(state: FitState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays[f"{name}_norm"] = prototypes.norm.cpu().numpy()
     for name, value in state.moments.items():
         arrays[f"adam_{name}"] = value.cpu().numpy()
-    values = {"epoch": state.epoch, "step": state.step, "loss": state.loss, "usage": state.usage}
+    values = {name: getattr(state, name) for name in _COUNTS}
     return arrays, values
 
 
@@ -336,10 +345,7 @@ def _unpack(
         momentum=prototypes["momentum"],
         initial=prototypes["initial"],
         moments=moments,
-        epoch=values["epoch"],
-        step=values["step"],
-        loss=values["loss"],
-        usage=values["usage"],
+        **{name: values[name] for name in _COUNTS},
     )
 
 

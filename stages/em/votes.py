@@ -18,6 +18,7 @@ def vote_windows(
     proposals: NDArray[np.uint8],
     labels: NDArray[np.uint8],
     usage: NDArray[np.int64],
+    agreed: NDArray[np.int64],
 ) -> None:
     """Give every proposal the class that most of its pixels have.
 
@@ -32,14 +33,17 @@ def vote_windows(
         frequent classes the smallest class wins.
     usage : int64 [window, class]
         The labelled pixels of each class are added.
+    agreed : int64 [window]
+        The labelled pixels whose own class is that of their proposal are added.
     """
     classes, *grid = logits.shape[1:]
     height, width = proposals.shape[1:]
     rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
     planes, best = allocate_rows(2, classes, width), allocate_rows(BAND, width)
     winner = allocate_rows(BAND, width).view(np.int32)
-    for one, ids, target, used in zip(logits, proposals, labels, usage, strict=True):
-        _vote_window(one, ids, rows, columns, planes, best, winner, target, used)
+    for window, one in enumerate(logits):
+        ids, target, used = proposals[window], labels[window], usage[window]
+        agreed[window] += _vote_window(one, ids, rows, columns, planes, best, winner, target, used)
 
 
 @compile_kernel
@@ -61,7 +65,7 @@ def _vote_window(  # type: ignore[no-untyped-def]
             high = min(low + BAND, starts[strip + 1])
             _find_winners(upper, lower, share[low:high], best, winner)
             _count_winners(proposals[low:high], winner, counts)
-    _label_proposals(proposals, counts, labels, usage)
+    return _label_proposals(proposals, counts, labels, usage)
 
 
 @compile_kernel
@@ -104,11 +108,14 @@ def _count_winners(proposals, winner, counts):  # type: ignore[no-untyped-def]
 def _label_proposals(proposals, counts, labels, usage):  # type: ignore[no-untyped-def]
     of_proposal = np.empty(256, np.uint8)
     of_proposal[0] = IGNORE
+    agreed = 0
     for proposal in range(1, 256):
         winner = np.argmax(counts[proposal])
         of_proposal[proposal] = winner
         usage[winner] += counts[proposal].sum()
+        agreed += counts[proposal, winner]
     height, width = proposals.shape
     for y in range(height):
         for x in range(width):
             labels[y, x] = of_proposal[proposals[y, x]]
+    return agreed

@@ -90,6 +90,7 @@ def test_both_ways_assign_the_same(classes: int) -> None:
     assert found.labels.dtype == other.labels.dtype == torch.uint8
     assert torch.equal(found.labels, other.labels)
     assert torch.equal(found.usage, other.usage)
+    assert int(found.agreed) == int(other.agreed) > 0
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
@@ -109,3 +110,4 @@ def test_any_number_of_threads_assigns_the_same(monkeypatch: pytest.MonkeyPatch)
     for other in results[1:]:
         assert torch.equal(other.labels, results[0].labels)
         assert torch.equal(other.usage, results[0].usage)
+        assert torch.equal(other.agreed, results[0].agreed)

@@ -151,6 +151,25 @@ def test_em_finds_the_clusters_of_the_proposals() -> None:
         assert sum(usage) == pytest.approx(1)
 
 
+def test_a_fit_scores_its_epochs_without_labels() -> None:
+    windows = Windows(24, 3, noise=0.8, seed=4)
+    state = fit(windows, make_settings(epochs=20))
+    assert set(state.scores) == {"agreement", "turn"}
+    assert len(state.scores["agreement"]) == len(state.scores["turn"]) == 20
+    # proposals hold positions of one class, of which the prototypes come to know most
+    assert 1 / 3 < state.scores["agreement"][0] < state.scores["agreement"][-1] <= 1
+    assert state.scores["turn"][0] > state.scores["turn"][-1] > 0
+    assert set(fit(windows, make_settings("kmeans")).scores) == {"turn"}
+
+
+def test_agreement_counts_the_pixels_that_the_proposals_confirm() -> None:
+    features = torch.eye(2)[torch.tensor([[[0, 0, 1, 0]]])]
+    proposals = torch.tensor([[[1, 1, 1, 0]]], dtype=torch.uint8)
+    state = start(torch.eye(2), torch.eye(2))
+    epoch = run_em_epoch(state, [[FitBatch(features, proposals)]] * 3, make_settings(classes=2))
+    assert epoch.agreement == pytest.approx(2 / 3)
+
+
 def test_the_initialisation_takes_the_steps_and_epochs_it_is_told() -> None:
     windows = Windows(6, 3, noise=0.3, seed=5)
     initialise(windows.read_sample, windows.read_epoch, 3, make_settings(init_steps=10))
@@ -183,8 +202,8 @@ def test_the_momentum_prototypes_vote() -> None:
     share = [float((windows.truth == k).mean()) for k in range(2)]
     for turn in (False, True):
         state = start(centres, centres.flip(0) if turn else centres)
-        _, usage = run_em_epoch(state, read_once(windows)(0), settings)
-        assert usage == pytest.approx(share[::-1] if turn else share)
+        epoch = run_em_epoch(state, read_once(windows)(0), settings)
+        assert epoch.usage == pytest.approx(share[::-1] if turn else share)
 
 
 def test_the_momentum_prototypes_move_every_few_steps() -> None:
@@ -206,8 +225,8 @@ def test_the_class_weight_holds_a_class_that_takes_everything_back() -> None:
     losses = []
     for focus in (0.0, 2.0):
         state = start(3 * torch.eye(2, CHANNELS), torch.eye(2, CHANNELS))
-        loss, _ = run_em_epoch(state, read_once(windows)(0), make_settings(classes=2, focus=focus))
-        losses.append(loss)
+        settings = make_settings(classes=2, focus=focus)
+        losses.append(run_em_epoch(state, read_once(windows)(0), settings).loss)
     assert 0 < losses[1] < losses[0]
 
 

@@ -53,8 +53,8 @@ def fit(run: Callable[..., Any], step: list[FitBatch]) -> tuple[Any, ...]:
     start = make_prototypes(directions)
     state = FitState(start.copy(), start.copy(), start.copy())
     settings = EmSettings(classes=CLASSES, device="cpu", momentum_every=2)
-    loss, usage = run(state, [step, step, step], settings)
-    return loss, usage, state.running.weight(), state.momentum.weight()
+    epoch = run(state, [step, step, step], settings)
+    return epoch, state.running.weight(), state.momentum.weight()
 
 
 @pytest.fixture(params=["1", "2", "3"])
@@ -76,9 +76,9 @@ def test_pieces_change_no_bit(run: Callable[..., Any], student: bool) -> None:
         expected = fit(run, [batch])
     for size in (GROUP, 2 * GROUP, WINDOWS):
         found = fit(run, cut(batch, size))
-        assert found[:2] == expected[:2]
+        assert found[0] == expected[0]
         assert all(
-            torch.equal(one, other) for one, other in zip(found[2:], expected[2:], strict=True)
+            torch.equal(one, other) for one, other in zip(found[1:], expected[1:], strict=True)
         )
 
 
@@ -93,9 +93,9 @@ def test_the_order_of_completion_changes_no_bit() -> None:
     pieces = cut(make_batch(), GROUP)
     for run in (run_em_epoch, run_kmeans_epoch):
         found, expected = fit(partial(run, team=LateTeam()), pieces), fit(run, pieces)
-        assert found[:2] == expected[:2]
+        assert found[0] == expected[0]
         assert all(
-            torch.equal(one, other) for one, other in zip(found[2:], expected[2:], strict=True)
+            torch.equal(one, other) for one, other in zip(found[1:], expected[1:], strict=True)
         )
 
 

@@ -10,6 +10,7 @@ from stages.em.prototypes import (
     compute_logits,
     compute_weight_gradient,
     make_prototypes,
+    measure_turn,
     update_momentum,
 )
 
@@ -24,6 +25,16 @@ def test_the_weight_is_the_direction_scaled_to_the_norm() -> None:
     torch.testing.assert_close(prototypes.weight(), torch.tensor([[6.0, 8.0], [0.0, 2.0]]))
     longer = Prototypes(7 * prototypes.direction, prototypes.norm)
     torch.testing.assert_close(longer.weight(), prototypes.weight())
+
+
+def test_the_turn_is_the_mean_angle_whatever_the_lengths() -> None:
+    before = make_prototypes(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]))
+    after = make_prototypes(torch.tensor([[0.0, 5.0], [0.0, 1.0], [-1.0, 0.0]]))
+    assert measure_turn(before, after) == pytest.approx((90 + 0 + 180) / 3)
+    small = Prototypes(torch.tensor([[1.0, 1e-6]]), torch.ones(1, 1))
+    assert measure_turn(make_prototypes(torch.tensor([[1.0, 0.0]])), small) == pytest.approx(
+        5.7296e-05, rel=1e-4
+    )
 
 
 def test_prototypes_start_at_norm_1_and_share_no_memory() -> None:

@@ -13,11 +13,12 @@ from pipeline.datasets import IGNORE
 from stages.em.votes import vote_windows
 
 
-def vote(logits: np.ndarray, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def vote(logits: np.ndarray, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = np.full_like(proposals, 77)
     usage = np.zeros(logits.shape[:2], np.int64)
-    vote_windows(np.ascontiguousarray(logits, np.float32), proposals, labels, usage)
-    return labels, usage
+    agreed = np.zeros(len(logits), np.int64)
+    vote_windows(np.ascontiguousarray(logits, np.float32), proposals, labels, usage, agreed)
+    return labels, usage, agreed
 
 
 def spread(of_pixels: list[list[list[int]]]) -> np.ndarray:
@@ -28,13 +29,14 @@ def spread(of_pixels: list[list[list[int]]]) -> np.ndarray:
 def test_a_vote_by_hand() -> None:
     logits = spread([[[0, 1, 1], [2, 1, 0], [2, 2, 0]]])
     proposals = np.array([[[1, 1, 1], [2, 2, 0], [2, 2, 0]]], np.uint8)
-    labels, usage = vote(logits, proposals)
+    labels, usage, agreed = vote(logits, proposals)
     assert labels.tolist() == [[[1, 1, 1], [2, 2, IGNORE], [2, 2, IGNORE]]]
     assert usage.tolist() == [[0, 3, 4, 0]]
+    assert agreed.tolist() == [2 + 3]
 
 
 def test_of_equally_frequent_classes_the_smallest_wins() -> None:
-    labels, _ = vote(spread([[[3, 1, 1, 3]]]), np.ones((1, 1, 4), np.uint8))
+    labels, *_ = vote(spread([[[3, 1, 1, 3]]]), np.ones((1, 1, 4), np.uint8))
     assert labels.tolist() == [[[1, 1, 1, 1]]]
 
 
@@ -44,16 +46,17 @@ def test_of_equal_logits_the_smallest_class_wins(classes: int) -> None:
     for first in range(classes):
         logits = np.repeat(row, classes, axis=1)
         logits[:, :first] -= 1
-        labels, _ = vote(logits, np.ones((1, 20, 17), np.uint8))
+        labels, *_ = vote(logits, np.ones((1, 20, 17), np.uint8))
         assert np.unique(labels).tolist() == [first]
 
 
 def test_windows_vote_for_themselves() -> None:
     logits = spread([[[0, 0, 1]], [[1, 1, 0]], [[1, 1, 1]]])
     proposals = np.array([[[1, 1, 2]], [[1, 1, 0]], [[0, 0, 0]]], np.uint8)
-    labels, usage = vote(logits, proposals)
+    labels, usage, agreed = vote(logits, proposals)
     assert labels.tolist() == [[[0, 0, 1]], [[1, 1, IGNORE]], [[IGNORE, IGNORE, IGNORE]]]
     assert usage.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0]]
+    assert agreed.tolist() == [3, 2, 0]
 
 
 @given(
@@ -70,7 +73,7 @@ def test_votes_agree_with_float64(
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(2, classes, *grid)).astype(np.float32)
     proposals = generator.integers(0, most + 1, size=(2, *size)).astype(np.uint8)
-    labels, usage = vote(logits, proposals)
+    labels, usage, agreed = vote(logits, proposals)
     large = F.interpolate(
         torch.from_numpy(logits).double(), size, mode="bilinear", align_corners=False
     ).numpy()
@@ -87,9 +90,11 @@ def test_votes_agree_with_float64(
                 assert label == votes.argmax()
         counted = [(labels[window] == label).sum() for label in range(classes)]
         assert usage[window].tolist() == counted
+        right = (labels[window] == large[window].argmax(axis=0)).sum()
+        assert abs(agreed[window] - right) <= 2 * unsure[window].sum()
 
 
 def test_numbers_that_are_none_do_no_harm() -> None:
     logits = np.full((1, 4, 3, 3), np.nan, np.float32)
-    labels, _ = vote(logits, np.ones((1, 9, 9), np.uint8))
+    labels, *_ = vote(logits, np.ones((1, 9, 9), np.uint8))
     assert (labels < 4).all()
