@@ -143,7 +143,9 @@ def test_a_piece_whose_worker_is_killed_is_computed_again(
         made = [team.start(kill_at_first, number, tmp_path, times) for number in range(4)]
         assert team.map(add_one, [(piece,) for piece in made]) == [1, 2, 3, 4]
     assert len(list(tmp_path.iterdir())) == times
-    assert len([event for event in warnings if "alone" in event["warn"]]) == warned
+    # the cluster blames all that a dead worker held, so another piece may have been retried, too
+    retried = len([event for event in warnings if "alone" in event["warn"]])
+    assert warned <= retried <= 4 * warned
 
 
 def test_a_piece_that_kills_every_worker_is_given_up(client: Client, tmp_path: Path) -> None:
