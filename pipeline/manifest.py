@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.datasets import Dataset, open_kept
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.files import fingerprint, write_changed
 from pipeline.places import parse_place
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import did_you_mean
+from pipeline.tables import decode_table
 from pipeline.windows import Window
 
 _IMAGE_SCHEMA = pa.schema(
@@ -97,13 +100,16 @@ class Manifest:
     Attributes
     ----------
     dataset
-        Name of the dataset's layout.
+        Name of the dataset, as it was given; paths in it in full.
     root
         Folder that the images' paths start from.
     labels
         Folder of the label maps of a ``folder`` dataset.
     images, windows
         The rows of the two files.
+    definition
+        What the dataset was when it was listed (``Dataset.content``): the run stays readable when
+        its YAML has moved or changed. None where the name says it all.
     """
 
     dataset: str
@@ -111,6 +117,15 @@ class Manifest:
     labels: Path | None
     images: tuple[Image, ...]
     windows: tuple[Window, ...]
+    definition: Mapping[str, Any] | None = None
+
+    def open_dataset(self) -> Dataset:
+        """Give the dataset as it was when it was listed."""
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> Dataset:
+        return open_kept(self.dataset, self.definition)
 
     @cached_property
     def _windows_of(self) -> dict[int, list[Window]]:
@@ -204,6 +219,8 @@ class Manifest:
         source = {"dataset": self.dataset, "root": str(self.root)}
         if self.labels is not None:
             source["labels"] = str(self.labels)
+        if self.definition is not None:
+            source["definition"] = json.dumps(self.definition, ensure_ascii=False)
         _write_table(run.manifest_file, _IMAGE_SCHEMA.with_metadata(source), self.images)
         _write_table(run.windows_file, _WINDOW_SCHEMA, self.windows)
 
@@ -236,12 +253,17 @@ def _read_manifest(run: RunDirectory, *_stamps: tuple[int, int, int] | None) -> 
     for name in ("dataset", "root"):
         if name not in source:
             raise _unreadable(run.manifest_file, f"it does not say its {name}")
+    try:
+        definition = json.loads(source["definition"]) if "definition" in source else None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(run.manifest_file, error) from error
     return Manifest(
         dataset=source["dataset"],
         root=parse_place(source["root"]),
         labels=parse_place(source["labels"]) if "labels" in source else None,
         images=tuple(images),
         windows=tuple(windows),
+        definition=definition,
     )
 
 
@@ -262,7 +284,7 @@ def _seal(table: pa.Table) -> pa.Table:
 
 def _read_table(path: Path, row: type[Any]) -> tuple[list[Any], dict[str, str]]:
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        table = decode_table(path.read_bytes())
         rows = [row(**values) for values in table.to_pylist()]
         source = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if source.pop(_CHECKSUM.decode(), None) != _seal(table).schema.metadata[_CHECKSUM].decode():

@@ -9,17 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import get_dataset
-from pipeline.datasets.base import forget_listings, stamp_file
+from pipeline.cluster_names import read_given_names
+from pipeline.condition import list_upstream
+from pipeline.datasets import find_difference
+from pipeline.datasets.listing import forget_listings, stamp_file
 from pipeline.errors import PipelineError
 from pipeline.files import fingerprint
-from pipeline.ledger import StageRecord
+from pipeline.ledger import Ledger, StageRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.run_directory import RunDirectory
 
 WEIGHTS = "weights"
 LABELS = "label maps"
+NAMES = "cluster_names"
 IMAGES = "images"
+CLASSES = "dataset's classes"
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -34,6 +38,18 @@ def fingerprint_labels(manifest: Manifest, splits: tuple[str, ...]) -> str:
     return fingerprint(
         [stat_label(manifest, image) for image in manifest.images if image.split in splits]
     )
+
+
+def fingerprint_classes(manifest: Manifest) -> str:
+    """Return a fingerprint of the names, colours and ids of a run's classes."""
+    return fingerprint((manifest.definition or {}).get("classes"), fingerprint_ids(manifest))
+
+
+def fingerprint_ids(manifest: Manifest) -> str:
+    """Return a fingerprint of what the ids in a run's label maps mean."""
+    kept = manifest.definition or {}
+    ids = [each["ids"] for each in kept.get("classes", [])]
+    return fingerprint(ids, kept.get("ignore"))
 
 
 def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
@@ -59,9 +75,23 @@ def find_changes(run: RunDirectory, record: StageRecord) -> str:
     found = [_check_weights(record)]
     if record.stage == "extract":
         found.append(_check_images(run, record))
+        found.append(_check_layout(run))
     if LABELS in record.sources:
         found.append(_check_labels(run, record))
     return "; ".join(text for text in found if text)
+
+
+def find_upstream_changes(run: RunDirectory, key: str) -> str:
+    """Say what has changed outside a run since a stage, or one before it, read it.
+
+    Nothing where nothing has: a finished stage then says what the files outside say now.
+    """
+    for name in (key, *list_upstream(run, key)):
+        record = Ledger(run.state(name)).read_stage()
+        changed = "" if record is None else find_changes(run, record)
+        if changed:
+            return changed if name == key else f"{name}: {changed}"
+    return ""
 
 
 def _check_weights(record: StageRecord) -> str:
@@ -100,9 +130,8 @@ def _check_images(run: RunDirectory, record: StageRecord) -> str:
 def _list_added(run: RunDirectory, record: StageRecord, manifest: Manifest) -> list[str]:
     if record.settings.get("limit") is not None:
         return []
-    dataset = get_dataset(manifest.dataset)
     try:
-        samples = dataset.list_samples(
+        samples = manifest.open_dataset().list_samples(
             manifest.root, tuple(record.settings["splits"]), manifest.labels, [run.path]
         )
     except PipelineError:
@@ -121,5 +150,63 @@ def _check_labels(run: RunDirectory, record: StageRecord) -> str:
         manifest = read_manifest(run)
     except PipelineError as error:
         return str(error)
+    if record.sources.get(CLASSES, now := fingerprint_classes(manifest)) != now:
+        return f"the {CLASSES} have changed"
+    if changed := describe_new_classes(manifest):
+        return changed
     now = fingerprint_labels(manifest, tuple(record.settings["splits"]))
     return "" if now == record.sources[LABELS] else "label maps have changed"
+
+
+def _check_layout(run: RunDirectory) -> str:
+    try:
+        manifest = read_manifest(run)
+        changed = find_difference(manifest.dataset, manifest.definition, classes=False)
+    except PipelineError as error:
+        return str(error)
+    return f"the definition of the dataset has changed ({changed})" if changed else ""
+
+
+def needs_extract(run: RunDirectory, key: str) -> bool:
+    """Whether a stage is stale for want of a new listing, while the features stay as they are."""
+    if not key.startswith("evaluate/"):
+        return False
+    try:
+        return bool(describe_new_classes(read_manifest(run)))
+    except PipelineError:
+        return False
+
+
+def describe_new_classes(manifest: Manifest) -> str:
+    """Say that a dataset's classes are not those that a run keeps; nothing where they are."""
+    try:
+        changed = find_difference(manifest.dataset, manifest.definition, classes=True)
+    except PipelineError as error:
+        return str(error)
+    if not changed:
+        return ""
+    return f"the dataset's classes have changed ({changed}); run extract and then evaluate again"
+
+
+def find_other_names(run: RunDirectory, key: str, record: StageRecord) -> str:
+    """Say whether the user names clusters otherwise than the report of an evaluation does.
+
+    Parameters
+    ----------
+    run
+        The run.
+    key, record
+        Ledger key and record of a stage.
+    """
+    stage, _, title = key.partition("/")
+    if stage != "evaluate":
+        return ""
+    file = run.names_file(title).name
+    try:
+        given = read_given_names(run, title)
+    except PipelineError as error:
+        return str(error)
+    # as records have them: JSON knows no number as a name
+    if {str(cluster): name for cluster, name in given.items()} == record.facts.get(NAMES, {}):
+        return ""
+    return f"{file} is not what the report was made with; the same command renders it again"

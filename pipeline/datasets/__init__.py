@@ -1,22 +1,50 @@
-"""The datasets by name: `get_dataset("camvid").list_samples(root, ("train",))`."""
+"""The datasets by name: `get_dataset("camvid").list_samples(root, ("train",))`.
+
+Those that come with the install are YAML files in `definitions/`, and so is anybody's own; what
+remains Python are `folder` (any folder of images), `list:FILE.csv` and `huggingface:DIR`.
+"""
 
 from __future__ import annotations
 
-from pipeline.datasets.base import IGNORE, Benchmark, Dataset, Frame, Sample, unknown_name
-from pipeline.datasets.camvid import CAMVID
-from pipeline.datasets.cityscapes import CITYSCAPES
-from pipeline.datasets.cocostuff import COCOSTUFF
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.dataset_names import (
+    DATASET_NAMES,
+    HUGGING_FACE,
+    LIST,
+    check_dataset_name,
+    complete_dataset_name,
+    find_place,
+    is_gone,
+    names_file,
+)
+from pipeline.datasets.base import IGNORE, Dataset, Frame, Sample
+from pipeline.datasets.benchmark import Benchmark
+from pipeline.datasets.changes import CLASS_KEYS, describe_difference
+from pipeline.datasets.definition import Definition
 from pipeline.datasets.folder import FOLDER
-from pipeline.datasets.potsdam import POTSDAM
-from pipeline.errors import UsageError
+from pipeline.datasets.hugging_face import HuggingFace
+from pipeline.datasets.listed import Listed
+from pipeline.datasets.loader import load_shipped, read_definition
+from pipeline.datasets.parsing import parse_definition
 
-__all__ = ["DATASET_NAMES", "IGNORE", "Benchmark", "Dataset", "Frame", "Sample", "get_dataset"]
-
-_DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset for dataset in (FOLDER, COCOSTUFF, CITYSCAPES, POTSDAM, CAMVID)
-}
-
-DATASET_NAMES: tuple[str, ...] = tuple(_DATASETS)
+__all__ = [
+    "DATASET_NAMES",
+    "IGNORE",
+    "Benchmark",
+    "Dataset",
+    "Definition",
+    "Frame",
+    "Sample",
+    "check_dataset_name",
+    "complete_dataset_name",
+    "describe_difference",
+    "find_difference",
+    "get_dataset",
+    "is_gone",
+    "open_kept",
+]
 
 
 def get_dataset(name: str) -> Dataset:
@@ -26,7 +54,60 @@ def get_dataset(name: str) -> Dataset:
     ------
     UsageError
         No dataset has it; the message lists those there are.
+    DatasetError
+        The file or folder that it names cannot be read, or says what cannot be meant.
     """
-    if name not in _DATASETS:
-        raise UsageError(unknown_name("dataset", name, DATASET_NAMES))
-    return _DATASETS[name]
+    check_dataset_name(name)
+    if name == FOLDER.name:
+        return FOLDER
+    if name.startswith(LIST):
+        return Listed.open(find_place(name))
+    if name.startswith(HUGGING_FACE):
+        return HuggingFace.open(find_place(name))
+    return Benchmark(read_definition(find_place(name)) if names_file(name) else load_shipped(name))
+
+
+def open_kept(name: str, content: Mapping[str, Any] | None) -> Dataset:
+    """Give the dataset that a run was made of, as the run keeps it.
+
+    Parameters
+    ----------
+    name
+        Its name: of a dataset that has changed or gone since, too.
+    content
+        What `Dataset.content` was; None where it was nothing, or before it was kept.
+    """
+    if content is None:
+        return get_dataset(name)
+    definition = parse_definition(content, "that the run keeps", inner=True)
+    return Listed(definition, find_place(name)) if name.startswith(LIST) else Benchmark(definition)
+
+
+def find_difference(name: str, content: Mapping[str, Any] | None, *, classes: bool) -> str:
+    """Say what has changed in a dataset since a run kept what it was; nothing where nothing has.
+
+    What is gone has not changed: the run does without it. A dataset of Hugging Face is not asked:
+    that takes seconds.
+
+    Parameters
+    ----------
+    name
+        Name of the dataset.
+    content
+        What the run keeps of it.
+    classes
+        Whether to compare what label maps mean, rather than where files lie.
+
+    Raises
+    ------
+    DatasetError
+        Its file cannot be read any more.
+    """
+    if content is None or name.startswith(HUGGING_FACE) or is_gone(name):
+        return ""
+    now = get_dataset(name).content or {}
+    old, new = (
+        {key: value for key, value in each.items() if (key in CLASS_KEYS) == classes}
+        for each in (content, now)
+    )
+    return describe_difference(old, new)

@@ -16,17 +16,24 @@ from pipeline.datasets.base import (
     IGNORE,
     Frame,
     Sample,
-    existing,
-    folder_names,
-    forget_listings,
+    Say,
     id_table,
-    is_text,
-    list_objects,
     map_ids,
-    read_lines,
-    require_root,
+    require_given,
     require_splits,
     unknown_name,
+)
+from pipeline.datasets.listing import (
+    MAX_ID_BYTES,
+    existing,
+    find_excess,
+    folder_names,
+    forget_listings,
+    is_folder,
+    is_text,
+    list_objects,
+    read_lines,
+    require_root,
 )
 from pipeline.datasets.palettes import Colour, distinct_colours
 from pipeline.errors import DatasetError, UsageError
@@ -38,12 +45,6 @@ EVERYTHING = "all"
 
 CLASSES_FILE = "classes.txt"
 """Optional, in the labels folder: the name of class 0, 1, 2, ... one per line."""
-
-MAX_ID_BYTES = 2000
-"""A longer path below the root is refused: systems end at 4096 bytes, run directory included."""
-
-MAX_NAME_BYTES = 255 - len(".png")
-"""A longer name leaves no room for that of its label map in common file systems."""
 
 LAYOUT = f"images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth"
 
@@ -79,16 +80,20 @@ class Folder:
         """Colours for as many classes as a label map can hold."""
         return distinct_colours(IGNORE)
 
+    @property
+    def content(self) -> None:
+        """Nothing: the name says it all."""
+
+    def find_root(self, given: Path | None) -> Path:
+        """Give the root, which has to be given."""
+        return require_given(given, LAYOUT)
+
+    def fetch(self, root: Path, say: Say) -> None:
+        """Do nothing: the images are where the root says."""
+
     def class_names(self, labels: Path | None = None) -> tuple[str, ...]:
         """Give the names in the labels folder's ``classes.txt``; without it none are known."""
-        if labels is None or not (labels / CLASSES_FILE).is_file():
-            return ()
-        lines = read_lines(labels / CLASSES_FILE)
-        if len(lines) > IGNORE:
-            raise DatasetError(
-                f"{labels / CLASSES_FILE} names {len(lines)} classes: a label map holds {IGNORE}"
-            )
-        return tuple(line or f"class {index}" for index, line in enumerate(lines))
+        return () if labels is None else read_class_names(labels)
 
     def list_samples(
         self,
@@ -122,6 +127,17 @@ class Folder:
     def read_label(self, path: Path) -> NDArray[np.uint8]:
         """Read a label map of ids 0..254 with 255 = ignore, [y, x]."""
         return map_ids(read_label(path), _IDENTITY)
+
+
+def read_class_names(folder: Path) -> tuple[str, ...]:
+    """Read the names of the classes 0, 1, ... in a folder's ``classes.txt``; none without it."""
+    file = folder / CLASSES_FILE
+    if not file.is_file():
+        return ()
+    lines = read_lines(file)
+    if len(lines) > IGNORE:
+        raise DatasetError(f"{file} names {len(lines)} classes: a label map holds {IGNORE}")
+    return tuple(line or f"class {index}" for index, line in enumerate(lines))
 
 
 def _require_labels(labels: Path, root: Path) -> None:
@@ -163,17 +179,8 @@ def _samples(
         image = PurePosixPath(top) / path
         label = None if labels is None else _label(labels, image, stems[stem] == 1)
         name = stem if alone else str(path)
-        samples.append(Sample(name, split, str(image), label, _excess(name)))
+        samples.append(Sample(name, split, str(image), label, find_excess(name)))
     return sorted(_part_shared_labels(samples), key=lambda sample: sample.id)
-
-
-def _excess(name: str) -> str | None:
-    """Say why no label map can have this id, or None."""
-    if (length := len(os.fsencode(name.rpartition("/")[2]))) > MAX_NAME_BYTES:
-        return f"a name too long for its label map's ({length} bytes + .png): shorten it"
-    if (length := len(os.fsencode(name))) > MAX_ID_BYTES:
-        return f"a path of {length} bytes, the limit is {MAX_ID_BYTES}: move it up"
-    return None
 
 
 def _part_shared_labels(samples: Sequence[Sample]) -> list[Sample]:
@@ -240,23 +247,16 @@ def _walk(
             continue
         for entry in entries:
             path = folder / entry.name
-            is_folder = _is_folder(entry)
-            if (trouble := _unusable(path, is_folder)) is not None:
+            inner = is_folder(entry)
+            if (trouble := _unusable(path, inner)) is not None:
                 odd[PurePosixPath(_printable(str(path)))] = trouble
-            elif not is_folder:
+            elif not inner:
                 yield path
             elif entry.is_symlink():
                 links.append(path)
                 links.sort()
             else:
                 folders.append(path)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link in a circle, or to what may not be seen
 
 
 def _leads_into(place: Path, excluded: Collection[Path]) -> bool:
@@ -268,14 +268,14 @@ def _identify(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _unusable(path: PurePosixPath, is_folder: bool) -> str | None:
+def _unusable(path: PurePosixPath, inner: bool) -> str | None:
     """Say why a folder or an image cannot be used because of its path, or None."""
-    if not is_folder and path.suffix.lower() not in IMAGE_SUFFIXES:
+    if not inner and path.suffix.lower() not in IMAGE_SUFFIXES:
         return None
-    kind = "folder" if is_folder else "file"
+    kind = "folder" if inner else "file"
     if not is_text(path.name):
         return f"a {kind} whose name is not UTF-8: rename it"
-    if is_folder and len(os.fsencode(path)) > MAX_ID_BYTES:
+    if inner and len(os.fsencode(path)) > MAX_ID_BYTES:
         return f"a folder too deep to be looked into (a path of more than {MAX_ID_BYTES} bytes)"
     return None
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.datasets import Dataset, Sample
-from pipeline.datasets.base import stamp_file
+from pipeline.datasets.listing import stamp_file
 from pipeline.errors import AccessError, DatasetError, ImageError
 from pipeline.files import fingerprint
 from pipeline.frames import FETCH_THREADS, map_ahead

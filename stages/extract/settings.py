@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
+from pydantic import model_validator
+
+from pipeline.dataset_names import DATASET_NAMES, needs_root
 from pipeline.places import LocalPlace, Place
 from pipeline.settings import StageSettings, execution_setting, setting
 
@@ -16,9 +19,14 @@ class ExtractSettings(StageSettings):
     version: ClassVar[int] = 2
 
     dataset: str = setting(
-        ..., "layout of the images: folder, cocostuff, cityscapes, potsdam or camvid"
+        ...,
+        f"one of {', '.join(DATASET_NAMES)}; list:FILE.csv; huggingface:DIR; or a YAML of your own",
     )
-    root: Place = execution_setting(..., "folder or s3:// prefix that holds the dataset")
+    root: Place | None = execution_setting(
+        None,
+        "folder or s3:// prefix that holds the dataset; needed but for list:, where it is the "
+        "CSV's folder when not given, and huggingface:, where images are unpacked into a cache",
+    )
     labels: Place | None = execution_setting(
         None, "label maps of a `folder` dataset, at the images' relative paths"
     )
@@ -50,3 +58,9 @@ class ExtractSettings(StageSettings):
     )
     shard_size: int = setting(64, "windows per shard: the unit of work and of resuming", ge=1)
     batch_size: int = execution_setting(16, "windows per forward pass", ge=1)
+
+    @model_validator(mode="after")
+    def _check_root(self) -> Self:
+        if self.root is None and needs_root(self.dataset):
+            raise ValueError("needs --root (setting extract.root)")
+        return self

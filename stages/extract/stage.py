@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.batches import shard_ranges
 from pipeline.condition import read_record
-from pipeline.datasets import get_dataset
+from pipeline.datasets import complete_dataset_name, describe_difference
 from pipeline.devices import resolve_device, resolve_precision
 from pipeline.errors import (
     AccessError,
@@ -32,13 +32,15 @@ from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import prepare_arrays, write_shard
 from pipeline.windows import Window
+from pipeline.wording import count_of
 from stages.extract.arrays import features_spec, group_attributes
 from stages.extract.finite import check_backbone, describe_faults, find_faulty
 from stages.extract.listing import fingerprint_shard, list_images, place_all
 from stages.extract.passes import extract_views, gather_batches, load_backbone
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
+from stages.extract.source import open_source
 from stages.extract.weights import find_weights
-from stages.outside import IMAGES, WEIGHTS, describe_file
+from stages.outside import CLASSES, IMAGES, WEIGHTS, describe_file
 
 VIEWS = ("clean", "mirror")
 
@@ -57,11 +59,13 @@ class Extract(Stage[ExtractSettings]):
             describe_backbone,
         )
 
-        dataset = get_dataset(settings.dataset)
+        source = open_source(run, settings)
+        dataset = source.dataset
         patch, _ = describe_backbone(settings.backbone)
         device = resolve_device(settings.device)
         return settings.replace(
-            root=make_absolute(settings.root),
+            dataset=complete_dataset_name(settings.dataset),
+            root=source.root,
             labels=settings.labels and make_absolute(settings.labels),
             weights=settings.weights and make_absolute(settings.weights),
             splits=settings.splits or dataset.default_splits,
@@ -77,12 +81,22 @@ class Extract(Stage[ExtractSettings]):
         from stages.extract.backbones import check_size, describe_backbone
 
         assert settings.size is not None and settings.frame is not None
+        assert settings.root is not None
         patch, channels = describe_backbone(settings.backbone)
         check_size(settings.size, patch, settings.backbone)
-        dataset = get_dataset(settings.dataset)
+        source = open_source(run, settings)
+        if source.warning:
+            screen.warn(f"extract: {source.warning}")
+        changed = source.kept and describe_difference(source.kept, source.dataset.content)
+        if changed:
+            screen.note(
+                f"extract: the definition of the dataset has changed: {changed}; features of the "
+                "same images stay as they are, and evaluate follows when it is run again"
+            )
+        source.dataset.fetch(settings.root, screen.note)
         known = _known_images(run, settings)
         images = list_images(
-            dataset,
+            source.dataset,
             settings.root,
             settings.labels,
             settings.splits,
@@ -93,12 +107,17 @@ class Extract(Stage[ExtractSettings]):
         )
         windows, unplaceable = place_all(images, settings.size, settings.frame, settings.overlap)
         manifest = Manifest(
-            settings.dataset, settings.root, settings.labels, tuple(images), tuple(windows)
+            settings.dataset,
+            settings.root,
+            settings.labels,
+            tuple(images),
+            tuple(windows),
+            source.dataset.content,
         ).reject(unplaceable)
-        source, digest, gone, file = self._identify_weights(run, settings, screen)
+        origin, digest, gone, file = self._identify_weights(run, settings, screen)
         facts = {
             "backbone": settings.backbone,
-            "weights_source": source,
+            "weights_source": origin,
             "weights_digest": digest,
             "patch": patch,
             "channels": channels,
@@ -140,7 +159,7 @@ class Extract(Stage[ExtractSettings]):
         }
         manifest = manifest.reject({i: r for i, r in reasons.items() if i not in readable})
         # an image that moves in the tables moves its windows under whatever reads them
-        sources = {**file, IMAGES: manifest.fingerprint}
+        sources = {**file, IMAGES: manifest.fingerprint, CLASSES: fingerprint(manifest.definition)}
         return Plan(shards, facts, redo=frozenset(redo), sources=sources, payload=manifest)
 
     def _identify_weights(
@@ -243,7 +262,7 @@ class Extract(Stage[ExtractSettings]):
                     "try --precision float32, or other weights with --weights."
                 )
             raise DatasetError(f"none of the {len(rejected)} images could be decoded ({reason}).")
-        return [f"extract: features of {usable} images in {run.features}"]
+        return [f"extract: features of {count_of(usable, 'images')} in {run.features}"]
 
 
 def _window_settings(settings: ExtractSettings) -> dict[str, Any]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.datasets.base import unknown_name
-from pipeline.errors import UsageError
-
 # Lowest temperature of HP's contrast: of a colder one the exponentials overflow.
 COLDEST = 0.05
 
@@ -44,11 +41,11 @@ _CITYSCAPES = Preset(_WEIGHTS, (0.18, 0.12, 0.46), temperature=0.6, renew_every=
 _POTSDAM = Preset(_WEIGHTS, (0.08, 0.02, 0.46), temperature=0.4, renew_every=20)
 
 _PRESETS = {
-    "cocostuff": _COCOSTUFF,
     "cityscapes": _CITYSCAPES,
     "potsdam": _POTSDAM,
     "camvid": _CITYSCAPES,
-    "folder": _COCOSTUFF,
+    "kitti": _CITYSCAPES,
+    "mapillary": _CITYSCAPES,
 }
 
 
@@ -57,9 +54,9 @@ def get_preset(dataset: str, backbone: str) -> Preset:
 
     Those of ``cocostuff``, ``cityscapes`` and ``potsdam`` are the authors' (Hamilton et al., ICLR
     2022; Seong et al., CVPR 2023), tuned to DINO ViT-S; backbones of another kind have other
-    cosines, for which they are a start. The others are a choice made here: ``camvid`` shows streets
-    and takes those of Cityscapes, a ``folder`` of any images those of COCO-Stuff; DINOv2 has shifts
-    of its own, whatever the dataset.
+    cosines, for which they are a start. The others are a choice made here: ``camvid``, ``kitti``
+    and ``mapillary`` show streets and take those of Cityscapes, anything else those of COCO-Stuff;
+    DINOv2 has shifts of its own, whatever the dataset.
 
     Parameters
     ----------
@@ -67,13 +64,6 @@ def get_preset(dataset: str, backbone: str) -> Preset:
         Name of a dataset.
     backbone
         Name of the backbone.
-
-    Raises
-    ------
-    UsageError
-        There are none for it; the message lists those there are.
     """
-    if dataset not in _PRESETS:
-        raise UsageError(unknown_name("dataset", dataset, tuple(_PRESETS)))
-    preset = _PRESETS[dataset]
+    preset = _PRESETS.get(dataset, _COCOSTUFF)
     return replace(preset, shifts=DINOV2_SHIFTS) if "dinov2" in backbone else preset

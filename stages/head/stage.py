@@ -10,7 +10,6 @@ import numpy as np
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.condition import inspect_stage, read_record
-from pipeline.datasets import get_dataset
 from pipeline.devices import resolve_device, resolve_precision
 from pipeline.errors import RunError, UsageError
 from pipeline.files import fingerprint
@@ -71,7 +70,7 @@ class Head(Stage[HeadSettings]):
         """Fill in what the method and the dataset decide."""
         manifest = read_manifest(run.require())
         splits = manifest.choose_splits(settings.splits)
-        dataset = get_dataset(manifest.dataset)
+        dataset = manifest.open_dataset()
         classes = settings.classes or len(dataset.class_names(manifest.labels))
         if not classes:
             raise UsageError(

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from pipeline.datasets import get_dataset
-from pipeline.datasets.cocostuff import CURATED
 from pipeline.errors import DatasetError, PipelineError, RunError
 from pipeline.files import read_json, remove_file, remove_tree, write_bytes
 from pipeline.images import probe_image, read_label
@@ -22,6 +21,7 @@ from pipeline.places import find_files, measure, parse_place
 from pipeline.store import ArraySpec, open_arrays, prepare_arrays, read_rows, take_rows, write_shard
 from tests.pipeline.datasets.layout import write_image, write_label, write_mat
 
+CURATED = "Coco164kFull_Stuff_Coarse_7.txt"
 NAMES = ["a.json", "b/c.json", "b/d/é [1]*?.png", "b.txt", "b d/\u0301.json", "z/y/x/w.png"]
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.datasets import get_dataset
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.run_directory import RunDirectory
@@ -44,6 +45,22 @@ def test_it_is_read_back(tmp_path: Path, labels: Path | None) -> None:
     manifest = make(NAMES, labels).reject({2: "truncated: the file ends early"})
     manifest.write(RunDirectory(tmp_path))
     assert read_manifest(RunDirectory(tmp_path)) == manifest
+
+
+def test_the_dataset_is_kept(tmp_path: Path) -> None:
+    content = get_dataset("camvid").content
+    manifest = replace(make(["a"]), dataset="/gone/sömewhere.yaml", definition=content)
+    manifest.write(RunDirectory(tmp_path))
+    again = read_manifest(RunDirectory(tmp_path))
+    assert again == manifest and again.definition == content
+    assert again.open_dataset().class_names() == get_dataset("camvid").class_names()
+    assert make(["a"]).open_dataset() is get_dataset("folder")
+    assert manifest.fingerprint == replace(manifest, definition=None).fingerprint
+
+
+def test_a_manifest_without_a_definition_goes_by_its_name() -> None:
+    manifest = replace(make(["a"]), dataset="camvid")
+    assert manifest.open_dataset().class_names() == get_dataset("camvid").class_names()
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,10 +10,21 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import DATASET_NAMES, IGNORE, Benchmark, get_dataset
-from pipeline.datasets.base import id_table, map_ids, read_ids, read_lines
+from pipeline.datasets.base import id_table, map_ids
+from pipeline.datasets.listing import read_ids, read_lines
 from pipeline.errors import DatasetError, ImageError, UsageError
 
-BENCHMARKS = {"cocostuff": 27, "cityscapes": 27, "potsdam": 3, "camvid": 11}
+BENCHMARKS = {
+    "ade20k": 150,
+    "camvid": 11,
+    "cityscapes": 27,
+    "coco-stuff-171": 171,
+    "cocostuff": 27,
+    "kitti": 19,
+    "mapillary": 65,
+    "potsdam": 3,
+    "voc": 21,
+}
 
 
 def test_names() -> None:
@@ -40,7 +51,8 @@ def test_a_benchmark_is_complete(name: str, count: int) -> None:
     assert len(names) == len(set(names)) == count == len(dataset.palette)
     assert set(dataset.classes.values()) == set(range(count))
     assert not set(dataset.ignored) & set(dataset.classes)
-    assert dataset.default_frame == "centre" and dataset.default_splits == ("train", "val")
+    wanted = ("train",) if name == "kitti" else ("train", "val")
+    assert dataset.default_frame == "centre" and dataset.default_splits == wanted
     assert all(0 <= value <= 255 for colour in dataset.palette for value in colour)
 
 

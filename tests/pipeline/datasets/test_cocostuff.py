@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import Sample, get_dataset
-from pipeline.datasets.cocostuff import CURATED, FINE_IDS
+from pipeline.datasets import Benchmark, Sample, get_dataset
 from pipeline.errors import DatasetError, ImageError
 from pipeline.images import read_rgb
 from tests.pipeline.datasets.layout import write_image, write_label
 
 COCOSTUFF = get_dataset("cocostuff")
+CURATED = "Coco164kFull_Stuff_Coarse_7.txt"
 
 
 def write_samples(root: Path) -> None:
@@ -48,17 +48,16 @@ def test_without_the_list_every_image_counts_and_it_is_said(
     write_samples(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert len(COCOSTUFF.list_samples(tmp_path, ["train"])) == 3
-    assert "no curated list at" in caplog.text and "all 3 images" in caplog.text
+    assert "no list at" in caplog.text and "all 3 images" in caplog.text
     with pytest.raises(DatasetError, match="no images of the split 'val'"):
         COCOSTUFF.list_samples(tmp_path, ["val"])
 
 
 def test_every_fine_id_has_one_class() -> None:
-    fine = [index for members in FINE_IDS.values() for index in members]
-    assert sorted(fine) == list(range(182))
-    names = list(FINE_IDS)
-    things = [index for name in names[:12] for index in FINE_IDS[name]]
-    assert sorted(things) == list(range(91))
+    assert isinstance(COCOSTUFF, Benchmark)
+    assert sorted(COCOSTUFF.classes) == list(range(182))
+    things = {fine for fine, index in COCOSTUFF.classes.items() if index < 12}
+    assert things == set(range(91))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.datasets.palettes import CAMVID, IGNORE_COLOUR, distinct_colours, png_palette
+from pipeline.datasets import get_dataset
+from pipeline.datasets.palettes import IGNORE_COLOUR, distinct_colours, png_palette
 
 
 def test_distinct_colours_are_distinct_and_stable() -> None:
@@ -19,8 +20,9 @@ def test_distinct_colours_are_distinct_and_stable() -> None:
 
 
 def test_png_palette_lays_out_256_entries() -> None:
-    entries = np.frombuffer(png_palette(CAMVID), dtype=np.uint8).reshape(256, 3)
-    assert tuple(map(tuple, entries[:11].tolist())) == CAMVID
+    camvid = get_dataset("camvid").palette
+    entries = np.frombuffer(png_palette(camvid), dtype=np.uint8).reshape(256, 3)
+    assert tuple(map(tuple, entries[:11].tolist())) == camvid
     assert tuple(map(tuple, entries[11:255].tolist())) == distinct_colours(255)[11:]
     assert tuple(entries[255].tolist()) == IGNORE_COLOUR
 

@@ -41,7 +41,7 @@ def test_a_missing_list_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         assert len(POTSDAM.list_samples(tmp_path, ["train"])) == 1
     assert "unlabelled_train.txt is missing" in caplog.text
-    with pytest.raises(DatasetError, match=r"no list of tiles at .*labelled_test\.txt"):
+    with pytest.raises(DatasetError, match=r"no list of images at .*labelled_test\.txt"):
         POTSDAM.list_samples(tmp_path, ["val"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pipeline.datasets import DATASET_NAMES
-from pipeline.errors import UsageError
 from stages.head.presets import DINOV2_SHIFTS, get_preset
 
 DINO = "vit_small_patch8_224.dino"
@@ -34,9 +33,9 @@ def test_every_dataset_has_a_preset() -> None:
     assert get_preset("folder", DINO) == get_preset("cocostuff", DINO)
 
 
-def test_an_unknown_dataset_is_refused() -> None:
-    with pytest.raises(UsageError, match="did you mean 'cityscapes'"):
-        get_preset("cityscape", DINO)
+def test_a_dataset_of_ones_own_takes_what_any_folder_does() -> None:
+    assert get_preset("/somewhere/my-dataset.yaml", DINO) == get_preset("folder", DINO)
+    assert get_preset("list:/somewhere/all.csv", DINO) == get_preset("folder", DINO)
 
 
 def test_dinov2_has_shifts_of_its_own() -> None:
