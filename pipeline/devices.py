@@ -44,6 +44,13 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def describe_device(device: torch.device) -> str:
+    """Return a device's name as people know it: ``cpu``, or that of the GPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """Give `float32` or `bfloat16`; `auto` is bfloat16 where the hardware multiplies it natively.
 

@@ -3,20 +3,111 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
+from pipeline.bounds import Bounds, find_bounds, find_choices
 from pipeline.places import PlaceType
-from pipeline.settings import StageSettings, option_name
+from pipeline.sections import HOW, WHAT, Option
+from pipeline.settings import StageSettings, field_extra, option_name
+from pipeline.wording import did_you_mean
 
 C = TypeVar("C", bound=Callable[..., Any])
+Completer = Callable[[click.Context, click.Parameter, str], list[Any]]
+
+
+class ChoiceType(click.ParamType):
+    """One of some names; a wrong one is told which it may have been meant for.
+
+    Parameters
+    ----------
+    names
+        The names, or what gives them when they are asked for.
+    """
+
+    name = "choice"
+
+    def __init__(self, names: Sequence[str] | Callable[[], Iterable[str]]) -> None:
+        self._names = names
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names."""
+        return tuple(self._names() if callable(self._names) else self._names)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the names as the help page shows them."""
+        return f"[{'|'.join(self.choices)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name, or end the command."""
+        if value not in self.choices:
+            known, close = ", ".join(self.choices), did_you_mean(value, self.choices)
+            self.fail(f"{value!r}{close} is none of {known}.", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete a name."""
+        return [CompletionItem(name) for name in self.choices if name.startswith(incomplete)]
+
+
+class NumberType(click.ParamType):
+    """A number in a range, or one of some words.
+
+    Parameters
+    ----------
+    kind
+        ``int`` or ``float``.
+    bounds
+        The range; None for any number.
+    words
+        What may stand for a number.
+    """
+
+    def __init__(
+        self, kind: type[int] | type[float], bounds: Bounds | None, words: Sequence[str] = ()
+    ) -> None:
+        self.kind, self.bounds, self.words = kind, bounds, tuple(words)
+        number = "integer" if kind is int else "float"
+        self.name = "|".join((number, *self.words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or the word, or end the command."""
+        if value in self.words:
+            return value
+        try:
+            number = self.kind(value)
+        except (TypeError, ValueError):
+            wanted = " or ".join(
+                ("a whole number" if self.kind is int else "a number", *self.words)
+            )
+            close = did_you_mean(str(value), self.words)
+            self.fail(f"it must be {wanted}, not {value!r}{close}.", param, ctx)
+        if self.bounds is not None and not self.bounds.hold(number):
+            wanted = ", or ".join((str(self.bounds), *self.words))
+            self.fail(f"it must be {wanted}, not {value}.", param, ctx)
+        return number
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete a word."""
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
 def settings_options(
-    settings: type[StageSettings], types_by_name: Mapping[str, click.ParamType] | None = None
+    settings: type[StageSettings],
+    types_by_name: Mapping[str, click.ParamType] | None = None,
+    *,
+    section: str = WHAT,
+    sections: Mapping[str, str] | None = None,
+    completers: Mapping[str, Completer] | None = None,
 ) -> Callable[[C], C]:
     """Give a command one option per field of a settings class.
 
@@ -29,11 +120,21 @@ def settings_options(
         The class.
     types_by_name
         Types of fields whose annotation does not say enough (a choice of names).
+    section
+        Of the help page, for what changes the output.
+    sections
+        Of single fields that belong elsewhere.
+    completers
+        What completes the values of fields in a shell, where their types do not.
     """
 
     def decorate(command: C) -> C:
         for name in reversed(settings.model_fields):
-            command = _make_option(settings, name, (types_by_name or {}).get(name))(command)
+            kind = (types_by_name or {}).get(name)
+            complete = (completers or {}).get(name)
+            place = section if field_extra(settings, name, "affects_output") else HOW
+            place = (sections or {}).get(name, place)
+            command = _make_option(settings, name, kind, place, complete)(command)
         return command
 
     return decorate
@@ -47,7 +148,11 @@ def given_settings(settings: type[StageSettings], values: Mapping[str, Any]) -> 
 
 
 def _make_option(
-    settings: type[StageSettings], name: str, kind: click.ParamType | None
+    settings: type[StageSettings],
+    name: str,
+    kind: click.ParamType | None,
+    section: str,
+    complete: Completer | None,
 ) -> Callable[[C], C]:
     field = settings.model_fields[name]
     annotation, multiple = _strip(field.annotation)
@@ -57,18 +162,25 @@ def _make_option(
         off = "--no-" + option.removeprefix("--")
         default = option if default else off
         option = f"{option}/{off}"
-    text = field.description or ""
+    facts = []
     if field.is_required():
-        text += "  [required at first]"
+        facts.append("required at first")
     elif field.default not in (None, ()):
-        text += f"  [default: {default}]"
+        facts.append(f"default: {default}")
+    bounds = find_bounds(field)
+    if bounds is not None:
+        facts.append(str(bounds))
+    text = field.description or ""
     return click.option(
         option,
         name,
-        type=kind or _click_type(annotation),
+        cls=Option,
+        section=section,
+        type=kind or _click_type(annotation, bounds, find_choices(field)),
         multiple=multiple,
         default=None,
-        help=text,
+        shell_complete=complete,
+        help=f"{text}  [{'; '.join(facts)}]" if facts else text,
     )
 
 
@@ -76,8 +188,9 @@ def _strip(annotation: Any) -> tuple[Any, bool]:
     """Take ``None`` out of a union, the element out of a tuple, and what pydantic alone reads."""
     if get_origin(annotation) in (Union, types.UnionType):
         parts = [part for part in get_args(annotation) if part is not type(None)]
-        if len(parts) == 1:
-            return _strip(parts[0])
+        # of a number or a word, the number
+        numbers = [part for part in parts if get_origin(part) is not Literal]
+        return _strip(numbers[0]) if len(numbers) == 1 else (annotation, False)
     if get_origin(annotation) is tuple:
         return _strip(get_args(annotation)[0])[0], True
     if get_origin(annotation) is Annotated:
@@ -85,10 +198,15 @@ def _strip(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _click_type(annotation: Any) -> Any:
+def _click_type(annotation: Any, bounds: Bounds | None, words: Sequence[str]) -> click.ParamType:
+    if annotation in (int, float):
+        return NumberType(annotation, bounds, words)
     if get_origin(annotation) is Literal:
-        return click.Choice([str(value) for value in get_args(annotation)])
+        # of a list of words
+        words = [str(word) for word in get_args(annotation)]
+    if words:
+        return ChoiceType(words)
     if annotation is Path:
         # not click's own, which makes s3:/bucket of s3://bucket
         return PlaceType()
-    return {int: int, float: float, bool: bool}.get(annotation, str)
+    return click.BOOL if annotation is bool else click.STRING

@@ -1,31 +1,91 @@
-"""Progress on the screen: a rich bar in a terminal, plain lines elsewhere."""
+"""Progress on the screen: a bar in a terminal, plain lines elsewhere, with the same figures."""
 
 from __future__ import annotations
 
-import re
 import sys
 import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from pipeline.wording import show_bytes, show_controls, show_rate, show_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_INTERVAL_S = 10.0
-# Control characters but the line feed, and marks that turn the direction of writing around.
-_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+SPEED_OF_S = 30.0
+"""Seconds of the past that a speed is measured over."""
 
 
-def show_controls(text: str) -> str:
-    """Spell out control characters: the name of a file must not steer the terminal."""
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+@dataclass(frozen=True)
+class Figures:
+    """How far a task is.
+
+    Attributes
+    ----------
+    title, unit
+        What is counted, and in what.
+    done, total
+        Items.
+    seconds
+        Since the task began.
+    speed
+        Items a second of late, without what came before the first; 0 where it is not known yet.
+    eta
+        Seconds that the rest will take at that speed; None where it is not known yet.
+    device
+        What computes; empty where that says nothing.
+    bytes
+        What was written, as far as it is whole on disk.
+    text
+        A word on what happens at the moment.
+    images
+        Images that one item stands for, where the speed is said in images; else None.
+    """
+
+    title: str
+    unit: str
+    done: int
+    total: int
+    seconds: float
+    speed: float = 0.0
+    eta: float | None = None
+    device: str = ""
+    bytes: int = 0
+    text: str = ""
+    images: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """The speed, in images where items stand for some."""
+        return self.speed * (self.images or 1)
+
+    @property
+    def rate_unit(self) -> str:
+        """Of what the rate is."""
+        return self.unit if self.images is None else "images"
+
+    def describe(self, *, clock: bool = True) -> str:
+        """Say speed, time left or taken, bytes and device, as far as they are known.
+
+        Parameters
+        ----------
+        clock
+            Whether to say the time taken at the end.
+        """
+        parts = [show_rate(self.rate, self.rate_unit)] if self.speed else []
+        if self.done >= self.total:
+            parts += [f"in {show_seconds(self.seconds)}"] if clock else []
+        elif self.eta is not None:
+            parts.append(f"{show_seconds(self.eta)} left")
+        parts += [f"{show_bytes(self.bytes)} written"] if self.bytes else []
+        parts += [self.device] if self.device else []
+        return ", ".join(parts)
 
 
 class Screen:
@@ -40,8 +100,28 @@ class Screen:
     """
 
     def __init__(self, *, progress: bool = True) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.progress = progress
+
+    @cached_property
+    def console(self) -> Console:
+        """Rich's console; it takes a moment to import, and help pages need none."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def begin(self, **facts: Any) -> None:
+        """Take note that a command begins; for machines."""
+
+    def end(self) -> None:
+        """Take note that a command has come to its end; for machines."""
+
+    def found(self, **facts: Any) -> None:
+        """Take note of what came out, by names; for machines."""
+
+    def result(self, text: str, **facts: Any) -> None:
+        """Show a line of what came out, on standard output."""
+        print(show_controls(text))
+        self.found(**facts)
 
     def note(self, text: str) -> None:
         """Show a line."""
@@ -51,14 +131,27 @@ class Screen:
         """Show a line that the user should not miss."""
         self.console.print(f"warning: {show_controls(text)}", markup=False, style="yellow")
 
-    def count(self, title: str, total: int, unit: str) -> Counter:
-        """Open a counter from 0 to ``total``; a context manager."""
+    def count(
+        self, title: str, total: int, unit: str, *, device: str = "", images: float | None = None
+    ) -> Counter:
+        """Open a counter from 0 to ``total``; a context manager.
+
+        Parameters
+        ----------
+        title, total, unit
+            What is counted, how much of it, in what (plural).
+        device
+            What computes it.
+        images
+            Images that one item stands for: the speed is then said in images.
+        """
         if not self.progress or total == 0:
             return Counter()
+        facts = {"device": show_controls(device), "images": images}
         title = show_controls(title)
         if self.console.is_terminal:
-            return _Bar(self.console, title, total, unit)
-        return _Lines(title, total, unit)
+            return _Bar(self.console, title, total, unit, facts)
+        return _Lines(title, total, unit, facts)
 
 
 class Counter:
@@ -81,49 +174,139 @@ class Counter:
     def say(self, text: str) -> None:
         """Show a short text beside the count."""
 
+    def wrote(self, size: int) -> None:
+        """Count some more bytes as written."""
 
-class _Bar(Counter):
-    def __init__(self, console: Console, title: str, total: int, unit: str) -> None:
+
+class FigureCounter(Counter):
+    """A counter that knows its figures; what becomes of them, its heirs say in :meth:`show`.
+
+    Parameters
+    ----------
+    title, total, unit
+        As in :meth:`Screen.count`.
+    facts
+        More fields of :class:`Figures`.
+    """
+
+    interval = 0.0
+
+    def __init__(self, title: str, total: int, unit: str, facts: Mapping[str, Any]) -> None:
+        self._facts = {"title": title, "total": total, "unit": unit, **facts}
+        self._done = self._bytes = 0
+        self._text = ""
+        self._start = self._last = time.monotonic()
+        # when how much was done: of late, and never from before the first items, which wait for
+        # compilers and weights
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def __exit__(self, *exc: object) -> None:
+        # last of all, as the last bytes are written after the last item is counted
+        if self._done >= self._facts["total"]:
+            self.show(self.figures())
+
+    def figures(self) -> Figures:
+        """Return the figures of this moment."""
+        now = time.monotonic()
+        seconds, left = now - self._start, self._facts["total"] - self._done
+        speed = self._measure_speed() if left > 0 else self._done / max(seconds, 1e-9)
+        # it goes on counting down while nothing comes
+        eta = left / speed - (now - self._marks[-1][0]) if speed and self._marks else None
+        return Figures(
+            done=self._done,
+            seconds=seconds,
+            speed=speed,
+            eta=None if eta is None else max(eta, 0.0),
+            bytes=self._bytes,
+            text=self._text,
+            **self._facts,
+        )
+
+    def _measure_speed(self) -> float:
+        # the bar is drawn by a thread of its own, which may look between a count and its mark
+        if not self._marks:
+            return 0.0
+        (first, before), (last, done) = self._marks[0], self._marks[-1]
+        if done > before and last > first:
+            return (done - before) / (last - first)
+        return self._done / max(last - self._start, 1e-9)
+
+    def advance(self, amount: int = 1) -> None:
+        """Count, and show the figures where it is time."""
+        if not amount:
+            return
+        self._done += amount
+        now = time.monotonic()
+        self._marks.append((now, self._done))
+        while len(self._marks) > 2 and now - self._marks[0][0] > SPEED_OF_S:
+            self._marks.popleft()
+        if self._done < self._facts["total"] and now - self._last >= self.interval:
+            self._last = now
+            self.show(self.figures())
+
+    def say(self, text: str) -> None:
+        """Keep a text for the figures."""
+        self._text = show_controls(text)
+
+    def wrote(self, size: int) -> None:
+        """Count bytes for the figures."""
+        self._bytes += size
+
+    def show(self, figures: Figures) -> None:
+        """Show the figures."""
+        raise NotImplementedError
+
+
+class _Bar(FigureCounter):
+    """A bar that is drawn anew some times a second, with the figures of that moment."""
+
+    def __init__(
+        self, console: Console, title: str, total: int, unit: str, facts: Mapping[str, Any]
+    ) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Clock
+        from rich.table import Column
+
+        super().__init__(title, total, unit, facts)
+        room = min(24, max(6, console.width - 80))
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(room, complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            TextColumn(unit, markup=False, table_column=Column(no_wrap=True)),
+            Clock(),
+            TextColumn(
+                "{task.fields[counter]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
+            ),
             console=console,
         )
-        self._task = self._bar.add_task(title, total=total, text="")
+        self._task = self._bar.add_task(title, total=total, counter=self)
+
+    def __str__(self) -> str:
+        # asked for whenever the bar is drawn
+        figures = self.figures()
+        return "  ".join(filter(None, (figures.text, figures.describe(clock=False))))
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.show(self.figures())
         self._bar.stop()
 
-    def advance(self, amount: int = 1) -> None:
-        self._bar.advance(self._task, amount)
-
-    def say(self, text: str) -> None:
-        self._bar.update(self._task, text=show_controls(text))
+    def show(self, figures: Figures) -> None:
+        self._bar.update(self._task, completed=figures.done)
 
 
-class _Lines(Counter):
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self._title, self._total, self._unit = title, total, unit
-        self._done, self._text = 0, ""
-        self._start = self._shown = time.monotonic()
+class _Lines(FigureCounter):
+    """A line now and then."""
 
-    def advance(self, amount: int = 1) -> None:
-        self._done += amount
-        now = time.monotonic()
-        if self._done == self._total or now - self._shown >= PLAIN_INTERVAL_S:
-            self._shown = now
-            rate = self._done / max(now - self._start, 1e-9)
-            line = f"{self._title}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s"
-            print(f"{line}  {self._text}".rstrip(), file=sys.stderr, flush=True)
+    interval = PLAIN_INTERVAL_S
 
-    def say(self, text: str) -> None:
-        self._text = show_controls(text)
+    def show(self, figures: Figures) -> None:
+        f = figures
+        line = f"{f.title}: {f.done}/{f.total} {f.unit}, {f.describe()}".rstrip(", ")
+        print(f"{line}  {f.text}".rstrip(), file=sys.stderr, flush=True)

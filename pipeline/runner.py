@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from pipeline.condition import require_fresh, require_unchanged
+from pipeline.devices import describe_device, resolve_device
 from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError
 from pipeline.files import confine_writes, fingerprint, guard_writes, note_writes
 from pipeline.inventory import find_lost, list_files, list_sizes
@@ -24,6 +25,7 @@ from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution, compute_shards
 from pipeline.settings import StageSettings, describe_changes
 from pipeline.stage import Plan, ShardPlan, Stage
+from pipeline.wording import count_of
 
 S = TypeVar("S", bound=StageSettings)
 _PERMIT: ContextVar[Permit | None] = ContextVar("permit", default=None)
@@ -72,7 +74,7 @@ def run_stage(
     with confine_writes(run.path):
         run.create()
         try:
-            with run.lock(key, wait=False, say=screen.warn) as lock, _hold(lock.permit):
+            with run.lock(key, wait=execution.wait, say=screen.warn) as lock, _hold(lock.permit):
                 return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
         finally:
             # a first command that was refused leaves nothing behind
@@ -126,7 +128,7 @@ def _bring_up_to_date(
     sizes = list_sizes(run)
     lost = {n for n in known.keys() - stale if find_lost(run, known[n].files, sizes)}
     if lost:
-        screen.warn(f"{key}: what {len(lost)} finished shards wrote is gone.")
+        screen.warn(f"{key}: what {count_of(len(lost), 'finished shards')} wrote is gone.")
     pending = [
         n
         for n in range(len(plan.shards))
@@ -219,7 +221,13 @@ def _compute_pending(
     calls = [(stage, place, settings, number, plan.shards[number], permit) for number in pending]
     total = sum(plan.shards[number].items for number in pending)
     failed: list[tuple[int, Exception]] = []
-    with screen.count(stage.name, total, stage.unit) as counter:
+    with screen.count(
+        stage.name,
+        total,
+        stage.unit,
+        device=_describe_device(settings, execution) if screen.progress else "",
+        images=_count_images(run, stage.unit) if screen.progress else None,
+    ) as counter:
 
         def listen(event: dict[str, Any]) -> None:
             if "say" in event:
@@ -240,7 +248,9 @@ def _compute_pending(
             device=str(getattr(settings, "device", "cpu")),
         )
         for done in ends:
-            if done.error is not None:
+            if done.error is None:
+                counter.wrote(sum(size for size, _ in done.value.files.values()))
+            else:
                 failed.append((pending[done.index], done.error))
                 if isinstance(done.error, PipelineError) and len(pending) == 1:
                     raise done.error
@@ -251,9 +261,34 @@ def _compute_pending(
     if failed:
         number, error = failed[0]
         raise ShardError(
-            f"{stage.name}: {len(failed)} of {len(pending)} shards failed, the others are kept; "
-            f"shard {number}: {type(error).__name__}: {error}"
+            f"{stage.name}: {len(failed)} of {count_of(len(pending), 'shards')} failed, "
+            f"the others are kept; shard {number}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _describe_device(settings: StageSettings, execution: Execution) -> str:
+    """Name what computes, as far as this process can know it; nothing where it cannot be chosen."""
+    wanted = getattr(settings, "device", "")
+    if execution.scheduler is not None:
+        return "cluster"
+    if not wanted:
+        return ""
+    device = resolve_device(wanted)
+    if execution.inline:
+        return describe_device(device)
+    # to ask a GPU for its name takes some of its memory, which is the workers'
+    return f"{count_of(execution.workers, 'workers')} on {device.type}"
+
+
+def _count_images(run: RunDirectory, unit: str) -> float | None:
+    """Return how many images a window stands for, on average; None where others are counted."""
+    if unit != "windows":
+        return None
+    # help pages, which need the stages' settings, do without pyarrow
+    from pipeline.manifest import read_manifest
+
+    windows = read_manifest(run).windows
+    return len({window.image for window in windows}) / len(windows)
 
 
 def compute_shard(
@@ -294,11 +329,11 @@ def _say_plan(
     unit: str,
     screen: Screen,
 ) -> None:
-    total = len(plan.shards)
-    items = sum(shard.items for shard in plan.shards)
+    total = count_of(len(plan.shards), "shards")
+    items = count_of(sum(shard.items for shard in plan.shards), unit)
     if not pending:
         state = "fresh, nothing to do" if fresh else "shards are fresh, the summary is made again"
-        screen.note(f"{key}: {state} ({total} shards, {items} {unit})")
+        screen.note(f"{key}: {state} ({total}, {items})")
         return
     if old is not None and stale:
         reasons = describe_changes(old.settings, new.settings)
@@ -309,5 +344,6 @@ def _say_plan(
         if old.version != new.version:
             reasons.append(f"version {old.version} -> {new.version}")
         why = "; ".join(reasons) or "its input files have changed"
-        screen.note(f"{key}: {stale} shards are stale: {why}")
-    screen.note(f"{key}: {pending} of {total} shards to compute ({items} {unit} in all)")
+        are = "is" if stale == 1 else "are"
+        screen.note(f"{key}: {count_of(stale, 'shards')} {are} stale: {why}")
+    screen.note(f"{key}: {pending} of {total} to compute ({items} in all)")

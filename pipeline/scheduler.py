@@ -46,12 +46,15 @@ class Execution:
         Compute finished shards again.
     dry_run
         Say what would be done, and do nothing.
+    wait
+        Wait for another process that computes the same stage, rather than refuse.
     """
 
     workers: int = 0
     scheduler: str | None = None
     force: bool = False
     dry_run: bool = False
+    wait: bool = False
 
     @property
     def inline(self) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
+from pipeline.bounds import explain
 from pipeline.errors import UsageError
+from pipeline.wording import did_you_mean
 
 S = TypeVar("S", bound="StageSettings")
 
@@ -126,6 +127,10 @@ def make_settings(
             option = option_name(cls, name)
             raise UsageError(f"{stage} needs {option} (setting {stage}.{name}).") from None
         message = first["msg"].removeprefix("Value error, ")
+        known = cls.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        if known is not None:
+            option = option_name(cls, str(first["loc"][0]))
+            message = explain(known, option, first["type"], first["input"]) or message
         if not first["loc"]:
             # of the settings together, not of one of them
             raise UsageError(f"{stage} {message}.") from None
@@ -137,12 +142,6 @@ def show_value(value: Any) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, 200, 200
     return short.repr(value)
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """Return `` (did you mean X?)`` when a known name is close, else nothing."""
-    close = get_close_matches(name, [str(item) for item in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def parse_assignments(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.condition import Condition, inspect_stage, list_upstream
 from pipeline.inventory import find_lost, list_sizes
@@ -12,7 +13,7 @@ from pipeline.ledger import Ledger
 from pipeline.places import measure
 from pipeline.run_directory import RunDirectory
 from stages import OPTIONAL, SETTINGS, VERSIONS
-from stages.outside import find_changes
+from stages.outside import find_changes, find_other_names, needs_extract
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class StageStatus:
         What the ledger says.
     bytes
         Size of what the stage has written.
+    first
+        Key of the stage that has to be run before it, where that is not stale itself.
     """
 
     condition: Condition
     bytes: int
+    first: str = ""
 
     @property
     def crf(self) -> str:
@@ -57,6 +61,21 @@ def inspect_run(run: RunDirectory) -> list[StageStatus]:
         keys += named or ([] if stage in OPTIONAL else [stage])
     changes, sizes = _find_changes(run, keys), list_sizes(run)
     return [_inspect_key(run, key, changes, sizes) for key in keys]
+
+
+def describe_row(row: StageStatus) -> dict[str, Any]:
+    """Return a row as JSON."""
+    c = row.condition
+    return {
+        "stage": c.key,
+        "state": c.state,
+        "shards_done": c.done,
+        "shards_total": c.total,
+        "bytes": row.bytes,
+        "seconds": round(c.seconds, 3),
+        "crf": row.crf,
+        "reason": c.reason,
+    }
 
 
 def _find_changes(run: RunDirectory, keys: list[str]) -> dict[str, str]:
@@ -89,7 +108,12 @@ def _inspect_key(
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             reason = f"{lost[0]}{more} is gone or cut; the same command makes it again"
             condition = replace(condition, state="incomplete", reason=reason)
-    return StageStatus(condition, sum(map(measure, paths)))
+    if condition.state == "fresh" and condition.record is not None:
+        reason = find_other_names(run, key, condition.record)
+        if reason:
+            condition = replace(condition, state="incomplete", reason=reason)
+    first = "extract" if condition.state == "stale" and needs_extract(run, key) else ""
+    return StageStatus(condition, sum(map(measure, paths)), first)
 
 
 def list_artefacts(run: RunDirectory, key: str) -> list[Path]:

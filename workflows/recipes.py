@@ -8,12 +8,15 @@ from typing import Any
 
 import yaml
 
+from pipeline.condition import inspect_stage
 from pipeline.errors import UsageError
+from pipeline.ledger import StageRecord
 from pipeline.progress import Screen
 from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import Execution
-from pipeline.settings import StageSettings, did_you_mean, make_settings, show_value
-from stages import OPTIONAL, SETTINGS, recall_settings, run_stage
+from pipeline.settings import StageSettings, describe_changes, make_settings, show_value
+from pipeline.wording import count_of, did_you_mean
+from stages import OPTIONAL, SETTINGS, VERSIONS, load_stage, recall_settings, run_stage
 
 Recipe = dict[str, dict[str, Any]]
 
@@ -22,6 +25,16 @@ def list_recipes() -> list[str]:
     """Return the names of the recipes that come with the install."""
     files = resources.files("workflows").iterdir()
     return sorted(Path(f.name).stem for f in files if f.name.endswith(".yaml"))
+
+
+def describe_recipes() -> dict[str, str]:
+    """Return a line on each of the recipes that come with the install, by its name."""
+    lines = {}
+    for name in list_recipes():
+        recipe = read_recipe(name)
+        dataset = recipe["extract"]["dataset"]
+        lines[name] = f"dataset {dataset}, {recipe['em']['classes']} classes"
+    return lines
 
 
 def read_recipe(given: str) -> Recipe:
@@ -114,6 +127,34 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
     return settings
 
 
+def _foresee(name: str, run: RunDirectory, settings: StageSettings, first: str) -> str:
+    """Say what becomes of a stage that comes after one which is not up to date.
+
+    Its shards are planned from what that one writes, so how many will be computed is not known.
+    """
+    key = load_stage(name).key(settings)
+    condition = inspect_stage(run, key, VERSIONS)
+    if condition.record is None:
+        return f"{key}: after {first}, for the first time; its shards are planned then"
+    done, total = condition.done, count_of(condition.total, "shards")
+    changes = describe_changes(condition.record.settings, _list_known(settings, condition.record))
+    if changes:
+        return f"{key}: after {first}, all of {total} again: {'; '.join(changes)}"
+    return (
+        f"{key}: after {first}; {done} of {total} are finished, and those that {first} changes are "
+        "computed again"
+    )
+
+
+def _list_known(settings: StageSettings, record: StageRecord) -> dict[str, Any]:
+    """Return the settings given, among those of a record; what ``auto`` will mean is not known."""
+    given = settings.model_fields_set
+    return {
+        name: value if name in given and value != "auto" else record.settings.get(name)
+        for name, value in settings.output_settings().items()
+    }
+
+
 def run_recipe(
     run: RunDirectory, settings: dict[str, StageSettings], execution: Execution, screen: Screen
 ) -> Path:
@@ -138,6 +179,8 @@ def run_recipe(
     PipelineError
         A stage failed; those before it are finished.
     """
+    # on a dry run: the first stage that would compute something
+    first = ""
     for name in SETTINGS:
         chosen = settings.get(name)
         if chosen is None and name == "views" and run.has_been_run(name):
@@ -145,9 +188,11 @@ def run_recipe(
             chosen = recall_settings(name, run, {}, forget=False)
         if chosen is None:
             continue
-        record = run_stage(name, run, chosen, execution, screen)
-        if record is None:
-            screen.note(f"dry run: what comes after {name} is planned from what {name} writes")
-            break
+        if first:
+            screen.note(_foresee(name, run, chosen, first))
+        elif run_stage(name, run, chosen, execution, screen) is None:
+            first = name
+    if first:
+        screen.note(f"dry run: {first} would be run, and what comes after it as said")
     evaluated = settings["evaluate"].model_dump()
     return run.report(evaluated["em"] or f"head-{evaluated['head']}") / "index.html"

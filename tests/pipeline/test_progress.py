@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import progress
-from pipeline.progress import Counter, Screen
+from pipeline.progress import Counter, FigureCounter, Screen
 
 
 def test_notes_and_warnings_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +29,30 @@ def test_the_end_is_always_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith("masks: 3/3 windows, ")
-    assert line.endswith("/s  loss [0.5]")
+    assert " windows/s, in 0.0 s" in line
+    assert line.endswith("  loss [0.5]")
+
+
+def test_a_line_says_speed_time_left_device_and_bytes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Screen().count("masks", 100, "windows", device="cpu", images=0.5) as counter:
+        counter.wrote(2_500_000)
+        now[0] = 10
+        counter.advance(20)
+        now[0] = 20
+        counter.advance(20)
+        now[0] = 50
+        # the last bytes are on disk after the last item is counted
+        counter.advance(60)
+        counter.wrote(1_500_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "masks: 20/100 windows, 1.00 images/s, 40 s left, 2.50 MB written, cpu",
+        "masks: 40/100 windows, 1.00 images/s, 30 s left, 2.50 MB written, cpu",
+        "masks: 100/100 windows, 1.00 images/s, in 50 s, 4.00 MB written, cpu",
+    ]
 
 
 def test_lines_come_at_intervals(
@@ -43,10 +66,43 @@ def test_lines_come_at_intervals(
             counter.advance()
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "masks: 10/100 windows, 1/s",
-        "masks: 20/100 windows, 1/s",
-        "masks: 30/100 windows, 1/s",
+        "masks: 10/100 windows, 1.00 windows/s, 1 min 30 s left",
+        "masks: 20/100 windows, 1.00 windows/s, 1 min 20 s left",
+        "masks: 30/100 windows, 1.00 windows/s, 1 min 10 s left",
     ]
+
+
+def test_what_comes_before_the_first_items_does_not_slow_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    counter = FigureCounter("em", 50, "epochs", {})
+    counter.interval = 1e9
+    assert (counter.figures().speed, counter.figures().eta) == (0.0, None)
+    now[0] = 40
+    counter.advance()
+    assert counter.figures().eta == pytest.approx(40 * 49)
+    for _ in range(9):
+        now[0] += 2
+        counter.advance()
+    assert counter.figures().speed == pytest.approx(0.5)
+    assert counter.figures().eta == pytest.approx(80)
+    now[0] += 3
+    assert counter.figures().eta == pytest.approx(77)
+    now[0] += 300
+    assert counter.figures().eta == 0
+
+
+def test_a_speed_is_that_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    counter = FigureCounter("em", 5000, "epochs", {})
+    counter.interval = 1e9
+    for pause in [1.0] * 100 + [0.1] * 1000:
+        now[0] += pause
+        counter.advance()
+    assert counter.figures().speed == pytest.approx(10)
 
 
 @pytest.mark.parametrize(("shown", "total"), [(False, 5), (True, 0)])
@@ -57,6 +113,7 @@ def test_nothing_is_counted_silently(
         assert type(counter) is Counter
         counter.advance(5)
         counter.say("x")
+        counter.wrote(3)
     assert capsys.readouterr().err == ""
 
 

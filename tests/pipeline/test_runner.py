@@ -284,7 +284,7 @@ def test_a_lone_shard_raises_its_own_sentence(run: RunDirectory) -> None:
     with pytest.raises(ImageError, match=r"^too dark$"):
         square(run, length=2)
     Trouble.on_shard = {0: KeyError("x")}
-    with pytest.raises(ShardError, match="1 of 1 shards failed"):
+    with pytest.raises(ShardError, match="1 of 1 shard failed"):
         square(run, length=2)
 
 
@@ -398,7 +398,7 @@ def test_changed_inputs_make_stale(run: RunDirectory, capsys: pytest.CaptureFixt
     )
     capsys.readouterr()
     assert double(run) == [("double", 2), ("double", 3)]
-    assert "1 shards are stale: square has changed" in capsys.readouterr().err
+    assert "1 shard is stale: square has changed" in capsys.readouterr().err
     doubles = np.asarray(open_arrays(run.masks, ["doubles"])["doubles"][:, 0])
     assert doubles.tolist() == [0, 2, 8, 18, 32, 50, 72]
     assert require_fresh(run, "double").inputs == {"square": read_record(run, "square").digest}

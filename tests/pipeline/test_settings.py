@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from pipeline.errors import UsageError
 from pipeline.settings import (
@@ -27,6 +27,8 @@ class Paint(StageSettings):
 
     colour: Literal["red", "blue"] = setting(..., "colour")
     coats: int = setting(2, "number of coats", ge=1)
+    thinner: float = setting(0.5, "share of thinner", gt=0, le=1)
+    hours: Annotated[int, Field(ge=1, le=24)] | Literal["auto"] = setting("auto", "drying time")
     walls: tuple[str, ...] = setting((), "walls", option="--wall")
     folder: Path | None = setting(None, "where to")
     batch_size: int = execution_setting(8, "walls at once", ge=1)
@@ -63,21 +65,38 @@ def test_replace_validates() -> None:
         (
             {"colour": "red", "coat": 3},
             "paint has no setting 'coat' (did you mean 'coats'?); "
-            "its settings are colour, coats, walls, folder, batch_size.",
+            "its settings are colour, coats, thinner, hours, walls, folder, batch_size.",
         ),
         ({}, "paint needs --colour (setting paint.colour)."),
         (
             {"colour": "red", "coats": 0},
-            "paint.coats = 0: Input should be greater than or equal to 1.",
+            "paint.coats = 0: --coats must be at least 1.",
         ),
         ({"colour": "red", "walls": ("roof",)}, "paint.walls = ('roof',): the roof is no wall."),
         (
             {"colour": "green"},
-            "paint.colour = 'green': Input should be 'red' or 'blue'.",
+            "paint.colour = 'green': --colour must be one of red, blue.",
+        ),
+        (
+            {"colour": "bleu"},
+            "paint.colour = 'bleu': --colour must be one of red, blue (did you mean 'blue'?).",
+        ),
+        ({"colour": "red", "coats": "x"}, "paint.coats = 'x': --coats must be a whole number."),
+        (
+            {"colour": "red", "thinner": 1.5},
+            "paint.thinner = 1.5: --thinner must be more than 0 and at most 1.",
+        ),
+        (
+            {"colour": "red", "hours": 99},
+            "paint.hours = 99: --hours must be 1 to 24, or auto.",
+        ),
+        (
+            {"colour": "red", "hours": "atuo"},
+            "paint.hours = 'atuo': --hours must be 1 to 24, or auto (did you mean 'auto'?).",
         ),
         (
             {"colour": "red", "walls": ["a", None]},
-            "paint.walls.1 = None: Input should be a valid string.",
+            "paint.walls.1 = None: --wall must be text.",
         ),
     ],
 )
@@ -90,6 +109,7 @@ def test_bad_values_give_one_sentence(values: dict[str, Any], message: str) -> N
 def test_output_settings_leave_out_how_a_stage_runs() -> None:
     made = Paint(colour="red", walls=("a", "b"), folder=Path("x/y"), batch_size=1)
     plain = {"colour": "red", "coats": 2, "walls": ["a", "b"], "folder": "x/y"}
+    plain |= {"thinner": 0.5, "hours": "auto"}
     assert made.output_settings() == plain
     assert field_extra(made, "batch_size", "affects_output") is False
     assert field_extra(Paint, "walls", "option") == "--wall"

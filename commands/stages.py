@@ -1,0 +1,196 @@
+"""The verbs of the stages: extract, masks, head, em, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from commands.completion import complete_datasets, complete_fits, complete_heads
+from commands.shared import CRF_TYPE, RUN, execution_options, run_one
+from commands.verbs import verb
+from pipeline.options import given_settings, settings_options
+from pipeline.progress import Screen
+from pipeline.run_directory import RunDirectory
+from pipeline.scheduler import Execution
+from pipeline.sections import FINE, WHAT, how
+from pipeline.settings import field_extra
+from pipeline.subject import name_subject
+from stages import SETTINGS
+
+FORGET = how(
+    "--forget",
+    is_flag=True,
+    help="forget the options that were given to this stage of the run before",
+)
+CRF = {"crf": CRF_TYPE}
+
+
+def _sort(stage: str, first: Sequence[str]) -> dict[str, str]:
+    """Return the sections of a stage's settings: those that people come for, and fine points.
+
+    How a stage runs is left out: it has a section of its own.
+    """
+    cls = SETTINGS[stage]
+    rest = [name for name in cls.model_fields if field_extra(cls, name, "affects_output")]
+    return {**dict.fromkeys(rest, FINE), **dict.fromkeys(first, WHAT)}
+
+
+@verb(
+    examples=(
+        (
+            "primaps-pipe extract runs/mine --dataset folder --root runs/demo/photographs/images",
+            "The photographs of `primaps-pipe demo`; name a folder of your own.",
+        ),
+        (
+            "primaps-pipe extract runs/mine --views clean,photometric --crops five",
+            "More views may be added at any time; what was made of the clean one stays valid.",
+        ),
+    ),
+)
+@RUN
+@settings_options(
+    SETTINGS["extract"],
+    # where images and weights lie does not count as what is computed, but says what is
+    sections=_sort(
+        "extract",
+        (
+            *("dataset", "root", "labels", "splits", "backbone", "weights"),
+            *("size", "frame", "limit"),
+        ),
+    ),
+    completers={"dataset": complete_datasets},
+)
+@settings_options(SETTINGS["views"], section="Further views of every image")
+@FORGET
+@execution_options
+def extract(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+    """Extract the frozen ViT features of every image, and of its mirror image.
+
+    The first stage: it lists the images, places square windows on them, and caches what the
+    backbone makes of each. Options once given are remembered in run.yaml.
+    """
+    how: dict[str, Any] = {"forget": forget, "execution": execution, "screen": screen}
+    record = run_one("extract", run, given_settings(SETTINGS["extract"], options), **how)
+    # extra views are a stage of their own, which most runs do without
+    given = given_settings(SETTINGS["views"], options)
+    if record is not None and (given or RunDirectory(run).has_been_run("views")):
+        run_one("views", run, given, **how)
+
+
+@verb(
+    examples=(
+        ("primaps-pipe masks runs/demo", "With the settings of the paper."),
+        ("primaps-pipe masks runs/demo --threshold 0.5", "Smaller proposals, and more of them."),
+    ),
+)
+@RUN
+@settings_options(SETTINGS["masks"], CRF, sections=_sort("masks", ("threshold", "crf")))
+@FORGET
+@execution_options
+def masks(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+    """Split every image into principal mask proposals.
+
+    The second stage: needs what extract has cached.
+    """
+    given = given_settings(SETTINGS["masks"], options)
+    run_one("masks", run, given, forget=forget, execution=execution, screen=screen)
+
+
+@verb(
+    examples=(
+        (
+            "primaps-pipe head runs/demo --method stego --classes 6 --steps 200",
+            "Trains a STEGO head; a few steps, to try it out.",
+        ),
+        ("primaps-pipe evaluate runs/demo --head stego", "Labels from the head's own clusters."),
+        (
+            "primaps-pipe em runs/demo --head stego --name on-stego",
+            "PriMaPs-EM on the head's codes; evaluate it with --em on-stego.",
+        ),
+    ),
+)
+@RUN
+@settings_options(
+    SETTINGS["head"],
+    sections=_sort("head", ("method", "name", "classes", "dim", "steps", "seed", "splits")),
+)
+@FORGET
+@execution_options
+def head(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+    """Train a head on the frozen features (STEGO, HP), and make codes of them with it.
+
+    An extra between extract and em, which most runs do without.
+    """
+    how: dict[str, Any] = {"forget": forget, "execution": execution, "screen": screen}
+    record = run_one("head", run, given_settings(SETTINGS["head"], options), **how)
+    if record is not None:
+        run_one("encode", run, {"head": record.settings["name"]}, **how)
+
+
+@verb(
+    examples=(
+        ("primaps-pipe em runs/demo --classes 6", "PriMaPs-EM with six classes."),
+        (
+            "primaps-pipe em runs/demo --classes auto --name auto",
+            "Estimates the number of classes; a run holds as many fits as there are names.",
+        ),
+    ),
+)
+@RUN
+@settings_options(
+    SETTINGS["em"],
+    sections=_sort(
+        "em",
+        ("classes", "method", "head", "student", "epochs", "seed", "name", "splits"),
+    ),
+    completers={"head": complete_heads},
+)
+@FORGET
+@execution_options
+def em(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+    """Fit class prototypes to the cached features and proposals.
+
+    The third stage: needs what extract and masks have made.
+    """
+    given = given_settings(SETTINGS["em"], options)
+    run_one("em", run, given, forget=forget, execution=execution, screen=screen)
+
+
+@verb(
+    examples=(
+        (
+            "primaps-pipe evaluate runs/demo",
+            "Labels in runs/demo/labels, the report at runs/demo/report/index.html.",
+        ),
+        (
+            "primaps-pipe evaluate runs/demo --em auto",
+            "Another fit of the run, by its name: labels in runs/demo/labels-auto.",
+        ),
+    ),
+)
+@RUN
+@settings_options(
+    SETTINGS["evaluate"],
+    CRF,
+    sections=_sort("evaluate", ("em", "head", "splits", "crf", "linear_probe", "gallery")),
+    completers={"em": complete_fits, "head": complete_heads},
+)
+@FORGET
+@execution_options
+def evaluate(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+    """Write label PNGs, metrics and a report.
+
+    The fourth stage: needs a fit of em, or a head.
+    """
+    given = given_settings(SETTINGS["evaluate"], options)
+    record = run_one("evaluate", run, given, forget=forget, execution=execution, screen=screen)
+    if record is not None:
+        place = RunDirectory(run)
+        title = name_subject(record.settings["em"], record.settings["head"]).title
+        folder = place.report(title)
+        screen.found(
+            report=folder / "index.html",
+            metrics=folder / "metrics.json",
+            labels=place.labels(title),
+        )
