@@ -87,6 +87,10 @@ class RunDirectory:
         """Return the folder of the report made from the fit ``name``."""
         return self.path / _suffixed("report", name)
 
+    def names_file(self, title: str) -> Path:
+        """Return the file in which the user names the clusters of the fit or head ``title``."""
+        return self.path / f"{_suffixed('names', title)}.yaml"
+
     def state(self, key: str) -> Path:
         """Return the ledger folder of a stage (``extract``, ``em/k12``)."""
         return self.path / "state" / key

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.scenes import extract_options, finished, invoke, scenes
+
+__all__ = ["extract_options", "finished", "invoke", "scenes"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
