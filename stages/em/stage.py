@@ -26,6 +26,7 @@ from pipeline.shortage import explain_shortage
 from pipeline.stage import Plan, ShardPlan, Stage
 from pipeline.store import read_group, write_group
 from pipeline.team import current_team
+from pipeline.wording import count_of
 from stages.clustering import UNUSED, list_unused
 from stages.em.cache import (
     Cache,
@@ -177,7 +178,7 @@ class Em(Stage[EmSettings]):
         write_group(run.em, settings.name, arrays, attributes)
         windows, loss = len(cache.windows), state.loss[-1]
         return {
-            "found": f"{windows} windows, loss {loss:.4f}",
+            "found": f"{count_of(windows, 'windows')}, loss {loss:.4f}",
             "usage": state.usage[-1],
             "device": team.map(name_device, [(source,)])[0],
         }
@@ -230,7 +231,7 @@ def _fit_proposals(
     }
     write_group(run.em, settings.name, arrays, _describe_fit(settings, count))
     announce(advance=1)
-    found = f"{fit.units} proposals of {len(cache.sample)} windows"
+    found = f"{fit.units} proposals of {count_of(len(cache.sample), 'windows')}"
     # in float64 on the processor, whatever the device
     return {"found": found, "usage": usage.tolist(), "device": "cpu"}
 

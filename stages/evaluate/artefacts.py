@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.condition import inspect_stage, read_record
-from pipeline.datasets import Dataset, get_dataset
+from pipeline.datasets import Dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import ImageError, RunError
 from pipeline.frames import read_frame, resize_labels
@@ -23,11 +23,12 @@ from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.memory import compute_halving
 from pipeline.run_directory import RunDirectory
 from pipeline.store import open_arrays, read_group, read_rows
+from pipeline.subject import Subject, name_subject
 from pipeline.windows import Window, bounding_box
 from stages.evaluate.classifier import Classifier, classify
 from stages.evaluate.settings import EvaluateSettings
 from stages.evaluate.stitching import Box, average_views
-from stages.evaluate.subject import Subject, name_subject
+from stages.outside import stat_label
 
 MAIN = "momentum_prototypes"
 RUNNING = "running_prototypes"
@@ -249,7 +250,7 @@ def open_artefacts(
     return Artefacts(
         run=run,
         manifest=manifest,
-        dataset=get_dataset(manifest.dataset),
+        dataset=manifest.open_dataset(),
         subject=subject,
         features=find_features(run, attributes),
         classifiers=classifiers,
@@ -262,6 +263,12 @@ def read_group_of(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Read the arrays and attributes of a fit or a head."""
     return read_group(run.em if subject.kind == "em" else run.heads, subject.name)
+
+
+def fingerprint_image(manifest: Manifest, image: Image) -> tuple[Any, ...]:
+    """Return what tells an image, its windows and its label map from others, JSON-able."""
+    boxes = [window.box for window in manifest.windows_of(image)]
+    return image.id, image.split, image.digest, boxes, stat_label(manifest, image)
 
 
 def find_features(run: RunDirectory, attributes: Mapping[str, Any]) -> Path:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.settings import StageSettings, execution_setting, setting
+from pipeline.subject import Subject, name_subject
 
 
 class EvaluateSettings(StageSettings):
     """What is labelled, how it is refined, and what the report shows."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     em: str | None = setting(
         None, "name of the fit; `default`, or the only one there is, when not given"
@@ -36,5 +37,21 @@ class EvaluateSettings(StageSettings):
     linear_probe_sample: int = setting(
         1024, "windows that the linear probe is trained on, at most; drawn, always the same", ge=1
     )
-    gallery: int = setting(12, "images of each split that the report shows", ge=0)
+    gallery: int = setting(
+        12,
+        "images of each split that the report shows: the worst, the best and an even sample; with "
+        "0 it shows no cut-outs of the clusters either",
+        ge=0,
+    )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    @property
+    def subject(self) -> Subject:
+        """The fit or head that is evaluated; one of them has to be named."""
+        return name_subject(self.em, self.head)
+
+    def label_settings(self) -> dict[str, Any]:
+        """Return the settings that change labels and scores, and not what is shown of them."""
+        values = self.output_settings()
+        del values["gallery"]
+        return values

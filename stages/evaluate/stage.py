@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,33 +12,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batches import shard_ranges
+from pipeline.cluster_names import read_given_names
 from pipeline.condition import inspect_stage, read_record
-from pipeline.datasets import get_dataset
-from pipeline.datasets.base import forget_listings
+from pipeline.datasets.listing import forget_listings
 from pipeline.datasets.palettes import png_palette
 from pipeline.devices import resolve_device
-from pipeline.errors import ImageError, RunError
-from pipeline.files import fingerprint, measure_file, note_file, write_json, write_text
+from pipeline.errors import ImageError
+from pipeline.files import (
+    fingerprint,
+    measure_file,
+    note_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from pipeline.frames import count_threads, map_ahead
 from pipeline.labels import remove_other_labels, write_label
-from pipeline.ledger import Ledger, ShardRecord
+from pipeline.ledger import Ledger, ShardRecord, StageRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.progress import Screen
 from pipeline.run_directory import RunDirectory
 from pipeline.scheduler import announce
 from pipeline.stage import Plan, ShardPlan, Stage
+from pipeline.subject import choose_subject
+from pipeline.wording import count_of
 from stages.crf import Backend, CrfSettings, choose_backend
 from stages.crf.batches import refine_each
-from stages.evaluate.artefacts import (
-    MAIN,
-    Artefacts,
-    find_features,
-    open_artefacts,
-    read_group_of,
-)
-from stages.evaluate.classifier import Classifier
-from stages.evaluate.counts import count_unusual
-from stages.evaluate.exhibition import build_content, label_file, list_sources
+from stages.evaluate.artefacts import MAIN, Artefacts, fingerprint_image
+from stages.evaluate.image_counts import ImageCounts, encode_counts, encode_scores
+from stages.evaluate.image_tables import Confusions, count_image, counts_file, score_images
 from stages.evaluate.labelling import (
     Labelling,
     Scores,
@@ -47,11 +49,14 @@ from stages.evaluate.labelling import (
     take_clusters,
     take_labels,
 )
-from stages.evaluate.report import render_report
+from stages.evaluate.report.budget import fit_page
+from stages.evaluate.report.counts import count_unusual
+from stages.evaluate.report.document import render_report
+from stages.evaluate.report.exhibition import build_content, label_file
+from stages.evaluate.report.reproduction import list_sources
 from stages.evaluate.settings import EvaluateSettings
 from stages.evaluate.stitching import draw_labels, scale_box
-from stages.evaluate.subject import Subject, choose_subject, name_subject
-from stages.evaluate.summary import PROBE, describe_metrics, summarise_splits
+from stages.evaluate.summary import describe_metrics, summarise_splits
 from stages.evaluate.supervision import (
     list_training_windows,
     read_probe,
@@ -59,7 +64,22 @@ from stages.evaluate.supervision import (
     write_probe,
 )
 from stages.evaluate.tally import Tally, unpack_tally
-from stages.outside import LABELS, fingerprint_labels, stat_label
+from stages.evaluate.trained_probe import (
+    fingerprint_probe,
+    open_evaluated,
+    open_with_probe,
+    probe_file,
+    read_trained,
+)
+from stages.outside import (
+    CLASSES,
+    LABELS,
+    NAMES,
+    describe_new_classes,
+    fingerprint_classes,
+    fingerprint_ids,
+    fingerprint_labels,
+)
 
 
 class Evaluate(Stage[EvaluateSettings]):
@@ -71,7 +91,7 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def key(self, settings: EvaluateSettings) -> str:
         """Return ``evaluate/<name of the fit>``, or ``evaluate/head-<name of the head>``."""
-        return f"evaluate/{_subject(settings).title}"
+        return f"evaluate/{settings.subject.title}"
 
     def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
         """Return ``evaluate/<name>`` for the fit or head given, or the fit that is meant."""
@@ -80,11 +100,11 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def name_options(self, settings: EvaluateSettings) -> str:
         """Return ``--head``, or ``--em`` where the fit is not the default."""
-        return _subject(settings).options
+        return settings.subject.options
 
     def inputs(self, run: RunDirectory, settings: EvaluateSettings) -> list[str]:
         """Return ``extract`` and the fit, or the head and its codes."""
-        subject = _subject(settings)
+        subject = settings.subject
         made = inspect_stage(run, subject.key).record
         codes = [key for key in made.inputs if key.startswith("encode/")] if made else []
         return list(dict.fromkeys([*subject.inputs, *codes]))
@@ -109,60 +129,86 @@ class Evaluate(Stage[EvaluateSettings]):
         forget_listings()
         extract = read_record(run, "extract")
         made = {key: read_record(run, key).digest for key in self.inputs(run, settings)[1:]}
-        probe = _fingerprint_probe(run, settings, manifest) if settings.linear_probe else None
-        if probe and read_probe(_probe_file(run, settings), probe) is None:
+        probe = fingerprint_probe(run, settings, manifest) if settings.linear_probe else None
+        if probe and read_probe(probe_file(run, settings), probe) is None:
             screen.note("evaluate: a linear probe is trained on the labels first")
+        if changed := describe_new_classes(manifest):
+            screen.warn(f"evaluate: {changed}")
         base = fingerprint(
             self.name,
             self.version,
-            settings.output_settings(),
+            settings.label_settings(),
             made,
             CrfSettings().model_dump(),
             probe,
+            fingerprint_ids(manifest),
         )
         shards = []
         for rows in shard_ranges(len(manifest.windows), extract.settings["shard_size"]):
             images = _list_images(manifest, settings, rows)
-            sources = [_fingerprint_image(manifest, image) for image in images]
+            sources = [fingerprint_image(manifest, image) for image in images]
             shards.append(ShardPlan(fingerprint(base, extract.version, sources), len(images)))
-        names = get_dataset(manifest.dataset).class_names(manifest.labels)
-        facts = {"crf": settings.crf, "dataset": manifest.dataset, "class_names": list(names)}
+        names = manifest.open_dataset().class_names(manifest.labels)
+        facts: dict[str, Any] = {
+            "crf": settings.crf,
+            "dataset": manifest.dataset,
+            "class_names": list(names),
+        }
+        # other names make the report anew, and nothing else
+        clusters = open_evaluated(run, settings).clusters
+        if given := read_given_names(run, settings.subject.title, clusters):
+            facts[NAMES] = {str(k): given[k] for k in sorted(given)}
+            old = Ledger(run.state(self.key(settings))).read_stage()
+            if old and _is_named_before(old, settings.subject.key, made, facts[NAMES]):
+                screen.warn(
+                    f"{run.names_file(settings.subject.title)} was written for an earlier "
+                    f"{settings.subject.key}, whose numbers stood for other clusters: "
+                    "look whether its names still fit."
+                )
         if probe:
             facts["linear_probe"] = probe
-        return Plan(shards, facts, sources={LABELS: fingerprint_labels(manifest, settings.splits)})
+        labels = fingerprint_labels(manifest, settings.splits)
+        known = {LABELS: labels, CLASSES: fingerprint_classes(manifest)}
+        return Plan(shards, facts, sources=known)
 
     def prepare(self, run: RunDirectory, settings: EvaluateSettings, plan: Plan) -> None:
         """Train the linear probe that all shards score; there is nothing to allocate."""
         if not settings.linear_probe:
             return
-        file, print_ = _probe_file(run, settings), plan.facts["linear_probe"]
+        file, print_ = probe_file(run, settings), plan.facts["linear_probe"]
         if read_probe(file, print_) is not None:
             note_file(measure_file(file))
             return
-        artefacts = _open(run, settings)
+        artefacts = open_evaluated(run, settings)
         windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
         device = resolve_device(settings.device)
         write_probe(file, print_, *train_linear_probe(artefacts, windows, device))
 
     def compute(self, run: RunDirectory, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
-        artefacts = _open_with_probe(run, settings)
+        artefacts = open_with_probe(run, settings)
         images = _list_images(artefacts.manifest, settings, _shard_rows(run, shard))
         backend = choose_backend(settings.crf, settings.device)
         logits = artefacts.read_logits(images, device=settings.device)
         folder = run.labels(artefacts.subject.title)
 
         tallies = {split: Tally(artefacts.clusters) for split in settings.splits}
+        counts: list[ImageCounts] = []
         unreadable: dict[str, str] = {}
         ends = _label_images(artefacts, images, logits, backend, folder)
         for image, end in zip(images, ends, strict=True):
             tally, labelling = tallies[image.split], end.labelling
             tally.count_labels(end.labels, labelling.confidence, labelling.plain.size)
+            confusions: Confusions = (None, None)
             if isinstance(end.truth, ImageError):
                 unreadable[image.path] = str(end.truth)
             elif end.truth is not None:
-                tally.count_truth(labelling.plain, labelling.refined, end.truth, end.others)
+                confusions = tally.count_truth(
+                    labelling.plain, labelling.refined, end.truth, end.others
+                )
+            counts.append(count_image(image, end.labels, labelling, confusions))
             announce(advance=1)
+        write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(counts))
         return {
             "tallies": {split: tally.pack() for split, tally in tallies.items()},
             "unreadable_labels": unreadable,
@@ -177,13 +223,15 @@ class Evaluate(Stage[EvaluateSettings]):
         screen: Screen,
     ) -> list[str]:
         """Match clusters to classes over each split, and write metrics and report."""
-        artefacts = _open_with_probe(run, settings)
+        artefacts = open_with_probe(run, settings)
         manifest, title = artefacts.manifest, artefacts.subject.title
         folder = run.labels(title)
         images = [i for i in manifest.images if i.ok and i.split in settings.splits]
         removed = remove_other_labels(folder, {label_file(folder, image) for image in images})
         if removed:
-            screen.note(f"evaluate: removed {removed} label maps of an earlier evaluation")
+            screen.note(
+                f"evaluate: removed {count_of(removed, 'label maps')} of an earlier evaluation"
+            )
         unreadable = _collect_unreadable(run, settings, records)
         metrics = _summarise_records(settings, artefacts, records)
         metrics["counts"] = _count_unusual(run, settings, manifest, records, unreadable)
@@ -196,11 +244,14 @@ class Evaluate(Stage[EvaluateSettings]):
             screen.warn(f"{warnings[0]}{more}")
         report = run.report(title)
         write_json(report / "metrics.json", metrics)
-        content = build_content(artefacts, settings, metrics, warnings)
-        write_text(report / "index.html", render_report(content))
+        scores = score_images(run, artefacts.subject, metrics["splits"], records)
+        names = [image.id for image in manifest.images]
+        write_bytes(report / "images.parquet", encode_scores(scores, names))
+        content = build_content(artefacts, settings, metrics, scores, warnings)
+        write_text(report / "index.html", fit_page(content, render_report))
         return [
             *describe_metrics(metrics),
-            f"evaluate: {len(images)} label maps in {folder}",
+            f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
             f"evaluate: report in {report / 'index.html'}",
         ]
 
@@ -280,55 +331,11 @@ def _compare_image(
     return _Labelled(*written, truth, others)
 
 
-def _subject(settings: EvaluateSettings) -> Subject:
-    return name_subject(settings.em, settings.head)
-
-
-def _open(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
-    return open_artefacts(run, settings.em, head=settings.head, gain=settings.cosine_gain)
-
-
-def _open_with_probe(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
-    """Open the artefacts, with the linear probe that was trained for this evaluation."""
-    artefacts = _open(run, settings)
-    if not settings.linear_probe:
-        return artefacts
-    classifier, _ = _read_trained(run, settings)
-    return replace(artefacts, classifiers={**artefacts.classifiers, PROBE: classifier})
-
-
-def _read_trained(
-    run: RunDirectory, settings: EvaluateSettings
-) -> tuple[Classifier, dict[str, Any]]:
-    file = _probe_file(run, settings)
-    facts = read_record(run, f"evaluate/{_subject(settings).title}").facts
-    trained = read_probe(file, facts["linear_probe"])
-    if trained is None:
-        raise RunError(f"the linear probe {file} is gone; run the same command again.")
-    return trained
-
-
-def _probe_file(run: RunDirectory, settings: EvaluateSettings) -> Path:
-    return run.state(f"evaluate/{_subject(settings).title}") / "linear_probe.npz"
-
-
-def _fingerprint_probe(run: RunDirectory, settings: EvaluateSettings, manifest: Manifest) -> str:
-    _, attributes = read_group_of(run, _subject(settings))
-    store = find_features(run, attributes)
-    source = "extract" if store == run.features else f"encode/{store.stem}"
-    windows = list_training_windows(manifest, settings.linear_probe_sample)
-    images = {manifest.windows[index].image for index in windows}
-    return fingerprint(
-        EvaluateSettings.version,
-        read_record(run, source).digest,
-        windows,
-        [_fingerprint_image(manifest, manifest.images[row]) for row in sorted(images)],
-    )
-
-
-def _fingerprint_image(manifest: Manifest, image: Image) -> tuple[Any, ...]:
-    boxes = [window.box for window in manifest.windows_of(image)]
-    return image.id, image.split, image.digest, boxes, stat_label(manifest, image)
+def _is_named_before(
+    old: StageRecord, fit: str, made: Mapping[str, str], given: Mapping[str, str]
+) -> bool:
+    """Whether names that an earlier evaluation used already stand for another fit now."""
+    return old.inputs.get(fit, made[fit]) != made[fit] and old.facts.get(NAMES) == given
 
 
 def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) -> list[Image]:
@@ -349,7 +356,7 @@ def _collect_unreadable(
         unreadable |= record.result["unreadable_labels"]
     if settings.linear_probe:
         # the split that it is trained on need not be among those that are labelled
-        unreadable |= _read_trained(run, settings)[1]["unreadable"]
+        unreadable |= read_trained(run, settings)[1]["unreadable"]
     return unreadable
 
 
@@ -361,7 +368,7 @@ def _count_unusual(
     unreadable: Mapping[str, str],
 ) -> dict[str, Any]:
     """Count what was unusual in all that the evaluation was made from."""
-    own = f"evaluate/{_subject(settings).title}"
+    own = f"evaluate/{settings.subject.title}"
     sources = {
         key: (record, list(Ledger(run.state(key)).read_shards().values()))
         for key, record in list_sources(run, own).items()
@@ -386,7 +393,7 @@ def _summarise_records(
     }
     summary = summarise_splits(
         tallies,
-        get_dataset(manifest.dataset).class_names(manifest.labels),
+        manifest.open_dataset().class_names(manifest.labels),
         crf=settings.crf != "none",
         others=[name for name in artefacts.classifiers if name != MAIN],
     )

@@ -69,7 +69,7 @@ class Tally:
         refined: NDArray[np.uint8] | None,
         truth: NDArray[np.uint8],
         others: Mapping[str, NDArray[np.uint8]] | None = None,
-    ) -> None:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Count the predictions [y, x] of one image against its labels.
 
         Parameters
@@ -80,13 +80,22 @@ class Tally:
             uint8 [y, x]: classes.
         others
             uint8 [y, x]: clusters, or classes, of every other classifier.
+
+        Returns
+        -------
+        tuple
+            int64 [cluster, class] of this image alone, without and with CRF.
         """
         self.labelled += 1
-        self.confusion += count_confusion(plain, truth, self.clusters, MAX_CLASSES)
+        counts = count_confusion(plain, truth, self.clusters, MAX_CLASSES)
+        self.confusion += counts
+        counts_crf = None
         if refined is not None:
-            self.confusion_crf += count_confusion(refined, truth, self.clusters, MAX_CLASSES)
+            counts_crf = count_confusion(refined, truth, self.clusters, MAX_CLASSES)
+            self.confusion_crf += counts_crf
         for name, prediction in (others or {}).items():
             self._add_other(name, count_confusion(prediction, truth, MAX_CLASSES, MAX_CLASSES))
+        return counts, counts_crf
 
     def add(self, other: Tally) -> None:
         """Add the counts of another tally."""

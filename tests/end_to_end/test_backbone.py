@@ -56,7 +56,7 @@ def test_other_weights_make_the_features_stale(
     invoke(*arguments)
     state = timm.create_model(MODEL, pretrained=False, num_classes=0).state_dict()
     save_file({k: v + 0.5 if "norm" in k else v for k, v in state.items()}, weights)
-    assert "1 shards are stale: weights_digest" in invoke(*arguments).output
+    assert "1 shard is stale: weights_digest" in invoke(*arguments).output
 
 
 def test_finished_features_outlive_their_weights(

@@ -14,6 +14,7 @@ import zarr
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline import Run
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
 
 MODEL = "test_vit"
@@ -58,6 +59,13 @@ def test_a_head_its_codes_and_what_is_made_of_them(run: Path, invoke: Invoke, me
     invoke("evaluate", run, "--head", method, "--crf", "none", "--no-progress")
     metrics = json.loads((run / f"report-head-{method}" / "metrics.json").read_text())
     assert metrics["classes"] == 3
+    reader = Run(run)
+    np.testing.assert_array_equal(reader.codes(view="mirror"), codes["mirror"][:])
+    np.testing.assert_array_equal(reader.features(view="crop_2"), features["crop_2"][:])
+    np.testing.assert_array_equal(
+        reader.prototypes(head=method), zarr.open_group(run / "heads.zarr")[method]["probe"][:]
+    )
+    assert reader.labels(reader.images[0].id, head=method).max() < 3
     invoke("em", run, "--head", method, "--name", "on", *FAST_EM, "--no-progress")
     invoke("evaluate", run, "--em", "on", "--crf", "none", "--no-progress")
     metrics = json.loads((run / "report-on" / "metrics.json").read_text())

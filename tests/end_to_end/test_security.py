@@ -647,7 +647,7 @@ def test_the_search_finds(line: str, danger: str) -> None:
 
 def test_no_code_runs_what_a_file_or_a_name_holds() -> None:
     assert find_dangers("import torch\ntorch.load(path, weights_only=True)") == []
-    rooms = ("pipeline", "stages", "workflows", "benchmarks")
+    rooms = ("commands", "pipeline", "stages", "workflows", "benchmarks")
     files = [
         REPOSITORY / "cli.py",
         *(f for room in rooms for f in REPOSITORY.glob(f"{room}/**/*.py")),

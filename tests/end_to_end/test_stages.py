@@ -243,7 +243,7 @@ def test_another_root_with_like_files_is_not_the_same_data(invoke: Invoke, tmp_p
     options = ("--dataset", "folder", "--backbone", "handcrafted", "--size", 64, "--no-progress")
     invoke("extract", tmp_path / "run", *options, "--root", tmp_path / "first")
     output = invoke("extract", tmp_path / "run", *options, "--root", tmp_path / "second").output
-    assert "1 shards are stale" in output
+    assert "1 shard is stale" in output
 
 
 def test_a_damaged_shard_is_said_and_replaced(

@@ -166,7 +166,7 @@ def test_lost_objects_are_made_again(
     lost = next(name for name in before if name.startswith(pattern) and "zarr.json" not in name)
     store.delete(f"some runs/remote/{lost}")
     result = invoke(command, run, "--no-progress")
-    assert "1 finished shards wrote is gone" in result.output
+    assert "1 finished shard wrote is gone" in result.output
     after = store.read("some runs/remote")
     assert artefacts(after) == artefacts(before)
 

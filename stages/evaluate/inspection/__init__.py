@@ -1,0 +1,1 @@
+"""One image with all that the stages made of it, as one picture."""

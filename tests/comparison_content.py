@@ -1,0 +1,97 @@
+"""A comparison of drawn scenes that no run was needed for, plain and with hostile text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from stages.evaluate.comparison.page import (
+    Column,
+    ComparedImage,
+    ComparisonContent,
+    Curves,
+    Row,
+    Table,
+)
+from stages.evaluate.report.gallery import make_thumbnail
+from stages.evaluate.report.plots import draw_loss
+from tests.report_content import COLOURS, HOSTILE, NAMES, PALETTE
+from tests.scenes import draw_scene
+
+DIFFERENCES = (12.5, 60.0, None, 33.25)
+SPLITS = ("train", "val", "val", "train")
+
+
+@cache
+def make_image(number: int, columns: int = 2) -> ComparedImage:
+    """Draw a scene, its truth, and as many label maps."""
+    pixels, truth = draw_scene(number, 160, 120)
+    shifted = [np.roll(truth, 9 * (i + 1), axis=1) for i in range(columns)]
+    return ComparedImage(
+        id=f"part 0/scene {number}",
+        split=SPLITS[number],
+        role="most" if number < 2 else "sample",
+        difference=DIFFERENCES[number],
+        photograph=make_thumbnail(pixels, "photograph"),
+        truth=make_thumbnail(PALETTE[truth], "map") if number != 2 else None,
+        labels=tuple(make_thumbnail(PALETTE[ids], "map") for ids in shifted),
+        accuracy=(81.5, None, 12.25, 99.0)[:columns],
+    )
+
+
+def make_comparison(names: tuple[str, ...] = ("default", "k-means")) -> ComparisonContent:
+    """Make a comparison of two fits, or as many as there are names."""
+    count = len(names)
+    scores = (
+        Row("Images", tuple(range(30, 30 + count))),
+        Row("Mean IoU with CRF, %", tuple(40.5 + i for i in range(count)), (count - 1,)),
+        Row("Confidence, %", (None,) * count),
+    )
+    classes = tuple(
+        Row(name, tuple(50.0 - i for i in range(count)), (0,), colour)
+        for name, colour in zip(NAMES, COLOURS, strict=False)
+    )
+    return ComparisonContent(
+        title=f"Comparison of {', '.join(names)}",
+        verdict="Highest mean IoU on val: k-means, 41.5 %, 1.0 points above the next.",
+        columns=tuple(Column(name, (("run", "/runs/mine"), ("clusters", "4"))) for name in names),
+        notes=("30 images are in common.",),
+        scores=(Table("val", scores, "Not as many images in all."), Table("train", scores)),
+        classes=(Table("val", classes),),
+        settings=(Row("em.method", ("primaps", "kmeans", "stego", None)[:count]),),
+        agreement=tuple(
+            tuple(None if a == b else 71.25 for b in range(count)) for a in range(count)
+        ),
+        agreement_note="All 30 images in common were compared.",
+        gallery=tuple(make_image(number, count) for number in (1, 3, 0, 2)),
+        gallery_note="Half of them are those on which the label maps differ most.",
+        legend=tuple(zip(NAMES, COLOURS, strict=False)),
+        other_colours=True,
+        curves=tuple(Curves(name, (("Loss", draw_loss((3.0, 2.0, 1.5))),)) for name in names),
+        commands=tuple(f"primaps-pipe evaluate {name}" for name in names),
+        version="1.2.3",
+    )
+
+
+def make_hostile() -> ComparisonContent:
+    """Make a comparison in which every text is hostile."""
+    content = make_comparison((HOSTILE, "b"))
+    gallery = tuple(replace(image, id=HOSTILE, split=HOSTILE) for image in content.gallery)
+    rows = tuple(Row(HOSTILE, (HOSTILE, None), (), (1, 2, 3)) for _ in range(2))
+    return replace(
+        content,
+        verdict=HOSTILE,
+        notes=(HOSTILE,),
+        scores=(Table(HOSTILE, rows, HOSTILE),),
+        classes=(Table(HOSTILE, rows),),
+        settings=rows,
+        agreement_note=HOSTILE,
+        gallery=gallery,
+        gallery_note=HOSTILE,
+        legend=((HOSTILE, (1, 2, 3)),),
+        columns=tuple(Column(HOSTILE, ((HOSTILE, HOSTILE),)) for _ in range(len(content.columns))),
+        commands=(HOSTILE,),
+        version=HOSTILE,
+    )

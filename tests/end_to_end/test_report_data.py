@@ -1,0 +1,157 @@
+"""What the report is made of: figures of every image, names of clusters, pictures that are chosen.
+
+Other names and another gallery make the report anew, and compute nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.run_directory import RunDirectory
+from pipeline.subject import name_subject
+from stages.evaluate.report.names import describe_clusters
+from tests.end_to_end.conftest import Invoke, hash_tree, list_times
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def read_page(run: Path) -> str:
+    return (run / "report/index.html").read_text(encoding="utf-8")
+
+
+def test_images_add_up_to_the_scores(finished: Path) -> None:
+    metrics = json.loads((finished / "report/metrics.json").read_text())
+    rows = pq.read_table(finished / "report/images.parquet").to_pylist()
+    assert len(rows) == metrics["images"] == 9
+    assert [row["image"] for row in rows] == list(range(9))
+    weights = [row["labelled_pixels"] for row in rows]
+    for name in ("accuracy", "accuracy_crf"):
+        mean = np.average([row[name] for row in rows], weights=weights)
+        assert mean == pytest.approx(metrics[name], abs=0.006)
+        assert all(0 <= row[name] <= 100 for row in rows)
+    assert all(0 < row["miou_crf"] <= 100 for row in rows)
+    # the images are of three sizes, and their windows of nearly one
+    assert np.mean([row["confidence"] for row in rows]) == pytest.approx(
+        metrics["confidence"], abs=1
+    )
+    assert {row["coverage"] for row in rows} == {100.0}
+
+
+def test_the_page_shows_the_worst_the_best_and_cutouts(finished: Path) -> None:
+    page = read_page(finished)
+    assert page.count("data:image/jpeg") >= 9 + 3
+    assert re.search(
+        r"9 of 9 images: the 3 with the lowest accuracy, the 3 with the highest, "
+        r"3 evenly spaced among the others",
+        page,
+    )
+    assert "Cut-outs: the proposals of the cluster that are nearest to its prototype" in page
+
+
+def test_names_make_the_report_anew_and_nothing_else(run: Path, invoke: Invoke) -> None:
+    labels, state = list_times(run / "labels"), hash_tree(run / "state/evaluate/default/shards")
+    assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
+    (run / "names.yaml").write_text("0: tarmac <b>\n", encoding="utf-8")
+    row = json.loads(invoke("status", run, "--json").stdout)[-1]
+    assert (row["stage"], row["state"]) == ("evaluate/default", "incomplete"), row["reason"]
+    assert row["shards_done"] == row["shards_total"] == 3
+    assert "names.yaml is not what the report was made with" in row["reason"]
+    output = invoke("evaluate", run, "--no-progress").output
+    assert "shards are fresh, the summary is made again" in output
+    page = read_page(run)
+    assert "tarmac &lt;b&gt;" in page and "tarmac <b>" not in page
+    assert list_times(run / "labels") == labels
+    assert hash_tree(run / "state/evaluate/default/shards") == state
+    rows = json.loads(invoke("status", run, "--json").stdout)
+    assert {row["state"] for row in rows} == {"fresh"}
+    assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
+    invoke("verify", run, "--no-progress")
+    described = describe_clusters(RunDirectory(run), name_subject("default", None))
+    assert described[0].name == "tarmac <b>"
+    (run / "names.yaml").write_text("[")
+    assert "is not YAML" in json.loads(invoke("status", run, "--json").stdout)[-1]["reason"]
+    (run / "names.yaml").unlink()
+    invoke("evaluate", run, "--no-progress")
+    assert "tarmac" not in read_page(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("- a\n", "does not map clusters"), ("3: sea\n", "names cluster 3"), ("0: [\n", "not YAML")],
+)
+def test_names_that_are_none_are_refused_before_anything_is_done(
+    run: Path, invoke: Invoke, text: str, words: str
+) -> None:
+    before = hash_tree(run)
+    (run / "names.yaml").write_text(text)
+    result = invoke("evaluate", run, "--no-progress", "--force", code=1)
+    assert words in result.output.replace("\n", " ")
+    (run / "names.yaml").unlink()
+    assert hash_tree(run) == before
+
+
+def test_another_gallery_computes_nothing(run: Path, invoke: Invoke) -> None:
+    labels = list_times(run / "labels")
+    output = invoke("evaluate", run, "--gallery", 2, "--no-progress").output
+    assert "shards are fresh, the summary is made again" in output
+    assert "2 of 9 images" in read_page(run)
+    invoke("evaluate", run, "--gallery", 0, "--no-progress")
+    assert ";base64," not in read_page(run)
+    assert list_times(run / "labels") == labels
+
+
+def test_without_proposals_regions_stand_in(run: Path, invoke: Invoke, tmp_path: Path) -> None:
+    shutil.rmtree(run / "masks.zarr")
+    shutil.rmtree(run / "state/masks")
+    fit = ("--classes", 3, "--method", "kmeans", "--name", "plain", "--init-steps", 6)
+    invoke("em", run, *fit, "--epochs", 1, "--no-progress")
+    invoke("evaluate", run, "--em", "plain", "--crf", "none", "--no-progress")
+    page = (run / "report-plain/index.html").read_text(encoding="utf-8")
+    assert "connected regions of the labels" in page
+
+
+def test_damaged_counts_are_found_and_made_again(run: Path, invoke: Invoke) -> None:
+    before = hash_tree(run)
+    file = run / "state/evaluate/default/images/000001.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    result = invoke("verify", run, "--no-progress", code=1)
+    assert "images/000001.parquet has other bytes" in result.output.replace("\n", " ")
+    invoke("verify", run, "--repair", "--no-progress")
+    after = hash_tree(run)
+    different = {name for name in before if before[name] != after.get(name)}
+    # how long it took, and the name of the copied run
+    records = {"state/evaluate/default/stage.json", "state/evaluate/default/shards/000001.json"}
+    assert different <= {*records, "report/index.html"}
+    file.unlink()
+    output = invoke("evaluate", run, "--no-progress").output
+    assert "what 1 finished shard wrote is gone" in output.replace("\n", " ")
+    assert file.is_file()
+
+
+def test_counts_of_shards_that_are_no_more_are_removed(run: Path, invoke: Invoke) -> None:
+    stray = run / "state/evaluate/default/images/000099.parquet"
+    stray.write_bytes(b"of an earlier evaluation")
+    invoke("evaluate", run, "--gallery", 1, "--no-progress")
+    assert not stray.exists()
+
+
+def test_names_of_an_earlier_fit_are_told(run: Path, invoke: Invoke) -> None:
+    (run / "names.yaml").write_text("0: sea\n")
+    warning = "was written for an earlier em/default"
+    assert warning not in invoke("evaluate", run, "--no-progress").output.replace("\n", " ")
+    invoke("em", run, "--seed", 5, "--no-progress")
+    assert warning in invoke("evaluate", run, "--no-progress").output.replace("\n", " ")
+    assert warning not in invoke("evaluate", run, "--no-progress").output.replace("\n", " ")

@@ -1,0 +1,143 @@
+"""Counts of single images: written, read back, and scored by the matching of their split."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from stages.evaluate.image_counts import (
+    ImageCounts,
+    decode_counts,
+    decode_scores,
+    encode_counts,
+    encode_scores,
+    join_scores,
+    list_pairs,
+    score_counts,
+)
+from stages.evaluate.matching import UNMATCHED
+from stages.evaluate.metrics import count_confusion, score_assignment
+
+
+def make_counts(image: int, confusion: list[list[int]] | None, **changes: Any) -> ImageCounts:
+    values: dict[str, Any] = {
+        "image": image,
+        "split": "val",
+        "pixels": 200,
+        "covered": 150,
+        "predicted": 8,
+        "confidence": 6.0,
+    }
+    if confusion is not None:
+        wide = np.zeros((len(confusion), 255), np.int64)
+        wide[:, : len(confusion[0])] = confusion
+        values["pairs"], values["counts"] = list_pairs(wide)
+    return ImageCounts(**{**values, **changes})
+
+
+def test_an_image_scored_by_hand() -> None:
+    # cluster 0 is class 1, cluster 1 is class 0, cluster 2 is none
+    images = [
+        make_counts(3, [[1, 4], [2, 0], [0, 3]]),
+        make_counts(5, None),
+        make_counts(9, [[0, 0], [0, 0], [0, 2]]),
+    ]
+    scores = score_counts(images, [1, 0, None], None)
+    assert scores.images.tolist() == [3, 5, 9]
+    assert_allclose(scores.accuracy, [60, np.nan, 0])
+    # class 0: 2 of 3; class 1: 4 of 4 + 1 + 3
+    assert_allclose(scores.miou, [100 * (2 / 3 + 4 / 8) / 2, np.nan, 0])
+    assert np.isnan(scores.accuracy_crf).all()
+    assert_allclose(scores.final, [60, np.nan, 0])
+    assert_allclose(scores.coverage, [75, 75, 75])
+    assert_allclose(scores.confidence, [75, 75, 75])
+    assert scores.labelled_pixels.tolist() == [10, 0, 2]
+    assert scores.read(1) == {"coverage": 75, "confidence": 75, "labelled_pixels": 0}
+
+
+def test_the_final_labels_are_those_with_crf_where_there_are_some() -> None:
+    pairs, counts = list_pairs(np.eye(255, dtype=np.int64)[:2])
+    image = make_counts(0, [[0, 1], [1, 0]], pairs_crf=pairs, counts_crf=counts)
+    scores = score_counts([image], [0, 1], [0, 1])
+    assert (scores.accuracy[0], scores.accuracy_crf[0], scores.final[0]) == (0, 100, 100)
+
+
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_images_are_scored_as_a_split_of_one_would_be(seed: int, images: int) -> None:
+    generator = np.random.default_rng(seed)
+    assignment = generator.permutation([0, 1, 2, UNMATCHED, 7])
+    counts, expected = [], []
+    for image in range(images):
+        truth = generator.choice([0, 1, 2, 255], size=(5, 6)).astype(np.uint8)
+        labels = generator.integers(0, 5, size=(5, 6)).astype(np.uint8)
+        confusion = count_confusion(labels, truth, 5, 255)
+        pairs, numbers = list_pairs(confusion)
+        counts.append(ImageCounts(image, "a", 30, 30, 30, 20.0, pairs, numbers))
+        expected.append(score_assignment(confusion, assignment) if confusion.sum() else None)
+    scores = score_counts(counts, [None if k < 0 else int(k) for k in assignment], None)
+    for image, found in enumerate(expected):
+        want = (np.nan, np.nan) if found is None else (found.accuracy, found.miou)
+        assert_allclose([scores.accuracy[image] / 100, scores.miou[image] / 100], want)
+
+
+def test_what_is_written_is_read_back() -> None:
+    counts = [make_counts(1, [[1, 2]]), make_counts(2, None, split="ünï")]
+    content = encode_counts(counts)
+    assert content == encode_counts(counts)
+    assert [
+        replace(c, **{n: tuple(getattr(c, n)) for n in LISTS}) for c in decode_counts(content)
+    ] == [replace(c, **{n: tuple(getattr(c, n)) for n in LISTS}) for c in counts]
+    assert decode_counts(encode_counts([])) == []
+
+
+LISTS = ("pairs", "counts", "pairs_crf", "counts_crf")
+
+
+def test_damage_is_noticed() -> None:
+    content = encode_counts([make_counts(i, [[i, 2], [3, 4]]) for i in range(50)])
+    same = 0
+    for position in range(4, len(content), 40):
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        try:
+            # what nothing is read from may be anything
+            assert decode_counts(bytes(damaged)) == decode_counts(content)
+            same += 1
+        except ValueError as error:
+            assert "\n" not in str(error)
+    assert same < len(content) / 40 / 2
+    with pytest.raises(ValueError):
+        decode_counts(b"")
+    with pytest.raises(ValueError):
+        decode_counts(encode_scores({}, []))
+
+
+def test_the_table_of_all_images() -> None:
+    first = score_counts([make_counts(0, [[4, 0], [1, 5]])], [0, 1], None)
+    second = score_counts([make_counts(2, None)], [0, 1], None)
+    other = score_counts([make_counts(1, None)], None, None)
+    scores = {"val": join_scores([first, second]), "train": other}
+    content = encode_scores(scores, ["a", "b/ü", "c"])
+    table = pq.read_table(io.BytesIO(content))
+    rows = table.to_pylist()
+    assert decode_scores(content) == rows
+    with pytest.raises(ValueError, match="other columns"):
+        decode_scores(encode_counts([]))
+    assert [(r["image"], r["id"], r["split"]) for r in rows] == [
+        (0, "a", "val"),
+        (2, "c", "val"),
+        (1, "b/ü", "train"),
+    ]
+    assert [r["accuracy"] for r in rows] == [90.0, None, None]
+    assert rows[0]["accuracy_crf"] is None
+    assert rows[0]["labelled_pixels"] == 10
+    assert table.schema.field("accuracy").metadata == {b"units": b"%"}
