@@ -1,0 +1,196 @@
+"""What is exported, what is refused, and what becomes of an export that was broken off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DamageError, RunError, StaleError, UsageError
+from pipeline.run_directory import RunDirectory
+from tests.scenes import Invoke, hash_tree
+from tests.workflows.export.conftest import Export
+from workflows.export import FORMATS, source
+from workflows.export.folder import Folder
+from workflows.export.source import describe_ids, open_source
+
+
+def list_loaded(code: str) -> set[str]:
+    code += "; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_formats_are_known_without_loading_anything() -> None:
+    assert not {"torch", "numpy", "pydantic"} & list_loaded("import workflows.export")
+    assert next(iter(FORMATS)) == "mmseg"
+
+
+def test_label_maps_are_exported_without_torch() -> None:
+    code = "import workflows.export.job, workflows.export.mmseg, workflows.export.yolo_seg"
+    assert not {"torch", "numba", "zarr"} & list_loaded(code)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"format_": "mmsek"}, r"--format 'mmsek': no such \(did you mean 'mmseg'\?\)"),
+        ({"ids": "cluster"}, r"--ids 'cluster': no such \(did you mean 'clusters'\?\)"),
+        ({"images": "move"}, "--images 'move': no such"),
+        ({"splits": ("trian",)}, r"--split 'trian': em/default was evaluated on all"),
+        ({"em": "none"}, "--em 'none': the run has default"),
+        ({"format_": "huggingface", "images": "link"}, "take copy or none"),
+    ],
+)
+def test_wrong_options(
+    export: Export, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    format_ = str(options.pop("format_", "mmseg"))
+    with pytest.raises(UsageError, match=words):
+        export(format_, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "index.csv").exists()
+
+
+def test_a_fit_that_was_not_evaluated(
+    export: Export, copied: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    invoke(
+        "em",
+        copied,
+        "--classes",
+        2,
+        "--name",
+        "k2",
+        "--method",
+        "kmeans",
+        "--init-steps",
+        4,
+        "--no-progress",
+    )
+    with pytest.raises(RunError, match=r"`primaps-pipe evaluate '.*' --em k2` first"):
+        export("mmseg", tmp_path / "out", run=copied, em="k2")
+    with pytest.raises(RunError, match="has not been evaluated"):
+        export("prototypes", tmp_path / "out", run=copied, em="k2")
+
+
+def test_stale_labels(export: Export, copied: Path, tmp_path: Path, invoke: Invoke) -> None:
+    invoke("em", copied, "--classes", 2, "--epochs", 1, "--no-progress")
+    with pytest.raises(
+        StaleError, match=r"evaluate/default is stale .* run `primaps-pipe evaluate"
+    ):
+        export("mmseg", tmp_path / "out", run=copied)
+
+
+def test_no_run(export: Export, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run directory"):
+        export("mmseg", tmp_path / "out", run=tmp_path)
+
+
+def test_not_into_a_run(export: Export, copied: Path) -> None:
+    with pytest.raises(UsageError, match="lies in the run"):
+        export("mmseg", copied / "export", run=copied)
+
+
+def test_clusters_instead_of_classes(
+    export: Export, copied: Path, tmp_path: Path, finished: Path
+) -> None:
+    (copied / "names.yaml").write_text("0: meadow\n2: meadow\n")
+    lines = export("mmseg", tmp_path / "out", run=copied, ids="clusters")
+    assert lines[0].startswith("export: label maps hold the 3 clusters of em/default")
+    classes = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert classes["ids"] == "clusters"
+    names = [each["name"] for each in classes["classes"]]
+    assert (names[0], names[2]) == ("meadow", "meadow (2)")
+    for path in (finished / "labels" / "all").rglob("*.png"):
+        part, name = path.parts[-2:]
+        there = tmp_path / "out/ann_dir/train" / part.replace(" ", "_") / name.replace(" ", "_")
+        np.testing.assert_array_equal(np.asarray(Image.open(there)), np.asarray(Image.open(path)))
+
+
+def test_clusters_without_a_class_are_ignored(copied: Path) -> None:
+    file = copied / "report" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["assignment_crf"] = [1, None, 2]
+    file.write_text(json.dumps(metrics))
+    opened = open_source(RunDirectory(copied), em=None, head=None, splits=(), ids="auto")
+    assert opened.ids == "classes"
+    assert opened.table[:4].tolist() == [1, 255, 2, 255]
+    assert "among it the clusters without a class (1)" in describe_ids(opened)
+
+
+def test_without_labels_there_are_clusters_only(copied: Path) -> None:
+    file = copied / "report" / "metrics.json"
+    metrics = json.loads(file.read_text()) | {
+        "assignment": None,
+        "assignment_crf": None,
+        "class_names": [],
+    }
+    file.write_text(json.dumps(metrics))
+    run = RunDirectory(copied)
+    assert open_source(run, em=None, head=None, splits=(), ids="auto").ids == "clusters"
+    with pytest.raises(UsageError, match="take --ids clusters"):
+        open_source(run, em=None, head=None, splits=(), ids="classes")
+
+
+def test_a_damaged_label_map(export: Export, copied: Path, tmp_path: Path) -> None:
+    path = next((copied / "labels" / "all").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DamageError, match=r"is damaged .* verify .* --repair` makes it again"):
+        export("mmseg", tmp_path / "out", run=copied)
+
+
+def test_links(export: Export, tmp_path: Path, scenes: Path) -> None:
+    export("mmseg", tmp_path / "out", images="link")
+    linked = [p for p in (tmp_path / "out/img_dir").rglob("*") if p.is_symlink()]
+    assert len(linked) == 9
+    assert all(p.resolve().is_relative_to(scenes) for p in linked)
+
+
+@pytest.mark.parametrize("format_", ["mmseg", "cityscapes", "coco-panoptic", "huggingface"])
+def test_an_export_that_was_broken_off_goes_on(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    export(format_, tmp_path / "whole")
+    left = [5]
+
+    def read_labels(self: source.Source, image: object) -> np.ndarray:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RunError("no space left.")
+        return read(self, image)  # type: ignore[arg-type]
+
+    read = source.Source.read_labels
+    monkeypatch.setattr(source.Source, "read_labels", read_labels)
+    with pytest.raises(RunError, match="no space left"):
+        export(format_, tmp_path / "out")
+    assert not (tmp_path / "out" / "index.csv").exists()
+    assert json.loads((tmp_path / "out/export.json").read_text())["finished"] is False
+    before = hash_tree(tmp_path / "out")
+    monkeypatch.undo()
+    written = []
+    write = Folder.write
+    monkeypatch.setattr(
+        Folder,
+        "write",
+        lambda self, name, content: (written.append(name), write(self, name, content))[1],
+    )
+    export(format_, tmp_path / "out")
+    assert hash_tree(tmp_path / "out") == hash_tree(tmp_path / "whole")
+    assert not set(before) & {name for name in written if not name.endswith((".json", ".csv"))}
+
+
+def test_another_export_does_not_mix_in(export: Export, tmp_path: Path) -> None:
+    export("mmseg", tmp_path / "out")
+    before = hash_tree(tmp_path / "out")
+    with pytest.raises(RunError, match="holds another export"):
+        export("coco-stuff", tmp_path / "out")
+    with pytest.raises(RunError, match="holds another export"):
+        export("mmseg", tmp_path / "out", ids="clusters")
+    assert hash_tree(tmp_path / "out") == before
+    shutil.rmtree(tmp_path / "out")

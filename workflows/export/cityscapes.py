@@ -1,0 +1,113 @@
+"""The layout of Cityscapes: ``leftImg8bit`` and ``gtFine``, split by split and city by city.
+
+Names are the dataset's own for its images. Any other image gets a city, after the first folder of
+its id, and a number: ``<city>_000012_000000_leftImg8bit.png``; ``index.csv`` says which it is.
+``labelIds`` count from 7, below which the dataset has only void (0 = unlabeled); the classes of
+Cityscapes keep their ids. ``labelTrainIds`` are the official 19 for the classes of Cityscapes, and
+the classes themselves otherwise; 255 = ignore. Photographs are PNG files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from pipeline.datasets import IGNORE
+from pipeline.datasets.palettes import IGNORE_COLOUR
+from pipeline.errors import UsageError
+from pipeline.progress import Screen
+from workflows.export.folder import Folder
+from workflows.export.names import make_safe
+from workflows.export.photographs import PNG, choose_suffix, export_photograph
+from workflows.export.source import Item, Source, map_items
+
+NESTED = True
+NOTE = "photographs are PNG files; index.csv says which name stands for which image"
+OWN = "cityscapes"
+FIRST_ID = 7
+UNLABELED = 0
+_OWN_NAME = re.compile(r"([^/_]+)/\1_\d{6}_\d{6}")
+# Train ids 0..18 are these label ids, in order; the other classes are not trained on.
+_TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_MOST = IGNORE - FIRST_ID
+
+
+def write(
+    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
+) -> list[tuple[str, str]]:
+    """Write photographs, three label maps of each, and ``labels.json``."""
+    if len(source.classes) > _MOST:
+        raise UsageError(
+            f"--format cityscapes: {len(source.classes)} classes are more than the {_MOST} that "
+            "label ids from 7 to 254 can number; take another format."
+        )
+    count = len(source.classes)
+    ids = np.full(256, UNLABELED, np.uint8)
+    ids[:count] = np.arange(FIRST_ID, FIRST_ID + count)
+    train = np.full(256, IGNORE, np.uint8)
+    train[:count] = _list_train_ids(source)
+    colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
+    colours[:count] = source.colours
+    frames = name_frames(items)
+
+    def export(item: Item) -> tuple[str, str]:
+        frame = frames[item.split, item.name]
+        image = f"leftImg8bit/{item.split}/{frame}_leftImg8bit{choose_suffix('', PNG)}"
+        export_photograph(source.manifest.root, item.image, folder, image, images)
+        start = f"gtFine/{item.split}/{frame}_gtFine"
+        wanted = {"labelIds": ids, "labelTrainIds": train, "color": colours}
+        missing = [kind for kind in wanted if not folder.has(f"{start}_{kind}.png")]
+        if missing:
+            labels = source.read_labels(item.image)
+            for kind in missing:
+                folder.write_labels(f"{start}_{kind}.png", wanted[kind][labels], None)
+        return image, f"{start}_labelIds.png"
+
+    places = list(map_items(source, items, export, screen))
+    folder.write_json("labels.json", _list_labels(source, train))
+    return places
+
+
+def name_frames(items: list[Item]) -> dict[tuple[str, str], str]:
+    """Name the frames, ``<city>/<city>_<sequence>_<frame>``, by split and name."""
+    counts: Counter[tuple[str, str]] = Counter()
+    frames = {}
+    own = all(_OWN_NAME.fullmatch(item.name) for item in items)
+    for item in items:
+        if own:
+            frames[item.split, item.name] = item.name
+            continue
+        first, slash, _ = item.name.partition("/")
+        city = make_safe(first).replace("_", "-").strip("-") if slash else ""
+        city = city or item.split.replace("_", "-")
+        number = counts[item.split, city]
+        counts[item.split, city] += 1
+        frames[item.split, item.name] = f"{city}/{city}_{number:06d}_000000"
+    return frames
+
+
+def _list_train_ids(source: Source) -> list[int]:
+    count = len(source.classes)
+    if source.manifest.dataset != OWN or source.ids != "classes":
+        return list(range(count))
+    trained = {id_: number for number, id_ in enumerate(_TRAINED)}
+    return [trained.get(FIRST_ID + number, IGNORE) for number in range(count)]
+
+
+def _list_labels(source: Source, train: np.ndarray) -> list[dict[str, object]]:
+    void = {"name": "unlabeled", "id": UNLABELED, "trainId": IGNORE, "ignoreInEval": True}
+    return [
+        {**void, "color": list(IGNORE_COLOUR)},
+        *(
+            {
+                "name": each.name,
+                "id": FIRST_ID + number,
+                "trainId": int(train[number]),
+                "ignoreInEval": bool(train[number] == IGNORE),
+                "color": list(each.colour),
+            }
+            for number, each in enumerate(source.classes)
+        ),
+    ]

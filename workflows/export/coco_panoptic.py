@@ -1,0 +1,168 @@
+"""The layout of COCO's panoptic task: one JSON for every split, and PNGs whose colours are ids.
+
+A class of an image is one segment, as COCO has it for stuff: pseudo-labels know no instances. The
+id of a segment is that of its class's colour (R + 256 G + 65536 B; two classes of one colour are
+told apart by a shade), so the PNGs look like the palette; 0 is void. Categories count from 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.datasets import IGNORE
+from pipeline.datasets.palettes import Colour
+from pipeline.progress import Screen
+from workflows.export.folder import Folder
+from workflows.export.photographs import COMMON, choose_suffix, export_photograph
+from workflows.export.source import Item, Source, map_items
+
+NESTED = False
+NOTE = "each class of an image is one stuff segment"
+
+
+def write(
+    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
+) -> list[tuple[str, str]]:
+    """Write images, segment PNGs, and ``panoptic_<split>2017.json``."""
+    places = []
+    for split in source.splits.values():
+        here = [item for item in items if item.split == split]
+        places += _write_split(source, split, here, folder, images, screen)
+    return places
+
+
+def _write_split(
+    source: Source, split: str, items: list[Item], folder: Folder, images: str, screen: Screen
+) -> list[tuple[str, str]]:
+    colours = part_colours(source.colours)
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)] = colours
+    file = f"annotations/panoptic_{split}2017.json"
+    listed = folder.has(file)
+
+    def place(item: Item) -> tuple[str, str]:
+        name = item.name + choose_suffix(item.image.path, COMMON)
+        return f"{split}2017/{name}", f"annotations/panoptic_{split}2017/{item.name}.png"
+
+    def export(item: Item) -> list[dict[str, Any]]:
+        image, label = place(item)
+        export_photograph(source.manifest.root, item.image, folder, image, images)
+        if listed and folder.has(label):
+            return []
+        labels = source.read_labels(item.image)
+        folder.write_labels(label, table[labels], None)
+        return describe_segments(labels, colours)
+
+    segments = map_items(source, items, export, screen)
+    if listed:
+        for _ in segments:
+            pass
+    else:
+        with folder.stream(file) as stream:
+            _write_json(stream, source, [place(item) for item in items], items, segments)
+    return [place(item) for item in items]
+
+
+def part_colours(colours: list[Colour]) -> list[Colour]:
+    """Make colours different from one another and from black, the nearest shade of each first."""
+    taken = {(0, 0, 0)}
+    parted: list[Colour] = []
+    for red, green, blue in colours:
+        shades = ((red, green, (blue + step) % 256) for step in range(256))
+        colour = next(shade for shade in shades if shade not in taken)
+        taken.add(colour)
+        parted.append(colour)
+    return parted
+
+
+def describe_segments(labels: NDArray[np.uint8], colours: list[Colour]) -> list[dict[str, Any]]:
+    """Describe the segments of one image.
+
+    Parameters
+    ----------
+    labels
+        uint8 [y, x], 255 = void.
+    colours
+        Of every class, no two the same.
+
+    Returns
+    -------
+    list of dict
+        ``segments_info`` of the classes that occur; boxes are left, top, width, height, pixels.
+    """
+    areas = np.bincount(labels.ravel(), minlength=256)
+    # 0 is no object to scipy, and 255 + 1 is beyond the classes
+    boxes = ndimage.find_objects(labels.astype(np.int32) + 1, max_label=IGNORE)
+    segments = []
+    for number in np.flatnonzero(areas[:IGNORE]).tolist():
+        rows, columns = boxes[number]
+        red, green, blue = colours[number]
+        segments.append(
+            {
+                "id": red + 256 * green + 65536 * blue,
+                "category_id": number + 1,
+                "area": int(areas[number]),
+                "bbox": [
+                    columns.start,
+                    rows.start,
+                    columns.stop - columns.start,
+                    rows.stop - rows.start,
+                ],
+                "iscrowd": 0,
+            }
+        )
+    return segments
+
+
+def _write_json(
+    stream: IO[bytes],
+    source: Source,
+    places: list[tuple[str, str]],
+    items: list[Item],
+    segments: Iterator[list[dict[str, Any]]],
+) -> None:
+    """Write the JSON row by row: it may be larger than memory."""
+    description = f"pseudo-labels of {source.subject.key}, made by primaps-pipe"
+    categories = [
+        {
+            "id": number + 1,
+            "name": each.name,
+            "supercategory": each.name,
+            "isthing": 0,
+            "color": list(colour),
+        }
+        for number, (each, colour) in enumerate(
+            zip(source.classes, part_colours(source.colours), strict=True)
+        )
+    ]
+    files = [(image.rpartition("/")[2], label.rpartition("/")[2]) for image, label in places]
+    images = (
+        {"id": n, "file_name": image, "width": item.image.width, "height": item.image.height}
+        for n, (item, (image, _)) in enumerate(zip(items, files, strict=True), start=1)
+    )
+    annotations = (
+        {"image_id": n, "file_name": label, "segments_info": found}
+        for n, ((_, label), found) in enumerate(zip(files, segments, strict=True), start=1)
+    )
+    stream.write(b"{\n")
+    stream.write(f'"info": {json.dumps({"description": description})},\n'.encode())
+    stream.write(b'"licenses": [],\n')
+    stream.write(f'"categories": {json.dumps(categories, ensure_ascii=False)},\n'.encode())
+    _write_rows(stream, "images", images)
+    stream.write(b",\n")
+    _write_rows(stream, "annotations", annotations)
+    stream.write(b"\n}\n")
+
+
+def _write_rows(stream: IO[bytes], name: str, rows: Iterator[dict[str, Any]]) -> None:
+    stream.write(f'"{name}": ['.encode())
+    for number, row in enumerate(rows):
+        stream.write(b",\n" if number else b"\n")
+        stream.write(json.dumps(row, ensure_ascii=False).encode())
+    stream.write(b"\n]")

@@ -1,0 +1,136 @@
+"""The job behind `export`: choose what, open the folder, hand both to the format."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import UsageError
+from pipeline.progress import Screen
+from pipeline.run_directory import RunDirectory
+from pipeline.wording import count_of, did_you_mean
+from stages.outside import find_upstream_changes
+from workflows.export import FORMATS
+from workflows.export.folder import Folder, open_folder
+from workflows.export.photographs import check_linkable
+from workflows.export.source import Item, Source, describe_ids, open_evaluated, open_source
+
+VERSION = 1
+IDS = ("auto", "classes", "clusters")
+IMAGES = ("copy", "link", "none")
+PROTOTYPES = "prototypes"
+
+
+class Format(Protocol):
+    """A module of this package that writes one format.
+
+    Attributes
+    ----------
+    NESTED
+        Whether names keep the folders of the ids.
+    NOTE
+        What users of the format must know; empty where there is nothing.
+    """
+
+    NESTED: bool
+    NOTE: str
+
+    def write(
+        self, source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
+    ) -> list[tuple[str, str]]:
+        """Write all but the index; return where each image and its label map lie."""
+
+
+def write_export(
+    run: RunDirectory,
+    format: str,
+    out: Path,
+    *,
+    em: str | None,
+    head: str | None,
+    splits: tuple[str, ...],
+    ids: str,
+    images: str,
+    screen: Screen,
+) -> list[str]:
+    """Write an export; see :func:`workflows.export.export_run`."""
+    _require_choice("--format", format, tuple(FORMATS))
+    _require_choice("--ids", ids, IDS)
+    _require_choice("--images", images, IMAGES)
+    _refuse_run(run, out)
+    _warn_of_changes(run, em, head, screen)
+    if format == PROTOTYPES:
+        from workflows.export.prototypes import export_prototypes
+
+        return export_prototypes(run, out, em=em, head=head)
+    source = open_source(run, em=em, head=head, splits=splits, ids=ids)
+    if images == "link":
+        check_linkable(source.manifest.root)
+    module: Any = import_module(f"workflows.export.{format.replace('-', '_')}")
+    writer: Format = module
+    items = source.list_items(nested=writer.NESTED)
+    record = {"format": format, "version": VERSION, "photographs": images, **source.describe()}
+    with open_folder(out, record) as folder:
+        places = writer.write(source, items, folder, images, screen)
+        _write_classes(source, folder)
+        folder.write("index.csv", _make_index(items, places))
+    return [
+        describe_ids(source),
+        f"export: {_count_items(items)} as {format} in {out}",
+        *([f"export: {writer.NOTE}"] if writer.NOTE else []),
+    ]
+
+
+def _require_choice(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise UsageError(
+            f"{option} {given!r}: no such{did_you_mean(given, known)}; there are "
+            f"{', '.join(known)}."
+        )
+
+
+def _refuse_run(run: RunDirectory, out: Path) -> None:
+    """Keep exports out of runs: what lies in a run is the run's."""
+    for folder in (out, *out.absolute().parents):
+        if (folder / "run.yaml").is_file() and (folder / "state").is_dir():
+            raise UsageError(f"--out {out} lies in the run {folder}; give a folder outside of it.")
+
+
+def _warn_of_changes(run: RunDirectory, em: str | None, head: str | None, screen: Screen) -> None:
+    """Say that images, label maps, weights or a dataset have changed since the evaluation."""
+    subject, _ = open_evaluated(run, em, head)
+    if changed := find_upstream_changes(run, f"evaluate/{subject.title}"):
+        screen.warn(
+            f"export: {changed.rstrip('.')}; what is written is what was evaluated before. "
+            f"`primaps-pipe status {run.quoted}` says what to run."
+        )
+
+
+def _write_classes(source: Source, folder: Folder) -> None:
+    """Write the classes, which no format says completely, the same way for all."""
+    classes = [
+        {"id": number, "name": each.name, "colour": list(each.colour)}
+        for number, each in enumerate(source.classes)
+    ]
+    folder.write_json("classes.json", {"ids": source.ids, "ignore": 255, "classes": classes})
+
+
+def _make_index(items: Iterable[Item], places: Iterable[tuple[str, str]]) -> bytes:
+    """Make the table from images of the run to files of the export."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "split", "image", "label"))
+    for item, (image, label) in zip(items, places, strict=True):
+        writer.writerow((item.image.id, item.split, image, label))
+    return text.getvalue().encode()
+
+
+def _count_items(items: list[Item]) -> str:
+    counts: dict[str, int] = {}
+    for item in items:
+        counts[item.split] = counts.get(item.split, 0) + 1
+    return ", ".join(f"{count_of(count, 'images')} of {split}" for split, count in counts.items())

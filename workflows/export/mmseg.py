@@ -1,0 +1,74 @@
+"""The layout of MMSegmentation's ``BaseSegDataset``: ``img_dir`` and ``ann_dir`` per split.
+
+Label maps are indexed PNGs: the loader takes the index of every pixel, and viewers show the colour.
+``BaseSegDataset`` knows one suffix of all images; where there are several, they are part of the
+name (``a.jpg`` has ``a.jpg.png``), and lists of the names say which files there are.
+"""
+
+from __future__ import annotations
+
+from pipeline.progress import Screen
+from workflows.export.folder import Folder
+from workflows.export.photographs import COMMON, choose_suffix, export_photograph
+from workflows.export.source import Item, Source, map_items
+
+NESTED = True
+NOTE = ""
+
+
+def write(
+    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
+) -> list[tuple[str, str]]:
+    """Write images, label maps, lists of both, and ``dataset_config.py``."""
+    suffixes = {choose_suffix(item.image.path, COMMON) for item in items}
+    common = suffixes.pop() if len(suffixes) == 1 else ""
+
+    def place(item: Item) -> tuple[str, str]:
+        suffix = choose_suffix(item.image.path, COMMON)
+        stem = item.name if common else item.name + suffix
+        image = f"img_dir/{item.split}/{item.name}{suffix}"
+        return image, f"ann_dir/{item.split}/{stem}.png"
+
+    def export(item: Item) -> tuple[str, str]:
+        image, label = place(item)
+        export_photograph(source.manifest.root, item.image, folder, image, images)
+        if not folder.has(label):
+            folder.write_labels(label, source.read_labels(item.image), source.palette)
+        return image, label
+
+    places = list(map_items(source, items, export, screen))
+    for split in source.splits.values():
+        start = f"ann_dir/{split}/"
+        names = [label[len(start) : -len(".png")] for _, label in places if label.startswith(start)]
+        folder.write(f"splits/{split}.txt", "".join(f"{n}\n" for n in names).encode())
+    folder.write("dataset_config.py", _write_config(source, common).encode())
+    return places
+
+
+def _write_config(source: Source, suffix: str) -> str:
+    """Write the config: plain data under names, a dataset for each split."""
+    classes = "".join(f"        {name!r},\n" for name in source.names)
+    palette = "".join(f"        {list(colour)},\n" for colour in source.colours)
+    parts = [
+        "# Datasets for MMSegmentation: set data_root to this folder, and add a pipeline to each.\n"
+        "# A pixel holds the number of its class; 255 is ignored.\n"
+        "data_root = '.'\n",
+        f"metainfo = dict(\n    classes=(\n{classes}    ),\n    palette=[\n{palette}    ],\n)\n",
+    ]
+    for split in source.splits.values():
+        name = split if split.isidentifier() else f"_{split}"
+        parts.append(
+            f"{name}_dataset = dict(\n"
+            "    type='BaseSegDataset',\n"
+            "    data_root=data_root,\n"
+            "    metainfo=metainfo,\n"
+            f"    ann_file={f'splits/{split}.txt'!r},\n"
+            f"    data_prefix=dict(img_path={f'img_dir/{split}'!r}, "
+            f"seg_map_path={f'ann_dir/{split}'!r}),\n"
+            f"    img_suffix={suffix!r},\n"
+            "    seg_map_suffix='.png',\n"
+            "    reduce_zero_label=False,\n"
+            "    ignore_index=255,\n"
+            ")\n"
+        )
+    return "\n".join(parts)
