@@ -1,6 +1,7 @@
 # make demo   install, run all four stages on photographs that come with the install
 # make test   install what the tests need, run all but the slowest
 # make lint   ruff and mypy
+# make docs   build the documentation into site/, links checked
 # make torture  every fault that docs/guarantees.md names, injected in earnest; about 40 minutes
 # make bench  every part side by side with what else a user could run; about 20 minutes
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 TORTURE_ARGS ?=
 
-.PHONY: demo test lint bench torture clean
+.PHONY: demo test lint docs bench torture clean
 demo: $(VENV)/.installed
 	$(BIN)/primaps-pipe demo "$(RUN)"
 
@@ -21,6 +22,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-test
+	$(BIN)/mkdocs build --strict --quiet
 
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torture]'
@@ -43,4 +47,4 @@ $(VENV)/.installed-test: $(VENV)/.made setup.cfg pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
-"""Draw images of a run beside proposals and labels: ``python docs/figure.py RUN OUT.png ID...``.
+"""Draw what the stages make of some images: ``python docs/figure.py RUN OUT.png ID...``.
 
-The README's picture is ``python docs/figure.py runs/demo docs/result.png astronaut camera china
-motorcycle_left``.
+The picture of the README and of the first page is ``python docs/figure.py runs/demo docs/result.png
+astronaut camera china motorcycle_left``.
 """
 
 from __future__ import annotations
@@ -15,56 +15,83 @@ from PIL import Image
 
 from pipeline.datasets.palettes import png_palette
 from pipeline.images import read_label
+from pipeline.manifest import Image as Row
 from pipeline.run_directory import DEFAULT_NAME, RunDirectory
-from stages.evaluate.artefacts import open_artefacts
-from stages.evaluate.gallery import colour_labels, colour_proposals
+from stages.evaluate.artefacts import Artefacts, open_artefacts
+from stages.evaluate.report.gallery import (
+    FeatureColours,
+    colour_features,
+    colour_labels,
+    colour_proposals,
+    fit_feature_colours,
+)
+from stages.evaluate.report.mosaic import join_pictures, join_proposals
 
-HEIGHT = 220
-GAP = 8
+SIDE = 200
+GAP = 4
+WIDE_GAP = 20
+COLUMNS = 2
 
 
-def draw_image(run: RunDirectory, identifier: str) -> NDArray[np.uint8]:
-    """Draw image, proposals and label map of one image side by side, uint8 [y, x, rgb]."""
+def draw_figure(run: RunDirectory, identifiers: list[str]) -> NDArray[np.uint8]:
+    """Draw photograph, features, proposals and label map of every image, in a grid.
+
+    Parameters
+    ----------
+    run
+        An evaluated run.
+    identifiers
+        Images, one at least; each is cut to its middle square.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [y, x, rgba]; gaps are transparent, for light and dark pages.
+    """
     artefacts = open_artefacts(run, DEFAULT_NAME)
-    (image,) = (i for i in artefacts.manifest.images if i.id == identifier)
-    pixels = artefacts.read_pixels(image)
-    proposals = np.zeros_like(pixels)
-    ids = artefacts.read_proposals(image)
-    if ids is not None:
-        for window, (left, top, right, bottom) in zip(
-            ids, artefacts.cover(image).boxes, strict=True
-        ):
-            proposals[top:bottom, left:right] = colour_proposals(window)
-    labels = read_label(run.labels(DEFAULT_NAME) / image.split / f"{image.id}.png")
-    palette = np.frombuffer(png_palette(()), np.uint8).reshape(256, 3)
-    coloured = colour_labels(labels.astype(np.uint8), palette)
-    return np.concatenate([_scale(part) for part in (pixels, proposals, coloured)], axis=1)
-
-
-def _scale(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    width = round(pixels.shape[1] * HEIGHT / pixels.shape[0])
-    resized = Image.fromarray(pixels).resize((width, HEIGHT), Image.Resampling.BICUBIC)
-    return np.pad(np.asarray(resized), ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
-
-
-def draw_figure(run: RunDirectory, identifiers: list[str], columns: int = 2) -> NDArray[np.uint8]:
-    """Draw several images in a grid, uint8 [y, x, rgb]."""
-    strips = [draw_image(run, identifier) for identifier in identifiers]
-    rows = [strips[i : i + columns] for i in range(0, len(strips), columns)]
-    widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(columns)]
-    lines = [
-        np.concatenate(
-            [
-                np.pad(
-                    strip, ((0, 0), (0, width - strip.shape[1] + GAP), (0, 0)), constant_values=255
-                )
-                for strip, width in zip(row, widths, strict=True)
-            ],
-            axis=1,
-        )
-        for row in rows
+    chosen = [next(i for i in artefacts.manifest.images if i.id == name) for name in identifiers]
+    features = [artefacts.read_features(image) for image in chosen]
+    channels = features[0].shape[-1]
+    colours = fit_feature_colours(np.concatenate([f.reshape(-1, channels) for f in features]))
+    strips = [
+        _draw_strip(artefacts, image, f, colours) for image, f in zip(chosen, features, strict=True)
     ]
-    return np.concatenate(lines, axis=0)
+    rows = [_join(strips[i : i + COLUMNS], 1, WIDE_GAP) for i in range(0, len(strips), COLUMNS)]
+    return _join(rows, 0, GAP)
+
+
+def _draw_strip(
+    artefacts: Artefacts, image: Row, features: NDArray[np.float16], colours: FeatureColours
+) -> NDArray[np.uint8]:
+    pixels = artefacts.read_pixels(image)
+    boxes, shape = artefacts.cover(image).boxes, pixels.shape[:2]
+    coloured = colour_features(features, colours.basis, colours.mean, colours.low, colours.high)
+    proposals = join_proposals(artefacts.read_proposals(image), boxes, shape)
+    labels = read_label(artefacts.run.labels(DEFAULT_NAME) / image.split / f"{image.id}.png")
+    palette = np.frombuffer(png_palette(()), np.uint8).reshape(256, 3)
+    parts = (
+        pixels,
+        join_pictures(coloured, boxes, shape),
+        colour_proposals(proposals),
+        colour_labels(labels.astype(np.uint8), palette),
+    )
+    return _join([_cut_square(part) for part in parts], 1, GAP)
+
+
+def _cut_square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = Image.fromarray(pixels).crop((left, top, left + side, top + side))
+    return np.asarray(square.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def _join(parts: list[NDArray[np.uint8]], axis: int, gap: int) -> NDArray[np.uint8]:
+    shape = list(parts[0].shape)
+    shape[axis] = gap
+    between = np.zeros(shape, np.uint8)
+    line = [piece for part in parts for piece in (between, part)][1:]
+    return np.concatenate(line, axis=axis)
 
 
 if __name__ == "__main__":

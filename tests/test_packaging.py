@@ -13,8 +13,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-ROOMS = ("pipeline", "stages", "workflows")
+ROOMS = ("commands", "pipeline", "stages", "workflows")
 ALLOWED = {
+    "commands": {"commands", "pipeline", "stages", "workflows"},
     "pipeline": {"pipeline"},
     "stages": {"pipeline", "stages"},
     "workflows": {"pipeline", "stages", "workflows"},
