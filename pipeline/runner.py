@@ -343,7 +343,7 @@ def _say_plan(
         reasons += [f"the {k} have changed" for k in outside]
         if old.version != new.version:
             reasons.append(f"version {old.version} -> {new.version}")
-        why = "; ".join(reasons) or "its input files have changed"
+        why = "; ".join(dict.fromkeys(reasons)) or "its input files have changed"
         are = "is" if stale == 1 else "are"
         screen.note(f"{key}: {count_of(stale, 'shards')} {are} stale: {why}")
     screen.note(f"{key}: {pending} of {total} to compute ({items} in all)")

@@ -24,7 +24,7 @@ _PAIRS = pa.list_(pa.int32())
 _COUNTS = pa.list_(pa.int64())
 _COUNT_SCHEMA = pa.schema(
     [
-        ("image", pa.int64()),
+        ("id", pa.string()),
         ("split", pa.string()),
         ("pixels", pa.int64()),
         ("covered", pa.int64()),
@@ -58,10 +58,9 @@ class ImageCounts:
 
     Attributes
     ----------
-    image
-        Row of the manifest.
-    split
-        The split that it belongs to.
+    id, split
+        The image, as nothing but itself names it: its row moves when others come or go, while what
+        was counted stays valid.
     pixels, covered
         Pixels of the label PNG, and those of them that were given a cluster.
     predicted
@@ -75,7 +74,7 @@ class ImageCounts:
         The same with CRF.
     """
 
-    image: int
+    id: str
     split: str
     pixels: int
     covered: int
@@ -158,6 +157,7 @@ def score_counts(
     counts: Sequence[ImageCounts],
     assignment: Sequence[int | None] | None,
     assignment_crf: Sequence[int | None] | None,
+    rows: Mapping[str, int],
 ) -> ImageScores:
     """Score images of one split.
 
@@ -168,13 +168,15 @@ def score_counts(
     assignment, assignment_crf
         Class of every cluster of the split without and with CRF (None: unmatched), or None where
         there are no labels or no CRF.
+    rows
+        Id of an image of the split -> its row of the manifest.
     """
     plain = _score([c.pairs for c in counts], [c.counts for c in counts], assignment)
     refined = _score([c.pairs_crf for c in counts], [c.counts_crf for c in counts], assignment_crf)
     pixels = np.array([(c.covered, c.pixels, c.confidence, c.predicted) for c in counts])
     covered, total, confidence, predicted = pixels.reshape(-1, 4).T
     return ImageScores(
-        images=np.array([c.image for c in counts], np.int64),
+        images=np.array([rows[c.id] for c in counts], np.int64),
         coverage=100 * covered / np.maximum(total, 1),
         confidence=100 * confidence / np.maximum(predicted, 1),
         labelled_pixels=np.array([sum(c.counts) for c in counts], np.int64),

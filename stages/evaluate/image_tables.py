@@ -53,7 +53,7 @@ def count_image(
     """
     plain, refined = (((), ()) if c is None else list_pairs(c) for c in confusions)
     return ImageCounts(
-        image=image.image,
+        id=image.id,
         split=image.split,
         pixels=labels.size,
         covered=int(np.count_nonzero(labels != IGNORE)),
@@ -67,7 +67,11 @@ def count_image(
 
 
 def score_images(
-    run: RunDirectory, subject: Subject, blocks: Mapping[str, Any], shards: Iterable[int]
+    run: RunDirectory,
+    subject: Subject,
+    blocks: Mapping[str, Any],
+    shards: Iterable[int],
+    images: Iterable[Image],
 ) -> dict[str, ImageScores]:
     """Score every image by the matching of its split, reading one shard after another.
 
@@ -79,6 +83,8 @@ def score_images(
         What ``metrics.json`` says of every split.
     shards
         Numbers of the shards; files of others, of an earlier evaluation, are removed.
+    images
+        Rows of the manifest, as it is now.
 
     Raises
     ------
@@ -88,17 +94,25 @@ def score_images(
     files = [counts_file(run, subject, shard) for shard in sorted(shards)]
     for old in set(find_files(counts_file(run, subject, 0).parent)) - set(files):
         remove_file(old)
-    parts = {split: [_score(split, block, [])] for split, block in blocks.items()}
+    rows: dict[str, dict[str, int]] = {split: {} for split in blocks}
+    for image in images:
+        rows.setdefault(image.split, {})[image.id] = image.image
+    parts = {split: [_score(split, block, [], rows)] for split, block in blocks.items()}
     for file in files:
         counts = _read_counts(run, file)
         for split, block in blocks.items():
-            parts[split].append(_score(split, block, counts))
+            parts[split].append(_score(split, block, counts, rows))
     return {split: join_scores(found) for split, found in parts.items()}
 
 
-def _score(split: str, block: Mapping[str, Any], counts: Iterable[ImageCounts]) -> ImageScores:
+def _score(
+    split: str,
+    block: Mapping[str, Any],
+    counts: Iterable[ImageCounts],
+    rows: Mapping[str, Mapping[str, int]],
+) -> ImageScores:
     own = [count for count in counts if count.split == split]
-    return score_counts(own, block["assignment"], block["assignment_crf"])
+    return score_counts(own, block["assignment"], block["assignment_crf"], rows[split])
 
 
 def _read_counts(run: RunDirectory, file: Path) -> list[ImageCounts]:

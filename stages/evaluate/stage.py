@@ -244,7 +244,7 @@ class Evaluate(Stage[EvaluateSettings]):
             screen.warn(f"{warnings[0]}{more}")
         report = run.report(title)
         write_json(report / "metrics.json", metrics)
-        scores = score_images(run, artefacts.subject, metrics["splits"], records)
+        scores = score_images(run, artefacts.subject, metrics["splits"], records, manifest.images)
         names = [image.id for image in manifest.images]
         write_bytes(report / "images.parquet", encode_scores(scores, names))
         content = build_content(artefacts, settings, metrics, scores, warnings)

@@ -18,7 +18,8 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 Open = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
+# not for the session: while it is open, no other test may run an event loop of its own
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Start a headless Chromium that is installed here, or skip."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -26,10 +26,12 @@ from stages.evaluate.image_counts import (
 from stages.evaluate.matching import UNMATCHED
 from stages.evaluate.metrics import count_confusion, score_assignment
 
+ROWS = {str(row): row for row in range(10)}
+
 
 def make_counts(image: int, confusion: list[list[int]] | None, **changes: Any) -> ImageCounts:
     values: dict[str, Any] = {
-        "image": image,
+        "id": str(image),
         "split": "val",
         "pixels": 200,
         "covered": 150,
@@ -50,7 +52,7 @@ def test_an_image_scored_by_hand() -> None:
         make_counts(5, None),
         make_counts(9, [[0, 0], [0, 0], [0, 2]]),
     ]
-    scores = score_counts(images, [1, 0, None], None)
+    scores = score_counts(images, [1, 0, None], None, ROWS)
     assert scores.images.tolist() == [3, 5, 9]
     assert_allclose(scores.accuracy, [60, np.nan, 0])
     # class 0: 2 of 3; class 1: 4 of 4 + 1 + 3
@@ -66,7 +68,7 @@ def test_an_image_scored_by_hand() -> None:
 def test_the_final_labels_are_those_with_crf_where_there_are_some() -> None:
     pairs, counts = list_pairs(np.eye(255, dtype=np.int64)[:2])
     image = make_counts(0, [[0, 1], [1, 0]], pairs_crf=pairs, counts_crf=counts)
-    scores = score_counts([image], [0, 1], [0, 1])
+    scores = score_counts([image], [0, 1], [0, 1], ROWS)
     assert (scores.accuracy[0], scores.accuracy_crf[0], scores.final[0]) == (0, 100, 100)
 
 
@@ -81,9 +83,9 @@ def test_images_are_scored_as_a_split_of_one_would_be(seed: int, images: int) ->
         labels = generator.integers(0, 5, size=(5, 6)).astype(np.uint8)
         confusion = count_confusion(labels, truth, 5, 255)
         pairs, numbers = list_pairs(confusion)
-        counts.append(ImageCounts(image, "a", 30, 30, 30, 20.0, pairs, numbers))
+        counts.append(ImageCounts(str(image), "a", 30, 30, 30, 20.0, pairs, numbers))
         expected.append(score_assignment(confusion, assignment) if confusion.sum() else None)
-    scores = score_counts(counts, [None if k < 0 else int(k) for k in assignment], None)
+    scores = score_counts(counts, [None if k < 0 else int(k) for k in assignment], None, ROWS)
     for image, found in enumerate(expected):
         want = (np.nan, np.nan) if found is None else (found.accuracy, found.miou)
         assert_allclose([scores.accuracy[image] / 100, scores.miou[image] / 100], want)
@@ -122,9 +124,9 @@ def test_damage_is_noticed() -> None:
 
 
 def test_the_table_of_all_images() -> None:
-    first = score_counts([make_counts(0, [[4, 0], [1, 5]])], [0, 1], None)
-    second = score_counts([make_counts(2, None)], [0, 1], None)
-    other = score_counts([make_counts(1, None)], None, None)
+    first = score_counts([make_counts(0, [[4, 0], [1, 5]])], [0, 1], None, ROWS)
+    second = score_counts([make_counts(2, None)], [0, 1], None, ROWS)
+    other = score_counts([make_counts(1, None)], None, None, ROWS)
     scores = {"val": join_scores([first, second]), "train": other}
     content = encode_scores(scores, ["a", "b/ü", "c"])
     table = pq.read_table(io.BytesIO(content))
