@@ -1,3 +1,4 @@
+# make install  install into .venv
 # make demo   install, run all four stages on photographs that come with the install
 # make test   install what the tests need, run all but the slowest
 # make lint   ruff and mypy
@@ -11,7 +12,9 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 TORTURE_ARGS ?=
 
-.PHONY: demo test lint docs bench torture clean
+.PHONY: install demo test lint docs bench torture clean
+install: $(VENV)/.installed
+
 demo: $(VENV)/.installed
 	$(BIN)/primaps-pipe demo "$(RUN)"
 
@@ -39,10 +42,12 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.made setup.cfg pyproject.toml
+	@echo "installing into $(VENV): with PyTorch's default build, 6 GB and some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.made setup.cfg pyproject.toml
+	@echo "installing into $(VENV) what the tests need, too: 7 GB and some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@ $(VENV)/.installed
 

@@ -34,6 +34,10 @@ _MARKS = tuple(
 )
 
 
+# Without labels nobody knows which labels are good.
+_ROLE_NAMES = {"worst": "least confident", "best": "most confident"}
+
+
 def make_gallery(content: ReportContent) -> dict[str, Any]:
     """Prepare the gallery.
 
@@ -42,7 +46,8 @@ def make_gallery(content: ReportContent) -> dict[str, Any]:
     dict
         ``entries``, one per image; ``splits``, ``roles``, ``layers`` (key, name) and ``clusters``
         (number, name) that there are to choose from; ``score``, what images are sorted by:
-        ``accuracy``, ``confidence`` or nothing; ``marks`` (name, colour) of the map of errors.
+        ``accuracy``, ``confidence`` or nothing; ``role_names`` of those roles that are called
+        otherwise; ``marks`` (name, colour) of the map of errors.
 
     Raises
     ------
@@ -65,6 +70,7 @@ def make_gallery(content: ReportContent) -> dict[str, Any]:
             (c.cluster, label_cluster(c)) for c in content.clusters if c.cluster in present
         ],
         "score": score,
+        "role_names": _ROLE_NAMES if score == "confidence" else {},
         "marks": _MARKS if "errors" in keys else (),
     }
 

@@ -35,6 +35,7 @@ from stages.evaluate.report.looks import ClusterLook, choose_block, choose_look
 from stages.evaluate.report.page import GalleryItem, ReportContent, Role
 from stages.evaluate.report.reproduction import list_commands
 from stages.evaluate.report.sample import Choice, choose_images, rank_choices, sample_evenly
+from stages.evaluate.report.suggestions import suggest_steps
 from stages.evaluate.settings import EvaluateSettings
 
 # Images and positions that the colours of features are fitted to.
@@ -107,6 +108,7 @@ def build_content(
         sample_note=sample_note,
         cutout_note=typical.note,
         version=find_version(),
+        suggestions=suggest_steps(run, artefacts.subject, metrics, named=bool(given)),
     )
 
 

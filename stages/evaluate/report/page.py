@@ -236,6 +236,8 @@ class ReportContent:
         What the cut-outs of the clusters were chosen from.
     version
         Of primaps-pipe.
+    suggestions
+        What to try next: what for, and the commands.
     """
 
     title: str
@@ -253,3 +255,4 @@ class ReportContent:
     sample_note: str = ""
     cutout_note: str = ""
     version: str = ""
+    suggestions: tuple[tuple[str, tuple[str, ...]], ...] = ()
