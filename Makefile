@@ -9,7 +9,8 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN ?= runs/demo
 BIN := $(VENV)/bin
-PYTEST_ARGS ?=
+# two processes, or as many as there are processors up to four; a file's tests stay together
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 TORTURE_ARGS ?=
 
 .PHONY: install demo test lint docs bench torture clean
