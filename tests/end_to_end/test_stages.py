@@ -497,7 +497,8 @@ def test_a_head_and_a_fit_on_its_codes_are_evaluated_on_them(
     assert (metrics["-head-stego"]["em"], metrics["-head-stego"]["head"]) == (None, "stego")
     assert len(list((run / "labels-head-stego").rglob("*.png"))) == 9
     page = (run / "report-head-stego" / "index.html").read_text()
-    commands = [line for line in page.splitlines() if "primaps-pipe " in line]
+    again = page[page.index('id="reproduction"') :]
+    commands = [line for line in again.splitlines() if "primaps-pipe " in line]
     assert [line.split("primaps-pipe ")[1].split()[0] for line in commands] == [
         *("extract", "head", "evaluate"),
     ]
