@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.condition import inspect_stage, require_fresh
 from pipeline.errors import RunError, UsageError
+from pipeline.ledger import StageRecord
 from pipeline.run_directory import DEFAULT_NAME, RunDirectory
 from pipeline.settings import did_you_mean
 
@@ -84,6 +87,37 @@ def choose_subject(run: RunDirectory, em: str | None, head: str | None) -> Subje
     if subject.title in run.names("em"):
         raise _clash(run, "head", subject)
     return subject
+
+
+def require_evaluated(
+    run: RunDirectory, em: str | None, head: str | None, versions: Mapping[str, int]
+) -> tuple[Subject, StageRecord]:
+    """Return the fit or head that is meant, and the record of its evaluation, which is fresh.
+
+    Parameters
+    ----------
+    run
+        The run.
+    em, head
+        As in :func:`choose_subject`.
+    versions
+        Current version of every stage.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name, or several to choose from.
+    RunError
+        It was not evaluated, or what it was made from has changed; the message has the command.
+    """
+    subject = choose_subject(run.require(), em, head)
+    key = f"evaluate/{subject.title}"
+    if inspect_stage(run, key).record is None:
+        raise RunError(
+            f"{subject.key} in {run.path} has not been evaluated; "
+            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` first."
+        )
+    return subject, require_fresh(run, key, versions)
 
 
 def _clash(run: RunDirectory, option: str, subject: Subject) -> UsageError:

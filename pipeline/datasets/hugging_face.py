@@ -7,7 +7,6 @@ The package ``datasets`` is needed to read it, and not any more once it is unpac
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import platformdirs
-
+from pipeline.cache import find_cache
 from pipeline.datasets.base import Say
 from pipeline.datasets.benchmark import Benchmark
 from pipeline.datasets.definition import Definition
@@ -96,7 +94,7 @@ class HuggingFace(Benchmark):
         """Give the folder that the images are unpacked into: in the cache, or below the given."""
         if is_remote(given):
             raise UsageError(f"{self.name} is unpacked into a local folder, and not into {given}")
-        top = given or _cache_folder()
+        top = given or find_cache("datasets").absolute()
         # what a run remembers of an earlier time is such a folder already
         top = top.parent if top.name.startswith(_PREFIX) else top
         return top / f"{_PREFIX}{self.stamp}"
@@ -129,12 +127,6 @@ class HuggingFace(Benchmark):
 def _take_name(part: Path, root: Path) -> None:
     if not root.is_dir():
         part.rename(root)
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("PRIMAPS_CACHE_DIR")
-    root = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("primaps-pipe"))
-    return root.absolute() / "datasets"
 
 
 def _stamp(folder: Path) -> str:

@@ -144,10 +144,7 @@ def decode_counts(content: bytes) -> list[ImageCounts]:
     ValueError
         It is something else, or not as it was written.
     """
-    try:
-        table = decode_table(content)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    table = _decode(content)
     if table.schema != _COUNT_SCHEMA:
         raise ValueError("it holds other columns than counts of images")
     return [ImageCounts(**row) for row in table.to_pylist()]
@@ -254,14 +251,18 @@ def decode_scores(content: bytes) -> list[dict[str, Any]]:
     ValueError
         It is something else, or not as it was written.
     """
-    try:
-        table = decode_table(content)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    table = _decode(content)
     if table.schema.names != _SCORE_SCHEMA.names:
         raise ValueError("it holds other columns than scores of images")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _decode(content: bytes) -> pa.Table:
+    try:
+        return decode_table(content)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _encode(table: pa.Table) -> bytes:

@@ -66,7 +66,7 @@ from stages.evaluate.supervision import (
 from stages.evaluate.tally import Tally, unpack_tally
 from stages.evaluate.trained_probe import (
     fingerprint_probe,
-    open_evaluated,
+    open_named,
     open_with_probe,
     probe_file,
     read_trained,
@@ -155,7 +155,7 @@ class Evaluate(Stage[EvaluateSettings]):
             "class_names": list(names),
         }
         # other names make the report anew, and nothing else
-        clusters = open_evaluated(run, settings).clusters
+        clusters = open_named(run, settings).clusters
         if given := read_given_names(run, settings.subject.title, clusters):
             facts[NAMES] = {str(k): given[k] for k in sorted(given)}
             old = Ledger(run.state(self.key(settings))).read_stage()
@@ -179,7 +179,7 @@ class Evaluate(Stage[EvaluateSettings]):
         if read_probe(file, print_) is not None:
             note_file(measure_file(file))
             return
-        artefacts = open_evaluated(run, settings)
+        artefacts = open_named(run, settings)
         windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
         device = resolve_device(settings.device)
         write_probe(file, print_, *train_linear_probe(artefacts, windows, device))

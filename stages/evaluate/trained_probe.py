@@ -25,7 +25,7 @@ from stages.evaluate.supervision import list_training_windows, read_probe
 from stages.outside import fingerprint_ids
 
 
-def open_evaluated(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
+def open_named(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
     """Open the artefacts of the fit or head that resolved settings name."""
     return open_artefacts(run, settings.em, head=settings.head, gain=settings.cosine_gain)
 
@@ -38,7 +38,7 @@ def open_with_probe(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
     RunError
         It is gone.
     """
-    artefacts = open_evaluated(run, settings)
+    artefacts = open_named(run, settings)
     if not settings.linear_probe:
         return artefacts
     classifier, _ = read_trained(run, settings)

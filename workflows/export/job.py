@@ -12,12 +12,13 @@ from typing import Any, Protocol
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run_directory import RunDirectory
+from pipeline.subject import choose_subject
 from pipeline.wording import count_of, did_you_mean
 from stages.outside import find_upstream_changes
 from workflows.export import FORMATS
 from workflows.export.folder import Folder, open_folder
 from workflows.export.photographs import check_linkable
-from workflows.export.source import Item, Source, describe_ids, open_evaluated, open_source
+from workflows.export.source import Item, Source, describe_ids, open_source
 
 VERSION = 1
 IDS = ("auto", "classes", "clusters")
@@ -102,7 +103,7 @@ def _refuse_run(run: RunDirectory, out: Path) -> None:
 
 def _warn_of_changes(run: RunDirectory, em: str | None, head: str | None, screen: Screen) -> None:
     """Say that images, label maps, weights or a dataset have changed since the evaluation."""
-    subject, _ = open_evaluated(run, em, head)
+    subject = choose_subject(run.require(), em, head)
     if changed := find_upstream_changes(run, f"evaluate/{subject.title}"):
         screen.warn(
             f"export: {changed.rstrip('.')}; what is written is what was evaluated before. "

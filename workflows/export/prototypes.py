@@ -26,6 +26,8 @@ from pipeline.errors import RunError, UsageError
 from pipeline.files import checksum, confine_writes, write_bytes
 from pipeline.places import is_remote
 from pipeline.run_directory import RunDirectory
+from pipeline.subject import require_evaluated
+from stages import VERSIONS
 from stages.crf import CrfSettings
 from stages.evaluate.artefacts import MAIN, open_artefacts
 from stages.evaluate.classifier import Classifier
@@ -33,7 +35,6 @@ from stages.evaluate.report.names import describe_clusters
 from stages.extract.settings import HANDCRAFTED
 from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead
-from workflows.export.source import open_evaluated
 
 KEY = "primaps"
 SUFFIX = ".safetensors"
@@ -134,7 +135,7 @@ def export_prototypes(
 def _gather(
     run: RunDirectory, em: str | None, head: str | None
 ) -> tuple[PrototypeFacts, dict[str, NDArray[np.float32]]]:
-    subject, record = open_evaluated(run, em, head)
+    subject, record = require_evaluated(run, em, head, VERSIONS)
     artefacts = open_artefacts(
         run,
         subject.name if subject.kind == "em" else None,

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cluster_names import read_matching
-from pipeline.condition import inspect_stage, require_fresh
 from pipeline.datasets import IGNORE, Dataset
 from pipeline.datasets.palettes import Colour, png_palette
-from pipeline.errors import DamageError, ImageError, RunError, UsageError
+from pipeline.errors import DamageError, ImageError, UsageError
 from pipeline.files import fingerprint, read_json
 from pipeline.frames import count_threads, map_ahead
 from pipeline.images import read_label
@@ -23,7 +22,7 @@ from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.places import resolve_inside
 from pipeline.progress import Screen
 from pipeline.run_directory import RunDirectory
-from pipeline.subject import Subject, choose_subject
+from pipeline.subject import Subject, require_evaluated
 from pipeline.wording import did_you_mean
 from stages import VERSIONS
 from stages.evaluate.report.names import describe_clusters
@@ -180,7 +179,7 @@ def open_source(
     ids: str,
 ) -> Source:
     """Open what is exported; parameters and errors as in :func:`workflows.export.export_run`."""
-    subject, record = open_evaluated(run, em, head)
+    subject, record = require_evaluated(run, em, head, VERSIONS)
     manifest = read_manifest(run)
     dataset = manifest.open_dataset()
     ids, table = _choose_ids(run, subject, ids)
@@ -197,28 +196,6 @@ def open_source(
         splits=name_splits(_choose_splits(run, subject, record, splits)),
         matched_on=_read_main_split(run, subject),
     )
-
-
-def open_evaluated(
-    run: RunDirectory, em: str | None, head: str | None
-) -> tuple[Subject, StageRecord]:
-    """Choose a fit or head whose evaluation is finished and fresh.
-
-    Raises
-    ------
-    UsageError
-        There is none of that name, or several to choose from.
-    RunError
-        It was not evaluated, or what it was made from has changed; the message has the command.
-    """
-    subject = choose_subject(run.require(), em, head)
-    key = f"evaluate/{subject.title}"
-    if inspect_stage(run, key).record is None:
-        raise RunError(
-            f"{subject.key} in {run.path} has not been evaluated; "
-            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` first."
-        )
-    return subject, require_fresh(run, key, VERSIONS)
 
 
 def _choose_splits(

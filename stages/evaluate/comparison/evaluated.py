@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cluster_names import read_given_names
-from pipeline.condition import inspect_stage, require_fresh
 from pipeline.datasets import IGNORE, Dataset
 from pipeline.datasets.palettes import png_palette
 from pipeline.errors import ImageError, RunError
@@ -23,7 +22,7 @@ from pipeline.ledger import StageRecord
 from pipeline.manifest import Image, Manifest, read_manifest
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import field_extra
-from pipeline.subject import Subject, choose_subject
+from pipeline.subject import Subject, require_evaluated
 from stages import SETTINGS, VERSIONS
 from stages.evaluate.image_counts import decode_scores
 from stages.evaluate.report.exhibition import label_file
@@ -180,12 +179,8 @@ def open_evaluated(run: RunDirectory, em: str | None, head: str | None) -> Evalu
     RunError
         It was not evaluated, not to its end, or something has changed since.
     """
-    subject = choose_subject(run.require(), em, head)
-    key = f"evaluate/{subject.title}"
+    subject, record = require_evaluated(run, em, head, VERSIONS)
     command = f"`primaps-pipe evaluate {run.quoted}{subject.options}`"
-    if inspect_stage(run, key).state == "missing":
-        raise RunError(f"{subject.key} in {run.path} has not been evaluated; run {command} first.")
-    record = require_fresh(run, key, VERSIONS)
     file = run.report(subject.title) / "metrics.json"
     metrics = read_json(file)
     if metrics is None:

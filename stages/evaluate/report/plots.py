@@ -57,14 +57,7 @@ def draw_loss(loss: Sequence[float], unit: str = "epoch") -> str:
     str
         An ``<svg>`` element.
     """
-    figure, axes = _make_curve_axes()
-    epochs = np.arange(1, len(loss) + 1)
-    marker = "o" if len(loss) < 12 else ""
-    axes.plot(epochs, loss, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
-    axes.grid(axis="y", color=_RULE, linewidth=0.7)
-    axes.margins(x=0.02, y=0.08)
-    _name_axis(axes, unit)
-    return _render(figure, f"Loss of {len(loss)} times one {unit}")
+    return _draw_epochs(loss, unit, 0.08, f"Loss of {len(loss)} times one {unit}")
 
 
 def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) -> str:
@@ -110,15 +103,20 @@ def draw_series(series: Series, unit: str = "epoch") -> str:
     str
         An ``<svg>`` element.
     """
+    description = f"{series.name} of {len(series.values)} times one {unit}"
+    return _draw_epochs(series.values, unit, 0.1, description)
+
+
+def _draw_epochs(values: Sequence[float], unit: str, margin: float, description: str) -> str:
     figure, axes = _make_curve_axes()
-    values = np.asarray(series.values, np.float64)
-    marker = "o" if len(values) < 12 else ""
     epochs = np.arange(1, len(values) + 1)
-    axes.plot(epochs, values, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
+    marker = "o" if len(values) < 12 else ""
+    points = np.asarray(values, np.float64)
+    axes.plot(epochs, points, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
     axes.grid(axis="y", color=_RULE, linewidth=0.7)
-    axes.margins(x=0.02, y=0.1)
+    axes.margins(x=0.02, y=margin)
     _name_axis(axes, unit)
-    return _render(figure, f"{series.name} of {len(values)} times one {unit}")
+    return _render(figure, description)
 
 
 def draw_usage(
