@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-# first of all: a signal that comes while the rest is loaded ends the program without a traceback
-from pipeline import signals  # noqa: F401  # isort: skip
-
 import click
 
 from commands.verbs import CONTEXT, Contents, Entry
+
+# first of all: a signal that comes while the rest is loaded ends the program without a traceback
 
 CONTENTS = {
     "Stages, in their order": {

@@ -15,8 +15,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.manifest import read_manifest
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.manifest import read_manifest
 from stages.status import StageStatus, inspect_run
 
 SCALES = {

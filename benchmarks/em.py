@@ -14,8 +14,7 @@ from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import GRID, PHOTOGRAPHS, draw_features, load_square
 from pipeline.datasets import IGNORE
-from stages.em.fit import FitState, run_em_epoch
-from stages.em.initialisation import find_initial_directions
+from stages.em.fit import FitState, find_initial_directions, run_em_epoch
 from stages.em.pieces import FitBatch
 from stages.em.prototypes import make_prototypes
 from stages.em.settings import EmSettings

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.store import ArraySpec, open_arrays, prepare_arrays, write_shard
+from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, write_shard
 
 T = TypeVar("T")
 

@@ -21,11 +21,11 @@ from benchmarks.extract import Silence, count_operations, draw_weights, link_cop
 from benchmarks.machine import Machine
 from benchmarks.masks import propose_literally
 from benchmarks.samples import PHOTOGRAPHS
-from pipeline.frames import read_windows
-from pipeline.manifest import read_manifest
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import Execution
-from pipeline.store import read_group
+from pipeline.compute.scheduler import Execution
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import read_windows
+from pipeline.run.manifest import read_manifest
+from pipeline.storage.arrays import read_group
 from stages import SETTINGS as STAGES
 from stages import run_stage
 from stages.crf import CrfSettings, choose_backend

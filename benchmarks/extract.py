@@ -18,14 +18,14 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Section, race
 from benchmarks.machine import Machine
 from benchmarks.samples import PHOTOGRAPHS
-from pipeline.devices import resolve_precision
-from pipeline.frames import read_windows
-from pipeline.manifest import read_manifest
+from pipeline.compute.devices import resolve_precision
+from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.runner import run_stage
-from pipeline.scheduler import Execution
-from pipeline.store import open_arrays
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import read_windows
+from pipeline.run.manifest import read_manifest
+from pipeline.run.runner import run_stage
+from pipeline.storage.arrays import open_arrays
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.settings import ExtractSettings
 from stages.extract.stage import Extract

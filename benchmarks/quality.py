@@ -18,13 +18,13 @@ from typing import Any
 
 import click
 
-from pipeline.condition import inspect_stage
+from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import Execution
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import inspect_stage
 from pipeline.settings import make_settings
 from stages import SETTINGS, run_stage
-from stages.head.presets import DINOV2_SHIFTS, get_preset
+from stages.head.settings import DINOV2_SHIFTS, get_preset
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 WEIGHTS = Path("weights") / f"{BACKBONE}.safetensors"

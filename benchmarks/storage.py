@@ -31,8 +31,8 @@ from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
 from benchmarks.comparison import race
 from benchmarks.masks import METHOD, draw_features
 from benchmarks.samples import GRID, PHOTOGRAPHS
-from pipeline.batches import BatchStream
-from pipeline.store import read_rows
+from pipeline.run.frames import BatchStream
+from pipeline.storage.arrays import read_rows
 from stages.masks.proposals import propose_masks, score_proposals
 
 SHARD = 64

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from commands.options import ChoiceType
 from commands.verbs import PROGRAM, Argument, verb
-from pipeline.options import ChoiceType
 
 VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
@@ -89,7 +89,7 @@ def complete_datasets(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 def _list_names(ctx: click.Context, stage: str) -> list[str]:
-    from pipeline.run_directory import RunDirectory
+    from pipeline.run.directory import RunDirectory
 
     names = [name for run in _list_runs(ctx) for name in RunDirectory(run).names(stage)]
     return list(dict.fromkeys(names))
@@ -101,7 +101,7 @@ def _list_runs(ctx: click.Context) -> list[Path]:
     if given:
         return [given] if isinstance(given, Path) else list(given)
     # click stops at an option whose value is still missing, and leaves the arguments as they are
-    from pipeline.places import parse_place
+    from pipeline.storage.places import parse_place
 
     return [parse_place(text) for text in ctx.args[: None if "runs" in ctx.params else 1]]
 

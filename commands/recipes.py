@@ -8,12 +8,11 @@ import click
 
 from commands.completion import complete_recipes
 from commands.shared import RUN, RUN_TEXT, execution_options
-from commands.verbs import Argument, verb
-from pipeline.places import PlaceType
+from commands.verbs import Argument, verb, what
+from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import Execution
-from pipeline.sections import what
+from pipeline.run.directory import RunDirectory
+from pipeline.storage.places import PlaceType
 
 
 def _list_tables() -> dict[str, dict[str, str]]:

@@ -16,21 +16,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from commands.completion import complete_fits, complete_heads
-from commands.verbs import Argument, Verb
-from pipeline import signals
-from pipeline.bounds import Bounds
+from commands.options import ChoiceType, Completer, NumberType
+from commands.verbs import Argument, Verb, how, shown, what
+from pipeline.compute import signals
+from pipeline.compute.scheduler import Execution
 from pipeline.errors import PipelineError, UsageError
-from pipeline.events import EventScreen, print_event
-from pipeline.options import ChoiceType, Completer, NumberType
-from pipeline.places import PlaceType
-from pipeline.progress import Screen
-from pipeline.scheduler import Execution
-from pipeline.sections import how, shown, what
+from pipeline.progress import EventScreen, Screen, print_event
+from pipeline.settings import Bounds
+from pipeline.storage.places import PlaceType
 from pipeline.wording import show_controls
 
 if TYPE_CHECKING:
-    from pipeline.ledger import StageRecord
-    from pipeline.run_directory import RunDirectory
+    from pipeline.run.directory import RunDirectory
+    from pipeline.run.ledger import StageRecord
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -227,7 +225,7 @@ def run_one(
     screen: Screen,
 ) -> StageRecord | None:
     """Bring one stage up to date, with what was given to it before and is given now."""
-    from pipeline.run_directory import RunDirectory
+    from pipeline.run.directory import RunDirectory
     from stages import recall_settings, run_stage
 
     run: RunDirectory = RunDirectory(path)

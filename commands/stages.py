@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from commands.completion import complete_datasets, complete_fits, complete_heads
+from commands.options import given_settings, settings_options
 from commands.shared import CRF_TYPE, RUN, execution_options, run_one
-from commands.verbs import verb
-from pipeline.options import given_settings, settings_options
+from commands.verbs import FINE, WHAT, how, verb
+from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import Execution
-from pipeline.sections import FINE, WHAT, how
+from pipeline.run.directory import RunDirectory
+from pipeline.run.subject import name_subject
 from pipeline.settings import field_extra
-from pipeline.subject import name_subject
 from stages import SETTINGS
 
 FORGET = how(

@@ -1,6 +1,8 @@
 """What a verb and the group of verbs are: loaded when called, with a help page that teaches.
 
 Nothing here imports more than click: the list of verbs has to be there at once.
+
+The sections of a help page, and options that know theirs; imports click alone.
 """
 
 from __future__ import annotations
@@ -10,14 +12,44 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from pipeline.sections import find_section, sort_sections
 from pipeline.wording import did_you_mean
+
+WHAT = "What is computed"
+FINE = "Fine points"
+HOW = "Where and how it runs"
+SHOWN = "What is shown"
+
+
+class Option(click.Option):
+    """An option in a section of the help page."""
+
+    def __init__(self, *args: Any, section: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+what = partial(click.option, cls=Option, section=WHAT)
+how = partial(click.option, cls=Option, section=HOW)
+shown = partial(click.option, cls=Option, section=SHOWN)
+
+
+def find_section(param: click.Parameter) -> str:
+    """Return the section of an option; ``--help``, click's own, is in that of what is shown."""
+    return getattr(param, "section", "") or SHOWN
+
+
+def sort_sections(sections: Iterable[str]) -> list[str]:
+    """Sort sections: what is computed, what a verb has besides, fine points, how, what is shown."""
+    order = (WHAT, "", FINE, HOW, SHOWN)
+    return sorted(sections, key=lambda name: order.index(name if name in order else ""))
+
 
 PROGRAM = "primaps-pipe"
 CONTEXT: dict[str, Any] = {
@@ -57,17 +89,7 @@ class Argument(click.Argument):
 
 
 class Verb(click.Command):
-    """One verb: its options in sections, an example or two, and unknown options explained.
-
-    Parameters
-    ----------
-    examples
-        Command lines that work as written, each with what it does.
-    lists
-        Gives more tables for the help page: heading -> name -> line.
-    events
-        Whether ``--json`` prints events, errors among them.
-    """
+    """One verb: its options in sections, an example or two, and unknown options explained."""
 
     context_class = Context
 
@@ -92,7 +114,7 @@ class Verb(click.Command):
                 return super().parse_args(ctx, args)
         except click.UsageError as error:
             if self.events and "--json" in given and not ctx.resilient_parsing:
-                from pipeline.events import print_event
+                from pipeline.progress import print_event
 
                 print_event("error", message=error.format_message(), exit_code=error.exit_code)
             raise
@@ -161,15 +183,7 @@ def explain_options(command: click.Command, ctx: click.Context) -> Any:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table of contents.
-
-    Attributes
-    ----------
-    place
-        ``module:name`` of the verb.
-    line
-        What it does, in a line.
-    """
+    """A line of the table of contents."""
 
     place: str
     line: str
@@ -182,13 +196,7 @@ class Entry:
 
 
 class Contents(click.Group):
-    """A group of verbs that are imported when they are called, in sections.
-
-    Parameters
-    ----------
-    entries
-        Section -> verb -> entry.
-    """
+    """A group of verbs that are imported when they are called, in sections."""
 
     context_class = Context
 

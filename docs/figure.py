@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.datasets.palettes import png_palette
-from pipeline.images import read_label
-from pipeline.manifest import Image as Row
-from pipeline.run_directory import DEFAULT_NAME, RunDirectory
+from pipeline.images.decoding import read_label
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.manifest import Image as Row
 from stages.evaluate.artefacts import Artefacts, open_artefacts
-from stages.evaluate.report.gallery import (
+from stages.report.gallery import (
     FeatureColours,
     colour_features,
     colour_labels,
     colour_proposals,
     fit_feature_colours,
 )
-from stages.evaluate.report.mosaic import join_pictures, join_proposals
+from stages.report.mosaic import join_pictures, join_proposals
 
 SIDE = 200
 GAP = 4

@@ -6,7 +6,7 @@ Knows no stage by name. ``from pipeline import Run`` opens the results of a run 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.run.reader import Run
 
 __all__ = ["Run"]
 
@@ -15,6 +15,6 @@ if not TYPE_CHECKING:
     def __getattr__(name):
         if name != "Run":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from pipeline.run import Run
+        from pipeline.run.reader import Run
 
         return Run

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.places import make_absolute, parse_place
+from pipeline.storage.places import make_absolute, parse_place
 from pipeline.wording import did_you_mean
 
 DEFINITIONS = Path(__file__).parent / "datasets" / "definitions"
@@ -27,13 +27,7 @@ FORMS = (f"{HUGGING_FACE}DIR", f"{LIST}FILE.csv", "the path of a YAML of your ow
 
 
 def check_dataset_name(name: str) -> str:
-    """Give back the name of a dataset if it can be meant, without reading what it names.
-
-    Raises
-    ------
-    UsageError
-        No dataset has it, or it names a file that is not there; the message lists those there are.
-    """
+    """Give back the name of a dataset if it can be meant, without reading what it names."""
     for prefix, what in ((LIST, "CSV file"), (HUGGING_FACE, "folder of a dataset")):
         if name.startswith(prefix):
             if not name.removeprefix(prefix).strip():

@@ -9,8 +9,8 @@
     evaluate   prototypes, features or codes -> label PNGs, metrics, report   stages/evaluate/
 
 A stage plans its shards, prepares its arrays, computes shards one by one, and finishes; what that
-means is in ``pipeline.stage``. The dense CRF, which masks and evaluate call, is in ``stages/crf``;
-cosine K-means, which em and head call, in ``stages/clustering.py``.
+means is in ``pipeline.run.stage``. The dense CRF, which masks and evaluate call, is in
+``stages/crf``; cosine K-means, which em and head call, in ``stages/clustering.py``.
 
 The stages import torch, which takes seconds; hence they are loaded by name, when they are run.
 """
@@ -21,17 +21,16 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from pipeline.ledger import StageRecord
+from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.runner import run_stage as run_any_stage
-from pipeline.scheduler import Execution
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import StageRecord
+from pipeline.run.runner import run_stage as run_any_stage
+from pipeline.run.stage import Stage
 from pipeline.settings import StageSettings, make_settings
-from pipeline.stage import Stage
 from stages.em.settings import EmSettings
 from stages.evaluate.settings import EvaluateSettings
-from stages.extract.settings import ExtractSettings
-from stages.extract.view_settings import ViewSettings
+from stages.extract.settings import ExtractSettings, ViewSettings
 from stages.head.settings import EncodeSettings, HeadSettings
 from stages.masks.settings import MaskSettings
 
@@ -50,7 +49,7 @@ OPTIONAL = frozenset({"views", "head", "encode"})
 
 _CLASSES = {
     "extract": ("stages.extract.stage", "Extract"),
-    "views": ("stages.extract.views_stage", "Views"),
+    "views": ("stages.extract.views", "Views"),
     "masks": ("stages.masks.stage", "Masks"),
     "head": ("stages.head.stage", "Head"),
     "encode": ("stages.head.encode_stage", "Encode"),
@@ -62,13 +61,7 @@ VERSIONS = {name: settings.version for name, settings in SETTINGS.items()}
 
 
 def load_stage(name: str) -> Stage[Any]:
-    """Import a stage and return it.
-
-    Parameters
-    ----------
-    name
-        One of ``SETTINGS``.
-    """
+    """Import a stage and return it."""
     module, class_name = _CLASSES[name]
     stage: Stage[Any] = getattr(import_module(module), class_name)()
     return stage
@@ -77,26 +70,14 @@ def load_stage(name: str) -> Stage[Any]:
 def run_stage(
     name: str, run: RunDirectory, settings: StageSettings, execution: Execution, screen: Screen
 ) -> StageRecord | None:
-    """Bring one stage of a run up to date (see :func:`pipeline.runner.run_stage`)."""
+    """Bring one stage of a run up to date (see :func:`pipeline.run.runner.run_stage`)."""
     return run_any_stage(load_stage(name), run, settings, execution, screen, VERSIONS)
 
 
 def recall_settings(
     name: str, run: RunDirectory, given: Mapping[str, Any], *, forget: bool
 ) -> StageSettings:
-    """Build a stage's settings: its defaults, what was given to it before, what is given now.
-
-    Parameters
-    ----------
-    name
-        The stage.
-    run
-        The run that remembers.
-    given
-        Settings given now.
-    forget
-        Leave out what was given before.
-    """
+    """Build a stage's settings: its defaults, what was given to it before, what is given now."""
     before: dict[str, Any] = {}
     if not forget:
         before = run.read_given(load_stage(name).choose_key(run, given))

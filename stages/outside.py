@@ -9,15 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster_names import read_given_names
-from pipeline.condition import list_upstream
 from pipeline.datasets import find_difference
 from pipeline.datasets.listing import forget_listings, stamp_file
 from pipeline.errors import PipelineError
-from pipeline.files import fingerprint
-from pipeline.ledger import Ledger, StageRecord
-from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Ledger, StageRecord, list_upstream
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.subject import read_given_names
+from pipeline.storage.files import fingerprint
 
 WEIGHTS = "weights"
 LABELS = "label maps"
@@ -63,15 +62,7 @@ def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
 
 
 def find_changes(run: RunDirectory, record: StageRecord) -> str:
-    """Say what has changed outside a run since a stage read it; nothing where nothing has.
-
-    Parameters
-    ----------
-    run
-        The run.
-    record
-        Of the stage.
-    """
+    """Say what has changed outside a run since a stage read it; nothing where nothing has."""
     found = [_check_weights(record)]
     if record.stage == "extract":
         found.append(_check_images(run, record))
@@ -189,15 +180,7 @@ def describe_new_classes(manifest: Manifest) -> str:
 
 
 def find_other_names(run: RunDirectory, key: str, record: StageRecord) -> str:
-    """Say whether the user names clusters otherwise than the report of an evaluation does.
-
-    Parameters
-    ----------
-    run
-        The run.
-    key, record
-        Ledger key and record of a stage.
-    """
+    """Say whether the user names clusters otherwise than the report of an evaluation does."""
     stage, _, title = key.partition("/")
     if stage != "evaluate":
         return ""

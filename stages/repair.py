@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.compute.scheduler import Execution
 from pipeline.errors import DamageError, RunError, StaleError
-from pipeline.files import confine_writes, remove_file, write_bytes
-from pipeline.ledger import Ledger
-from pipeline.metadata import consolidate
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory, is_sealed
-from pipeline.scheduler import Execution
+from pipeline.run.directory import RunDirectory, is_sealed
+from pipeline.run.ledger import Ledger
+from pipeline.run.verification import Damage
 from pipeline.settings import StageSettings, make_settings
-from pipeline.verification import Damage
+from pipeline.storage.arrays import consolidate
+from pipeline.storage.files import confine_writes, remove_file, write_bytes
 from stages import SETTINGS, load_stage, run_stage
 
 
@@ -23,22 +23,6 @@ def repair_run(
     """Make again what is damaged: the shards that a damaged file belongs to, in pipeline order.
 
     The stages that read them stay valid: the same bytes come out again.
-
-    Parameters
-    ----------
-    run
-        The run.
-    damages
-        What :func:`pipeline.verification.verify_run` found.
-    execution, screen
-        How to compute, and where to show it.
-
-    Raises
-    ------
-    StaleError
-        The images have changed since, so the same bytes cannot come out again.
-    RunError
-        ``run.yaml`` and its copy are both damaged, or a stage cannot be run.
     """
     # a ledger that came from elsewhere may name files anywhere
     with confine_writes(run.path):

@@ -7,28 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.condition import Condition, inspect_stage, list_upstream
-from pipeline.inventory import find_lost, list_sizes
-from pipeline.ledger import Ledger
-from pipeline.places import measure
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import (
+    Condition,
+    Ledger,
+    find_lost,
+    inspect_stage,
+    list_sizes,
+    list_upstream,
+)
+from pipeline.storage.places import measure
 from stages import OPTIONAL, SETTINGS, VERSIONS
 from stages.outside import find_changes, find_other_names, needs_extract
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One row of ``primaps-pipe status``.
-
-    Attributes
-    ----------
-    condition
-        What the ledger says.
-    bytes
-        Size of what the stage has written.
-    first
-        Key of the stage that has to be run before it, where that is not stale itself.
-    """
+    """One row of ``primaps-pipe status``."""
 
     condition: Condition
     bytes: int
@@ -46,11 +41,6 @@ def inspect_run(run: RunDirectory) -> list[StageStatus]:
 
     Stages that were never run are listed as missing, in the order of the pipeline, but for those
     that a run may do without.
-
-    Raises
-    ------
-    RunError
-        There is no run directory.
     """
     known_keys = run.require().keys()
     # the parts of views are one row

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from stages.evaluate.comparison.page import (
+from stages.report.comparison.page import (
     Column,
     ComparedImage,
     ComparisonContent,
@@ -15,8 +15,8 @@ from stages.evaluate.comparison.page import (
     Row,
     Table,
 )
-from stages.evaluate.report.gallery import make_thumbnail
-from stages.evaluate.report.plots import draw_loss
+from stages.report.gallery import make_thumbnail
+from stages.report.plots import draw_loss
 from tests.report_content import COLOURS, HOSTILE, NAMES, PALETTE
 from tests.scenes import draw_scene
 

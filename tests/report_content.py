@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.report.gallery import colour_errors, colour_proposals, make_thumbnail
-from stages.evaluate.report.page import (
+from stages.report.gallery import colour_errors, colour_proposals, make_thumbnail
+from stages.report.page import (
     ClassPart,
     ClusterCard,
     Curve,

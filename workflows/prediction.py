@@ -4,30 +4,400 @@ What is computed is what ``extract`` and ``evaluate`` compute, by their own func
 windows, features of each and of its mirror image, logits, stitching and CRF; so the label maps have
 the same bytes. The output folder holds ``<id>.png`` for every image, ``classes.json``, and
 ``predictions.jsonl``, which says what each label map was made from: what is up to date is kept.
+
+The labeller: images to label maps with a file of prototypes, block by block.
+
+Each step is the stage's own function, so that the bytes are those that the stages write.
+
+What a folder of predictions holds: ``predictions.jsonl``, a line for every image.
+
+Lines are appended block by block, after the label maps that they speak of; a later line about an
+image counts, and one that was cut off does not. When all is done the file is written anew, in the
+order of the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import compute_halving
 from pipeline.datasets import get_dataset
-from pipeline.devices import resolve_device
-from pipeline.errors import DatasetError, StaleError, UsageError, WeightsError
-from pipeline.files import confine_writes, fingerprint, write_changed
-from pipeline.locks import hold_lock
-from pipeline.manifest import Image, Manifest
-from pipeline.places import is_remote, make_absolute
+from pipeline.datasets.palettes import distinct_colours, png_palette
+from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
+from pipeline.images.labels import write_label
+from pipeline.images.windows import bounding_box
 from pipeline.progress import Screen
-from stages.crf import choose_backend
+from pipeline.run.frames import count_threads, map_ahead, read_frame, read_windows
+from pipeline.run.manifest import Image, Manifest
+from pipeline.storage.files import (
+    confine_writes,
+    fingerprint,
+    make_folder,
+    remove_file,
+    write_changed,
+)
+from pipeline.storage.locks import hold_lock
+from pipeline.storage.places import is_remote, make_absolute, resolve_inside
+from stages.crf import Backend, choose_backend
+from stages.crf.backends import refine_each
+from stages.evaluate.artefacts import Cover
+from stages.evaluate.classifier import classify
+from stages.evaluate.labelling import (
+    Scores,
+    average_views,
+    draw_labels,
+    give_to_crf,
+    scale_box,
+    score_windows,
+    take_labels,
+)
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.listing import list_images, place_all
+from stages.extract.passes import (
+    check_backbone,
+    describe_faults,
+    extract_views,
+    find_faulty,
+    gather_batches,
+)
 from stages.extract.settings import HANDCRAFTED
 from stages.extract.weights import find_weights
-from workflows.export.prototypes import PrototypeFacts, read_prototypes
-from workflows.labeller import Labeller, cut_blocks, label_block
-from workflows.predictions import INDEX, Predictions, describe_classes, open_predictions
+from stages.head.encode_stage import encode_windows
+from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes
+
+# Windows whose features are in memory at a time.
+_BLOCK = 64
+
+Views = Mapping[str, NDArray[np.float16]]
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """All that one image after the other is labelled with.
+
+    Attributes
+    ----------
+    prototypes, backbone, backend
+        The classifier with its facts, what computes its features, and the CRF or None.
+    device
+        Where to compute.
+    batch_size
+        Windows per forward pass.
+    out
+        Folder of the label maps.
+    """
+
+    prototypes: Prototypes
+    backbone: Backbone
+    backend: Backend | None
+    device: torch.device
+    batch_size: int
+    out: Path
+
+    def file(self, image: Image) -> Path:
+        """Return where the label map of an image lies."""
+        return self.out / f"{image.id}.png"
+
+
+def cut_blocks(manifest: Manifest, images: Sequence[Image]) -> Iterator[list[Image]]:
+    """Cut images into blocks of about ``_BLOCK`` windows; one image is never cut."""
+    block: list[Image] = []
+    held = 0
+    for image in images:
+        count = len(manifest.windows_of(image))
+        if block and held + count > _BLOCK:
+            yield block
+            block, held = [], 0
+        block.append(image)
+        held += count
+    if block:
+        yield block
+
+
+def label_block(
+    labeller: Labeller, manifest: Manifest, images: Sequence[Image]
+) -> Iterator[tuple[Image, str | None]]:
+    """Label some images and write their maps.
+
+    Yields
+    ------
+    image, reason
+        Each of the images, once its map is written; or with the reason why there is none.
+    """
+    views, reasons = _extract(labeller, manifest, images)
+    logits = _compute_logits(labeller, _encode(labeller, views))
+    yield from ((image, reasons[image.image]) for image in images if image.image in reasons)
+    parts = _split(manifest, images, logits)
+    good = [image for image in images if image.image not in reasons]
+    for image in _write_maps(labeller, manifest, good, parts):
+        yield image, None
+
+
+def _extract(
+    labeller: Labeller, manifest: Manifest, images: Sequence[Image]
+) -> tuple[Views, dict[int, str]]:
+    """Extract the features of some images' windows; return them, and why some images failed."""
+    facts = labeller.prototypes.facts
+    windows = [window for image in images for window in manifest.windows_of(image)]
+    places = {window.index: place for place, window in enumerate(windows)}
+    side = facts.size // facts.patch
+    shape = (len(windows), side, side, facts.channels)
+    views = {view: np.zeros(shape, np.float16) for view in ("clean", "mirror")}
+    reasons: dict[int, str] = {}
+
+    def decode() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        for group, pixels in read_windows(manifest, windows, 2 * labeller.batch_size):
+            if isinstance(pixels, ImageError):
+                reasons[group[0].image] = str(pixels)
+            else:
+                yield np.array([places[window.index] for window in group]), pixels
+
+    for rows, pixels in gather_batches(decode(), labeller.batch_size):
+        views["clean"][rows], views["mirror"][rows] = extract_views(labeller.backbone, pixels)
+    faulty = find_faulty(views)
+    if len(faulty):
+        check_backbone(labeller.backbone, facts.size)
+    for row in {windows[place].image for place in faulty.tolist()}:
+        own = [place for place, window in enumerate(windows) if window.image == row]
+        reasons[row] = f"its features are not finite ({describe_faults(views, own)})"
+    return views, reasons
+
+
+def _encode(labeller: Labeller, views: Views) -> Views:
+    """Make codes of features where the prototypes are of codes."""
+    if labeller.prototypes.head is None:
+        return views
+    head = labeller.prototypes.head.to(labeller.device)
+    return {
+        view: encode_windows(head, values, labeller.batch_size, labeller.device)
+        for view, values in views.items()
+    }
+
+
+def _compute_logits(labeller: Labeller, views: Views) -> Tensor:
+    """Classify every position, float32 [window, class, row, column], on the processor."""
+    classifier = labeller.prototypes.classifier
+
+    def compute(rows: range) -> Tensor:
+        clean, mirror = (
+            torch.from_numpy(views[view][rows.start : rows.stop]).to(labeller.device).float()
+            for view in ("clean", "mirror")
+        )
+        # one by one, as the stage does: a product of several windows may round differently
+        windows = average_views(clean, mirror).split(1)
+        return torch.cat([classify(window, classifier).cpu() for window in windows])
+
+    count = len(views["clean"])
+    parts = compute_halving(
+        compute, range(count), count, what="windows that are classified", device=labeller.device
+    )
+    return torch.cat(parts)
+
+
+def _split(manifest: Manifest, images: Sequence[Image], logits: Tensor) -> dict[int, Tensor]:
+    """Split the logits of some images' windows by the images' rows."""
+    counts = [len(manifest.windows_of(image)) for image in images]
+    return {image.image: part for image, part in zip(images, logits.split(counts), strict=True)}
+
+
+def _write_maps(
+    labeller: Labeller,
+    manifest: Manifest,
+    images: Sequence[Image],
+    logits: Mapping[int, Tensor],
+) -> Iterator[Image]:
+    """Stitch, refine and write; yield every image once its map is there."""
+    size = labeller.prototypes.facts.size
+
+    def cover(image: Image) -> Cover:
+        windows = manifest.windows_of(image)
+        return Cover(tuple(windows), bounding_box(windows), (windows[0].width, windows[0].height))
+
+    def score(image: Image) -> Scores:
+        return score_windows(logits[image.image], cover(image).boxes, size)
+
+    def prepare(image: Image) -> tuple[tuple[Image, Scores], Tensor, NDArray[np.uint8]]:
+        scores, covered = score(image), cover(image)
+        pixels = read_frame(manifest.root, image, *covered.resized)[covered.area]
+        return (image, scores), *give_to_crf(scores, pixels)
+
+    def finish(kept: tuple[Image, Scores], posterior: Tensor | None) -> Image:
+        image, scores = kept
+        covered = cover(image)
+        box = scale_box(covered.box, covered.resized, (image.width, image.height))
+        probabilities = take_labels(scores, posterior).probabilities
+        labels = draw_labels(probabilities, box, image.width, image.height)
+        write_label(labeller.file(image), labels, png_palette(()))
+        return image
+
+    backend = labeller.backend
+    if backend is not None:
+        return refine_each(backend, images, prepare, finish, labeller.prototypes.facts.crf_settings)
+    threads = count_threads()
+    return map_ahead(lambda image: finish((image, score(image)), None), images, threads, threads)
+
+
+INDEX = "predictions.jsonl"
+_HEAD = {"format": "primaps-pipe predictions", "version": 1}
+
+
+class Predictions:
+    """The label maps of a folder, and what each was made from.
+
+    Parameters
+    ----------
+    folder
+        Where they lie.
+    entries
+        Id of the image -> its line.
+    """
+
+    def __init__(self, folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self._entries = entries
+        self._new: list[dict[str, Any]] = []
+
+    def has(self, image: Image, made: str) -> bool:
+        """Whether the label map of an image is there, and of these very bytes and prototypes.
+
+        Parameters
+        ----------
+        image
+            Row of the listing.
+        made
+            Fingerprint of the prototypes and the CRF.
+        """
+        entry = self._entries.get(image.id, {})
+        same = (entry.get("image"), entry.get("made")) == (image.digest, made)
+        return same and self._file(image.id).is_file()
+
+    def add(self, image: Image, made: str) -> None:
+        """Note a label map that was written."""
+        entry = {"id": image.id, "image": image.digest, "made": made}
+        self._entries[image.id] = entry
+        self._new.append(entry)
+
+    def flush(self) -> None:
+        """Append what is new to the file: a stopped prediction goes on behind it."""
+        file = self.folder / INDEX
+        try:
+            with file.open("ab") as stream:
+                stream.write(b"".join(_line(entry) for entry in self._new))
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror or error}.") from error
+        self._new.clear()
+
+    def close(self, images: Sequence[Image]) -> int:
+        """Write the file anew, and remove the label maps of images that cannot be read any more.
+
+        Parameters
+        ----------
+        images
+            All that were listed; those that were rejected have a reason.
+
+        Returns
+        -------
+        int
+            Label maps that are there of images that were not listed.
+        """
+        lines = []
+        for image in images:
+            entry = self._entries.pop(image.id, None)
+            if image.ok:
+                lines.append(entry or {})
+                continue
+            if entry is not None and "made" in entry:
+                remove_file(self._file(image.id))
+            lines.append({"id": image.id, "path": image.path, "skipped": image.reason})
+        gone = [
+            entry
+            for _, entry in sorted(self._entries.items())
+            if "made" in entry and self._file(entry["id"]).is_file()
+        ]
+        content = b"".join(_line(entry) for entry in [_HEAD, *lines, *gone])
+        write_changed(self.folder / INDEX, content)
+        return len(gone)
+
+    def _file(self, name: str) -> Path:
+        return resolve_inside(self.folder, f"{name}.png")
+
+
+def open_predictions(folder: Path) -> Predictions:
+    """Open a folder of predictions, new or old.
+
+    Raises
+    ------
+    RunError
+        It holds something else.
+    """
+    file = folder / INDEX
+    make_folder(folder)
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise RunError(
+                f"{folder} is not empty and holds no predictions; give a new folder with --out."
+            ) from None
+        write_changed(file, _line(_HEAD))
+        return Predictions(folder, {})
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror or error}.") from error
+    head, *lines = text.split(b"\n")
+    if _parse(head) != _HEAD:
+        raise RunError(f"{file} is not an index of predictions; give a new folder with --out.")
+    if lines and lines[-1]:
+        # cut off by a kill: what is appended must not become a part of it
+        write_changed(file, b"\n".join([head, *lines[:-1]]) + b"\n")
+    entries = {}
+    for line in lines[:-1]:
+        entry = _parse(line)
+        if entry is not None and isinstance(entry.get("id"), str):
+            entries[entry["id"]] = entry
+    return Predictions(folder, entries)
+
+
+def describe_classes(facts: PrototypeFacts) -> bytes:
+    """Describe what the numbers in the label maps stand for, as JSON.
+
+    The colours are those of the label maps' palette; those of the report, which are the classes'
+    where clusters were matched, are beside them.
+    """
+    palette = distinct_colours(len(facts.clusters))
+    classes = [
+        {
+            "id": number,
+            "name": each.name,
+            "colour": list(palette[number]),
+            "report_colour": list(each.colour),
+        }
+        for number, each in enumerate(facts.clusters)
+    ]
+    content = {"ids": "clusters", "ignore": 255, "made_by": facts.made_by, "classes": classes}
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
 
 VERSION = 1
 _LOCK = ".predict.lock"

@@ -8,12 +8,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.condition import inspect_stage
+from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError
-from pipeline.ledger import StageRecord
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import Execution
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import StageRecord, inspect_stage
 from pipeline.settings import StageSettings, describe_changes, make_settings, show_value
 from pipeline.wording import count_of, did_you_mean
 from stages import OPTIONAL, SETTINGS, VERSIONS, load_stage, recall_settings, run_stage
@@ -38,23 +37,7 @@ def describe_recipes() -> dict[str, str]:
 
 
 def read_recipe(given: str) -> Recipe:
-    """Read a recipe.
-
-    Parameters
-    ----------
-    given
-        A file, or the name of a recipe that comes with the install (``camvid``).
-
-    Returns
-    -------
-    dict
-        Stage name -> setting -> value.
-
-    Raises
-    ------
-    UsageError
-        There is no such file, or it is not a recipe.
-    """
+    """Read a recipe."""
     path = Path(given)
     if path.is_file():
         text = path.read_text(encoding="utf-8")
@@ -94,11 +77,6 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
 
     Of the stages that a run may do without, those are run that the recipe or a change names; a head
     is followed by ``encode``.
-
-    Raises
-    ------
-    UsageError
-        A stage, a name or a value that does not exist.
     """
     for stage in changes:
         if stage not in SETTINGS:
@@ -158,27 +136,7 @@ def _list_known(settings: StageSettings, record: StageRecord) -> dict[str, Any]:
 def run_recipe(
     run: RunDirectory, settings: dict[str, StageSettings], execution: Execution, screen: Screen
 ) -> Path:
-    """Bring the stages of a recipe up to date, in their order.
-
-    Parameters
-    ----------
-    run
-        The run directory; made where it is not there.
-    settings
-        Settings of every stage.
-    execution, screen
-        Where to compute and what to show.
-
-    Returns
-    -------
-    Path
-        The report.
-
-    Raises
-    ------
-    PipelineError
-        A stage failed; those before it are finished.
-    """
+    """Bring the stages of a recipe up to date, in their order."""
     # on a dry run: the first stage that would compute something
     first = ""
     for name in SETTINGS:

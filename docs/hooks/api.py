@@ -1,4 +1,4 @@
-"""The Python interface as a page, from its docstrings: ``<!-- api: pipeline.run.Run -->``."""
+"""The Python interface from its docstrings: ``<!-- api: pipeline.run.reader.Run -->``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 
 from cli import main
-from pipeline.sections import find_section, sort_sections
+from commands.verbs import find_section, sort_sections
 from pipeline.settings import StageSettings, field_extra, option_name
 from stages import SETTINGS
 
@@ -45,7 +45,7 @@ def make_table(kind: str, name: str | None) -> str:
 
         rows = ((f"`{key}`", text) for key, text in FORMATS.items())
         return join_table(("`--format`", "what it is"), rows)
-    from pipeline.events import SCHEMA
+    from pipeline.progress import SCHEMA
 
     return join_table(
         ("event", "field", "meaning"),

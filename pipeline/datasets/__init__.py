@@ -19,15 +19,12 @@ from pipeline.dataset_names import (
     is_gone,
     names_file,
 )
-from pipeline.datasets.base import IGNORE, Dataset, Frame, Sample
+from pipeline.datasets.base import CLASS_KEYS, IGNORE, Dataset, Frame, Sample, describe_difference
 from pipeline.datasets.benchmark import Benchmark
-from pipeline.datasets.changes import CLASS_KEYS, describe_difference
-from pipeline.datasets.definition import Definition
+from pipeline.datasets.definition import Definition, load_shipped, parse_definition, read_definition
 from pipeline.datasets.folder import FOLDER
 from pipeline.datasets.hugging_face import HuggingFace
 from pipeline.datasets.listed import Listed
-from pipeline.datasets.loader import load_shipped, read_definition
-from pipeline.datasets.parsing import parse_definition
 
 __all__ = [
     "DATASET_NAMES",
@@ -48,15 +45,7 @@ __all__ = [
 
 
 def get_dataset(name: str) -> Dataset:
-    """Give the dataset of a name.
-
-    Raises
-    ------
-    UsageError
-        No dataset has it; the message lists those there are.
-    DatasetError
-        The file or folder that it names cannot be read, or says what cannot be meant.
-    """
+    """Give the dataset of a name."""
     check_dataset_name(name)
     if name == FOLDER.name:
         return FOLDER
@@ -68,15 +57,7 @@ def get_dataset(name: str) -> Dataset:
 
 
 def open_kept(name: str, content: Mapping[str, Any] | None) -> Dataset:
-    """Give the dataset that a run was made of, as the run keeps it.
-
-    Parameters
-    ----------
-    name
-        Its name: of a dataset that has changed or gone since, too.
-    content
-        What `Dataset.content` was; None where it was nothing, or before it was kept.
-    """
+    """Give the dataset that a run was made of, as the run keeps it."""
     if content is None:
         return get_dataset(name)
     definition = parse_definition(content, "that the run keeps", inner=True)
@@ -88,20 +69,6 @@ def find_difference(name: str, content: Mapping[str, Any] | None, *, classes: bo
 
     What is gone has not changed: the run does without it. A dataset of Hugging Face is not asked:
     that takes seconds.
-
-    Parameters
-    ----------
-    name
-        Name of the dataset.
-    content
-        What the run keeps of it.
-    classes
-        Whether to compare what label maps mean, rather than where files lie.
-
-    Raises
-    ------
-    DatasetError
-        Its file cannot be read any more.
     """
     if content is None or name.startswith(HUGGING_FACE) or is_gone(name):
         return ""

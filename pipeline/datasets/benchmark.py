@@ -23,7 +23,7 @@ from pipeline.datasets.base import (
     require_splits,
     unknown_name,
 )
-from pipeline.datasets.definition import Definition
+from pipeline.datasets.definition import SPLIT, Definition, Match, fill_stars, find_paths
 from pipeline.datasets.listing import (
     existing,
     find_excess,
@@ -33,22 +33,15 @@ from pipeline.datasets.listing import (
     require_root,
 )
 from pipeline.datasets.palettes import Colour
-from pipeline.datasets.patterns import SPLIT, Match, fill_stars, find_paths
 from pipeline.errors import DatasetError, UsageError
-from pipeline.images import read_label
+from pipeline.images.decoding import read_label
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Defined:
-    """What every dataset has that is made of a definition: classes, and label maps read as them.
-
-    Attributes
-    ----------
-    definition : Definition
-        What its YAML says.
-    """
+    """What every dataset has that is made of a definition: classes, and label maps read as them."""
 
     definition: Definition
 

@@ -1,15 +1,140 @@
-"""What a dataset is by its YAML: its globs, its classes with their ids, names and colours."""
+"""What a dataset is by its YAML: its globs, its classes with their ids, names and colours.
+
+Patterns of paths below a root: ``leftImg8bit/train/*/*_leftImg8bit.png``.
+
+A part of a path holds at most one ``*``, which stands for one character or more; a part ``**``
+stands for any number of folders, none included. What the stars stand for is the image's id, and
+puts the path of its label map together, so that nothing but a star can differ between the two.
+
+Checking what a dataset's YAML says: every fault is one sentence with the key that it is in.
+
+Reading a dataset's YAML: those that come with the install, and anybody's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, get_args
 
+import yaml
+
+from pipeline.dataset_names import DEFINITIONS
 from pipeline.datasets.base import IGNORE, Frame
+from pipeline.datasets.listing import list_objects, visible_names
 from pipeline.datasets.palettes import Colour, distinct_colours
-from pipeline.datasets.patterns import SPLIT
+from pipeline.errors import DatasetError
+from pipeline.settings import show_value
+from pipeline.storage.places import is_remote, parse_place
+from pipeline.wording import did_you_mean
+
+SPLIT = "{split}"
+"""What stands for the folder of a split in a pattern."""
+
+Match = tuple[str, tuple[str, ...]]
+"""A path below the root, '/'-separated, and what each star stands for."""
+
+
+def find_fault(pattern: str) -> str | None:
+    """Say why a text is no pattern, or None."""
+    parts = pattern.replace(SPLIT, "split").split("/")
+    if "\\" in pattern or "\0" in pattern:
+        return "holds a backslash or a zero byte: write / between folders"
+    if {"", ".", ".."} & set(parts):
+        return "must be a plain path below the root, without '..' and not absolute"
+    if any(set("?{}") & set(part) for part in parts):
+        return f"holds ?, {{ or }}: only *, ** and {SPLIT} stand for something else"
+    if any(part.count("*") > 1 and part != "**" for part in parts) or parts[-1] == "**":
+        return "may hold one * in each part of the path, and ** for folders alone"
+    return None
+
+
+def list_stars(pattern: str) -> list[str]:
+    """List the stars of a pattern, ``*`` and ``**``, in their order."""
+    return re.findall(r"\*+", pattern)
+
+
+def fill_stars(pattern: str, values: Sequence[str]) -> str:
+    """Put values in the place of a pattern's stars; an empty one takes its part away."""
+    rest = iter(values)
+    filled = re.sub(r"\*+", lambda _: next(rest), pattern)
+    return "/".join(part for part in filled.split("/") if part)
+
+
+def find_paths(root: Path, pattern: str) -> list[Match]:
+    """Find the visible files that a pattern means, below a local or a remote root.
+
+    Links are followed where one ``*`` means a folder, and not below ``**``, where they could lead
+    in a circle.
+    """
+    if is_remote(root):
+        return list(_match_objects(root, pattern))
+    found: list[Match] = [("", ())]
+    parts = pattern.split("/")
+    for place, part in enumerate(parts):
+        last = place == len(parts) - 1
+        found = [new for old in found for new in _step(root, old, part, last)]
+    return [match for match in found if _is_plain(match)]
+
+
+def _step(root: Path, match: Match, part: str, last: bool) -> Iterator[Match]:
+    folder, values = match
+    if part == "**":
+        yield from ((path, (*values, inner)) for path, inner in _descend(root, folder))
+    elif "*" not in part:
+        path = _join(folder, part)
+        if not last or (root / path).is_file():
+            yield path, values
+    else:
+        before, after = part.split("*")
+        for name, inner in visible_names(root / folder):
+            star = name[len(before) : len(name) - len(after)]
+            if star and inner is not last and name == before + star + after:
+                yield _join(folder, name), (*values, star)
+
+
+def _descend(root: Path, top: str) -> Iterator[tuple[str, str]]:
+    """Yield a folder and those below it, each with its path below the first."""
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        path = _join(top, place)
+        yield path, place
+        for name, inner in visible_names(root / path):
+            if inner and not (root / path / name).is_symlink():
+                waiting.append(_join(place, name))
+
+
+def _match_objects(root: Path, pattern: str) -> Iterator[Match]:
+    parts = pattern.split("/")
+    expression = "".join(_translate(part) for part in parts).removesuffix("/")
+    for name in list_objects(root):
+        match = re.fullmatch(expression, name, re.DOTALL)
+        if match is None or any(p.startswith(".") and p not in parts for p in name.split("/")):
+            continue
+        values = tuple(value.removesuffix("/") for value in match.groups())
+        if _is_plain((name, values)):
+            yield name, values
+
+
+def _translate(part: str) -> str:
+    if part == "**":
+        return "((?:[^/]+/)*)"
+    return "([^/]+)".join(re.escape(text) for text in part.split("*")) + "/"
+
+
+def _is_plain(match: Match) -> bool:
+    # a star may also stand for the dots in 'x...png', which lead elsewhere as a part of an id
+    return not {".", ".."} & set(match[1])
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder and name else folder or name
+
 
 EVERYTHING = "all"
 """The one split of a dataset that names none."""
@@ -29,34 +154,7 @@ class DatasetClass:
 
 @dataclass(frozen=True)
 class Definition:
-    """What a dataset's YAML says.
-
-    Attributes
-    ----------
-    name
-        What the user calls it: letters, digits, ``.``, ``_`` and ``-``.
-    images, labels
-        Patterns of the images and of their label maps (see :mod:`pipeline.datasets.patterns`); a
-        label map is the first that is there.
-    splits
-        Name of a split -> what stands for ``{split}`` in the patterns.
-    default_splits
-        The splits that are read when none is asked for.
-    lists
-        Split -> files of image ids, whose union is the split; none: every image is in it.
-    lists_optional
-        Whether the split is every image where none of its lists is there.
-    frame
-        Which part of an image the dataset's protocol looks at.
-    ignore
-        Raw ids that mean ignore; -1 and 255 always do.
-    ignore_others
-        Whether every id below 256 that no class has means ignore, rather than being refused.
-    classes
-        In class order; None where a label map holds the classes themselves, which have no names.
-    about
-        Title, source, licence and whatever else a reader should know; not read by the program.
-    """
+    """What a dataset's YAML says."""
 
     name: str
     images: tuple[str, ...] = ()
@@ -109,7 +207,7 @@ class Definition:
         return text.replace(SPLIT, "<split>") + f" (splits {', '.join(named)})"
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values that `pipeline.datasets.parsing` makes this definition of."""
+        """Return plain values that `pipeline.datasets.definition` makes this definition of."""
         values: dict[str, Any] = {
             "name": self.name,
             "about": dict(self.about),
@@ -137,3 +235,319 @@ def name_classes(definition: Definition, names: Sequence[str]) -> Definition:
     colours = distinct_colours(len(names))
     classes = [DatasetClass(name, (i,), colours[i]) for i, name in enumerate(names)]
     return replace(definition, classes=tuple(classes))
+
+
+MAX_ID = 65535
+"""The largest id that a label map can hold."""
+
+_KEYS = (
+    *("name", "about", "images", "labels", "splits", "default_splits", "lists", "lists_optional"),
+    *("frame", "ignore", "classes"),
+)
+_CLASS_KEYS = ("name", "ids", "colour")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_HEX = re.compile(r"#([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})")
+
+
+def parse_definition(content: Any, where: str, *, inner: bool = False) -> Definition:
+    """Check what a dataset's YAML says."""
+    try:
+        return _parse(content, inner)
+    except _FaultError as fault:
+        raise DatasetError(f"the dataset definition {where}: {fault}.") from None
+
+
+class _FaultError(Exception):
+    """What is wrong, without the name of the file."""
+
+
+def _parse(content: Any, inner: bool) -> Definition:
+    values = _mapping("it", content)
+    for key in values:
+        if key not in _KEYS:
+            hint = did_you_mean(str(key), _KEYS)
+            raise _FaultError(
+                f"unknown key {show_value(key)}{hint}; its keys are {', '.join(_KEYS)}"
+            )
+    for key in () if inner else ("name", "images"):
+        if key not in values:
+            raise _FaultError(f"the key '{key}' is missing")
+    name = _text("name", values.get("name"))
+    if not inner and not _NAME.fullmatch(name):
+        raise _FaultError("name: give 1 to 64 letters, digits, '.', '_' or '-'")
+    splits = _splits(values.get("splits", [EVERYTHING]))
+    definition = Definition(
+        name=name,
+        about=_about(values.get("about", {})),
+        images=_patterns("images", values.get("images", [])),
+        labels=_patterns("labels", values.get("labels", [])),
+        splits=splits,
+        default_splits=_default_splits(values.get("default_splits", list(splits)), splits),
+        lists=_lists(values.get("lists", {}), splits),
+        lists_optional=_choice(
+            "lists_optional", values.get("lists_optional", False), (True, False)
+        ),
+        frame=_choice("frame", values.get("frame", "whole"), get_args(Frame)),
+        ignore=_ids("ignore", _without_others(values.get("ignore", []))),
+        ignore_others=OTHERS in _listed(values.get("ignore", [])),
+        classes=_classes(values["classes"]) if "classes" in values else None,
+    )
+    _check_patterns(definition)
+    _check_ids(definition)
+    return definition
+
+
+def _check_patterns(definition: Definition) -> None:
+    images, labels, lists = definition.images, definition.labels, definition.lists
+    stars = [list_stars(pattern) for pattern in images]
+    for pattern, found in zip(images, stars, strict=True):
+        if not found:
+            raise _FaultError(f"images: {pattern!r} has no * for the name of the image")
+        if lists and found != ["*"]:
+            raise _FaultError(f"images: {pattern!r} needs one * for the ids of the lists")
+    for pattern in labels:
+        if any(list_stars(pattern) != found for found in stars):
+            raise _FaultError(
+                f"labels: {pattern!r} must have the stars of the images' pattern, in its order"
+            )
+    named = [SPLIT in pattern for pattern in images]
+    files = list(lists.values())
+    told_apart = all(named) or (len(files) == len(definition.splits) == len({*files}))
+    if images and len(definition.splits) > 1 and not told_apart:
+        raise _FaultError(f"images: write {SPLIT} where the name of a split's folder stands")
+
+
+def _check_ids(definition: Definition) -> None:
+    seen: dict[int, str] = dict.fromkeys(definition.ignore, "ignore")
+    for each in definition.classes or ():
+        for raw in each.ids:
+            if raw == IGNORE:
+                raise _FaultError(f"classes: id {IGNORE} of {each.name!r} always means ignore")
+            if raw in seen:
+                raise _FaultError(f"classes: id {raw} is of {seen[raw]!r} and of {each.name!r}")
+            seen[raw] = each.name
+
+
+def _mapping(key: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _FaultError(f"{key} must hold keys and values, not {show_value(value)}")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        hint = "" if value is None else " (quotes make a text of it)"
+        raise _FaultError(f"{key} must be a text, not {show_value(value)}{hint}")
+    return value.strip()
+
+
+def _choice(key: str, value: Any, known: Sequence[Any]) -> Any:
+    # True is 1 to Python, and a list in YAML has no hash
+    if not any(value is each or (isinstance(value, str) and value == each) for each in known):
+        raise _FaultError(f"{key} must be {' or '.join(map(str, known))}, not {show_value(value)}")
+    return value
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _about(value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        return {"title": " ".join(value.split())}
+    texts = _mapping("about", value)
+    for key, text in texts.items():
+        # a list may hold itself, or lists that are huge when they are written out
+        if not isinstance(text, str | int | float):
+            raise _FaultError(f"about: {show_value(key)} must be a text, not {show_value(text)}")
+    return {_text("about", key): " ".join(str(text).split()) for key, text in texts.items()}
+
+
+def _patterns(key: str, value: Any) -> tuple[str, ...]:
+    patterns = tuple(_text(key, each) for each in _listed(value))
+    for pattern in patterns:
+        if fault := find_fault(pattern):
+            raise _FaultError(f"{key}: {pattern!r} {fault}")
+    return patterns
+
+
+def _splits(value: Any) -> dict[str, str]:
+    pairs = (
+        value.items() if isinstance(value, Mapping) else [(each, each) for each in _listed(value)]
+    )
+    splits: dict[str, str] = {}
+    for name, folder in pairs:
+        name, folder = _text("splits", name), _text("splits", folder)
+        if not _NAME.fullmatch(name):
+            raise _FaultError(f"splits: {name!r} is no name of letters, digits, '.', '_' or '-'")
+        if find_fault(folder) or "*" in folder or SPLIT in folder:
+            raise _FaultError(f"splits: {folder!r} is no plain path of a folder")
+        if name in splits:
+            raise _FaultError(f"splits: {name!r} is there twice")
+        splits[name] = folder
+    if not splits:
+        raise _FaultError("splits: name one at least, or leave the key out")
+    return splits
+
+
+def _default_splits(value: Any, splits: Mapping[str, str]) -> tuple[str, ...]:
+    chosen = tuple(_text("default_splits", each) for each in _listed(value))
+    for name in chosen:
+        if name not in splits:
+            raise _FaultError(f"default_splits: {name!r} is no split{did_you_mean(name, splits)}")
+    if not chosen or len({*chosen}) != len(chosen):
+        raise _FaultError("default_splits: name each split once, one at least")
+    return chosen
+
+
+def _lists(value: Any, splits: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping):
+        value = dict.fromkeys(splits, value)
+    lists = {}
+    for split, files in value.items():
+        if split not in splits:
+            hint = did_you_mean(str(split), splits)
+            raise _FaultError(f"lists: {show_value(split)} is no split{hint}")
+        lists[split] = tuple(
+            each.replace(SPLIT, splits[split]) for each in _patterns("lists", files)
+        )
+        if any("*" in each for each in lists[split]) or not lists[split]:
+            raise _FaultError("lists: give the paths of files, without *")
+    return lists
+
+
+def _without_others(value: Any) -> list[Any]:
+    return [each for each in _listed(value) if each != OTHERS]
+
+
+def _ids(key: str, value: Any) -> tuple[int, ...]:
+    ids, seen = list[int](), set[int]()
+    for each in _listed(value):
+        span = _RANGE.fullmatch(each) if isinstance(each, str) else None
+        if span is not None:
+            first, last = int(span[1]), int(span[2])
+        elif isinstance(each, int) and not isinstance(each, bool):
+            first = last = each
+        else:
+            raise _FaultError(f"{key}: {show_value(each)} is no id such as 7, and no range 7-12")
+        if not 0 <= first <= last <= MAX_ID:
+            raise _FaultError(f"{key}: {show_value(each)} is not within 0..{MAX_ID}, or falls")
+        # before a long list of long ranges has been written out
+        if seen & {*range(first, last + 1)}:
+            raise _FaultError(f"{key}: an id is there twice")
+        seen |= {*range(first, last + 1)}
+        ids += range(first, last + 1)
+    return tuple(ids)
+
+
+def _classes(value: Any) -> tuple[DatasetClass, ...]:
+    entries = _listed(value)
+    if not 1 <= len(entries) <= IGNORE:
+        raise _FaultError(f"classes: give 1 to {IGNORE}, not {len(entries)}")
+    colours = distinct_colours(len(entries))
+    classes = [_class(index, each, colours[index]) for index, each in enumerate(entries)]
+    names = [each.name for each in classes]
+    for name in names:
+        if names.count(name) > 1:
+            raise _FaultError(f"classes: the name {name!r} is there twice")
+    return tuple(classes)
+
+
+def _class(index: int, value: Any, colour: Colour) -> DatasetClass:
+    key = f"classes: number {index}"
+    if not isinstance(value, Mapping):
+        return DatasetClass(_text(key, value), (index,), colour)
+    for name in value:
+        if name not in _CLASS_KEYS:
+            hint = did_you_mean(str(name), _CLASS_KEYS)
+            raise _FaultError(f"{key} has an unknown key {show_value(name)}{hint}")
+    name = _text(f"{key}, name", value.get("name"))
+    ids = _ids(f"classes: {name}, ids", value.get("ids", index))
+    if not ids:
+        raise _FaultError(f"classes: {name} has no id")
+    if "colour" in value:
+        colour = _colour(f"classes: {name}, colour", value["colour"])
+    return DatasetClass(name, ids, colour)
+
+
+def _colour(key: str, value: Any) -> Colour:
+    match = _HEX.fullmatch(value) if isinstance(value, str) else None
+    parts: Iterable[Any] = [int(part, 16) for part in match.groups()] if match else _listed(value)
+    parts = list(parts)
+    if len(parts) != 3 or any(type(part) is not int or not 0 <= part <= 255 for part in parts):
+        raise _FaultError(f"{key}: {show_value(value)} is no [red, green, blue] of 0..255")
+    return parts[0], parts[1], parts[2]
+
+
+MAX_BYTES = 2**20
+"""A larger file is no definition of a dataset."""
+
+MAX_DEPTH = 16
+"""Nor is one with more levels."""
+
+
+@lru_cache
+def load_shipped(name: str) -> Definition:
+    """Read one of the definitions that come with the install."""
+    return read_definition(DEFINITIONS / f"{name}.yaml")
+
+
+def read_definition(path: Path) -> Definition:
+    """Read and check a dataset's YAML, at a local path or in an object store."""
+    place = parse_place(path)
+    try:
+        if place.stat().st_size > MAX_BYTES:
+            raise DatasetError(f"the dataset definition {path} has more than {MAX_BYTES} bytes.")
+        text = place.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DatasetError(f"cannot read the dataset definition {path}: {reason}.") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"the dataset definition {path} is not UTF-8 text.") from error
+    try:
+        content = _parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: 2024-13-45 looks like a date
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"the dataset definition {path} is not YAML: {reason}.") from error
+    return parse_definition(content, str(path))
+
+
+def _parse_yaml(text: str) -> Any:
+    """Make plain values of YAML, and of nothing else that YAML can name."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    _refuse_depth(yaml.parse(text, Loader=loader))
+    root = yaml.compose(text, Loader=loader)
+    if root is None:
+        return None
+    _refuse_twins(root)
+    return yaml.constructor.SafeConstructor().construct_document(root)
+
+
+def _refuse_depth(events: Iterable[yaml.Event]) -> None:
+    """Refuse what is nested so deeply that the composer, written in C, would end the process."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels")
+
+
+def _refuse_twins(root: yaml.Node) -> None:
+    """Refuse a key that is there twice, of which YAML takes the last."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for key, count in keys.items():
+                if count > 1:
+                    raise ValueError(f"the key {key!r} is there twice")
+            waiting += [value for _, value in node.value]
+        else:
+            waiting += node.value

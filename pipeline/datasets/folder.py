@@ -37,8 +37,8 @@ from pipeline.datasets.listing import (
 )
 from pipeline.datasets.palettes import Colour, distinct_colours
 from pipeline.errors import DatasetError, UsageError
-from pipeline.images import IMAGE_SUFFIXES, read_label
-from pipeline.places import is_remote
+from pipeline.images.decoding import IMAGE_SUFFIXES, read_label
+from pipeline.storage.places import is_remote
 
 EVERYTHING = "all"
 """The split that is every image below the root, whether or not a subfolder has this name."""

@@ -3,35 +3,290 @@
 The folder is what ``save_to_disk`` wrote, or it holds parquet files. Nothing in it is run: arrow
 and parquet files hold plain values, scripts beside them are not looked at, and nothing is fetched.
 The package ``datasets`` is needed to read it, and not any more once it is unpacked.
+
+Rows with embedded images: the splits, columns and classes of a Hugging Face dataset.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.cache import find_cache
-from pipeline.datasets.base import Say
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.datasets.base import IGNORE, Say
 from pipeline.datasets.benchmark import Benchmark
-from pipeline.datasets.definition import Definition
-from pipeline.datasets.embedded import (
-    IMAGE_SUFFIXES,
-    Columns,
-    Rows,
-    encode_label,
-    find_classes,
-    name_row,
-    open_rows,
-    sniff_suffix,
-)
+from pipeline.datasets.definition import DatasetClass, Definition
+from pipeline.datasets.palettes import Colour, distinct_colours
 from pipeline.errors import DatasetError, UsageError
-from pipeline.files import fingerprint
-from pipeline.places import is_remote
+from pipeline.storage.files import find_cache, fingerprint
+from pipeline.storage.places import is_remote
+
+IMAGE_SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".gif", ".bmp", ".bin")
+"""What an unpacked image is called, by its first bytes; ``.bin`` where they say nothing."""
+
+IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
+LABEL_NAMES = (
+    *("label", "labels", "annotation", "annotations", "mask", "masks", "segmentation"),
+    *("segmentation_mask", "segmentation_map", "semantic_segmentation", "label_map", "gt"),
+)
+
+_HEADS = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"RIFF", ".webp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+)
+_BATCH = 16
+_PARQUET = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?")
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Whatever the readers of arrow, parquet and features raise for what they cannot read.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of images and of label maps, and the names of classes, if any."""
+
+    image: str
+    label: str | None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split: those of an arrow dataset, or of parquet files."""
+
+    split: str
+    columns: Columns
+    source: Any
+
+    def read_tables(self) -> Iterator[pa.Table]:
+        """Yield some rows after the others, with the columns of images and label maps."""
+        names = [name for name in (self.columns.image, self.columns.label) if name]
+        try:
+            if isinstance(self.source, tuple):
+                for path in self.source:
+                    for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=names):
+                        yield pa.Table.from_batches([batch])
+            else:
+                arrow = self.source.select_columns(names).with_format("arrow")
+                yield from arrow.iter(batch_size=_BATCH)
+        except pa.ArrowException as error:
+            raise DatasetError(f"the split {self.split} is damaged: {_words(error)}") from error
+
+
+def open_rows(folder: Path) -> list[Rows]:
+    """Open all splits of a dataset's folder."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            "huggingface: datasets are read with the package datasets, which is not installed: "
+            "pip install 'primaps-pipe[huggingface]'."
+        ) from error
+    try:
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            loaded = _load_quietly(datasets, folder)
+            if not isinstance(loaded, dict):
+                loaded = {_split_name(loaded.split, "train"): loaded}
+            parts = [(str(name), part, part.features) for name, part in loaded.items()]
+        else:
+            parts = [
+                (split, files, datasets.Features.from_arrow_schema(pq.read_schema(files[0])))
+                for split, files in _find_parquet(folder).items()
+            ]
+    except _UNREADABLE as error:
+        raise DatasetError(f"{folder} is no dataset that can be read: {_words(error)}") from error
+    if not parts:
+        raise DatasetError(
+            f"{folder} holds no dataset: neither what save_to_disk writes nor parquet files"
+        )
+    for split, _, _ in parts:
+        if not _SPLIT.fullmatch(split):
+            raise DatasetError(f"{folder} has a split {split!r}, which can name no folder")
+    return [Rows(split, choose_columns(folder, kinds), source) for split, source, kinds in parts]
+
+
+def _load_quietly(datasets: Any, folder: Path) -> Any:
+    """Load a dataset without a bar of its own between the lines of ours."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_from_disk(str(folder))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _split_name(split: Any, otherwise: str) -> str:
+    text = "" if split is None else str(split)
+    return text if _SPLIT.fullmatch(text) else otherwise
+
+
+def _find_parquet(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Find the parquet files of each split, by their names: ``train-00000-of-00002.parquet``.
+
+    A name without a number is that of the split, and files of a folder that is not called ``data``
+    are of the split of its name.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        inner = path.relative_to(folder)
+        if any(part.startswith(".") for part in inner.parts):
+            continue
+        numbered = _PARQUET.fullmatch(path.stem)
+        above = inner.parent.name
+        if numbered is not None:
+            split = numbered[1]
+        elif above not in ("", "data"):
+            split = above
+        else:
+            split = path.stem
+        found.setdefault(split, []).append(path)
+    order = sorted(found, key=lambda name: (name != "train", name))
+    return {split: tuple(found[split]) for split in order}
+
+
+def choose_columns(folder: Path, features: Mapping[str, Any]) -> Columns:
+    """Choose the columns of images and label maps among a dataset's features."""
+    pictures = [name for name, feature in features.items() if _is_image(feature)]
+    tables = [name for name, feature in features.items() if _is_table(feature)]
+    labels = [name for name in (*pictures, *tables) if name.lower() in LABEL_NAMES]
+    images = [name for name in pictures if name not in labels]
+    if len(images) > 1:
+        images = [name for name in images if name.lower() in IMAGE_NAMES] or images
+    if len(images) == 1 and not labels:
+        labels = [name for name in (*pictures, *tables) if name not in images]
+    if len(images) != 1 or len(labels) > 1:
+        raise DatasetError(
+            f"{folder} has the columns {', '.join(features)}: it must be clear which one holds "
+            "images (call it 'image') and which one label maps (call it 'label')"
+        )
+    label = labels[0] if labels else None
+    names = () if label is None else tuple(_find_names(features[label]))
+    return Columns(images[0], label, names)
+
+
+def _is_image(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        # of files that were not written by datasets
+        return {"bytes", "path"} <= feature.keys()
+    return type(feature).__name__ == "Image"
+
+
+def _is_table(feature: Any) -> bool:
+    if type(feature).__name__ == "Array2D":
+        return True
+    inner = _element(feature)
+    return inner is not None and _element(inner) is not None
+
+
+def _element(feature: Any) -> Any:
+    if isinstance(feature, list):
+        return feature[0] if feature else None
+    return getattr(feature, "feature", None)
+
+
+def _find_names(feature: Any) -> Sequence[str]:
+    while (inner := _element(feature)) is not None:
+        feature = inner
+    return getattr(feature, "names", None) or ()
+
+
+def find_classes(folder: Path, parts: Sequence[Rows]) -> tuple[DatasetClass, ...] | None:
+    """Find the names and colours of the classes; None where nobody has named them."""
+    names = dict(enumerate(next((p.columns.names for p in parts if p.columns.names), ())))
+    names = names or _read_names(folder / "id2label.json")
+    names.pop(IGNORE, None)
+    if not names:
+        return None
+    if len(names) > IGNORE or min(names) < 0:
+        raise DatasetError(f"{folder} names {len(names)} classes: a label map holds {IGNORE}")
+    palette = _find_palette(parts)
+    colours = distinct_colours(len(names))
+    return tuple(
+        DatasetClass(names[raw], (raw,), palette.get(raw, colours[index]))
+        for index, raw in enumerate(sorted(names))
+    )
+
+
+def _read_names(file: Path) -> dict[int, str]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {int(raw): str(name) for raw, name in content.items()}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{file} holds no names of classes: {_words(error)}") from error
+
+
+def _find_palette(parts: Sequence[Rows]) -> dict[int, Colour]:
+    """Give the colours of the first label map, where it has a palette."""
+    for part in parts:
+        if part.columns.label is None:
+            continue
+        table = next(part.read_tables(), None)
+        value = None if table is None else table.column(part.columns.label)[0].as_py()
+        if not isinstance(value, Mapping) or not value.get("bytes"):
+            continue
+        try:
+            with Image.open(io.BytesIO(value["bytes"]), formats=("PNG",)) as image:
+                flat = image.getpalette() if image.mode == "P" else None
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+            continue  # that it cannot be read is said where it is
+        triples = zip(*[iter(flat or [])] * 3, strict=False)
+        return {raw: (red, green, blue) for raw, (red, green, blue) in enumerate(triples)}
+    return {}
+
+
+def sniff_suffix(data: bytes) -> str:
+    """Give the suffix of an image by its first bytes."""
+    return next((suffix for head, suffix in _HEADS if data.startswith(head)), ".bin")
+
+
+def name_row(row: int, path: str | None) -> str:
+    """Name an image by its row, and by what is harmless in the name of the file it was."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path or "").stem)[:64].strip("_")
+    return f"{row:06d}-{stem}" if stem else f"{row:06d}"
+
+
+def encode_label(value: Any, where: str) -> bytes | None:
+    """Give the file of a label map: its own bytes, or a PNG of a table of ids; None for none."""
+    if isinstance(value, Mapping):
+        return value.get("bytes") or None
+    if value is None:
+        return None
+    try:
+        ids = np.asarray(value)
+        wrong = ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size
+    except ValueError:
+        wrong = True
+    if wrong or ids.min() < -1 or ids.max() > 65535:
+        raise DatasetError(f"{where}: its label map is no table of ids 0..65535")
+    ids = np.where(ids == -1, IGNORE, ids)
+    file = io.BytesIO()
+    Image.fromarray(ids.astype(np.uint8 if ids.max() <= IGNORE else np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _words(error: object) -> str:
+    return " ".join(str(error).split())[:300]
+
 
 _PREFIX = "huggingface-"
 _DATA = (".arrow", ".parquet", ".json")
@@ -44,13 +299,6 @@ class HuggingFace(Benchmark):
     Image and label map are columns of the feature ``Image``, or a label map is a table of ids.
     Classes have the names of the label column's ``ClassLabel``, or of ``id2label.json``, and the
     colours of the first label map's palette; without names, ids are classes.
-
-    Attributes
-    ----------
-    folder : Path
-        The dataset's folder.
-    stamp : str
-        Fingerprint of its files, by name, size and time.
     """
 
     folder: Path
@@ -58,15 +306,7 @@ class HuggingFace(Benchmark):
 
     @classmethod
     def open(cls, folder: Path) -> HuggingFace:
-        """Give the dataset of a folder, reading no more than a row of it.
-
-        Raises
-        ------
-        UsageError
-            The package ``datasets`` is not installed, or the folder is in an object store.
-        DatasetError
-            The folder is none, or holds no images and label maps.
-        """
+        """Give the dataset of a folder, reading no more than a row of it."""
         if is_remote(folder):
             raise UsageError(f"huggingface:{folder} must be a local folder: copy it there first")
         if not folder.is_dir():

@@ -48,11 +48,6 @@ class Listed(Defined):
     are relative to the root, which is the CSV's folder where none is given, or absolute below it.
     An image without a split is in the split ``all``. A label map holds the class ids themselves,
     0..254, and 255 = ignore; ``classes.txt`` beside the CSV may name them, one on a line.
-
-    Attributes
-    ----------
-    file : Path
-        The CSV: UTF-8, separated by commas, semicolons or tabs.
     """
 
     file: Path

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.datasets.base import Sample
 from pipeline.errors import DatasetError
-from pipeline.places import is_remote
+from pipeline.storage.places import is_remote
 
 if TYPE_CHECKING:
-    from pipeline.objects import ObjectStatus
+    from pipeline.storage.objects import ObjectStatus
 
 MAX_ID_BYTES = 2000
 """A longer path below the root is refused: systems end at 4096 bytes, run directory included."""
@@ -32,7 +32,7 @@ def list_objects(root: Path) -> Mapping[str, ObjectStatus]:
 
     A store answers for a thousand names as fast as for one; :func:`forget_listings` lists anew.
     """
-    from pipeline.objects import find_objects
+    from pipeline.storage.objects import find_objects
 
     return dict(find_objects(root))
 
@@ -48,11 +48,6 @@ def stamp_file(root: Path, relative: str) -> tuple[int, int, int]:
     The times are that of its content, which programs can set, and that of the last change of
     anything, which they cannot; 0 in an object store, which has one time alone. Below a remote root
     they are those that were listed (see :func:`forget_listings`).
-
-    Raises
-    ------
-    OSError
-        It is not there.
     """
     if is_remote(root):
         objects = list_objects(root)
@@ -76,25 +71,14 @@ def require_root(root: Path, layout: str) -> None:
 def folder_names(folder: Path) -> list[str]:
     """List the visible folders directly in a folder, sorted; none if it is missing."""
     if is_remote(folder):
-        from pipeline.objects import list_names
+        from pipeline.storage.objects import list_names
 
         return [n for n, inner in list_names(folder) if inner and not n.startswith(".")]
     return [name for name, inner in visible_names(folder) if inner]
 
 
 def visible_names(folder: Path) -> list[tuple[str, bool]]:
-    """List what is directly in a local folder and not hidden, sorted; nothing if it is missing.
-
-    Returns
-    -------
-    list of (str, bool)
-        Name, and whether it is a folder or a link to one.
-
-    Raises
-    ------
-    DatasetError
-        The folder is there and cannot be listed.
-    """
+    """List what is directly in a local folder and not hidden, sorted; nothing if it is missing."""
     if not folder.is_dir():
         return []
     try:
@@ -135,13 +119,7 @@ def find_excess(name: str) -> str | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a UTF-8 text file as stripped lines, the empty ones at its end left out.
-
-    Raises
-    ------
-    DatasetError
-        It cannot be read, or is not UTF-8.
-    """
+    """Read a UTF-8 text file as stripped lines, the empty ones at its end left out."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -151,13 +129,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Read a list of plain ids, one per line: each once, sorted, blank lines left out.
-
-    Raises
-    ------
-    DatasetError
-        As `read_lines`, or a line that would lead out of the dataset's folders.
-    """
+    """Read a list of plain ids, one per line: each once, sorted, blank lines left out."""
     ids = sorted(set(read_lines(path)) - {""})
     for name in ids:
         if "/" in name or "\\" in name or "\0" in name or name.startswith("."):

@@ -12,18 +12,7 @@ IGNORE_COLOUR: Colour = (0, 0, 0)
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:
-    """Give colours for classes that nobody has named, each unlike its neighbours in the list.
-
-    Parameters
-    ----------
-    count : int
-        How many, 0..255.
-
-    Returns
-    -------
-    tuple of (red, green, blue)
-        All different, none black; a longer list begins with the shorter one.
-    """
+    """Give colours for classes that nobody has named, each unlike its neighbours in the list."""
     if not 0 <= count <= 255:
         raise ValueError(f"an indexed label map holds at most 255 classes, not {count}")
     # Hues a golden section apart never come close to the last few, however many are drawn.
@@ -38,19 +27,7 @@ def _colour(hue: float, index: int) -> Colour:
 
 
 def png_palette(colours: Sequence[Colour]) -> bytes:
-    """Lay colours out as the palette of an indexed PNG whose index 255 means ignore.
-
-    Parameters
-    ----------
-    colours : sequence of (red, green, blue)
-        Colours of classes 0..C-1, C at most 255. Indices from C to 254 get distinct colours, so a
-        label map with more clusters than classes still shows them apart.
-
-    Returns
-    -------
-    bytes
-        256 x 3 values, for ``Image.putpalette``.
-    """
+    """Lay colours out as the palette of an indexed PNG whose index 255 means ignore."""
     if len(colours) > 255:
         raise ValueError(f"an indexed label map holds at most 255 classes, not {len(colours)}")
     entries = [*colours, *distinct_colours(255)[len(colours) :], IGNORE_COLOUR]

@@ -1,20 +1,70 @@
-"""Who computes the dense CRF: the choice of a backend by its name."""
+"""Who computes the dense CRF: the choice of a backend by its name.
+
+The dense CRF by the optional package pydensecrf2: the oracle that our own must agree with.
+
+Many images refined one after the other: in threads, or in batches on a device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.devices import resolve_device
+from pipeline.compute.devices import resolve_device
 from pipeline.errors import UsageError
-from stages.crf.inputs import CrfError, check_inputs
+from pipeline.run.frames import count_threads, map_ahead
+from stages.crf.definition import CrfError, check_inputs
 from stages.crf.settings import CrfSettings
 
 if TYPE_CHECKING:
     import torch
+
+
+class PydensecrfBackend:
+    """Krähenbühl and Koltun's implementation, as wrapped by pydensecrf.
+
+    Raises
+    ------
+    CrfError
+        The package is not installed.
+    """
+
+    name = "pydensecrf"
+
+    def __init__(self) -> None:
+        try:
+            from pydensecrf.densecrf import DenseCRF2D
+        except ImportError as error:
+            raise CrfError(
+                "the CRF backend pydensecrf is not installed: run "
+                "`pip install 'primaps-pipe[pydensecrf]'`, or choose --crf auto"
+            ) from error
+        self._model = DenseCRF2D
+
+    def refine(
+        self, unary: NDArray[np.float32], image: NDArray[np.uint8], settings: CrfSettings
+    ) -> NDArray[np.float32]:
+        """Infer the posterior; see `stages.crf.backends.Backend.refine`."""
+        check_inputs(unary, image)
+        labels, height, width = unary.shape
+        crf = self._model(width, height, labels)
+        # The extension asks for arrays that it could write to: both are copied.
+        crf.setUnaryEnergy(np.array(unary.reshape(labels, -1), order="C"))
+        crf.addPairwiseGaussian(sxy=settings.spatial_sxy, compat=settings.spatial_weight)
+        crf.addPairwiseBilateral(
+            sxy=settings.bilateral_sxy,
+            srgb=settings.bilateral_srgb,
+            rgbim=np.array(image, order="C"),
+            compat=settings.bilateral_weight,
+        )
+        posterior = np.array(crf.inference(settings.iterations), np.float32)
+        return posterior.reshape(labels, height, width)
+
 
 BACKENDS = ("auto", "numba", "cuda", "pydensecrf", "none")
 
@@ -118,7 +168,7 @@ def choose_backend(name: str, device: str = "cpu") -> Backend | None:
     name : str
         One of `BACKENDS`: "auto" takes the project's own for the device.
     device : str
-        Where the stage computes, as `pipeline.devices.resolve_device` takes it.
+        Where the stage computes, as `pipeline.compute.devices.resolve_device` takes it.
 
     Returns
     -------
@@ -141,8 +191,6 @@ def choose_backend(name: str, device: str = "cpu") -> Backend | None:
     if name == "cuda":
         return _choose_cuda(device)
     if name == "pydensecrf":
-        from stages.crf.oracle import PydensecrfBackend
-
         return PydensecrfBackend()
     raise UsageError(f"no CRF backend is called {name!r}: choose one of {', '.join(BACKENDS)}")
 
@@ -159,3 +207,81 @@ def _choose_cuda(device: str) -> Backend:
     # The labels may be refined on the device though everything else stays on the processor.
     chosen = resolve_device("cuda" if device == "cpu" else device)
     return CudaBackend(chosen)
+
+
+T = TypeVar("T")
+K = TypeVar("K")
+R = TypeVar("R")
+
+# Energies that are gathered for one batch, bytes: twenty images of 320 x 320 and 27 labels.
+GATHERED = 2**28
+
+
+def refine_each(
+    backend: Backend,
+    items: Iterable[T],
+    prepare: Callable[[T], tuple[K, Tensor, NDArray[np.uint8]]],
+    finish: Callable[[K, Tensor], R],
+    settings: CrfSettings,
+) -> Iterator[R]:
+    """Refine one image after the other, as many at once as suits the backend.
+
+    On the processor every item goes through all three steps in one of the threads. A
+    `BatchBackend` is given batches of prepared items; the steps around it run in threads. Either
+    way only a few items are held at a time, however many there are.
+
+    Parameters
+    ----------
+    backend : Backend
+        The dense CRF.
+    items : iterable
+        Whatever stands for an image.
+    prepare : callable
+        Gives, of an item, what `finish` will need, the energies, float32 [label, y, x] (see
+        `place_beside`), and the image, uint8 [y, x, rgb].
+    finish : callable
+        Takes what was kept and the posterior, float32 [label, y, x], on the backend's device.
+    settings : CrfSettings
+        Kernels and iterations.
+
+    Yields
+    ------
+    R
+        What `finish` returns, in the order of the items.
+    """
+    threads = count_threads()
+    if isinstance(backend, BatchBackend):
+        for batch in _gather(map_ahead(prepare, items, threads, threads)):
+            kept, unaries, images = zip(*batch, strict=True)
+            posteriors = backend.refine_batch(unaries, images, settings)
+            pairs = zip(kept, posteriors, strict=True)
+            yield from map_ahead(lambda pair: finish(*pair), pairs, threads, threads)
+        return
+
+    def refine(item: T) -> R:
+        kept, unary, image = prepare(item)
+        posterior = backend.refine(unary.cpu().numpy(), image, settings)
+        return finish(kept, torch.from_numpy(posterior))
+
+    yield from map_ahead(refine, items, threads, threads)
+
+
+def place_beside(values: Tensor, backend: Backend | None) -> Tensor:
+    """Move values to where the backend wants its energies: its device, or the processor."""
+    return values.to(backend.device if isinstance(backend, BatchBackend) else "cpu")
+
+
+def _gather(
+    samples: Iterable[tuple[K, Tensor, NDArray[np.uint8]]],
+) -> Iterator[list[tuple[K, Tensor, NDArray[np.uint8]]]]:
+    """Gather prepared images until their energies fill a batch."""
+    batch = []
+    held = 0
+    for sample in samples:
+        batch.append(sample)
+        held += sample[1].nbytes
+        if held >= GATHERED:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

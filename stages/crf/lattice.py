@@ -3,18 +3,331 @@
 Sources: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010 (embedding, splat, blur, slice); Krähenbühl and Koltun, "Efficient Inference in
 Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS 2011 (the symmetric normalisation).
+
+Pixels into the permutohedral lattice: which simplex encloses each, and the vertices' numbers.
+
+Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+Eurographics 2010, section 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compilation import compile_kernel
-from pipeline.scratch import take_scratch
-from stages.crf.embedding import embed_pixels
+from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, CrfError, scale_axes
+from stages.crf.vectors import (
+    compile_kernel,
+    less,
+    load,
+    maximum,
+    minimum,
+    prefetch,
+    spread,
+    store,
+    take_scratch,
+    zeros,
+)
+
+# Pixels that are embedded together: one vector holds one coordinate of all of them.
+BLOCK = 16
+# Adding and subtracting 1.5 * 2^23 rounds a float32 below 2^22 to the nearest integer, ties to
+# even, and costs two additions where a call of rint costs ten times that.
+ROUNDER = np.float32(1.5 * 2**23)
+KEY_BITS = 62
+# The hash table begins with so many slots, and grows as vertices come.
+FIRST_SLOTS = 2**14
+# Odd multipliers that spread the keys over the hash table (the second is 2^64 / golden ratio).
+HASH_HIGH, HASH_LOW = 0x2545F4914F6CDD1D, -7046029254386353131
+
+
+class Embedding(NamedTuple):
+    """Pixels in the lattice.
+
+    Attributes
+    ----------
+    vertices : int32 [pixel, corner]
+        The vertices of the simplex that encloses each pixel, numbered in order of appearance.
+    weights : float32 [pixel, corner]
+        Barycentric weights of the pixel in its simplex.
+    sums : float32 [vertex]
+        Sum of each vertex's weights.
+    keys : int64 [word, vertex]
+        Where each vertex lies: its coordinates, packed into two integers.
+    steps : int64 [word, axis]
+        What is added to a vertex's key to get that of its neighbour along each axis.
+    """
+
+    vertices: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    sums: NDArray[np.float32]
+    keys: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+
+def embed_pixels(features: NDArray[np.float32]) -> Embedding:
+    """Embed the pixels' features in the lattice.
+
+    Parameters
+    ----------
+    features : float32 [dimension, pixel]
+        Positions in a space where the kernel is a Gaussian of standard deviation 1.
+
+    Returns
+    -------
+    Embedding
+        In scratch memory: it holds until the thread embeds other pixels.
+
+    Raises
+    ------
+    CrfError
+        A coordinate is so large that float32 cannot tell neighbouring vertices apart.
+    """
+    dimension, pixels = features.shape
+    count = dimension + 1
+    scale = scale_axes(dimension)
+    strides, offset = _pack_strides(*_bound_coordinates(features, scale))
+    padded = take_scratch("padded", (dimension, -(-pixels // BLOCK) * BLOCK), np.float32)
+    padded[:, :pixels] = features
+    padded[:, pixels:] = features[:, -1:]
+    vertices = take_scratch("vertices", (pixels, count), np.int32)
+    weights = take_scratch("weights", (pixels, count), np.float32)
+    sums = take_scratch("sums", (pixels * count,), np.float32)
+    keys = take_scratch("keys", (2, pixels * count), np.int64)
+    # At most half full, and a power of two.
+    table = take_scratch("table", (1 << (2 * pixels * count + FIRST_SLOTS).bit_length(),), np.int32)
+    size = _embed(padded, scale, offset, strides, vertices, weights, sums, keys, table)
+    steps = strides.sum(axis=1, keepdims=True) - count * strides
+    return Embedding(vertices, weights, sums[:size], keys[:, :size], steps)
+
+
+def _bound_coordinates(
+    features: NDArray[np.float32], scale: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Bound the coordinates of all vertices [axis] from the features' ranges."""
+    dimension = len(features)
+    # Elevated coordinate j sums the scaled features from j on, less j times the one before.
+    elevate = np.triu(np.ones((dimension + 1, dimension)))
+    elevate[np.arange(1, dimension + 1), np.arange(dimension)] = -np.arange(1, dimension + 1)
+    elevate *= scale
+    smallest = features.min(axis=1).astype(np.float64)
+    largest = features.max(axis=1).astype(np.float64)
+    low = np.minimum(elevate * smallest, elevate * largest).sum(axis=1)
+    high = np.maximum(elevate * smallest, elevate * largest).sum(axis=1)
+    if not max(-low.min(), high.max()) < LARGEST_COORDINATE:
+        raise CrfError(TOO_NARROW)
+    # A pixel's 0-coloured vertex is within two cells of it, the others within one of that, and
+    # their neighbours within one more.
+    margin = 4 * (dimension + 1)
+    return np.floor(low).astype(np.int64) - margin, np.ceil(high).astype(np.int64) + margin
+
+
+def _pack_strides(
+    lowest: NDArray[np.int64], highest: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give each coordinate but the last its place in a key of two integers.
+
+    With room left for a vertex's neighbours, two neighbours' keys differ by a constant of the axis
+    between them, with no carry from one coordinate into the next. The last coordinate follows from
+    the others, as they sum to 0. The second integer stays 0 unless the kernel is narrow.
+    """
+    dimension = len(lowest) - 1
+    strides = np.zeros((2, dimension + 1), np.int64)
+    word, used = 0, 0
+    for axis in range(dimension):
+        bits = (int(highest[axis]) - int(lowest[axis])).bit_length()
+        if used + bits > KEY_BITS:
+            word, used = word + 1, 0
+        if word == len(strides):
+            raise CrfError(TOO_NARROW)
+        strides[word, axis] = 1 << used
+        used += bits
+    return strides, lowest
+
+
+@compile_kernel
+def _enclose(
+    features: NDArray[np.float32],
+    first: int,
+    scale: NDArray[np.float32],
+    origins: NDArray[np.float32],
+    ranks: NDArray[np.float32],
+    shares: NDArray[np.float32],
+    barycentric: NDArray[np.float32],
+) -> None:
+    """Find the simplices that enclose a block of pixels.
+
+    Writes their 0-coloured vertices [axis, pixel], the ranks of the pixels' offsets from these
+    along the axes, 0 being the largest [axis, pixel], these offsets in falling order, in cells
+    [place, pixel], and the barycentric weights [colour, pixel].
+    """
+    dimension, padded = features.shape
+    count = dimension + 1
+    cell = np.float32(count)
+    per_cell = np.float32(1.0) / cell
+    like = total = excess = zeros(BLOCK)
+    for axis in range(dimension, -1, -1):
+        elevated = total
+        if axis > 0:
+            scaled = load(features, (axis - 1) * padded + first, like) * scale[axis - 1]
+            elevated = total - scaled * np.float32(axis)
+            total = total + scaled
+        rounded = (elevated * per_cell + ROUNDER) - ROUNDER
+        excess = excess + rounded
+        store(origins, axis * BLOCK, rounded * cell)
+        store(shares, axis * BLOCK, elevated - rounded * cell)
+        store(ranks, axis * BLOCK, spread(np.float32(0.0), like))
+    for axis in range(count):
+        here = load(shares, axis * BLOCK, like)
+        rank = load(ranks, axis * BLOCK, like)
+        for other in range(axis + 1, count):
+            smaller = less(here, load(shares, other * BLOCK, like))
+            rank = rank + smaller
+            theirs = load(ranks, other * BLOCK, like)
+            store(ranks, other * BLOCK, theirs + (np.float32(1.0) - smaller))
+        store(ranks, axis * BLOCK, rank)
+    # Rounding every coordinate alone may leave the plane: those that were rounded furthest go
+    # back by one cell, until the sum is 0 again.
+    for axis in range(count):
+        rank = load(ranks, axis * BLOCK, like) + excess
+        back = less(rank, np.float32(0.0)) - less(np.float32(dimension), rank)
+        origin = load(origins, axis * BLOCK, like)
+        share = load(shares, axis * BLOCK, like)
+        store(ranks, axis * BLOCK, rank + back * cell)
+        store(origins, axis * BLOCK, origin + back * cell)
+        store(shares, axis * BLOCK, (share - back * cell) * per_cell)
+    # Insertion sort, the largest first; neighbouring differences are the barycentric weights.
+    for axis in range(1, count):
+        for other in range(axis, 0, -1):
+            above = load(shares, (other - 1) * BLOCK, like)
+            below = load(shares, other * BLOCK, like)
+            store(shares, (other - 1) * BLOCK, maximum(above, below))
+            store(shares, other * BLOCK, minimum(above, below))
+    largest = load(shares, 0, like)
+    smallest = load(shares, dimension * BLOCK, like)
+    for place in range(dimension):
+        above = load(shares, place * BLOCK, like)
+        below = load(shares, (place + 1) * BLOCK, like)
+        store(barycentric, (dimension - place) * BLOCK, above - below)
+    store(barycentric, 0, (np.float32(1.0) + smallest) - largest)
+
+
+@compile_kernel
+def _order_axes(ranks: NDArray[np.float32], lane: int, order: NDArray[np.int64]) -> None:
+    """List the axes in the order in which a pixel's vertices step back along them."""
+    count = len(ranks)
+    for axis in range(count):
+        order[count - 1 - np.int64(ranks[axis, lane])] = axis
+
+
+@compile_kernel
+def _list_keys(
+    origins: NDArray[np.float32],
+    lane: int,
+    order: NDArray[np.int64],
+    offset: NDArray[np.int64],
+    strides: NDArray[np.int64],
+    keys: NDArray[np.int64],
+) -> None:
+    """Write one word of the keys of a pixel's vertices, by colour, to its place in its block."""
+    count = len(origins)
+    key = np.int64(0)
+    forward = np.int64(0)
+    for axis in range(count - 1):
+        key += (np.int64(origins[axis, lane]) - offset[axis]) * strides[axis]
+        forward += strides[axis]
+    for colour in range(count):
+        keys[lane * count + colour] = key
+        # The next colour's vertex is one step on along all axes, but for the axis whose turn it
+        # is, which steps back by what the others gain.
+        key += forward - count * strides[order[colour]]
+
+
+@compile_kernel
+def _hash(low: int, high: int, slots: int) -> int:
+    """Return the first slot to look for a key in."""
+    mixed = (low ^ (high * HASH_HIGH)) * HASH_LOW
+    return (mixed ^ (mixed >> 29)) & (slots - 1)
+
+
+@compile_kernel
+def _fill(table: NDArray[np.int32], slots: int, keys: NDArray[np.int64], size: int) -> None:
+    """Fill the first slots of the table with all vertices there are."""
+    table[:slots] = -1
+    for vertex in range(size):
+        slot = _hash(keys[0, vertex], keys[1, vertex], slots)
+        while table[slot] >= 0:
+            slot = (slot + 1) & (slots - 1)
+        table[slot] = vertex
+
+
+@compile_kernel
+def _embed(
+    features: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.int64],
+    strides: NDArray[np.int64],
+    vertices: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    keys: NDArray[np.int64],
+    table: NDArray[np.int32],
+) -> int:
+    """Embed whole blocks of pixels; write what `Embedding` holds, return the number of vertices."""
+    dimension, padded = features.shape
+    pixels = len(vertices)
+    count = dimension + 1
+    origins = np.empty((count, BLOCK), np.float32)
+    ranks = np.empty((count, BLOCK), np.float32)
+    shares = np.empty((count, BLOCK), np.float32)
+    barycentric = np.empty((count, BLOCK), np.float32)
+    order = np.empty(count, np.int64)
+    low = np.zeros(BLOCK * count, np.int64)
+    high = np.zeros(BLOCK * count, np.int64)
+    starts = np.empty(BLOCK * count, np.int64)
+    wide = strides[1].any()
+    slots = FIRST_SLOTS
+    size = 0
+    _fill(table, slots, keys, size)
+    for first in range(0, padded, BLOCK):
+        _enclose(features, first, scale, origins, ranks, shares, barycentric)
+        lanes = min(BLOCK, pixels - first)
+        for lane in range(lanes):
+            _order_axes(ranks, lane, order)
+            _list_keys(origins, lane, order, offset, strides[0], low)
+            if wide:
+                _list_keys(origins, lane, order, offset, strides[1], high)
+        while 2 * (size + lanes * count) > slots:
+            slots *= 4
+            _fill(table, slots, keys, size)
+        # The slots are in the cache by the time they are looked at.
+        for entry in range(lanes * count):
+            starts[entry] = _hash(low[entry], high[entry], slots)
+            prefetch(table, starts[entry])
+        for lane in range(lanes):
+            for colour in range(count):
+                entry = lane * count + colour
+                slot = starts[entry]
+                vertex = table[slot]
+                while vertex >= 0 and (
+                    keys[0, vertex] != low[entry] or (wide and keys[1, vertex] != high[entry])
+                ):
+                    slot = (slot + 1) & (slots - 1)
+                    vertex = table[slot]
+                if vertex < 0:
+                    vertex = size
+                    table[slot] = vertex
+                    keys[0, vertex] = low[entry]
+                    keys[1, vertex] = high[entry]
+                    sums[vertex] = np.float32(0.0)
+                    size += 1
+                vertices[first + lane, colour] = vertex
+                weights[first + lane, colour] = barycentric[colour, lane]
+                sums[vertex] += barycentric[colour, lane]
+    return size
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,22 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scratch import take_scratch
 from stages.crf.definition import NARROWEST
 from stages.crf.lattice import Lattice, build_lattice
-from stages.crf.rows import Floats, Sweep, arrange_logits, collect_labels, compile_rows, pad_labels
+from stages.crf.rows import (
+    BAND,
+    BORDER,
+    REACH,
+    Floats,
+    Sweep,
+    arrange_logits,
+    collect_labels,
+    compile_rows,
+    multiply_out,
+    pad_labels,
+)
 from stages.crf.settings import CrfSettings
-from stages.crf.stencil import BAND, BORDER, REACH, multiply_out
+from stages.crf.vectors import take_scratch
 
 # The width at which the spatial kernel is a stencil that repeats in every row.
 STENCIL_SXY = 1.0
@@ -152,7 +162,7 @@ def build_spatial_operator(height: int, width: int, sxy: float) -> Lattice | Flo
     -------
     Lattice or float32 [row, x, column, row]
         Kept for the next image of the same size; nobody may write to it. At a width of one pixel
-        a stencil of at most 13 rows (see `stages.crf.stencil`), else a lattice.
+        a stencil of at most 13 rows (see `stages.crf.rows`), else a lattice.
 
     Raises
     ------

@@ -13,15 +13,14 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batches import Batch, BatchStream, Choose, Part
-from pipeline.condition import inspect_stage, read_record
-from pipeline.devices import resolve_device
-from pipeline.manifest import read_manifest
-from pipeline.run_directory import RunDirectory
-from pipeline.store import open_arrays, take_rows
-from pipeline.team import Team
-from stages.em.groups import GROUP
-from stages.em.pieces import FitBatch
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.scheduler import Team
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import Batch, BatchStream, Choose, Part
+from pipeline.run.ledger import inspect_stage, read_record
+from pipeline.run.manifest import read_manifest
+from pipeline.storage.arrays import open_arrays, take_rows
+from stages.em.pieces import GROUP, FitBatch
 from stages.em.settings import EmSettings
 
 _BLOCK = 256
@@ -29,21 +28,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Cache:
-    """The cached arrays that a fit reads, as tensors on its device.
-
-    Attributes
-    ----------
-    arrays
-        ``clean`` and, but for K-means, ``proposals``; the windows are the first axis. For
-        PriMaPs-EM, ``clean`` may be a pair with the mirror image's, and ``student`` holds such a
-        pair for every augmented view; the robust fit has ``mirror``.
-    windows
-        Indices of the windows to fit on, int64 [window], ascending.
-    settings
-        Seed, batch size, size of the sample.
-    device
-        Where the tensors go.
-    """
+    """The cached arrays that a fit reads, as tensors on its device."""
 
     arrays: Mapping[str, zarr.Array | tuple[zarr.Array, ...]]
     windows: np.ndarray
@@ -84,18 +69,7 @@ class Cache:
         return _Wide(self.device).fill(batch.arrays["clean"])
 
     def read_epoch(self, epoch: int) -> Iterator[list[FitBatch]]:
-        """Read the steps of an epoch, each in one piece; those of the initialisation are clean.
-
-        Parameters
-        ----------
-        epoch
-            Its number; -1, -2, … in the initialisation.
-
-        Yields
-        ------
-        list of FitBatch
-            Its features are overwritten by the next.
-        """
+        """Read the steps of an epoch, each in one piece; those of the initialisation are clean."""
         stream, seed, choose = self._name_epoch(epoch)
         clean, student = _Wide(self.device), _Wide(self.device)
         for batch in stream.read_epoch(*seed, choose=choose):
@@ -179,17 +153,7 @@ def _cut(part: Part) -> list[Part]:
 
 @dataclass(frozen=True)
 class TeamCache:
-    """The same cache, read by the workers of a team: it gives pieces in place of tensors.
-
-    Attributes
-    ----------
-    team
-        Who reads.
-    source
-        What they open.
-    cache
-        The cache as this process sees it, for the order of the windows.
-    """
+    """The same cache, read by the workers of a team: it gives pieces in place of tensors."""
 
     team: Team
     source: Source
@@ -217,15 +181,7 @@ class TeamCache:
 
 @dataclass(frozen=True)
 class Source:
-    """What a worker needs to open the cache of a fit.
-
-    Attributes
-    ----------
-    run, settings
-        As the stage has them.
-    fingerprint
-        Of what is in the run: a run that was made anew is opened anew.
-    """
+    """What a worker needs to open the cache of a fit."""
 
     run: RunDirectory
     settings: EmSettings

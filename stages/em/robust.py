@@ -4,6 +4,16 @@ What K-means and PriMaPs-EM do pixel by pixel, from one start, is done here in t
 proposals of a sample of windows, each weighted alike, so that a small thing is as much a vote as
 the road, are clustered by evidence accumulation; then the positions of each group make a Gaussian
 class, all with one covariance. No step learns by gradients, and none has a rate to tune.
+
+Evidence accumulation: many clusterings of the same units, and the one that they agree on.
+
+A single K-means of a few hundred proposals depends on where it starts, and draws round borders of
+equal size whatever the data. How often two units fall together, over many clusterings that differ
+in start, number of clusters and share of context, is a similarity that does not, and average
+linkage on it finds groups of any shape and size (Fred & Jain, "Combining multiple clusterings
+using evidence accumulation", 2005).
+
+Linear discriminants: from sums over labelled positions to one weight vector and bias a class.
 """
 
 from __future__ import annotations
@@ -13,20 +23,309 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from stages.em.consensus import cluster_units
-from stages.em.discriminant import (
-    GAINS,
-    Discriminant,
-    Moments,
-    add_positions,
-    find_discriminant,
-    measure_gains,
-    start_moments,
-)
 from stages.em.pieces import FitBatch
+
+# A clustering has between K and this many times K clusters: with K alone it would have to cut
+# every group to a ball of about the same size.
+MOST_CLUSTERS = 3
+# Passes of one K-means, at most. It is one voice of many and need not have converged.
+_PASSES = 10
+
+
+def cluster_units(
+    units: Tensor, context: Tensor, classes: int, *, clusterings: int, seed: int
+) -> NDArray[np.int64]:
+    """Cluster units by the agreement of many clusterings.
+
+    Parameters
+    ----------
+    units
+        float64 [unit, channel]: the features of proposals.
+    context
+        float64 [unit, channel]: the mean feature of each unit's window.
+    classes
+        K, at most the number of units.
+    clusterings
+        How many clusterings are asked.
+    seed
+        Names all draws.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [unit]: all of 0..K-1 occur.
+    """
+    return link_units(count_agreement(units, context, classes, clusterings, seed), classes)
+
+
+def count_agreement(
+    units: Tensor, context: Tensor, classes: int, clusterings: int, seed: int
+) -> NDArray[np.float32]:
+    """Count in which share of clusterings two units fall together.
+
+    Every clustering is one spherical K-means from one k-means++ start. It draws its number of
+    clusters from K..3K and how much of the context is taken off the units from 0..1: what a
+    proposal shares with its window tells scenes apart, what it does not tells objects apart, and
+    how much of either makes a class is not known beforehand.
+
+    Parameters
+    ----------
+    units, context, classes, clusterings, seed
+        As of :func:`cluster_units`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [unit, unit] in [0, 1], symmetric, 1 on the diagonal.
+    """
+    generator = np.random.default_rng(seed)
+    together = np.zeros((len(units), len(units)), np.float32)
+    for _ in range(clusterings):
+        clusters = int(generator.integers(classes, MOST_CLUSTERS * classes, endpoint=True))
+        points = F.normalize(units - generator.uniform() * context, dim=1)
+        labels = cluster_directions(points, min(clusters, len(units)), generator).numpy()
+        # a quarter of the bytes to compare
+        labels = labels.astype(np.uint16)
+        together += labels[:, None] == labels[None]
+    return together / np.float32(clusterings)
+
+
+def link_units(agreement: NDArray[np.float32], classes: int) -> NDArray[np.int64]:
+    """Merge units by average linkage on their agreement until K groups are left.
+
+    Parameters
+    ----------
+    agreement
+        float32 [unit, unit] in [0, 1], symmetric.
+    classes
+        K, in 1..unit.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [unit] in 0..K-1, all of which occur, numbered by first unit.
+    """
+    units = len(agreement)
+    if units == 1:
+        return np.zeros(1, np.int64)
+    tree = linkage(squareform(1 - agreement, checks=False), method="average")
+    # Agreements are multiples of one number, so merges are often equally high: a cut by height
+    # would give fewer than K groups, a cut by rank does not.
+    rank = np.arange(units - 1, dtype=np.float64)
+    groups = fcluster(tree, units - classes - 1, criterion="monocrit", monocrit=rank)
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+
+
+def cluster_directions(points: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
+    """Cluster points on the sphere by K-means from one k-means++ start.
+
+    Parameters
+    ----------
+    points
+        float64 [point, channel] at unit length.
+    clusters
+        Number of clusters; some may stay empty.
+    generator
+        Of the start.
+
+    Returns
+    -------
+    Tensor
+        int64 [point].
+
+    References
+    ----------
+    Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007; Dhillon & Modha,
+    "Concept decompositions for large sparse text data using clustering", 2001.
+    """
+    centres = points[_choose_starts(points, clusters, generator)]
+    labels = (points @ centres.T).argmax(dim=1)
+    for _ in range(_PASSES):
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        # an empty cluster stays where it is: it may win points back
+        centres = torch.where(sums.any(dim=1, keepdim=True), F.normalize(sums, dim=1), centres)
+        before, labels = labels, (points @ centres.T).argmax(dim=1)
+        if torch.equal(before, labels):
+            break
+    return labels
+
+
+def _choose_starts(points: Tensor, clusters: int, generator: np.random.Generator) -> list[int]:
+    chosen = [int(generator.integers(len(points)))]
+    nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
+    for _ in range(clusters - 1):
+        # half the squared distance between unit vectors
+        nearest = torch.minimum(nearest, (1 - points @ points[chosen[-1]]).clamp_min(0))
+        reach = nearest.cumsum(0)
+        # all points at starts already: any will do
+        threshold = generator.uniform() * float(reach[-1])
+        chosen.append(min(int(torch.searchsorted(reach, threshold, right=True)), len(points) - 1))
+    return chosen
+
+
+# The logit of a class that has no position: it never wins, and its softmax is still a number.
+_NEVER = -1e6
+# Variance that every channel has at least, as a share of the mean squared feature: features that
+# do not vary at all (a constant image) are told apart by their classes' frequencies only.
+_FLOOR = 1e-9
+# Factors on the logits among which the calibration chooses: 2 to 1/128, a quarter octave apart.
+GAINS = tuple(2.0 ** (1 - step / 4) for step in range(33))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over labelled positions; those of parts of the data add up.
+
+    Attributes
+    ----------
+    origin
+        float64 [channel]: the point that features are taken relative to. Sums about a point near
+        the mean lose no digits.
+    count
+        float64 [class]: positions of each class.
+    total
+        float64 [class, channel]: sum of the features of each class.
+    scatter
+        float64 [channel, channel]: sum of the outer products of all features.
+    """
+
+    origin: Tensor
+    count: Tensor
+    total: Tensor
+    scatter: Tensor
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """A linear classifier: logits = weight @ feature + bias.
+
+    Attributes
+    ----------
+    weight
+        float64 [class, channel].
+    bias
+        float64 [class].
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the logits of float64 [..., channel], float64 [..., class]."""
+        return features @ self.weight.T + self.bias
+
+    def take(self, order: Tensor) -> Discriminant:
+        """Return the classes in another order, int64 [class]."""
+        return Discriminant(self.weight[order], self.bias[order])
+
+    def scale(self, gain: float) -> Discriminant:
+        """Return the classifier whose logits are ``gain`` times as large."""
+        return Discriminant(gain * self.weight, gain * self.bias)
+
+
+def start_moments(origin: Tensor, classes: int) -> Moments:
+    """Return the moments of no position about an origin, float64 [channel]."""
+    channels = len(origin)
+    return Moments(
+        origin,
+        origin.new_zeros(classes),
+        origin.new_zeros(classes, channels),
+        origin.new_zeros(channels, channels),
+    )
+
+
+def add_positions(moments: Moments, features: Tensor, labels: Tensor) -> Moments:
+    """Add labelled positions.
+
+    Parameters
+    ----------
+    moments
+        What there is already.
+    features
+        float64 [position, channel].
+    labels
+        int64 [position]: a class each.
+    """
+    centred = features - moments.origin
+    members = F.one_hot(labels, len(moments.count)).to(centred.dtype)
+    return Moments(
+        moments.origin,
+        moments.count + members.sum(dim=0),
+        moments.total + members.T @ centred,
+        moments.scatter + centred.T @ centred,
+    )
+
+
+def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
+    """Find the classifier of Gaussian classes that share one covariance.
+
+    With the means m_k, the shares p_k and the covariance S within the classes, shrunk towards a
+    multiple of the identity, the log-posterior is linear up to a constant of the position (Fisher,
+    1936; Friedman, "Regularized discriminant analysis", 1989): w_k = S^-1 m_k and
+    b_k = log p_k - 1/2 m_k' S^-1 m_k. Directions in which positions of one class vary, such as
+    where in the image they lie, count less than those in which classes differ.
+
+    Parameters
+    ----------
+    moments
+        Of at least one position.
+    shrinkage
+        Share of the identity in the covariance, in [0, 1]; its scale is the mean variance.
+
+    Returns
+    -------
+    Discriminant
+        Relative to 0, not to ``moments.origin``. A class without positions never wins.
+    """
+    count, positions = moments.count, moments.count.sum()
+    means = moments.total / count.clamp_min(1)[:, None]
+    within = (moments.scatter - (means.T * count) @ means) / positions
+    variance = within.diagonal().mean().clamp_min(0)
+    identity = torch.eye(len(within), dtype=within.dtype)
+    floor = (_FLOOR * _mean_square(moments)).clamp_min(torch.finfo(within.dtype).tiny)
+    shrunk = (1 - shrinkage) * within + (shrinkage * variance + floor) * identity
+    weight = torch.linalg.solve(shrunk, means.T).T
+    bias = (count / positions).log() - (weight * means).sum(dim=1) / 2 - weight @ moments.origin
+    return Discriminant(weight, torch.where(count > 0, bias, _NEVER))
+
+
+def measure_gains(logits: Tensor, labels: Tensor) -> Tensor:
+    """Measure how well the logits tell the labels of positions at each of ``GAINS``.
+
+    Neighbouring positions are much alike, so Gaussian classes, which take them as independent
+    draws, are several times too sure. One factor on all logits, that under which the labels are
+    likeliest, mends that and moves no border (Guo et al., "On calibration of modern neural
+    networks", 2017).
+
+    Parameters
+    ----------
+    logits
+        float64 [position, class].
+    labels
+        int64 [position].
+
+    Returns
+    -------
+    Tensor
+        float64 [gain]: minus the summed log-likelihood; those of parts of the data add up.
+    """
+    own = logits.gather(1, labels[:, None]).sum()
+    return torch.stack([(gain * logits).logsumexp(dim=1).sum() - gain * own for gain in GAINS])
+
+
+def _mean_square(moments: Moments) -> Tensor:
+    """Return the mean squared feature, over positions and channels, relative to 0."""
+    across = moments.scatter.diagonal() + 2 * moments.origin * moments.total.sum(dim=0)
+    return (moments.origin.square() + across / moments.count.sum()).mean()
+
 
 ReadSample = Callable[[], Iterable[FitBatch]]
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.run_directory import DEFAULT_NAME, check_name
+from pipeline.run.directory import DEFAULT_NAME, check_name
 from pipeline.settings import StageSettings, execution_setting, setting
 
 

@@ -9,23 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.condition import read_record
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import explain_shortage
+from pipeline.compute.scheduler import announce, current_team
 from pipeline.datasets import IGNORE
-from pipeline.devices import resolve_device
 from pipeline.errors import RunError, UsageError
-from pipeline.files import fingerprint
-from pipeline.ledger import ShardRecord
-from pipeline.manifest import read_manifest
-from pipeline.metadata import consolidate
 from pipeline.progress import Screen
-from pipeline.run_directory import DEFAULT_NAME, RunDirectory
-from pipeline.scheduler import announce
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.ledger import ShardRecord, read_record
+from pipeline.run.manifest import read_manifest
+from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.settings import did_you_mean
-from pipeline.shortage import explain_shortage
-from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import read_group, write_group
-from pipeline.team import current_team
+from pipeline.storage.arrays import consolidate, read_group, write_group
+from pipeline.storage.files import Checkpoint, fingerprint
 from pipeline.wording import count_of
 from stages.clustering import UNUSED, list_unused
 from stages.em.cache import (

@@ -1,1 +1,1 @@
-"""Prototypes -> label PNGs, metrics, report."""
+"""Prototypes -> label PNGs and metrics."""

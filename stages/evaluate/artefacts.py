@@ -14,20 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.condition import inspect_stage, read_record
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import compute_halving
 from pipeline.datasets import Dataset
-from pipeline.devices import resolve_device
 from pipeline.errors import ImageError, RunError
-from pipeline.frames import read_frame, resize_labels
-from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.memory import compute_halving
-from pipeline.run_directory import RunDirectory
-from pipeline.store import open_arrays, read_group, read_rows
-from pipeline.subject import Subject, name_subject
-from pipeline.windows import Window, bounding_box
+from pipeline.images.windows import Window, bounding_box
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import read_frame, resize_labels
+from pipeline.run.ledger import inspect_stage, read_record
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.subject import Subject, name_subject
+from pipeline.storage.arrays import open_arrays, read_group, read_rows
 from stages.evaluate.classifier import Classifier, classify
+from stages.evaluate.labelling import Box, average_views
 from stages.evaluate.settings import EvaluateSettings
-from stages.evaluate.stitching import Box, average_views
 from stages.outside import stat_label
 
 MAIN = "momentum_prototypes"
@@ -36,17 +36,7 @@ RUNNING = "running_prototypes"
 
 @dataclass(frozen=True)
 class Cover:
-    """The part of a resized image that its windows cover.
-
-    Attributes
-    ----------
-    windows
-        The image's windows.
-    box
-        The smallest box that holds them all: left, top, right, bottom, pixels.
-    resized
-        Width and height of the whole resized image, pixels.
-    """
+    """The part of a resized image that its windows cover."""
 
     windows: tuple[Window, ...]
     box: Box
@@ -75,21 +65,7 @@ class Cover:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """A run and one of its fits or heads, open for reading.
-
-    Attributes
-    ----------
-    run, manifest, dataset
-        The run, its images, and the dataset they are of.
-    subject
-        The fit or head.
-    features
-        Store of what it was made on: the run's features, or the codes of a head.
-    classifiers
-        ``MAIN``, which makes the labels, and others, which are scored beside it.
-    size
-        Side of a window, pixels.
-    """
+    """A run and one of its fits or heads, open for reading."""
 
     run: RunDirectory
     manifest: Manifest
@@ -118,22 +94,7 @@ class Artefacts:
     def read_logits(
         self, images: Sequence[Image], *, device: str, names: Sequence[str] | None = None
     ) -> dict[int, dict[str, Tensor]]:
-        """Classify every position of some images, lying together in the arrays, at once.
-
-        Parameters
-        ----------
-        images
-            Rows of the manifest.
-        device
-            Where to compute.
-        names
-            The classifiers to ask; all of them when None.
-
-        Returns
-        -------
-        dict
-            Row of the image -> name of the classifier -> float32 [window, class, row, column].
-        """
+        """Classify every position of some images, lying together in the arrays, at once."""
         covers = {image.image: self.cover(image) for image in images}
         if not covers:
             return {}
@@ -179,13 +140,7 @@ class Artefacts:
         return read_frame(self.manifest.root, image, *cover.resized)[cover.area]
 
     def read_truth(self, image: Image) -> NDArray[np.uint8] | None:
-        """Read the label map of the covered part, uint8 [y, x]; None where there is none.
-
-        Raises
-        ------
-        ImageError
-            It cannot be read, or is not of the image's size.
-        """
+        """Read the label map of the covered part, uint8 [y, x]; None where there is none."""
         path = self.manifest.label_path(image)
         if path is None:
             return None
@@ -219,22 +174,7 @@ class Artefacts:
 def open_artefacts(
     run: RunDirectory, em: str | None, *, head: str | None = None, gain: float | None = None
 ) -> Artefacts:
-    """Open a run and one of its fits or heads.
-
-    Parameters
-    ----------
-    run
-        The run.
-    em, head
-        Name of the fit, or of the head; the other is None.
-    gain
-        Factor on cosines; the setting's default when None.
-
-    Raises
-    ------
-    RunError
-        There is no such fit or head, or it is not what this version reads.
-    """
+    """Open a run and one of its fits or heads."""
     manifest = read_manifest(run)
     subject = name_subject(em, head)
     arrays, attributes = read_group_of(run, subject)

@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE
-from stages.evaluate.matching import UNMATCHED
-from stages.evaluate.metrics import count_confusion, score_assignment
-from stages.evaluate.report.page import ClassPart
-from stages.evaluate.tally import MAX_CLASSES
+from stages.evaluate.metrics import MAX_CLASSES, UNMATCHED, count_confusion, score_assignment
+from stages.report.page import ClassPart
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pipeline.run.subject import Subject, name_subject
 from pipeline.settings import StageSettings, execution_setting, setting
-from pipeline.subject import Subject, name_subject
 
 
 class EvaluateSettings(StageSettings):

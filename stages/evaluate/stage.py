@@ -11,14 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batches import shard_ranges
-from pipeline.cluster_names import read_given_names
-from pipeline.condition import inspect_stage, read_record
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.scheduler import announce
 from pipeline.datasets.listing import forget_listings
 from pipeline.datasets.palettes import png_palette
-from pipeline.devices import resolve_device
 from pipeline.errors import ImageError
-from pipeline.files import (
+from pipeline.images.labels import remove_other_labels, write_label
+from pipeline.progress import Screen
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import count_threads, map_ahead, shard_ranges
+from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, inspect_stage, read_record
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.run.subject import choose_subject, read_given_names
+from pipeline.storage.files import (
     fingerprint,
     measure_file,
     note_file,
@@ -26,51 +32,42 @@ from pipeline.files import (
     write_json,
     write_text,
 )
-from pipeline.frames import count_threads, map_ahead
-from pipeline.labels import remove_other_labels, write_label
-from pipeline.ledger import Ledger, ShardRecord, StageRecord
-from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import announce
-from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.subject import choose_subject
 from pipeline.wording import count_of
 from stages.crf import Backend, CrfSettings, choose_backend
-from stages.crf.batches import refine_each
+from stages.crf.backends import refine_each
 from stages.evaluate.artefacts import MAIN, Artefacts, fingerprint_image
-from stages.evaluate.image_counts import ImageCounts, encode_counts, encode_scores
-from stages.evaluate.image_tables import Confusions, count_image, counts_file, score_images
+from stages.evaluate.counts import (
+    Confusions,
+    ImageCounts,
+    count_image,
+    counts_file,
+    encode_counts,
+    encode_scores,
+    score_images,
+)
 from stages.evaluate.labelling import (
     Labelling,
     Scores,
+    draw_labels,
     give_to_crf,
+    scale_box,
     score_windows,
     take_clusters,
     take_labels,
 )
-from stages.evaluate.report.budget import fit_page
-from stages.evaluate.report.counts import count_unusual
-from stages.evaluate.report.document import render_report
-from stages.evaluate.report.exhibition import build_content, label_file
-from stages.evaluate.report.reproduction import list_sources
-from stages.evaluate.settings import EvaluateSettings
-from stages.evaluate.stitching import draw_labels, scale_box
-from stages.evaluate.summary import describe_metrics, summarise_splits
-from stages.evaluate.supervision import (
-    list_training_windows,
-    read_probe,
-    train_linear_probe,
-    write_probe,
-)
-from stages.evaluate.tally import Tally, unpack_tally
-from stages.evaluate.trained_probe import (
+from stages.evaluate.metrics import Tally, describe_metrics, summarise_splits, unpack_tally
+from stages.evaluate.probe import (
     fingerprint_probe,
+    list_training_windows,
     open_named,
     open_with_probe,
     probe_file,
+    read_probe,
     read_trained,
+    train_linear_probe,
+    write_probe,
 )
+from stages.evaluate.settings import EvaluateSettings
 from stages.outside import (
     CLASSES,
     LABELS,
@@ -80,6 +77,11 @@ from stages.outside import (
     fingerprint_ids,
     fingerprint_labels,
 )
+from stages.report.budget import fit_page
+from stages.report.counts import count_unusual
+from stages.report.document import render_report
+from stages.report.exhibition import build_content, label_file
+from stages.report.reproduction import list_sources
 
 
 class Evaluate(Stage[EvaluateSettings]):

@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.store import ArraySpec
+from pipeline.storage.arrays import ArraySpec
 
 GRID = ("window", "row", "column")
 NEIGHBOURS = 9
 
 
 def features_spec(facts: Mapping[str, Any], text: str) -> ArraySpec:
-    """Lay out the features of one view: float16 [window, row, column, channel].
-
-    Parameters
-    ----------
-    facts
-        The findings of the extract stage: ``grid`` and ``channels``.
-    text
-        What the array holds, for whoever opens it.
-    """
+    """Lay out the features of one view: float16 [window, row, column, channel]."""
     return ArraySpec(
         shape=(*facts["grid"], facts["channels"]),
         dims=(*GRID, "channel"),

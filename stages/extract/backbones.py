@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from pipeline.errors import UsageError, WeightsError
 from stages.extract import handcrafted
 from stages.extract.attention import average_neighbours, capture_attention, no_attention
-from stages.extract.state_dict import load_state_dict
-from stages.extract.weights import HUB_PREFIXES, WeightsFile, fetch_config
+from stages.extract.weights import HUB_PREFIXES, WeightsFile, fetch_config, load_state_dict
 
 COMMON_SIZE = 320
 

@@ -1,22 +1,28 @@
-"""The listing of a dataset: every image probed once, windows placed, blocks fingerprinted."""
+"""The listing of a dataset: every image probed once, windows placed, blocks fingerprinted.
+
+The dataset that a run is made of: as it is now, or as the run keeps it where it is gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from pipeline.datasets import Dataset, Sample
+from pipeline.datasets import Dataset, Sample, complete_dataset_name, get_dataset, is_gone
 from pipeline.datasets.listing import stamp_file
 from pipeline.errors import AccessError, DatasetError, ImageError
-from pipeline.files import fingerprint
-from pipeline.frames import FETCH_THREADS, map_ahead
-from pipeline.image_faults import require_answer
-from pipeline.images import probe_image
-from pipeline.manifest import Image, Manifest
-from pipeline.places import is_remote
+from pipeline.images.decoding import probe_image
+from pipeline.images.faults import require_answer
+from pipeline.images.windows import Window, fit_size, place_windows
 from pipeline.progress import Counter
-from pipeline.windows import Window, fit_size, place_windows
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import FETCH_THREADS, map_ahead
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.storage.files import fingerprint
+from pipeline.storage.places import is_remote, make_absolute
+from stages.extract.settings import ExtractSettings
 
 PROBE_THREADS = 4
 
@@ -31,38 +37,7 @@ def list_images(
     exclude: Sequence[Path],
     count: Callable[[int], Counter],
 ) -> list[Image]:
-    """List the images of a dataset.
-
-    Parameters
-    ----------
-    dataset
-        The layout.
-    root, labels
-        Where images and, for a ``folder``, label maps lie.
-    splits
-        Splits to list, in this order.
-    limit
-        At most so many images of each split.
-    known
-        Rows of an earlier listing: a file of the same size and modification time is not read again,
-        unless it could not be opened.
-    exclude
-        Folders to leave out, such as a run directory below the root.
-    count
-        Opens a counter for that many images.
-
-    Returns
-    -------
-    list of Image
-        Rejected ones included, with the reason.
-
-    Raises
-    ------
-    DatasetError
-        The layout is not there, or holds no image.
-    RunError, MemoryShortError
-        The machine is at fault and not an image.
-    """
+    """List the images of a dataset."""
     samples = dataset.list_samples(root, splits, labels, exclude)
     if limit is not None:
         samples = [s for split in splits for s in [t for t in samples if t.split == split][:limit]]
@@ -123,22 +98,7 @@ def _is_damaged(known: Image) -> bool:
 def place_all(
     images: Sequence[Image], size: int, frame: str, overlap: float
 ) -> tuple[list[Window], dict[int, str]]:
-    """Place the windows of all images.
-
-    Parameters
-    ----------
-    images
-        Rows of the manifest.
-    size, frame, overlap
-        See :func:`pipeline.windows.place_windows`.
-
-    Returns
-    -------
-    windows : list of Window
-        Of all images that are ok.
-    reasons : dict
-        Row -> reason of those whose windows cannot be placed.
-    """
+    """Place the windows of all images."""
     windows: list[Window] = []
     reasons: dict[int, str] = {}
     for image in images:
@@ -162,3 +122,33 @@ def fingerprint_shard(manifest: Manifest, windows: Sequence[Window]) -> str:
     return fingerprint(
         [(manifest.images[w.image].digest, w.box, w.width, w.height) for w in windows]
     )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset and its root."""
+
+    dataset: Dataset
+    root: Path
+    kept: Mapping[str, Any] | None = None
+    warning: str = ""
+
+
+def open_source(run: RunDirectory, settings: ExtractSettings) -> Source:
+    """Open the dataset of the settings."""
+    name = complete_dataset_name(settings.dataset)
+    given = settings.root and make_absolute(settings.root)
+    kept = run.manifest_file.is_file() and run.windows_file.is_file()
+    manifest = read_manifest(run) if kept else None
+    if manifest is None or manifest.dataset != name or manifest.definition is None:
+        dataset = get_dataset(name)
+        return Source(dataset, dataset.find_root(given))
+    if is_gone(name):
+        return Source(
+            manifest.open_dataset(),
+            given or manifest.root,
+            manifest.definition,
+            f"the dataset {name} is gone; what the run keeps of it is used.",
+        )
+    dataset = get_dataset(name)
+    return Source(dataset, dataset.find_root(given), manifest.definition)

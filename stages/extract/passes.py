@@ -1,17 +1,21 @@
-"""Forward passes: windows regrouped into batches of one size and sent through the backbone."""
+"""Forward passes: windows regrouped into batches of one size and sent through the backbone.
+
+Features that are not finite: found, put into words, and laid to the image or to the weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.devices import resolve_device
-from pipeline.errors import RunError
-from pipeline.memory import compute_halving
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import compute_halving
+from pipeline.errors import RunError, WeightsError
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
 from stages.extract.weights import find_weights
 
@@ -25,20 +29,7 @@ _TOGETHER = 2
 
 
 def load_backbone(settings: ExtractSettings, digest: str) -> Backbone:
-    """Build the backbone of a run, or give the one that this process built for it last.
-
-    Parameters
-    ----------
-    settings
-        Resolved.
-    digest
-        sha256 of the weights that the run was planned with; empty for ``handcrafted``.
-
-    Raises
-    ------
-    RunError
-        The weights are others by now.
-    """
+    """Build the backbone of a run, or give the one that this process built for it last."""
     assert settings.size is not None
     return _build(
         settings.backbone,
@@ -72,20 +63,7 @@ def _build(
 def gather_batches(
     frames: Iterator[tuple[np.ndarray, np.ndarray]], batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Regroup windows into batches of one size.
-
-    Parameters
-    ----------
-    frames
-        Row numbers [window] and pixels [window, y, x, rgb] of one image after the other.
-    batch
-        Windows per batch.
-
-    Yields
-    ------
-    rows, pixels
-        The same windows in the same order, ``batch`` at a time; the last may be fewer.
-    """
+    """Regroup windows into batches of one size."""
     rows: list[int] = []
     pixels: list[np.ndarray] = []
     for numbers, stack in frames:
@@ -99,20 +77,7 @@ def gather_batches(
 
 
 def extract_views(backbone: Backbone, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Extract the features of some windows and of their mirror images.
-
-    Parameters
-    ----------
-    backbone
-        The frozen backbone.
-    pixels
-        uint8 [window, y, x, rgb].
-
-    Returns
-    -------
-    clean, mirror : numpy.ndarray
-        float16 [window, row, column, channel]; the columns of ``mirror`` are mirrored.
-    """
+    """Extract the features of some windows and of their mirror images."""
     clean, mirror = _apply(
         (backbone, lambda images: backbone(images.flip(-1))), pixels, backbone.device
     )
@@ -126,20 +91,7 @@ def extract_clean(backbone: Backbone, pixels: np.ndarray) -> np.ndarray:
 
 
 def extract_attention(backbone: Backbone, pixels: np.ndarray) -> np.ndarray:
-    """Extract the last block's attention of every position to its neighbourhood.
-
-    Parameters
-    ----------
-    backbone
-        The frozen backbone.
-    pixels
-        uint8 [window, y, x, rgb].
-
-    Returns
-    -------
-    numpy.ndarray
-        float16 [window, row, column, neighbour], as ``Backbone.attend`` gives it.
-    """
+    """Extract the last block's attention of every position to its neighbourhood."""
     (attention,) = _apply((backbone.attend,), pixels, backbone.device)
     return attention
 
@@ -163,3 +115,60 @@ def _apply(
         compute, torch.from_numpy(pixels), together, what="windows of the backbone", device=device
     )
     return [np.concatenate(grid) for grid in zip(*grids, strict=True)]
+
+
+_SHOWN = 3
+_REMEDY = "try --precision float32, or other weights with --weights"
+
+
+def find_faulty(blocks: Mapping[str, NDArray[np.float16]]) -> NDArray[np.int64]:
+    """Find the windows of which any value of any array is not finite."""
+    faulty = np.zeros(len(next(iter(blocks.values()))), np.bool_)
+    for block in blocks.values():
+        # one pass tells the usual case, in which no window is looked at by itself
+        if not np.isfinite(block).all():
+            faulty |= ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
+    return np.flatnonzero(faulty)
+
+
+def describe_faults(blocks: Mapping[str, NDArray[np.float16]], places: Sequence[int]) -> str:
+    """Say what is not finite in the windows of one image."""
+    for name, block in blocks.items():
+        values = block[list(places)]
+        kinds = {"NaN": np.isnan(values), "infinity": np.isinf(values)}
+        counts = {kind: int(found.any(axis=-1).sum()) for kind, found in kinds.items()}
+        if any(counts.values()):
+            where = "" if name == "clean" else f" of {name}"
+            found = " and ".join(f"{kind} in {count}" for kind, count in counts.items() if count)
+            return f"{found} of {values[..., 0].size} positions{where}"
+    raise ValueError("none of these windows has a value that is not finite")
+
+
+def check_finite(
+    blocks: Mapping[str, NDArray[np.float16]], images: Sequence[str], stage: str
+) -> None:
+    """Refuse features that are not finite, where their images cannot be rejected any more."""
+    faulty = find_faulty(blocks)
+    if not len(faulty):
+        return
+    paths = list(dict.fromkeys(images[place] for place in faulty))
+    first = [int(place) for place in faulty if images[place] == paths[0]]
+    shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+    raise RunError(
+        f"{stage}: the features of {len(paths)} images are not finite in float16 ({shown}; "
+        f"{describe_faults(blocks, first)} of the first): take these images out of the folder and "
+        f"run `primaps-pipe extract` again, or {_REMEDY}."
+    )
+
+
+def check_backbone(backbone: Backbone, size: int) -> None:
+    """Refuse a backbone that gives nothing finite for a plain picture, whatever the images are."""
+    ramp = np.linspace(64, 192, size).astype(np.uint8)
+    picture = np.broadcast_to(ramp[None, None, :, None], (1, size, size, 3))
+    features = {"clean": extract_clean(backbone, np.ascontiguousarray(picture))}
+    if len(find_faulty(features)):
+        raise WeightsError(
+            f"the weights of {backbone.name} are damaged, or overflow in {backbone.precision}: "
+            f"even a plain grey picture has features that are not finite "
+            f"({describe_faults(features, [0])}); {_REMEDY}."
+        )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.files import fingerprint
+from pipeline.storage.files import fingerprint
 
 BLUR_KERNEL = 23
 BLUR_SIGMA = (0.1, 2.0)

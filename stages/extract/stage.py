@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.batches import shard_ranges
-from pipeline.condition import read_record
+from pipeline.compute.devices import resolve_device, resolve_precision
+from pipeline.compute.scheduler import announce
 from pipeline.datasets import complete_dataset_name, describe_difference
-from pipeline.devices import resolve_device, resolve_precision
 from pipeline.errors import (
     AccessError,
     DatasetError,
@@ -21,24 +20,28 @@ from pipeline.errors import (
     UsageError,
     WeightsError,
 )
-from pipeline.files import fingerprint
-from pipeline.frames import read_frame, read_windows
-from pipeline.ledger import Ledger, ShardRecord
-from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.places import make_absolute
+from pipeline.images.windows import Window
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import announce
-from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import prepare_arrays, write_shard
-from pipeline.windows import Window
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import read_frame, read_windows, shard_ranges
+from pipeline.run.ledger import Ledger, ShardRecord, read_record
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.storage.arrays import prepare_arrays, write_shard
+from pipeline.storage.files import fingerprint
+from pipeline.storage.places import make_absolute
 from pipeline.wording import count_of
 from stages.extract.arrays import features_spec, group_attributes
-from stages.extract.finite import check_backbone, describe_faults, find_faulty
-from stages.extract.listing import fingerprint_shard, list_images, place_all
-from stages.extract.passes import extract_views, gather_batches, load_backbone
+from stages.extract.listing import fingerprint_shard, list_images, open_source, place_all
+from stages.extract.passes import (
+    check_backbone,
+    describe_faults,
+    extract_views,
+    find_faulty,
+    gather_batches,
+    load_backbone,
+)
 from stages.extract.settings import HANDCRAFTED, ExtractSettings
-from stages.extract.source import open_source
 from stages.extract.weights import find_weights
 from stages.outside import CLASSES, IMAGES, WEIGHTS, describe_file
 

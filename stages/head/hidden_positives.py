@@ -1,4 +1,11 @@
-"""Hidden Positives: the loss of one batch, and what moves along with its head."""
+"""Hidden Positives: the loss of one batch, and what moves along with its head.
+
+Supervised contrast of projected codes with their hidden positives.
+
+Local hidden positives: codes mixed with those of the neighbours that attention points to.
+
+Reference pools, and the global hidden positives that they single out.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +16,292 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Generator, Tensor, nn
 
-from stages.head.contrast import hidden_positive_loss
-from stages.head.mixing import mix_positions, weigh_neighbours
-from stages.head.pools import draw_rows, find_hidden_positives
 from stages.head.projection import make_layer
+from stages.head.settings import COLDEST
+
+# Consecutive anchors that share one draw of candidates: their cosines are one small matrix product.
+_GROUP = 128
+# Positives per anchor from which on all cosines at once are cheaper than those of the pairs.
+_MANY = 16
+
+
+def hidden_positive_loss(
+    projected: Tensor,
+    positives: Tensor,
+    *,
+    temperature: float,
+    negatives: float,
+    generator: Generator,
+) -> Tensor:
+    """Compute the supervised contrastive loss of a batch of positions.
+
+    With cosines c, temperature t, positives P_i of anchor i without i itself, and N_i a random
+    share of the positions that are neither i nor in P_i::
+
+        loss = - sum_i sum_{p in P_i} log( exp(c_ip / t) / sum_{a in P_i + N_i} exp(c_ia / t) )
+               / sum_i |P_i|
+
+    That is the loss of supervised contrastive learning (Khosla et al., NeurIPS 2020, the sum over
+    positives outside the logarithm) with the mean over an anchor's positives weighted by their
+    number.
+
+    Parameters
+    ----------
+    projected
+        float [position, dim]; its length does not matter.
+    positives
+        bool [position, position]: row i marks the positives of anchor i; the diagonal is ignored.
+    temperature
+        At least ``COLDEST``.
+    negatives
+        Share of the negatives that is kept, in (0, 1].
+    generator
+        Of the processor; draws the negatives.
+
+    Returns
+    -------
+    Tensor
+        Scalar. Anchors without positives add nothing; without any positives it is 0.
+
+    Raises
+    ------
+    ValueError
+        The temperature or the share is out of its range.
+
+    Notes
+    -----
+    Positives and kept negatives are a few per cent of the pairs, so only their cosines are
+    computed. For that a run of anchors shares its draw of candidates, those that are one's own
+    positives left out: every negative is kept with the same probability as if each anchor drew.
+    """
+    if temperature < COLDEST:
+        raise ValueError(f"temperature {temperature} is below {COLDEST}")
+    unit = F.normalize(projected, dim=1)
+    anchor, partner = positives.nonzero(as_tuple=True)
+    apart = anchor != partner
+    anchor, partner = anchor[apart], partner[apart]
+    # a cosine is at most 1, so this exponent is at most 0 and needs no search for the largest
+    attraction = (_measure_pairs(unit, anchor, partner) - 1) / temperature
+    candidates = draw_candidates(len(unit), negatives, generator).to(unit.device)
+    counts = torch.bincount(anchor, minlength=len(unit))
+    # anchor by anchor: the sum of very many pairs at once would depend on the number of threads
+    pulled, kept = (
+        torch.segment_reduce(values, "sum", lengths=counts, initial=0)
+        for values in (attraction, attraction.exp())
+    )
+    total = _sum_negatives(unit, positives, candidates, temperature) + kept
+    # an anchor without positives may have drawn no negatives either, and log 0 has no gradient
+    repulsion = counts * total.where(counts > 0, 1).log()
+    return (repulsion - pulled).sum() / max(len(anchor), 1)
+
+
+def draw_candidates(positions: int, share: float, generator: Generator) -> Tensor:
+    """Draw the positions that may be negatives, for every run of ``_GROUP`` anchors.
+
+    Parameters
+    ----------
+    positions
+        How many there are.
+    share
+        Share to keep, in (0, 1]; at least one position is kept.
+    generator
+        Of the processor.
+
+    Returns
+    -------
+    Tensor
+        int64 [group, candidate], on the processor: different positions in each row, uniformly.
+
+    Raises
+    ------
+    ValueError
+        The share is out of its range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share {share} of the negatives is not in (0, 1]")
+    groups, kept = -(-positions // _GROUP), max(1, round(share * positions))
+    keys = torch.rand(groups, positions, generator=generator, dtype=torch.float64)
+    return keys.topk(min(kept, positions), dim=1).indices
+
+
+def _measure_pairs(unit: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Compute the cosines of pairs of positions, float [pair]."""
+    if len(first) > _MANY * len(unit):
+        return (unit @ unit.T)[first, second]
+    # unlike an index's, an embedding's gradient is added up in the same order every time
+    return (F.embedding(first, unit) * F.embedding(second, unit)).sum(dim=1)
+
+
+def _sum_negatives(
+    unit: Tensor, positives: Tensor, candidates: Tensor, temperature: float
+) -> Tensor:
+    """Sum exp((cosine - 1) / temperature) over every anchor's drawn negatives, float [position]."""
+    positions, groups = len(unit), len(candidates)
+    padded = F.pad(unit, (0, 0, 0, groups * _GROUP - positions)).unflatten(0, (groups, _GROUP))
+    cosines = (padded @ F.embedding(candidates, unit).transpose(1, 2)).flatten(0, 1)[:positions]
+    drawn = candidates.repeat_interleave(_GROUP, dim=0)[:positions]
+    own = torch.arange(positions, device=unit.device)[:, None]
+    negative = ~positives.gather(1, drawn) & (drawn != own)
+    return (((cosines - 1) / temperature).exp() * negative).sum(dim=1)
+
+
+# Of the attention values of a window, the quantiles that they are clipped to.
+LOWEST, HIGHEST = 0.1, 0.9
+
+
+def find_neighbours(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Find the 3 x 3 neighbourhood of every position of a grid.
+
+    Parameters
+    ----------
+    rows, columns
+        Of the grid.
+
+    Returns
+    -------
+    neighbours : Tensor
+        int64 [position, 9]: positions numbered row by row, neighbours too, the position itself
+        fifth. Outside the grid stands the nearest position inside.
+    inside : Tensor
+        bool [position, 9]: whether the neighbour is inside the grid.
+    """
+    row, column = torch.arange(rows), torch.arange(columns)
+    step = torch.arange(-1, 2)
+    y = row[:, None, None, None] + step[:, None]
+    x = column[:, None, None] + step
+    inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    neighbours = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
+    return neighbours.flatten(2).flatten(0, 1), inside.flatten(2).flatten(0, 1)
+
+
+def weigh_neighbours(attention: Tensor) -> Tensor:
+    """Turn attention into the weights of the neighbours' codes.
+
+    The values of a window are clipped to the range between their 10 % and 90 % quantiles, which are
+    taken over all positions and neighbours of that window together; at every position they are
+    soft-maxed over the neighbours; those below the neighbours' mean become 0; what is left is
+    scaled to the sum 1, so that mixing equal codes changes nothing. Neighbours outside the grid
+    take part in none of these, neither in the quantiles nor in the mean.
+
+    Parameters
+    ----------
+    attention
+        float [window, row, column, 9]: attention of every position to its 3 x 3 neighbourhood,
+        row by row, itself fifth; outside the grid any number.
+
+    Returns
+    -------
+    Tensor
+        float [window, row, column, 9], not negative, of sum 1 over the neighbours; 0 outside the
+        grid.
+    """
+    windows, rows, columns, _ = attention.shape
+    inside = find_neighbours(rows, columns)[1].to(attention.device)
+    values = attention.reshape(windows, rows * columns, 9)
+    # quantiles of values in the grid, as many in every window
+    order = values[:, inside].new_tensor([LOWEST, HIGHEST])
+    low, high = values[:, inside].quantile(order, dim=1)[:, :, None, None]
+    clipped = values.clamp(low, high).masked_fill(~inside, -torch.inf)
+    # not the softmax but its numerator is compared: of equal values it is exactly 1, so is its
+    # mean, and no rounding decides which of them stay
+    numerator = (clipped - clipped.amax(dim=2, keepdim=True)).exp()
+    mean = numerator.sum(dim=2, keepdim=True) / inside.sum(dim=1, keepdim=True)
+    kept = numerator.where(numerator >= mean, 0)
+    return (kept / kept.sum(dim=2, keepdim=True)).reshape(attention.shape)
+
+
+def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
+    """Mix codes with those of the neighbours (local hidden positives: HP, section 3).
+
+    Parameters
+    ----------
+    codes
+        float [window, row, column, dim].
+    weights
+        float [window, row, column, 9], as of :func:`weigh_neighbours`.
+    positions
+        int64 [window, drawn]: positions of every window, numbered row by row.
+
+    Returns
+    -------
+    Tensor
+        float [window, drawn, dim]: convex combinations of codes.
+    """
+    rows, columns = codes.shape[1:3]
+    neighbours = find_neighbours(rows, columns)[0].to(codes.device)[positions]
+    chosen = weights.flatten(1, 2).gather(1, positions[:, :, None].expand(-1, -1, 9))
+    # a matrix per window: its product is quick both ways, and in the same order every time; where
+    # a neighbour outside shares the place of one inside, 0 is added, in any order the same
+    mixing = codes.new_zeros(*positions.shape, rows * columns)
+    mixing.scatter_add_(2, neighbours, chosen.to(codes.dtype))
+    return mixing @ codes.flatten(1, 2)
+
+
+# Anchors compared at once: of the cosines only one block is ever stored.
+_BLOCK = 1024
+# Units in the last place within which two cosines count as equal: equal vectors at different places
+# of a matrix product differ by rounding, and rounding must not single out a positive.
+_ROUNDING = 16
+
+
+def draw_rows(rows: int, size: int, generator: Generator) -> Tensor:
+    """Draw different rows of a table, uniformly.
+
+    Parameters
+    ----------
+    rows
+        How many there are.
+    size
+        How many to draw; of fewer rows, all are drawn.
+    generator
+        Of the processor, so that every device gets the same numbers.
+
+    Returns
+    -------
+    Tensor
+        int64 [min(rows, size)], on the processor, in random order.
+    """
+    return torch.randperm(rows, generator=generator)[:size]
+
+
+@torch.no_grad()
+def find_hidden_positives(anchors: Tensor, candidates: Tensor, pool: Tensor) -> Tensor:
+    """Find the candidates that are more similar to an anchor than everything in a pool.
+
+    The pool says how similar a random position is at best; what is more similar than that belongs
+    to the anchor (global hidden positives: HP, section 3). Every anchor has a threshold of its own,
+    so the relation need not be mutual.
+
+    Parameters
+    ----------
+    anchors
+        float [anchor, channel], unit length.
+    candidates
+        float [candidate, channel], unit length.
+    pool
+        float [reference, channel], unit length, at least one entry.
+
+    Returns
+    -------
+    Tensor
+        bool [anchor, candidate]: whether the cosine is larger than the anchor's largest to any
+        entry of the pool, by more than rounding errors. An anchor that is its own candidate is
+        found as well, unless the pool holds its equal; the loss leaves it out.
+
+    Raises
+    ------
+    ValueError
+        The pool is empty.
+    """
+    if not len(pool):
+        raise ValueError("a reference pool needs at least one entry")
+    margin = _ROUNDING * torch.finfo(anchors.dtype).eps
+    found = torch.empty(len(anchors), len(candidates), dtype=torch.bool, device=anchors.device)
+    for start in range(0, len(anchors), _BLOCK):
+        block = anchors[start : start + _BLOCK]
+        threshold = (block @ pool.T).amax(dim=1, keepdim=True) + margin
+        torch.gt(block @ candidates.T, threshold, out=found[start : start + _BLOCK])
+    return found
 
 
 class Projector(nn.Module):

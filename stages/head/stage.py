@@ -8,25 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.condition import inspect_stage, read_record
-from pipeline.devices import resolve_device, resolve_precision
+from pipeline.compute.devices import resolve_device, resolve_precision
+from pipeline.compute.memory import explain_shortage
+from pipeline.compute.scheduler import announce
 from pipeline.errors import RunError, UsageError
-from pipeline.files import fingerprint
-from pipeline.ledger import ShardRecord
-from pipeline.manifest import read_manifest
-from pipeline.metadata import consolidate
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import announce
-from pipeline.shortage import explain_shortage
-from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import open_arrays, write_group
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import ShardRecord, inspect_stage, read_record
+from pipeline.run.manifest import read_manifest
+from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.storage.arrays import consolidate, open_arrays, write_group
+from pipeline.storage.files import Checkpoint, fingerprint
 from stages.clustering import list_unused
 from stages.head.material import Material
 from stages.head.methods import build_method
-from stages.head.presets import get_preset
-from stages.head.settings import HeadSettings
+from stages.head.settings import HeadSettings, get_preset
 from stages.head.training import (
     Training,
     pack_training,

@@ -23,23 +23,7 @@ _POSITIONS = 4096
 
 @dataclass
 class Training:
-    """A head under training; all of it is saved by :func:`pack_training`.
-
-    Attributes
-    ----------
-    method
-        The head, and what its method keeps.
-    probe
-        [class, dim]: the cosine cluster probe.
-    optimisers
-        Of the method and of the probe.
-    step
-        Finished steps.
-    loss
-        Mean loss of every finished round of steps.
-    usage
-        Share of the positions of each cluster, for every finished round.
-    """
+    """A head under training; all of it is saved by :func:`pack_training`."""
 
     method: Method
     probe: nn.Parameter
@@ -54,19 +38,6 @@ def start_training(
 ) -> Training:
     """Start training at step 0.
 
-    Parameters
-    ----------
-    method
-        With its head on the device.
-    read_positions
-        Gives the positions whose codes the probe starts at.
-    settings
-        Resolved.
-    device
-        Where it trains.
-
-    Notes
-    -----
     The probe starts at codes of k-means++ (Arthur and Vassilvitskii, 2007). At random directions,
     as STEGO starts it, several of its clusters are nearest to no code and stay so: on CamVid 3 of
     11, which a fit that starts at the probe would inherit.
@@ -97,17 +68,6 @@ def _choose_codes(method: Method, read_positions: ReadPositions, settings: HeadS
 def run_round(training: Training, batches: Iterable[HeadBatch], settings: HeadSettings) -> None:
     """Run one step for every batch, and note the round's mean loss and the probe's usage.
 
-    Parameters
-    ----------
-    training
-        Goes on where it stands.
-    batches
-        Those of the steps ``training.step`` and after it.
-    settings
-        The seed.
-
-    Notes
-    -----
     Every draw of a step comes from a generator of its own, named by seed and number, so that a
     training that was stopped goes on to the same bytes.
     """

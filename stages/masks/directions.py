@@ -1,14 +1,193 @@
-"""The first principal direction of many masked point sets at once."""
+"""The first principal direction of many masked point sets at once.
+
+The first principal direction of one point set, compiled for the processor.
+
+Every pass over the points is a sum of rows with weights, which the compiler turns into vector code
+although strict floating-point rules forbid it to reorder sums: hence the points are kept a second
+time, transposed.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.masks.lanczos import find_direction
+from stages.crf.vectors import compile_kernel
+
+# Points that are transposed together: a line of the cache holds 16.
+_BLOCK = 16
+
+
+@compile_kernel
+def find_direction(
+    features: NDArray[np.float32],
+    active: NDArray[np.bool_],
+    start: NDArray[np.float32],
+    checked: tuple[int, ...],
+    settled: float,
+) -> NDArray[np.float32]:
+    """Find the first principal direction of the active positions by Lanczos iteration.
+
+    Parameters
+    ----------
+    features : float32 [position, channel]
+        The points, contiguous.
+    active : bool [position]
+        Those that count.
+    start : float32 [channel]
+        First vector of the iteration, unit length.
+    checked : tuple of int
+        Steps, ascending, after which it is asked whether the direction has settled; after the last
+        one the iteration ends.
+    settled : float
+        Sine of the angle to the exact direction below which it has.
+
+    Returns
+    -------
+    float32 [channel]
+        Unit length, the sign arbitrary; `start` where no direction is.
+    """
+    rows, columns = _centre(features, active)
+    count, channels = rows.shape
+    steps = max(1, min(checked[-1], count, channels))
+    basis = np.zeros((steps, channels), np.float32)
+    diagonal, beside = np.zeros(steps), np.zeros(steps)
+    along, image = np.zeros(count, np.float32), np.zeros(channels, np.float32)
+    change = np.zeros(channels, np.float32)
+    overlap = np.zeros(steps, np.float32)
+    trace = 0.0
+    for row in range(count):
+        trace += _multiply(rows[row], rows[row])
+    # what is smaller is rounding error: such a vector would not be orthogonal to the others
+    noise = 1.2e-7 * trace
+    basis[0] = start
+    taken, asked = 1, 0
+    weights = np.ones(1)
+    for step in range(steps):
+        taken = step + 1
+        _sum_rows(columns, basis[step], along)
+        _sum_rows(rows, along, image)
+        # twice is enough: the second time removes what rounding left the first
+        for repeat in range(2):
+            for earlier in range(taken):
+                overlap[earlier] = _multiply(basis[earlier], image)
+            if repeat == 0:
+                diagonal[step] = overlap[step]
+            _sum_rows(basis[:taken], overlap[:taken], change)
+            for channel in range(channels):
+                image[channel] -= change[channel]
+        norm = np.sqrt(_multiply(image, image))
+        beside[step] = norm
+        last = taken == steps or norm <= noise
+        if last or taken == checked[asked]:
+            asked += taken == checked[asked]
+            weights, sine = _solve(diagonal[:taken], beside[:taken])
+            if last or sine <= settled:
+                break
+        for channel in range(channels):
+            basis[taken, channel] = np.float32(image[channel] / norm)
+    direction = change
+    _sum_rows(basis[:taken], weights.astype(np.float32), direction)
+    length = np.sqrt(_multiply(direction, direction))
+    if length == 0:
+        return start.copy()
+    for channel in range(channels):
+        direction[channel] = np.float32(direction[channel] / length)
+    return direction
+
+
+@compile_kernel
+def _centre(
+    features: NDArray[np.float32], active: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Copy the active rows less their mean: [row, channel], and transposed [channel, row]."""
+    channels = features.shape[1]
+    chosen = np.nonzero(active)[0]
+    count = len(chosen)
+    rows = np.empty((count, channels), np.float32)
+    columns = np.empty((channels, count), np.float32)
+    mean = np.zeros(channels)
+    for row in range(count):
+        source = features[chosen[row]]
+        for channel in range(channels):
+            mean[channel] += source[channel]
+    for channel in range(channels):
+        mean[channel] /= max(count, 1)
+    for row in range(count):
+        source = features[chosen[row]]
+        for channel in range(channels):
+            rows[row, channel] = np.float32(source[channel] - mean[channel])
+    for first in range(0, count, _BLOCK):
+        last = min(first + _BLOCK, count)
+        for channel in range(channels):
+            for row in range(first, last):
+                columns[channel, row] = rows[row, channel]
+    return rows, columns
+
+
+@compile_kernel
+def _sum_rows(
+    matrix: NDArray[np.float32], weights: NDArray[np.float32], total: NDArray[np.float32]
+) -> None:
+    """Write the weighted sum of a matrix' rows, four of them a pass."""
+    count, length = matrix.shape
+    total[:] = 0
+    whole = count // 4 * 4
+    for row in range(0, whole, 4):
+        a, b, c, d = weights[row], weights[row + 1], weights[row + 2], weights[row + 3]
+        first, second, third, fourth = (
+            matrix[row],
+            matrix[row + 1],
+            matrix[row + 2],
+            matrix[row + 3],
+        )
+        for at in range(length):
+            total[at] += (a * first[at] + b * second[at]) + (c * third[at] + d * fourth[at])
+    for row in range(whole, count):
+        weight, only = weights[row], matrix[row]
+        for at in range(length):
+            total[at] += weight * only[at]
+
+
+@compile_kernel
+def _multiply(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Give the inner product, in eight sums that do not wait for one another."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = len(first) // 8 * 8
+    for at in range(0, whole, 8):
+        a += first[at] * second[at]
+        b += first[at + 1] * second[at + 1]
+        c += first[at + 2] * second[at + 2]
+        d += first[at + 3] * second[at + 3]
+        e += first[at + 4] * second[at + 4]
+        f += first[at + 5] * second[at + 5]
+        g += first[at + 6] * second[at + 6]
+        h += first[at + 7] * second[at + 7]
+    for at in range(whole, len(first)):
+        a += first[at] * second[at]
+    return ((a + b) + (c + d)) + ((e + f) + (g + h))
+
+
+@compile_kernel
+def _solve(
+    diagonal: NDArray[np.float64], beside: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Solve the tridiagonal matrix: the leading eigenvector, and the sine of its angle's bound."""
+    taken = len(diagonal)
+    matrix = np.diag(diagonal)
+    for step in range(taken - 1):
+        matrix[step, step + 1] = matrix[step + 1, step] = beside[step]
+    values, vectors = np.linalg.eigh(matrix)
+    leading = vectors[:, taken - 1].copy()
+    residual = beside[taken - 1] * abs(leading[taken - 1])
+    gap = values[taken - 1] - values[taken - 2] if taken > 1 else values[0]
+    return leading, residual / gap if gap > 0 else (np.inf if residual > 0 else 0.0)
+
 
 STEPS = 40
 """Most multiplications by the covariance; features of photographs settle after 7 to 13."""

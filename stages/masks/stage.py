@@ -9,29 +9,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pipeline.batches import shard_ranges
-from pipeline.condition import read_record
-from pipeline.devices import resolve_device
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import compute_halving
+from pipeline.compute.scheduler import announce
 from pipeline.errors import ImageError
-from pipeline.files import fingerprint
-from pipeline.frames import count_threads, map_ahead, read_windows
-from pipeline.ledger import ShardRecord
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.memory import compute_halving
+from pipeline.images.windows import Window
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import announce
-from pipeline.stage import Plan, ShardPlan, Stage
-from pipeline.store import (
-    ArraySpec,
-    open_arrays,
-    prepare_arrays,
-    read_rows,
-    write_shard,
-)
-from pipeline.windows import Window
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import count_threads, map_ahead, read_windows, shard_ranges
+from pipeline.run.ledger import ShardRecord, read_record
+from pipeline.run.manifest import Manifest, read_manifest
+from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read_rows, write_shard
+from pipeline.storage.files import fingerprint
 from stages.crf import Backend, CrfSettings, choose_backend
-from stages.crf.batches import place_beside, refine_each
+from stages.crf.backends import place_beside, refine_each
 from stages.masks.proposals import (
     find_constant,
     pool_proposals,
@@ -272,36 +264,12 @@ def _refine_scores(
 
 
 def enlarge_scores(scores: torch.Tensor, size: int) -> torch.Tensor:
-    """Up-sample the log-probabilities of one window.
-
-    Parameters
-    ----------
-    scores
-        float32 [channel, row, column]; channel 0 is the background.
-    size
-        Side of the window, pixels.
-
-    Returns
-    -------
-    Tensor
-        float32 [channel, y, x].
-    """
+    """Up-sample the log-probabilities of one window."""
     return F.interpolate(scores[None], (size, size), mode="bilinear", align_corners=False)[0]
 
 
 def take_largest(scores: torch.Tensor) -> torch.Tensor:
-    """Take the largest channel of every pixel, the first of equals.
-
-    Parameters
-    ----------
-    scores
-        float [channel, y, x], at most 255 channels.
-
-    Returns
-    -------
-    Tensor
-        uint8 [y, x], on the same device: 0 = background, j = proposal j.
-    """
+    """Take the largest channel of every pixel, the first of equals."""
     return scores.argmax(dim=0).to(torch.uint8)
 
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.cost import SCALES, main, scale_costs
-from pipeline.condition import Condition
+from pipeline.run.ledger import Condition
 from stages.status import StageStatus
 
 

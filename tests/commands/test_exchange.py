@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.commands.conftest import Call
 from workflows import export, prediction
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from commands import tables
-from pipeline.condition import Condition
-from pipeline.run_directory import RunDirectory
+from commands import results
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Condition
 from stages.status import StageStatus
 from tests.commands.conftest import Call
 
@@ -59,7 +59,7 @@ def rows() -> list[StageStatus]:
 def test_why_a_stage_is_stale_is_one_line_when_piped(
     rows: list[StageStatus], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tables.print_status(rows, RunDirectory(Path("my run")))
+    results.print_status(rows, RunDirectory(Path("my run")))
     lines = capsys.readouterr().out.splitlines()
     assert f"    {REASON}" in lines
     assert lines[-1] == "next: primaps-pipe masks 'my run'"
@@ -70,9 +70,9 @@ def test_why_a_stage_is_stale_wraps_in_a_terminal_and_states_have_colours(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tables, "_measure_width", lambda: 60)
-    monkeypatch.setattr(tables.click, "echo", print)
-    tables.print_status(rows, RunDirectory(Path("my run")))
+    monkeypatch.setattr(results, "_measure_width", lambda: 60)
+    monkeypatch.setattr(results.click, "echo", print)
+    results.print_status(rows, RunDirectory(Path("my run")))
     lines = capsys.readouterr().out.splitlines()
     plain = [re.sub(r"\x1b\[\d+m", "", line) for line in lines]
     assert max(map(len, plain)) <= 60
@@ -85,7 +85,7 @@ def test_why_a_stage_is_stale_wraps_in_a_terminal_and_states_have_colours(
 def test_a_comparison_takes_every_run_with_every_name(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from stages.evaluate.comparison import comparison
+    from stages.report.comparison import comparison
 
     seen: dict[str, Any] = {}
 

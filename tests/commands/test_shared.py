@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from commands import shared
 from commands.shared import execution_options, screen_options
 from commands.verbs import CONTEXT, Verb
+from pipeline.compute.scheduler import Execution
 from pipeline.errors import RunError, UsageError
 from pipeline.progress import Screen
-from pipeline.scheduler import Execution
 
 
 def call(body: Callable[[Screen], None], *arguments: str) -> Result:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.events import SCHEMA
-from pipeline.run_directory import RunDirectory
+from pipeline.progress import SCHEMA
+from pipeline.run.directory import RunDirectory
 from tests.commands.conftest import Call
 from tests.scenes import FAST_EM, hash_tree, write_scenes
 
@@ -151,7 +151,7 @@ def test_events_without_progress_hold_no_counts(call: Call, extract: tuple[objec
 def test_a_stage_waits_for_another_process_where_it_is_told_to(
     call: Call, extract: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.locks.SAY_AFTER_S", 0.05)
+    monkeypatch.setattr("pipeline.storage.locks.SAY_AFTER_S", 0.05)
     run = RunDirectory(Path(str(extract[1])))
     run.create()
     release = threading.Event()

@@ -42,7 +42,7 @@ def test_extending_names_files_of_every_room() -> None:
 
 
 def test_every_key_of_a_definition_is_explained() -> None:
-    from pipeline.datasets.parsing import _KEYS
+    from pipeline.datasets.definition import _KEYS
 
     page = list_pages()["docs/datasets/own.md"]
     assert set(_KEYS) == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))

@@ -103,7 +103,7 @@ def test_every_dataset_has_a_page_with_its_classes(site: Path) -> None:
 
 
 def test_the_python_page_has_every_public_method(site: Path) -> None:
-    from pipeline.run import Run
+    from pipeline.run.reader import Run
 
     page = read(site, "results/python.html")
     public = [name for name in dir(Run) if not name.startswith("_") and name != "directory"]

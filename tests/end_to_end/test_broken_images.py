@@ -14,8 +14,8 @@ import pytest
 import zarr
 from PIL import Image, ImageFile
 
-from pipeline import frames
 from pipeline.errors import AccessError
+from pipeline.run import frames
 from tests.end_to_end.conftest import FAST_EM, Invoke, write_scenes
 
 

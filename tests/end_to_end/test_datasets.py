@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.manifest import read_manifest
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.manifest import read_manifest
 from tests.end_to_end.conftest import FAST_EM, Invoke, draw_scene, hash_tree
 
 DEFINITION = """

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import locks, manifest
-from pipeline.run_directory import RunDirectory
+from pipeline.run import manifest
+from pipeline.run.directory import RunDirectory
+from pipeline.storage import locks
 from stages.masks.stage import Masks
 from tests.end_to_end.conftest import Invoke, draw_scene, hash_tree
 from tests.end_to_end.test_staleness import make_run, read_status

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import pipeline.runner
-from pipeline.ledger import Ledger
-from pipeline.run_directory import RunDirectory
-from pipeline.store import open_arrays, read_group
+import pipeline.run.runner
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Ledger
+from pipeline.storage.arrays import open_arrays, read_group
 from stages.extract import handcrafted
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import FAST_EM, Invoke, draw_scene, hash_tree
@@ -317,7 +317,7 @@ def test_any_order_of_the_shards_writes_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compute_shards = pipeline.runner.compute_shards
+    compute_shards = pipeline.run.runner.compute_shards
     orders = []
 
     def shuffle(function: Any, calls: Any, *args: Any, names: Any = None, **how: Any) -> Any:
@@ -327,7 +327,7 @@ def test_any_order_of_the_shards_writes_the_same_bytes(
         for done in compute_shards(function, [calls[i] for i in order], *args, names=chosen, **how):
             yield replace(done, index=order[done.index])
 
-    monkeypatch.setattr(pipeline.runner, "compute_shards", shuffle)
+    monkeypatch.setattr(pipeline.run.runner, "compute_shards", shuffle)
     run = tmp_path / "run"
     run_all(invoke, run, extract_options)
     assert any(order != sorted(order) for order in orders)

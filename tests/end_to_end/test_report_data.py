@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.run_directory import RunDirectory
-from pipeline.subject import name_subject
-from stages.evaluate.report.names import describe_clusters
+from pipeline.run.directory import RunDirectory
+from pipeline.run.subject import name_subject
+from stages.report.names import describe_clusters
 from tests.end_to_end.conftest import Invoke, hash_tree, list_times
 
 

@@ -24,11 +24,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.ledger import Ledger
-from pipeline.manifest import read_manifest
-from pipeline.metadata import encode_metadata
-from pipeline.run_directory import RunDirectory
-from pipeline.store import read_group, write_group
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Ledger
+from pipeline.run.manifest import read_manifest
+from pipeline.storage.arrays import encode_metadata, read_group, write_group
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, write_scenes
 

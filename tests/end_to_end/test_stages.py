@@ -14,10 +14,9 @@ import pytest
 import zarr
 from PIL import Image
 
-from pipeline.condition import read_record
-from pipeline.ledger import Ledger, ShardRecord, StageRecord
-from pipeline.run_directory import RunDirectory
-from pipeline.store import (
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, read_record
+from pipeline.storage.arrays import (
     ArraySpec,
     open_arrays,
     prepare_arrays,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.manifest import read_manifest
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.manifest import read_manifest
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times
 
 # Files that say when or how long, or who held a lock: they are not artefacts.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from pipeline.locks import LEASE_S
+from pipeline.storage.locks import LEASE_S
 from tests.end_to_end.conftest import FAST_EM, invoke, write_scenes
 from tests.object_store.flaky import FlakyProxy
 from tests.object_store.test_run import Bucket, artefacts, read_tree

@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import claims, locks
-from pipeline.claims import ObjectClaim, UnreachableError
 from pipeline.errors import RunError
-from pipeline.locks import hold_lock
-from pipeline.owners import Owner, name_self
-from pipeline.places import parse_place
+from pipeline.storage import locks
+from pipeline.storage.locks import ObjectClaim, Owner, UnreachableError, hold_lock, name_self
+from pipeline.storage.places import parse_place
 from tests.object_store.flaky import FlakyProxy
-from tests.pipeline import test_locks as local
-from tests.pipeline.test_locks import COUNT, ELSEWHERE, HOLD, Start, leave, read_line, tell
+from tests.pipeline.storage import test_locks as local
+from tests.pipeline.storage.test_locks import COUNT, ELSEWHERE, HOLD, Start, leave, read_line, tell
 
 start, quick = local.start, local.quick
 WHAT = local.WHAT
@@ -34,7 +32,7 @@ def file(bucket: str) -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give requests up soon, so that hanging ones do not make the tests slow."""
-    monkeypatch.setattr(claims, "REQUEST_S", 0.5)
+    monkeypatch.setattr(locks, "REQUEST_S", 0.5)
 
 
 def hold(file: Path, **options: Any) -> Any:
@@ -249,7 +247,7 @@ def test_a_store_without_conditional_removal(file: Path, monkeypatch: pytest.Mon
 
     def refuse(self: ObjectClaim, act: str, **arguments: Any) -> str | None:
         if act == "delete_object" and arguments:
-            raise claims._not_implemented(501, "NotImplemented")
+            raise locks._not_implemented(501, "NotImplemented")
         return change(self, act, **arguments)
 
     monkeypatch.setattr(ObjectClaim, "_change", refuse)

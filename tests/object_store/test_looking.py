@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.places import parse_place
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from stages.evaluate.comparison.comparison import compare_runs
-from stages.evaluate.inspection.inspection import inspect_image
+from pipeline.run.directory import RunDirectory
+from pipeline.storage.places import parse_place
+from stages.report.comparison.comparison import compare_runs
+from stages.report.inspection.inspection import inspect_image
 from tests.scenes import FAST_EM, Invoke, write_scenes
 
 

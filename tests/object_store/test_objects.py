@@ -15,10 +15,17 @@ import pytest
 
 from pipeline.datasets import get_dataset
 from pipeline.errors import DatasetError, PipelineError, RunError
-from pipeline.files import read_json, remove_file, remove_tree, write_bytes
-from pipeline.images import probe_image, read_label
-from pipeline.places import find_files, measure, parse_place
-from pipeline.store import ArraySpec, open_arrays, prepare_arrays, read_rows, take_rows, write_shard
+from pipeline.images.decoding import probe_image, read_label
+from pipeline.storage.arrays import (
+    ArraySpec,
+    open_arrays,
+    prepare_arrays,
+    read_rows,
+    take_rows,
+    write_shard,
+)
+from pipeline.storage.files import read_json, remove_file, remove_tree, write_bytes
+from pipeline.storage.places import find_files, measure, parse_place
 from tests.pipeline.datasets.layout import write_image, write_label, write_mat
 
 CURATED = "Coco164kFull_Stuff_Coarse_7.txt"
@@ -83,7 +90,7 @@ def test_a_store_reads_and_removes_as_a_disk_does(both: tuple[Path, Path]) -> No
 def test_more_objects_than_one_answer_lists(
     both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.object_client import ObjectStore
+    from pipeline.storage.objects import ObjectStore
 
     asked: list[str] = []
 
@@ -230,7 +237,7 @@ def take(array: Any, *numbers: int) -> list[float]:
 
 
 def test_each_shard_is_fetched_once(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import spool
+    from pipeline.storage import shards
 
     fetched: list[str] = []
 
@@ -238,8 +245,8 @@ def test_each_shard_is_fetched_once(array: Path, monkeypatch: pytest.MonkeyPatch
         fetched.append(path.relative_to(array).as_posix())
         return original(path, most)
 
-    original = spool.read_object
-    monkeypatch.setattr(spool, "read_object", read)
+    original = shards.read_object
+    monkeypatch.setattr(shards, "read_object", read)
     clean = open_arrays(array, ["clean"])["clean"]
     for _ in range(3):
         assert take(clean, 4, 0, 3) == [4, 0, 3]
@@ -250,10 +257,10 @@ def test_each_shard_is_fetched_once(array: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_array_larger_than_the_disk_is_read_row_by_row(
     array: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import spool
+    from pipeline.storage import shards
 
-    monkeypatch.setattr(spool, "read_object", None)
-    monkeypatch.setattr(spool, "current_spool", lambda: spool.Spool(Path("nowhere"), limit=100))
+    monkeypatch.setattr(shards, "read_object", None)
+    monkeypatch.setattr(shards, "current_spool", lambda: shards.Spool(Path("nowhere"), limit=100))
     clean = open_arrays(array, ["clean"])["clean"]
     assert take(clean, 4, 0, 3) == [4, 0, 3]
     assert read_rows(clean, 1, 5)[:, 0, 0].tolist() == [1, 2, 3, 4]
@@ -278,15 +285,15 @@ def test_a_damaged_shard_is_found_through_its_copy(array: Path) -> None:
 
 
 def test_copies_take_no_more_than_their_share(bucket: str, tmp_path: Path) -> None:
-    from pipeline.spool import KEPT, Spool
+    from pipeline.storage.shards import KEPT, Spool
 
     top = parse_place(f"{bucket}/many")
     for number in range(KEPT + 5):
         (top / str(number)).write_bytes(bytes([number]) * 100)
-    spool = Spool(tmp_path, limit=0)
+    shards = Spool(tmp_path, limit=0)
 
     def read(number: int) -> bytes:
-        file, _ = spool.open(top / str(number % (KEPT + 5)))
+        file, _ = shards.open(top / str(number % (KEPT + 5)))
         with file:
             return file.read()[:1]
 
@@ -296,7 +303,7 @@ def test_copies_take_no_more_than_their_share(bucket: str, tmp_path: Path) -> No
     # threads that were reading at the end may have kept theirs
     assert len(list(tmp_path.iterdir())) <= KEPT + 4
     with pytest.raises(FileNotFoundError):
-        spool.open(top / "gone")
+        shards.open(top / "gone")
 
 
 def test_copies_are_gone_with_their_process(array: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.errors import MemoryShortError
-from pipeline.run_directory import RunDirectory
-from pipeline.stage import Stage
+from pipeline.run.directory import RunDirectory
+from pipeline.run.stage import Stage
 from stages.em import stage as em_stage
 from stages.em.settings import EmSettings
 from stages.head import encode_stage

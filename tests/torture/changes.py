@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import frames
+from pipeline.run import frames
 from stages.extract import listing
 from stages.extract.stage import Extract
 from tests.torture.cases import encode, put, scene

@@ -39,7 +39,7 @@ class Report(NamedTuple):
 def check_image(path: Path) -> None:
     """Read a photograph and a label map from a file; raise if that goes wrong."""
     from pipeline.errors import ImageError, MemoryShortError
-    from pipeline.images import probe_image, read_rgb
+    from pipeline.images.decoding import probe_image, read_rgb
 
     try:
         header = probe_image(path)
@@ -61,7 +61,7 @@ def check_label(path: Path) -> None:
     """Read a label map from a file, raw and as classes; raise if that goes wrong."""
     from pipeline.datasets import get_dataset
     from pipeline.errors import ImageError, MemoryShortError
-    from pipeline.images import read_label
+    from pipeline.images.decoding import read_label
 
     try:
         ids = read_label(path)
@@ -164,7 +164,7 @@ def _serve(target: str, folder: Path, seconds: int, findings: Path) -> None:
     with atheris.instrument_imports(include=["PIL", "pipeline"]):
         from PIL import Image  # noqa: F401
 
-        import pipeline.images  # noqa: F401
+        import pipeline.images.decoding  # noqa: F401
         from pipeline.datasets import get_dataset  # noqa: F401
     from tests.torture.inputs import limit_memory
 

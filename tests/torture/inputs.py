@@ -175,8 +175,8 @@ def _join(texts: list[str]) -> str:
 def _read_photograph(path: Path, expected: Expected) -> tuple[str, str]:
     """Read a photograph as the stages do; return what came out, and what is wrong with that."""
     from pipeline.errors import ImageError
-    from pipeline.images import probe_image, read_rgb
-    from pipeline.windows import fit_size, place_windows
+    from pipeline.images.decoding import probe_image, read_rgb
+    from pipeline.images.windows import fit_size, place_windows
 
     begun = time.perf_counter()
     try:

@@ -163,13 +163,15 @@ def run_damage(seed: int) -> Iterator[Trial]:
 
 def run_memory(seed: int) -> Iterator[Trial]:
     """Let allocations fail and workers be killed."""
-    yield from run_tests("tests/pipeline/test_memory.py", "tests/end_to_end/test_cluster.py")
+    yield from run_tests(
+        "tests/pipeline/compute/test_memory.py", "tests/end_to_end/test_cluster.py"
+    )
 
 
 def run_locks(seed: int) -> Iterator[Trial]:
     """Let several processes write, on disks and object stores, through faults."""
     yield from run_tests(
-        "tests/pipeline/test_locks.py",
+        "tests/pipeline/storage/test_locks.py",
         "tests/object_store/test_locks.py",
         "tests/object_store/test_faults.py",
     )
@@ -180,7 +182,7 @@ def run_numbers(seed: int) -> Iterator[Trial]:
     yield from run_tests(
         "tests/end_to_end/test_numbers.py",
         "tests/stages/em/test_degenerate.py",
-        "tests/stages/extract/test_finite.py",
+        "tests/stages/extract/test_passes.py",
     )
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.signals import leave_at_once
+from pipeline.compute.signals import leave_at_once
 
 LIMIT_S = 120.0
 _HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import sync_folder
+from pipeline.storage.files import sync_folder
 from tests.torture.faults import Faults
 from tests.torture.kills import choose_points, kill_and_go_back, run_points, run_random
 from tests.torture.server import Server

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import signals
+from pipeline.compute import signals
 from tests.torture.server import REPOSITORY
 from tests.torture.stops import (
     SIGNALS,

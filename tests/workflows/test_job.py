@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.compute.scheduler import Execution
 from pipeline.errors import WeightsError
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.scheduler import Execution
+from pipeline.run.directory import RunDirectory
 from pipeline.settings import StageSettings
 from workflows.demo import job
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from pipeline.errors import DatasetError, RunError, UsageError, WeightsError
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.scenes import FAST_EM, Invoke, draw_scene, list_times
-from workflows import labeller
+from workflows import prediction
 from workflows.export import export_run
 from workflows.prediction import predict_folder
 
@@ -81,7 +81,7 @@ def test_blocks_and_batches_do_not_count(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(labeller, "_BLOCK", 3)
+    monkeypatch.setattr(prediction, "_BLOCK", 3)
     shutil.rmtree(photographs / "part 0")
     predict(photographs, tmp_path / "out", batch_size=5)
     wanted = read_maps(finished / "labels" / "all")
@@ -250,9 +250,9 @@ def test_a_stopped_prediction_goes_on(
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    real = labeller._extract
-    monkeypatch.setattr(labeller, "_BLOCK", 4)
-    monkeypatch.setattr(labeller, "_extract", extract)
+    real = prediction._extract
+    monkeypatch.setattr(prediction, "_BLOCK", 4)
+    monkeypatch.setattr(prediction, "_extract", extract)
     with pytest.raises(KeyboardInterrupt):
         predict(photographs, out)
     monkeypatch.undo()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.compute.scheduler import Execution
 from pipeline.errors import WeightsError
 from pipeline.progress import Screen
-from pipeline.run_directory import DEFAULT_NAME, RunDirectory
-from pipeline.scheduler import Execution
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from stages.extract.settings import HANDCRAFTED
 from workflows.demo.photographs import write_photographs
 from workflows.recipes import Recipe, read_recipe, resolve_recipe, run_recipe
@@ -18,11 +18,6 @@ def run_demo(run: RunDirectory, execution: Execution, screen: Screen) -> Path:
 
     Where no source of pretrained weights answers, it goes on with hand-crafted features, and says
     so on the screen and in the report's first line.
-
-    Returns
-    -------
-    Path
-        The report.
     """
     folder = run.path / "photographs"
     if execution.dry_run and not folder.is_dir():

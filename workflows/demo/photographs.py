@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.datasets import IGNORE
 from pipeline.errors import DatasetError
-from pipeline.files import write_bytes
+from pipeline.storage.files import write_bytes
 
 UNLABELLED = "ignore"
 DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
@@ -38,18 +38,7 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True)
 class PhotographSet:
-    """Where the photographs and their label maps lie, and what the labels' ids mean.
-
-    Attributes
-    ----------
-    images
-        Folder of photographs, PNG and JPEG.
-    labels
-        Folder of palette PNGs, one per photograph with the same stem; a pixel is an index into
-        `class_names`, or 255 where it has no label. It also holds ``classes.txt``, one name a line.
-    class_names
-        Name of each class, by id.
-    """
+    """Where the photographs and their label maps lie, and what the labels' ids mean."""
 
     images: Path
     labels: Path
@@ -74,25 +63,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph in an installed package, and the drawing of its labels.
-
-    Attributes
-    ----------
-    name
-        Stem of its file in the demo.
-    package
-        Import name of the package that it comes in.
-    file
-        Path inside that package.
-    source
-        Who made it, and under what licence.
-    size
-        Width and height in pixels.
-    crops
-        Name and box (left, top, right, bottom; right and bottom excluded) of each crop.
-    regions
-        Polygons, in the order of painting.
-    """
+    """A photograph in an installed package, and the drawing of its labels."""
 
     name: str
     package: str
@@ -108,23 +79,6 @@ def write_photographs(folder: Path) -> PhotographSet:
 
     A file is written whole or not at all, and one that already has the right content keeps its
     modification time, so that a run on an existing folder finds its images unchanged.
-
-    Parameters
-    ----------
-    folder
-        Receives ``images`` and ``labels``; made where absent.
-
-    Returns
-    -------
-    PhotographSet
-        The two folders and the class names.
-
-    Raises
-    ------
-    DatasetError
-        A package or a photograph is missing, is unreadable, or is not the one that was drawn on.
-    RunError
-        The folder cannot be written.
     """
     classes, photographs = read_drawings()
     images, labels = folder / "images", folder / "labels"
@@ -158,13 +112,7 @@ def draw_labels(photograph: Photograph) -> Image.Image:
 
 
 def find_photograph(photograph: Photograph) -> Path:
-    """Locate a photograph in its installed package, without importing the package.
-
-    Raises
-    ------
-    DatasetError
-        The package is not installed, or does not hold the photograph.
-    """
+    """Locate a photograph in its installed package, without importing the package."""
     distribution = DISTRIBUTIONS[photograph.package]
     # importing either package takes seconds, and only its folder is wanted
     spec = find_spec(photograph.package)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pipeline.progress import Screen
-    from pipeline.run_directory import RunDirectory
+    from pipeline.run.directory import RunDirectory
 
 Ids = Literal["auto", "classes", "clusters"]
 Images = Literal["copy", "link", "none"]

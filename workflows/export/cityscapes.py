@@ -19,9 +19,8 @@ from pipeline.datasets.palettes import IGNORE_COLOUR
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from workflows.export.folder import Folder
-from workflows.export.names import make_safe
 from workflows.export.photographs import PNG, choose_suffix, export_photograph
-from workflows.export.source import Item, Source, map_items
+from workflows.export.source import Item, Source, make_safe, map_items
 
 NESTED = True
 NOTE = "photographs are PNG files; index.csv says which name stands for which image"

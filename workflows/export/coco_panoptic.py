@@ -82,20 +82,7 @@ def part_colours(colours: list[Colour]) -> list[Colour]:
 
 
 def describe_segments(labels: NDArray[np.uint8], colours: list[Colour]) -> list[dict[str, Any]]:
-    """Describe the segments of one image.
-
-    Parameters
-    ----------
-    labels
-        uint8 [y, x], 255 = void.
-    colours
-        Of every class, no two the same.
-
-    Returns
-    -------
-    list of dict
-        ``segments_info`` of the classes that occur; boxes are left, top, width, height, pixels.
-    """
+    """Describe the segments of one image."""
     areas = np.bincount(labels.ravel(), minlength=256)
     # 0 is no object to scipy, and 255 + 1 is beyond the classes
     boxes = ndimage.find_objects(labels.astype(np.int32) + 1, max_label=IGNORE)

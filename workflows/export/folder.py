@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from pipeline.errors import DamageError, RunError, UsageError
-from pipeline.files import (
+from pipeline.storage.files import (
     confine_writes,
     fingerprint,
     make_folder,
@@ -24,8 +24,8 @@ from pipeline.files import (
     write_bytes,
     write_json,
 )
-from pipeline.locks import hold_lock
-from pipeline.places import is_remote
+from pipeline.storage.locks import hold_lock
+from pipeline.storage.places import is_remote
 
 RECORD = "export.json"
 _LOCK = ".export.lock"
@@ -36,11 +36,6 @@ class Folder:
 
     Files are named relative to it, with ``/``. What is there is kept: it was written whole, by the
     same export, or the folder would have been refused.
-
-    Parameters
-    ----------
-    path
-        Where it lies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,17 +51,7 @@ class Folder:
             write_bytes(self.path / name, content)
 
     def write_labels(self, name: str, labels: NDArray[np.uint8], palette: bytes | None) -> None:
-        """Write an array of numbers, [y, x], or of colours, [y, x, rgb], as a PNG.
-
-        Parameters
-        ----------
-        name
-            Of the file.
-        labels
-            The values.
-        palette
-            256 x 3 colour values of an indexed PNG; None for greyscale or colour.
-        """
+        """Write an array of numbers, [y, x], or of colours, [y, x, rgb], as a PNG."""
         if self.has(name):
             return
         image = PillowImage.fromarray(np.ascontiguousarray(labels))
@@ -82,13 +67,7 @@ class Folder:
             write_json(self.path / name, value)
 
     def link(self, name: str, target: Path) -> None:
-        """Make a symbolic link to an absolute path, unless there is one.
-
-        Raises
-        ------
-        RunError
-            The file system has no links.
-        """
+        """Make a symbolic link to an absolute path, unless there is one."""
         if self.has(name):
             return
         path = self.path / name
@@ -127,22 +106,7 @@ class Folder:
 
 @contextmanager
 def open_folder(path: Path, record: dict[str, Any]) -> Iterator[Folder]:
-    """Open the folder of an export, and keep other exports out of it.
-
-    Parameters
-    ----------
-    path
-        New, empty, or left by the same export, finished or not.
-    record
-        What is exported, as JSON; ``export.json`` keeps it.
-
-    Raises
-    ------
-    UsageError
-        It is no local folder.
-    RunError
-        It holds something else, or another process is writing it.
-    """
+    """Open the folder of an export, and keep other exports out of it."""
     check_local(path)
     # a run may get another name
     print_ = fingerprint({name: value for name, value in record.items() if name != "run"})
@@ -158,13 +122,7 @@ def open_folder(path: Path, record: dict[str, Any]) -> Iterator[Folder]:
 
 
 def check_local(path: Path) -> None:
-    """Refuse an object store, and a file where a folder is meant.
-
-    Raises
-    ------
-    UsageError
-        It is one.
-    """
+    """Refuse an object store, and a file where a folder is meant."""
     if is_remote(path):
         raise UsageError(f"--out {path}: an export needs a local folder; copy it there afterwards.")
     if path.exists() and not path.is_dir():

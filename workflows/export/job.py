@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.subject import choose_subject
+from pipeline.run.directory import RunDirectory
+from pipeline.run.subject import choose_subject
 from pipeline.wording import count_of, did_you_mean
 from stages.outside import find_upstream_changes
 from workflows.export import FORMATS
@@ -27,15 +27,7 @@ PROTOTYPES = "prototypes"
 
 
 class Format(Protocol):
-    """A module of this package that writes one format.
-
-    Attributes
-    ----------
-    NESTED
-        Whether names keep the folders of the ids.
-    NOTE
-        What users of the format must know; empty where there is nothing.
-    """
+    """A module of this package that writes one format."""
 
     NESTED: bool
     NOTE: str

@@ -13,10 +13,10 @@ from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
-from pipeline.files import checksum
-from pipeline.images import FORMATS, read_rgb
-from pipeline.manifest import Image
-from pipeline.places import is_remote
+from pipeline.images.decoding import FORMATS, read_rgb
+from pipeline.run.manifest import Image
+from pipeline.storage.files import checksum
+from pipeline.storage.places import is_remote
 from workflows.export.folder import Folder
 
 JPEG = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ".jpg")
@@ -36,15 +36,7 @@ _ENCODINGS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def choose_suffix(path: str, accepted: Mapping[str, str]) -> str:
-    """Choose the suffix that a photograph is exported with.
-
-    Parameters
-    ----------
-    path
-        Of the photograph.
-    accepted
-        Suffix -> suffix, of the format's files; others become the first of them that is lossless.
-    """
+    """Choose the suffix that a photograph is exported with."""
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in accepted:
         return accepted[suffix]
@@ -52,13 +44,7 @@ def choose_suffix(path: str, accepted: Mapping[str, str]) -> str:
 
 
 def check_linkable(root: Path) -> None:
-    """Refuse links into an object store.
-
-    Raises
-    ------
-    UsageError
-        The photographs lie in one.
-    """
+    """Refuse links into an object store."""
     if is_remote(root):
         raise UsageError(f"--images link: the photographs lie at {root}; take copy or none.")
 
@@ -69,22 +55,6 @@ def export_photograph(root: Path, image: Image, folder: Folder, name: str, image
     A file that the format takes is copied bit by bit, or linked to. It is decoded and written anew
     where the format takes another kind of file, or where its EXIF data turn it around: label maps
     are upright, and not every reader turns photographs.
-
-    Parameters
-    ----------
-    root
-        Folder of the photographs.
-    image
-        Row of the manifest.
-    folder, name
-        Where to; the suffix says as what.
-    images
-        ``copy``, ``link`` or ``none``.
-
-    Raises
-    ------
-    StaleError
-        It is gone, or not the file that was labelled.
     """
     if images == "none" or folder.has(name):
         return
@@ -106,13 +76,7 @@ def export_photograph(root: Path, image: Image, folder: Folder, name: str, image
 
 
 def read_photograph(root: Path, image: Image) -> bytes:
-    """Read the file of a photograph.
-
-    Raises
-    ------
-    StaleError
-        It is gone, or not the file that was labelled.
-    """
+    """Read the file of a photograph."""
     path = root / image.path
     try:
         data = path.read_bytes()
@@ -133,13 +97,7 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
 
 
 def decode_photograph(root: Path, image: Image) -> NDArray[np.uint8]:
-    """Decode a photograph upright, uint8 [y, x, rgb].
-
-    Raises
-    ------
-    StaleError
-        It is gone, or not the file that was labelled.
-    """
+    """Decode a photograph upright, uint8 [y, x, rgb]."""
     path = root / image.path
     try:
         return read_rgb(path, image.digest)

@@ -21,20 +21,20 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.condition import read_record
 from pipeline.errors import RunError, UsageError
-from pipeline.files import checksum, confine_writes, write_bytes
-from pipeline.places import is_remote
-from pipeline.run_directory import RunDirectory
-from pipeline.subject import require_evaluated
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import read_record
+from pipeline.run.subject import require_evaluated
+from pipeline.storage.files import checksum, confine_writes, write_bytes
+from pipeline.storage.places import is_remote
 from stages import VERSIONS
 from stages.crf import CrfSettings
 from stages.evaluate.artefacts import MAIN, open_artefacts
 from stages.evaluate.classifier import Classifier
-from stages.evaluate.report.names import describe_clusters
 from stages.extract.settings import HANDCRAFTED
 from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead
+from stages.report.names import describe_clusters
 
 KEY = "primaps"
 SUFFIX = ".safetensors"
@@ -81,19 +81,7 @@ class PrototypeFacts(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Prototypes:
-    """A file of prototypes, read and checked.
-
-    Attributes
-    ----------
-    facts
-        What it says of itself.
-    classifier
-        Prototypes, with bias and gain.
-    head
-        Makes codes of features; None where the prototypes are of features.
-    digest
-        Of the file's bytes.
-    """
+    """A file of prototypes, read and checked."""
 
     facts: PrototypeFacts
     classifier: Classifier
@@ -104,17 +92,7 @@ class Prototypes:
 def export_prototypes(
     run: RunDirectory, out: Path, *, em: str | None, head: str | None
 ) -> list[str]:
-    """Write the file of prototypes of a fit or head.
-
-    Parameters
-    ----------
-    run
-        The run.
-    out
-        File whose name ends in ``.safetensors``, or a folder.
-    em, head
-        As in :func:`workflows.export.export_run`.
-    """
+    """Write the file of prototypes of a fit or head."""
     if is_remote(out):
         raise UsageError(f"--out {out}: an export needs a local folder; copy it there afterwards.")
     file = out if out.suffix == SUFFIX and not out.is_dir() else out / FILE
@@ -222,13 +200,7 @@ def _is_prototypes(file: Path) -> bool:
 
 
 def read_prototypes(file: Path) -> Prototypes:
-    """Read a file of prototypes and check all that it says.
-
-    Raises
-    ------
-    UsageError
-        There is none, or it is not one that this version reads.
-    """
+    """Read a file of prototypes and check all that it says."""
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise UsageError(f"--prototypes {file}: larger than any file of prototypes is.")

@@ -1,32 +1,107 @@
-"""What is exported: the label maps of one fit or head, under the numbers that were asked for."""
+"""What is exported: the label maps of one fit or head, under the numbers that were asked for.
+
+Names of exported files: safe on every file system, and never two images under one name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cluster_names import read_matching
 from pipeline.datasets import IGNORE, Dataset
 from pipeline.datasets.palettes import Colour, png_palette
 from pipeline.errors import DamageError, ImageError, UsageError
-from pipeline.files import fingerprint, read_json
-from pipeline.frames import count_threads, map_ahead
-from pipeline.images import read_label
-from pipeline.ledger import StageRecord
-from pipeline.manifest import Image, Manifest, read_manifest
-from pipeline.places import resolve_inside
+from pipeline.images.decoding import read_label
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
-from pipeline.subject import Subject, require_evaluated
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.ledger import StageRecord
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.subject import Subject, read_matching, require_evaluated
+from pipeline.storage.files import fingerprint, read_json
+from pipeline.storage.places import resolve_inside
 from pipeline.wording import did_you_mean
 from stages import VERSIONS
-from stages.evaluate.report.names import describe_clusters
-from workflows.export.names import make_unique, name_images, name_splits
+from stages.report.names import describe_clusters
+
+EVERYTHING = "all"
+# A file system allows 255 bytes; formats append suffixes of up to 40.
+_LONGEST = 160
+_UNSAFE = re.compile(r"[^\w.-]+")
+# What Windows takes for a device, whatever suffix follows.
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+
+def make_safe(text: str) -> str:
+    """Make one part of a path safe: letters, digits, ``.``, ``_`` and ``-``, not too long.
+
+    Letters of any script are kept. What is hidden on Unix or a device on Windows gets a ``_`` in
+    front; a name that is too long ends in a digest of the whole.
+    """
+    plain = unicodedata.normalize("NFC", text)
+    name = _UNSAFE.sub("_", plain).rstrip(".")
+    if not name or name[0] in ".-" or _DEVICES.fullmatch(name):
+        name = f"_{name}"
+    if len(name.encode()) > _LONGEST:
+        start = name.encode()[: _LONGEST - 17].decode(errors="ignore")
+        name = f"{start}-{digest(text)}"
+    return name
+
+
+def name_images(ids: Sequence[str], *, nested: bool) -> dict[str, str]:
+    """Name the files of the images of one split."""
+    names = {}
+    for image in ids:
+        parts = [make_safe(part) for part in image.split("/")]
+        name = "/".join(parts) if nested else "__".join(parts)
+        if not nested and len(name.encode()) > _LONGEST:
+            name = make_safe(name)
+        names[image] = name
+    claims = Counter(name.casefold() for name in names.values())
+    return {
+        image: name if claims[name.casefold()] == 1 else f"{name}-{digest(image)}"
+        for image, name in names.items()
+    }
+
+
+def name_splits(splits: Sequence[str]) -> dict[str, str]:
+    """Name the splits: the ``all`` of a folder, which is no split, is what is trained on."""
+    renamed = {s: "train" if s == EVERYTHING and "train" not in splits else s for s in splits}
+    safe = {split: re.sub(r"\W+", "_", name) or "_" for split, name in renamed.items()}
+    claims = Counter(name.casefold() for name in safe.values())
+    return {
+        split: name if claims[name.casefold()] == 1 else f"{name}_{digest(split)}"
+        for split, name in safe.items()
+    }
+
+
+def make_unique(names: Iterable[str]) -> list[str]:
+    """Give names that occur again a number: ``road``, ``road (2)``."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name} ({number})"
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def digest(text: str) -> str:
+    """Return 16 hexadecimal digits that stand for a text."""
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
 
 R = TypeVar("R")
 
@@ -41,15 +116,7 @@ class ExportClass:
 
 @dataclass(frozen=True)
 class Item:
-    """One image of an export.
-
-    Attributes
-    ----------
-    image
-        Row of the manifest.
-    split, name
-        As the export calls them; the name has no suffix.
-    """
+    """One image of an export."""
 
     image: Image
     split: str
@@ -58,28 +125,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """The label maps of one fit or head.
-
-    Attributes
-    ----------
-    run, subject, manifest, dataset
-        Where they come from.
-    record
-        Of the evaluation.
-    ids
-        ``classes`` or ``clusters``: what the numbers stand for.
-    classes
-        Number -> name and colour.
-    clusters
-        Number of clusters.
-    table
-        uint8 [256]: cluster -> number, 255 = ignore.
-    splits
-        Split -> its name in the export.
-    matched_on
-        The split whose labels clusters were matched by: one matching holds for all that is
-        exported.
-    """
+    """The label maps of one fit or head."""
 
     run: RunDirectory
     subject: Subject
@@ -114,13 +160,7 @@ class Source:
         return png_palette(self.colours)
 
     def list_items(self, *, nested: bool) -> list[Item]:
-        """List the images, split by split, in the order of the manifest.
-
-        Parameters
-        ----------
-        nested
-            Whether names keep the folders of the ids.
-        """
+        """List the images, split by split, in the order of the manifest."""
         items = []
         for split, shown in self.splits.items():
             images = [i for i in self.manifest.images if i.ok and i.split == split]
@@ -129,13 +169,7 @@ class Source:
         return items
 
     def read_labels(self, image: Image) -> NDArray[np.uint8]:
-        """Read the label map of an image, uint8 [y, x], 255 = ignore.
-
-        Raises
-        ------
-        DamageError
-            It is not as it was written.
-        """
+        """Read the label map of an image, uint8 [y, x], 255 = ignore."""
         file = resolve_inside(self.run.labels(self.subject.title), f"{image.split}/{image.id}.png")
         try:
             clusters = read_label(file)
@@ -269,13 +303,7 @@ def describe_ids(source: Source) -> str:
 def map_items(
     source: Source, items: Sequence[Item], function: Callable[[Item], R], screen: Screen
 ) -> Iterator[R]:
-    """Apply a function to every image, in threads, a few ahead of the consumer; show progress.
-
-    Yields
-    ------
-    R
-        The results in the order of the items.
-    """
+    """Apply a function to every image, in threads, a few ahead of the consumer; show progress."""
     threads = count_threads()
     title = f"export {source.subject.key}"
     with screen.count(title, len(items), "images") as counter:

@@ -1,25 +1,213 @@
-"""The backend `cuda`: groups images into batches that the device's memory holds."""
+"""The backend `cuda`: groups images into batches that the device's memory holds.
+
+Mean-field inference of a batch of images, all of one size and one padded number of labels.
+
+Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials", NeurIPS 2011, algorithm 1, with Potts compatibility.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.memory import compute_halving
-from stages.crf.cuda.mean_field import (
-    arrange_energies,
-    estimate_bytes,
-    infer_posteriors,
-    stack_unaries,
-)
-from stages.crf.cuda.passes import Passes, choose_passes
-from stages.crf.inputs import CrfError, check_inputs
+from pipeline.compute.memory import compute_halving
+from stages.crf.cuda.lattice import build_lattice
+from stages.crf.cuda.passes import Lattice, Message, Passes, choose_passes, filter_values
+from stages.crf.definition import FORBIDDEN, NARROWEST, CrfError, check_inputs
 from stages.crf.settings import CrfSettings
+
+
+def infer_posteriors(
+    energies: Tensor, images: Tensor, settings: CrfSettings, passes: Passes
+) -> Tensor:
+    """Infer the mean-field posterior of every image's labels.
+
+    Parameters
+    ----------
+    energies : float32 [image, pixel, label]
+        Unary energies, finite, the lowest of each pixel 0, as `arrange_energies` makes them.
+    images : uint8 [image, y, x, rgb]
+        The images whose colours the bilateral kernel compares, 0..255, on the energies' device.
+    settings : CrfSettings
+        Kernel widths, weights and the number of iterations.
+    passes : Passes
+        The sweeps to use.
+
+    Returns
+    -------
+    float32 [image, pixel, label]
+        Probabilities, with a sum of 1 over the labels; those below e^-40 of their pixel's largest
+        are 0.
+
+    Raises
+    ------
+    CrfError
+        A kernel is too narrow for an image of this size.
+    """
+    count, height, width = images.shape[:3]
+    labels = energies.shape[2]
+    device = str(energies.device)
+    spatial = build_spatial_lattice(height, width, settings.spatial_sxy, device, passes)
+    bilateral = build_bilateral_lattice(images, settings, passes)
+    posterior = torch.empty_like(energies)
+    near = (spatial.allocate_values(count, labels), spatial.allocate_values(count, labels))
+    alike = (bilateral.allocate_values(1, labels), bilateral.allocate_values(1, labels))
+    # The first posterior is the softmax of the unary alone: all values are still 0.
+    filtered = near[0], alike[0]
+    for iteration in range(settings.iterations + 1):
+        if iteration:
+            filtered = (
+                filter_values(passes, spatial, posterior, near),
+                filter_values(passes, bilateral, posterior.reshape(1, -1, labels), alike),
+            )
+        passes.update(
+            energies,
+            Message(spatial, filtered[0], settings.spatial_weight),
+            Message(bilateral, filtered[1], settings.bilateral_weight),
+            posterior,
+        )
+    return posterior
+
+
+def stack_unaries(unaries: Sequence[Tensor], labels: int, device: torch.device) -> Tensor:
+    """Bring the energies of all images to the device.
+
+    Parameters
+    ----------
+    unaries : sequence of float32 [label, y, x]
+        Of one size each, wherever they lie; not more than `labels` labels.
+    labels : int
+        Labels to pad to.
+    device : torch.device
+        Where to.
+
+    Returns
+    -------
+    float32 [image, label, pixel]
+        Padded with infinity.
+    """
+    pixels = unaries[0][0].numel()
+    stacked = torch.full((len(unaries), labels, pixels), torch.inf, device=device)
+    for row, unary in zip(stacked, unaries, strict=True):
+        row[: len(unary)].copy_(unary.reshape(len(unary), -1), non_blocking=True)
+    return stacked
+
+
+def arrange_energies(stacked: Tensor) -> Tensor:
+    """Lay energies out by pixels, the lowest 0, padded with labels that never win.
+
+    Parameters
+    ----------
+    stacked : float32 [image, label, pixel]
+        Finite, but for the labels that pad; overwritten.
+
+    Returns
+    -------
+    float32 [image, pixel, label]
+        In 0..1e30.
+    """
+    stacked -= stacked.amin(dim=1, keepdim=True)
+    return stacked.clamp_(max=FORBIDDEN).transpose(1, 2).contiguous()
+
+
+def estimate_bytes(labels: int) -> int:
+    """Return the most memory that a pixel needs on the device, in bytes.
+
+    Parameters
+    ----------
+    labels : int
+        Padded number of labels.
+
+    Returns
+    -------
+    int
+        For the worst case, in which no two pixels share a vertex: six rows of bilateral values and
+        three of spatial ones, twice each, and four rows of energies and posteriors; and, per pixel,
+        six keys with their order while they are sorted, the neighbours of six vertices while they
+        are looked up, and what the embedding of six axes holds.
+    """
+    rows = 2 * 6 + 2 * 3 + 4
+    return rows * 4 * labels + 2000
+
+
+@lru_cache(maxsize=4)
+def build_spatial_lattice(
+    height: int, width: int, sxy: float, device: str, passes: Passes
+) -> Lattice:
+    """Build the lattice of the spatial kernel, which all images of one size share.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the images, in pixels.
+    sxy : float
+        Standard deviation, in pixels, greater than 0.
+    device : str
+        Where to build it.
+    passes : Passes
+        The sweeps to normalise with.
+
+    Returns
+    -------
+    Lattice
+        Kept for the next batch of this size; nobody may write to it.
+    """
+    columns, rows = (_scale(length, sxy, device) for length in (width, height))
+    features = torch.stack(
+        [columns.expand(height, width), rows[:, None].expand(height, width)]
+    ).reshape(2, -1)
+    extents = [_extent(width, sxy), _extent(height, sxy)]
+    return build_lattice(features, extents, 1, passes)
+
+
+def build_bilateral_lattice(images: Tensor, settings: CrfSettings, passes: Passes) -> Lattice:
+    """Build one lattice of the bilateral kernel over all images of a batch.
+
+    Parameters
+    ----------
+    images : uint8 [image, y, x, rgb]
+        Colours, 0..255.
+    settings : CrfSettings
+        Kernel widths.
+    passes : Passes
+        The sweeps to normalise with.
+
+    Returns
+    -------
+    Lattice
+        On the images' device; no vertex belongs to two images.
+    """
+    count, height, width = images.shape[:3]
+    sxy, srgb, device = settings.bilateral_sxy, settings.bilateral_srgb, str(images.device)
+    # Looked up instead of divided on the device, whose divisions by a scalar round differently.
+    colours = _scale(256, srgb, device).index_select(0, images.flatten().int())
+    features = torch.empty(5, count, height, width, device=device)
+    features[0] = _scale(width, sxy, device)
+    features[1] = _scale(height, sxy, device)[:, None]
+    features[2:] = colours.reshape(images.shape).permute(3, 0, 1, 2)
+    extents = [_extent(width, sxy), _extent(height, sxy), *[_extent(256, srgb)] * 3]
+    return build_lattice(features.reshape(5, -1), extents, count, passes)
+
+
+def _scale(length: int, deviation: float, device: str) -> Tensor:
+    """Return 0, 1, ... in units of the deviation, float32 [length]."""
+    return torch.from_numpy(_divide(length, deviation)).to(device)
+
+
+def _extent(length: int, deviation: float) -> float:
+    return float(_divide(length, deviation)[-1])
+
+
+def _divide(length: int, deviation: float) -> NDArray[np.float32]:
+    return np.arange(length, dtype=np.float32) / np.float32(max(deviation, NARROWEST))
+
 
 # Rows of labels are padded to a multiple of this: 32 bytes, the least that a device's memory moves.
 LANES = 8

@@ -3,21 +3,242 @@
 Sources: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010; Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
 Gaussian Edge Potentials", NeurIPS 2011 (the symmetric normalisation).
+
+Where pixels lie in the permutohedral lattice: their simplices and barycentric weights.
+
+Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+Eurographics 2010, section 3.1.
+
+Integer names of lattice vertices: packed, compared and looked up without a hash table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.crf.cuda.embedding import Simplices, embed_features
-from stages.crf.cuda.keys import KeyPlan, fold_words, look_up, plan_keys
 from stages.crf.cuda.passes import CROWD, Lattice, Passes, filter_values
-from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, scale_axes
-from stages.crf.inputs import CrfError
+from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, CrfError, scale_axes
+
+
+@dataclass(frozen=True)
+class Simplices:
+    """The simplices that enclose some pixels.
+
+    Parameters
+    ----------
+    origins : float32 [axis, pixel]
+        The 0-coloured vertex, whole numbers.
+    axes : int64 [rank, pixel]
+        The lattice axes by rank: along axis 0 the pixel is furthest above the 0-coloured vertex.
+        The vertex of colour c + 1 is that of colour c one step on along all axes, but for the one
+        of rank d - c, which steps back by what the others gain.
+    weights : float32 [pixel, colour]
+        Barycentric weights, with a sum of 1.
+    """
+
+    origins: Tensor
+    axes: Tensor
+    weights: Tensor
+
+
+def embed_features(features: Tensor) -> Simplices:
+    """Find the simplex that encloses each pixel.
+
+    Every product and sum is rounded by itself and in the order of the processor's loop: a pixel
+    near the border of two simplices falls into the same one.
+
+    Parameters
+    ----------
+    features : float32 [dimension, pixel]
+        Positions in a space where the kernel is a Gaussian of standard deviation 1.
+
+    Returns
+    -------
+    Simplices
+        On the features' device.
+    """
+    dimension = len(features)
+    count = dimension + 1
+    per_cell = float(np.float32(1.0) / np.float32(count))
+    elevated = _elevate(features)
+    rounded = torch.round(elevated * per_cell)
+    nearest = rounded * float(count)
+    excess = rounded.sum(dim=0).to(torch.int8)
+    # Rounding every coordinate alone may leave the plane: those that were rounded furthest go
+    # back by one cell, until the sum is 0 again.
+    ranks = _rank_axes(elevated - nearest) + excess
+    low, high = ranks < 0, ranks >= count
+    ranks += count * low.to(torch.int8) - count * high.to(torch.int8)
+    nearest += float(count) * (low.float() - high.float())
+    shares = (elevated - nearest) * per_cell
+    numbers = torch.arange(count, device=features.device)[:, None].expand_as(ranks)
+    axes = torch.empty_like(numbers, memory_format=torch.contiguous_format)
+    # Ranks are a permutation of the axes: no two writes meet.
+    axes.scatter_(0, ranks.long(), numbers)
+    shares = shares.gather(0, axes)
+    weights = torch.empty_like(shares)
+    weights[0] = shares[dimension] + (1.0 - shares[0])
+    torch.sub(shares.flip(0)[1:], shares.flip(0)[:-1], out=weights[1:])
+    return Simplices(nearest, axes, weights.T.contiguous())
+
+
+def _elevate(features: Tensor) -> Tensor:
+    """Map scaled features onto the lattice's plane, float32 [axis, pixel].
+
+    Coordinate j sums those from j on, less j times the one before.
+    """
+    dimension, pixels = features.shape
+    scaled = features * torch.from_numpy(scale_axes(dimension)).to(features.device)[:, None]
+    elevated = features.new_empty(dimension + 1, pixels)
+    total = features.new_zeros(pixels)
+    for axis in range(dimension, 0, -1):
+        torch.sub(total, scaled[axis - 1] * float(axis), out=elevated[axis])
+        total = total + scaled[axis - 1]
+    elevated[0] = total
+    return elevated
+
+
+def _rank_axes(differences: Tensor) -> Tensor:
+    """Count for each axis the larger differences, int8 [axis, pixel]; of equals the first leads."""
+    count = len(differences)
+    later = torch.ones(count, count, dtype=torch.bool, device=differences.device).triu(1)
+    less = (differences[:, None] < differences[None]) & later[:, :, None]
+    beaten = less.view(torch.int8)
+    earlier = torch.arange(count, dtype=torch.int8, device=differences.device)[:, None]
+    ranks: Tensor = earlier + beaten.sum(1, dtype=torch.int8) - beaten.sum(0, dtype=torch.int8)
+    return ranks
+
+
+KEY_BITS = 63
+
+
+@dataclass(frozen=True)
+class KeyPlan:
+    """How the coordinates of a vertex and the number of its image are packed into integers.
+
+    Parameters
+    ----------
+    strides : int64 [word, axis + 1]
+        What one step along each axis adds to each integer; the last column is the image's. The
+        lattice's last coordinate has no place: it follows from the others, as they sum to 0.
+    offset : int64 [axis]
+        The coordinates that are packed as 0.
+    """
+
+    strides: NDArray[np.int64]
+    offset: NDArray[np.int64]
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """What a step to the next vertex along each axis adds, int64 [word, axis].
+
+        It goes on by 1 along all axes, but for one along which it goes back by the others' gain.
+        """
+        along = self.strides[:, :-1]
+        steps: NDArray[np.int64] = along.sum(axis=1, keepdims=True) - along.shape[1] * along
+        return steps
+
+
+def plan_keys(lowest: Sequence[float], highest: Sequence[float], images: int) -> KeyPlan:
+    """Give each coordinate its bits, in as many integers as it takes.
+
+    Parameters
+    ----------
+    lowest, highest : sequence of float
+        Bounds of the pixels' elevated coordinates, one for every axis.
+    images : int
+        Number of images.
+
+    Returns
+    -------
+    KeyPlan
+        With room around the bounds for a pixel's vertices and for their neighbours: two
+        neighbours' keys differ by a constant of the axis between them, with no carry from one
+        coordinate into the next.
+    """
+    count = len(lowest)
+    # A simplex reaches less than 3 cells beyond the pixel in it, a neighbour one more.
+    margin = 4 * count
+    low = np.floor(np.asarray(lowest, np.float64)).astype(np.int64) - margin
+    high = np.ceil(np.asarray(highest, np.float64)).astype(np.int64) + margin
+    bits = [int(span).bit_length() for span in (high - low)[:-1]]
+    places: list[list[int]] = []
+    used = KEY_BITS + 1
+    # A single image needs no bit, and the place behind 63 of them would be no integer's.
+    last = [(images - 1).bit_length()] if images > 1 else []
+    for width in [*bits, *last]:
+        if used + width > KEY_BITS:
+            places.append([0] * (count + 1))
+            used = 0
+        axis = sum(1 for word in places for stride in word if stride)
+        places[-1][axis if axis < count - 1 else count] = 1 << used
+        used += width
+    return KeyPlan(np.array(places, np.int64), low)
+
+
+def fold_words(words: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Turn keys of several integers into keys of one, in the same order.
+
+    Parameters
+    ----------
+    words : int64 [word, entry]
+        The last word is the most significant.
+
+    Returns
+    -------
+    keys : int64 [entry]
+        Equal where all words are equal.
+    tables : list of (int64 [value], int64 [value])
+        The distinct values that were replaced by their ranks, for `look_up`; empty for one word.
+    """
+    keys = words[-1]
+    tables = []
+    for word in reversed(words[:-1].unbind()):
+        high, rank = torch.unique(keys, return_inverse=True)
+        low, place = torch.unique(word, return_inverse=True)
+        # Ranks are below 2^31, the number of entries: their pairs fit one integer.
+        keys = rank * len(low) + place
+        tables.append((high, low))
+    return keys, tables
+
+
+def look_up(words: Tensor, tables: list[tuple[Tensor, Tensor]], keys: Tensor) -> Tensor:
+    """Find keys of several integers in a sorted list of folded ones.
+
+    Parameters
+    ----------
+    words : int64 [word, ...]
+        What to find.
+    tables
+        As `fold_words` gave them.
+    keys : int64 [key]
+        Folded keys, ascending, distinct.
+
+    Returns
+    -------
+    int32 [...]
+        Places in `keys`; their number where a key is absent.
+    """
+    wanted = words[-1]
+    known = torch.ones_like(wanted, dtype=torch.bool)
+    for word, (high, low) in zip(reversed(words[:-1].unbind()), tables, strict=True):
+        rank, found = _search(high, wanted)
+        place, present = _search(low, word)
+        known &= found & present
+        wanted = rank * len(low) + place
+    place, found = _search(keys, wanted)
+    return torch.where(known & found, place, len(keys)).int()
+
+
+def _search(table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    places = torch.searchsorted(table, values).clamp_max_(len(table) - 1)
+    return places, table[places] == values
 
 
 def build_lattice(

@@ -1,16 +1,21 @@
-"""What every dataset shares: the registry, the mapping of ids, refusals in one sentence."""
+"""What every dataset shares: the registry, the mapping of ids, refusals in one sentence.
+
+What differs between two definitions is said in words.
+"""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import DATASET_NAMES, IGNORE, Benchmark, get_dataset
+from pipeline.datasets import DATASET_NAMES, IGNORE, Benchmark, describe_difference, get_dataset
 from pipeline.datasets.base import id_table, map_ids
+from pipeline.datasets.definition import parse_definition
 from pipeline.datasets.listing import read_ids, read_lines
 from pipeline.errors import DatasetError, ImageError, UsageError
 
@@ -118,3 +123,26 @@ def test_lists(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(DatasetError, match="not UTF-8"):
         read_ids(path)
+
+
+PLAIN: dict[str, Any] = {
+    "name": "mine",
+    "images": "{split}/*.jpg",
+    "splits": ["train", "val"],
+    "classes": ["a", {"name": "b", "ids": ["3-5", 9]}],
+}
+
+
+def test_differences_are_told() -> None:
+    old = parse_definition(PLAIN, "x").describe()
+    assert describe_difference(old, {**old, "about": {"title": "other"}}) == ""
+    other = parse_definition({**PLAIN, "classes": ["a", {"name": "c", "ids": 3}]}, "x").describe()
+    told = describe_difference(old, other)
+    assert "name of class 1 b -> c" in told and "ids of class 1 [3, 4, 5, 9] -> [3]" in told
+    fewer = parse_definition({**PLAIN, "classes": ["a"]}, "x").describe()
+    assert describe_difference(old, fewer) == "2 -> 1 classes"
+    assert describe_difference(None, None) == ""
+    many = {f"c{index}": f"{index}" for index in range(5)}
+    assert describe_difference({}, many).endswith("c2 none -> 2, 2 more")
+    moved = {**old, "images": ["x/{split}/*.jpg"]}
+    assert describe_difference(old, moved) == "images [{split}/*.jpg] -> [x/{split}/*.jpg]"

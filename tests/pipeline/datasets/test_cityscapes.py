@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets import Sample, get_dataset
-from pipeline.images import read_rgb
+from pipeline.images.decoding import read_rgb
 from tests.pipeline.datasets.layout import write_image, write_label
 
 CITYSCAPES = get_dataset("cityscapes")

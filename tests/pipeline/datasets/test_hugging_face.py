@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import Dataset, get_dataset, open_kept
-from pipeline.datasets.embedded import name_row, sniff_suffix
+from pipeline.datasets.hugging_face import name_row, sniff_suffix
 from pipeline.datasets.palettes import png_palette
 from pipeline.errors import DatasetError, UsageError
-from pipeline.images import read_rgb
+from pipeline.images.decoding import read_rgb
 
 IDS = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 COLOURS = [(1, 2, 3), (200, 0, 0), (0, 200, 0)]

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.datasets import Sample, get_dataset
 from pipeline.errors import DatasetError, ImageError
-from pipeline.images import read_rgb
+from pipeline.images.decoding import read_rgb
 from tests.pipeline.datasets.layout import write_mat
 
 POTSDAM = get_dataset("potsdam")

@@ -1,4 +1,9 @@
-"""Rows of labels: their length and layout, and vertices that are set before they are added to."""
+"""Rows of labels: their length and layout, and vertices that are set before they are added to.
+
+The exponential and the softmax of the mean-field update.
+
+The spatial stencil against the lattice that it multiplies out.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import softmax
 
-from stages.crf.rows import arrange_logits, collect_labels, compile_rows, pad_labels
-from stages.crf.stencil import REACH
+from stages.crf.lattice import build_lattice
+from stages.crf.mean_field import build_spatial_operator, spatial_features
+from stages.crf.rows import (
+    BAND,
+    REACH,
+    arrange_logits,
+    choose_row,
+    collect_labels,
+    compile_rows,
+    exponentiate,
+    gather_band,
+    multiply_out,
+    normalise,
+    pad_labels,
+)
+from stages.crf.vectors import compile_kernel, load, store, zeros
+from tests.stages.crf.reference import kernel_matrix
 
 
 @given(st.integers(1, 2000))
@@ -74,3 +96,105 @@ def test_blur_by_hand() -> None:
         6,
         0,
     ]
+
+
+@compile_kernel
+def exponentiate_all(numbers: NDArray[np.float32]) -> None:
+    for first in range(0, len(numbers), 8):
+        store(numbers, first, exponentiate(load(numbers, first, zeros(8))))
+
+
+def normalise_rows(logits: NDArray[np.float32]) -> None:
+    labels = logits.shape[1]
+
+    def kernel(rows: NDArray[np.float32]) -> None:
+        for row in range(len(rows)):
+            store(rows, row * labels, normalise(load(rows, row * labels, zeros(labels))))
+
+    compile_kernel(kernel)(logits)
+
+
+def test_exponential_is_within_an_ulp_and_a_half() -> None:
+    exponents = -np.linspace(0.0, 39.9, 200_000, dtype=np.float32)
+    expected = np.exp(exponents.astype(np.float64))
+    found = exponents.copy()
+    exponentiate_all(found)
+    assert np.abs(found / expected - 1.0).max() < 1.5 * 2.0**-23
+    assert found[0] == 1.0
+
+
+def test_exponential_of_the_negligible_is_zero() -> None:
+    found = np.array([-40.0, -87.0, -104.0, -1e30, -np.inf, -41.0, -40.5, -3e38], np.float32)
+    exponentiate_all(found)
+    assert (found == 0.0).all()
+
+
+@pytest.mark.parametrize("labels", [8, 16, 24, 32, 48])
+def test_rows_become_their_softmax(labels: int) -> None:
+    logits = np.random.default_rng(0).normal(0.0, 8.0, (67, labels)).astype(np.float32)
+    expected = softmax(logits.astype(np.float64), axis=1)
+    normalise_rows(logits)
+    np.testing.assert_allclose(logits, expected, atol=3e-7)
+
+
+def test_the_largest_logit_may_be_anywhere_and_of_any_size() -> None:
+    logits = np.full((16, 16), -1e30, np.float32)
+    np.fill_diagonal(logits, 1e4)
+    normalise_rows(logits)
+    assert (logits == np.eye(16)).all()
+
+
+@compile_kernel
+def gather(posterior: NDArray[np.float32], stencil: NDArray[np.float32], y: int, band) -> None:
+    gather_band(posterior, stencil, y, band, zeros(8))
+
+
+def send_messages(
+    posterior: NDArray[np.float32], stencil: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Gather the messages [y, x, label] of a posterior [y, x, label], band by band."""
+    height, width, labels = posterior.shape
+    padded = np.zeros((height + 2 * REACH, width + 2 * REACH, pad_labels(labels)), np.float32)
+    padded[REACH:-REACH, REACH:-REACH, :labels] = posterior
+    messages = np.zeros((-(-height // BAND), BAND, width, pad_labels(labels)), np.float32)
+    for band, rows in enumerate(messages):
+        gather(padded, stencil, band * BAND, rows)
+    return messages.reshape(-1, *messages.shape[2:])[:height, :, :labels]
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 12, 13, 14, 17, 24, 27])
+@pytest.mark.parametrize("labels", [1, 24])
+def test_equals_the_dense_matrix_at_any_height(height: int, labels: int) -> None:
+    width = 9
+    rows, columns = np.indices((height, width)).reshape(2, -1)
+    matrix = kernel_matrix(np.stack([columns, rows], axis=1).astype(np.float64))
+    posterior = np.random.default_rng(height).random((height, width, labels)).astype(np.float32)
+    found = send_messages(posterior, build_spatial_operator(height, width, 1.0))
+    expected = (matrix @ posterior.reshape(-1, labels)).reshape(posterior.shape)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_row_far_from_the_borders_repeats() -> None:
+    lattice = build_lattice(spatial_features(30, 40, 1.0))
+    stencil = multiply_out(lattice, 30, 40)
+    np.testing.assert_allclose(
+        stencil[6:-6], np.broadcast_to(stencil[14], (18, 40, 7, 7)), atol=1e-6
+    )
+    assert np.abs(stencil[5] - stencil[14]).max() > 1e-6
+
+
+def test_no_weight_stands_outside_the_stencil() -> None:
+    # A stencil's messages add up to those of the lattice, whose kernel may not reach further.
+    lattice = build_lattice(spatial_features(20, 21, 1.0))
+    stencil = multiply_out(lattice, 20, 21)
+    assert (stencil[:, :, [0, 0, 1, 1, 5, 5, 6, 6], [0, 6, 0, 6, 0, 6, 0, 6]] == 0.0).all()
+    assert (np.abs(stencil) > 0).any(axis=(0, 1)).sum() == 41
+
+
+def test_rows_are_counted_from_the_nearer_border() -> None:
+    assert [choose_row(y, 20, 13) for y in range(20)] == [
+        *range(6),
+        *[6] * 8,
+        *range(7, 13),
+    ]
+    assert [choose_row(y, 9, 9) for y in range(9)] == list(range(9))

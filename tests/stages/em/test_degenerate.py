@@ -15,14 +15,14 @@ from torch import Tensor
 from pipeline.datasets import IGNORE
 from pipeline.errors import UsageError
 from stages.clustering import cluster_loss, list_unused, measure_clusters
-from stages.em.assignment import assign_proposals
 from stages.em.class_count import estimate_classes
+from stages.em.expectation import assign_proposals
 from stages.em.fit import FitState, initialise, run_epochs
+from stages.em.maximisation import differentiate, sum_probabilities, weigh_classes
 from stages.em.pieces import FitBatch
 from stages.em.prototypes import make_prototypes
 from stages.em.robust import RobustSettings, fit_robust
 from stages.em.settings import EmSettings
-from stages.em.updates import differentiate, sum_probabilities, weigh_classes
 
 GRID, SCALE, CHANNELS = 4, 3, 6
 KINDS = ("zeros", "constant", "line", "two values", "one position")

@@ -1,4 +1,9 @@
-"""The robust fit: pooling by hand, groups found again, and data that say little."""
+"""The robust fit: pooling by hand, groups found again, and data that say little.
+
+Evidence accumulation: against counts and merges by hand, and on groups that K-means cuts.
+
+Linear discriminants: by hand, against scikit-learn, and where the data say nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,31 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from pipeline.errors import UsageError
 from stages.em import robust
-from stages.em.discriminant import GAINS
 from stages.em.pieces import FitBatch
 from stages.em.robust import (
+    GAINS,
+    Moments,
     RobustFit,
     RobustSettings,
+    add_positions,
+    cluster_directions,
+    cluster_units,
+    count_agreement,
+    find_discriminant,
     fit_robust,
+    link_units,
+    measure_gains,
     pool_units,
     read_positions,
+    start_moments,
 )
 
 GRID, PATCH, CHANNELS = 6, 3, 8
@@ -215,3 +231,280 @@ def test_the_best_gain_is_in_the_prototypes(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(halved.prototypes, plain.prototypes / 2)
     torch.testing.assert_close(halved.bias, plain.bias / 2)
     assert torch.equal(halved.usage, plain.usage)
+
+
+def draw_groups(sizes: list[int], seed: int, spread: float = 0.1) -> tuple[Tensor, np.ndarray]:
+    """Draw points about orthogonal directions, and say which each belongs to."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    centres = torch.eye(len(sizes), 8, dtype=torch.float64)
+    noise = torch.randn(len(truth), 8, generator=generator, dtype=torch.float64)
+    return centres[truth] + spread * noise, truth.numpy()
+
+
+def assert_same_partition(found: np.ndarray, truth: np.ndarray) -> None:
+    np.testing.assert_array_equal(found[:, None] == found[None], truth[:, None] == truth[None])
+
+
+def test_average_linkage_by_hand() -> None:
+    # 0-1 agree most; 2-3 next; then 4 agrees with {0, 1} by (0.3 + 0.5) / 2 = 0.4 and with {2, 3}
+    # by (0.45 + 0.25) / 2 = 0.35, though its best single friend after 1 is 2
+    agreement = np.eye(5, dtype=np.float32)
+    pairs = {(0, 1): 0.9, (2, 3): 0.8, (0, 4): 0.3, (1, 4): 0.5, (2, 4): 0.45, (3, 4): 0.25}
+    for (a, b), share in pairs.items():
+        agreement[a, b] = agreement[b, a] = share
+    assert link_units(agreement, 5).tolist() == [0, 1, 2, 3, 4]
+    assert link_units(agreement, 4).tolist() == [0, 0, 1, 2, 3]
+    assert link_units(agreement, 3).tolist() == [0, 0, 1, 1, 2]
+    assert link_units(agreement, 2).tolist() == [0, 0, 1, 1, 0]
+    assert link_units(agreement, 1).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("classes", range(1, 8))
+def test_equal_agreements_still_give_all_classes(share: float, classes: int) -> None:
+    agreement = np.full((7, 7), share, np.float32)
+    assert set(link_units(agreement, classes)) == set(range(classes))
+
+
+def test_agreement_is_the_share_of_clusterings(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([[0, 0, 1], [0, 1, 1], [2, 2, 2], [0, 1, 2]])
+    monkeypatch.setattr(
+        robust, "cluster_directions", lambda *_: torch.tensor(next(answers), dtype=torch.int64)
+    )
+    units = torch.eye(3, dtype=torch.float64)
+    found = count_agreement(units, torch.zeros_like(units), 1, clusterings=4, seed=0)
+    np.testing.assert_array_equal(found, [[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
+
+
+def test_context_is_taken_off_in_part_and_clusters_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def remember(points: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
+        seen.append((points, clusters))
+        return torch.zeros(len(points), dtype=torch.int64)
+
+    monkeypatch.setattr(robust, "cluster_directions", remember)
+    units = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).repeat(20, 1)
+    context = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand_as(units)
+    count_agreement(units, context, 4, clusterings=200, seed=0)
+    assert {clusters for _, clusters in seen} == set(range(4, 13))
+    # (1, -a) at unit length has the slope -a
+    shares = np.array([float(-points[0, 1] / points[0, 0]) for points, _ in seen])
+    assert shares.min() < 0.05 and shares.max() > 0.95 and abs(shares.mean() - 0.5) < 0.1
+    for points, _ in seen:
+        torch.testing.assert_close(points.norm(dim=1), torch.ones(40, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_unequal_size_are_found(seed: int) -> None:
+    units, truth = draw_groups([200, 40, 12, 5], seed)
+    found = cluster_units(units, torch.zeros_like(units), 4, clusterings=40, seed=seed)
+    assert_same_partition(found, truth)
+
+
+def test_the_context_of_scenes_does_not_split_an_object() -> None:
+    units, truth = draw_groups([30, 30, 30], 0, spread=0.05)
+    scene = torch.zeros_like(units)
+    scene[::2, 6], scene[1::2, 7] = 1.2, 1.2
+    found = cluster_units(units + scene, scene, 3, clusterings=60, seed=0)
+    assert_same_partition(found, truth)
+
+
+def test_same_seed_same_groups_and_another_seed_other_draws() -> None:
+    units, _ = draw_groups([50, 50], 1, spread=0.6)
+    context = units.mean(dim=0).expand_as(units)
+    first, again = (count_agreement(units, context, 3, 10, seed) for seed in (5, 5))
+    other = count_agreement(units, context, 3, 10, 6)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@given(order=st.permutations(range(30)), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_linkage_follows_the_order_of_units(order: list[int], seed: int) -> None:
+    drawn = np.random.default_rng(seed).uniform(size=(30, 30)).astype(np.float32)
+    agreement = (drawn + drawn.T) / 2
+    np.fill_diagonal(agreement, 1)
+    found = link_units(agreement[np.ix_(order, order)], 5)
+    assert_same_partition(found, link_units(agreement, 5)[order])
+
+
+def test_kmeans_by_hand() -> None:
+    angles = torch.tensor([0.0, 0.1, 0.2, 1.5, 1.6, 1.7], dtype=torch.float64)
+    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    for seed in range(10):
+        labels = cluster_directions(points, 2, np.random.default_rng(seed)).numpy()
+        assert_same_partition(labels, np.array([0, 0, 0, 1, 1, 1]))
+
+
+@given(points=st.integers(1, 12), clusters=st.integers(1, 12), seed=st.integers(0, 50))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_kmeans_ends_with_the_nearest_centres(points: int, clusters: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    drawn = F.normalize(torch.from_numpy(generator.normal(size=(points, 3))), dim=1)
+    clusters = min(clusters, points)
+    labels = cluster_directions(drawn, clusters, generator)
+    sums = F.one_hot(labels, clusters).double().T @ drawn
+    used = labels.unique()
+    nearest = (drawn @ F.normalize(sums[used], dim=1).T).argmax(dim=1)
+    torch.testing.assert_close(used[nearest], labels)
+
+
+def test_equal_points_are_one_cluster() -> None:
+    points = torch.ones(9, 4, dtype=torch.float64) / 2
+    assert cluster_directions(points, 3, np.random.default_rng(0)).unique().numel() == 1
+    found = cluster_units(points, torch.zeros_like(points), 3, clusterings=5, seed=0)
+    assert set(found) == {0, 1, 2}
+
+
+def test_units_that_are_their_context_have_no_direction_and_do_no_harm() -> None:
+    units, _ = draw_groups([4, 4], 0)
+    found = cluster_units(units, units, 2, clusterings=5, seed=0)
+    assert set(found) == {0, 1}
+
+
+def sum_up(features: Tensor, labels: Tensor, classes: int, origin: Tensor | None = None) -> Moments:
+    origin = features.mean(dim=0) if origin is None else origin
+    return add_positions(start_moments(origin, classes), features, labels)
+
+
+def draw(seed: int, positions: int = 300) -> tuple[Tensor, Tensor]:
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(3, positions, p=[0.6, 0.3, 0.1])
+    labels[:3] = range(3)
+    mixing = generator.normal(size=(4, 4))
+    features = (
+        generator.normal(size=(3, 4))[labels] + generator.normal(size=(positions, 4)) @ mixing
+    )
+    return torch.from_numpy(features + 5), torch.from_numpy(labels)
+
+
+def test_by_hand() -> None:
+    # means (0, 0) and (4, 2); within the classes x varies by 1, y by 4, and they do not covary
+    features = torch.tensor(
+        [[-1, -2], [-1, 2], [1, -2], [1, 2], [3, 0], [3, 4], [5, 0], [5, 4]], dtype=torch.float64
+    )
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    found = find_discriminant(sum_up(features, labels, 2), shrinkage=0)
+    # S^-1 = diag(1, 1/4): the difference of the weights is (4, 1/2); the border goes through the
+    # midpoint (2, 1), where 4 * 2 + 1/2 * 1 = 8.5
+    weight, bias = found.weight[1] - found.weight[0], found.bias[1] - found.bias[0]
+    torch.testing.assert_close(weight, torch.tensor([4, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(bias, torch.tensor(-8.5, dtype=torch.float64))
+
+
+def test_by_hand_shrunk_and_with_unequal_shares() -> None:
+    features = torch.tensor([[-1.0], [1.0], [-1.0], [1.0], [3.0], [5.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    found = find_discriminant(sum_up(features, labels, 2), shrinkage=0.5)
+    # one channel: the identity's scale is the variance itself, 1, and nothing changes
+    assert float(found.weight[1] - found.weight[0]) == pytest.approx(4)
+    assert float(found.bias[1] - found.bias[0]) == pytest.approx(np.log(2 / 4) - 8)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 1.0])
+def test_agrees_with_scikit_learn(seed: int, shrinkage: float) -> None:
+    features, labels = draw(seed)
+    found = find_discriminant(sum_up(features, labels, 3), shrinkage=shrinkage)
+    means = np.stack([features[labels == k].numpy().mean(axis=0) for k in range(3)])
+    within = np.mean(
+        [
+            np.outer(x - means[k], x - means[k])
+            for x, k in zip(features.numpy(), labels, strict=True)
+        ],
+        axis=0,
+    )
+
+    class Given:
+        """Hands scikit-learn a covariance: its own shrinks after scaling the channels."""
+
+        covariance_ = (1 - shrinkage) * within + shrinkage * np.trace(within) / 4 * np.eye(4)
+
+        def fit(self, _: np.ndarray) -> None:
+            """Have it already."""
+
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Given())
+    theirs.fit(features.numpy(), labels.numpy())
+    np.testing.assert_allclose(
+        found.classify(features).softmax(dim=1), theirs.predict_proba(features.numpy()), atol=1e-6
+    )
+
+
+@given(cuts=st.lists(st.integers(1, 299), max_size=5, unique=True), shift=st.floats(-10, 10))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_neither_parts_nor_origin_matter(cuts: list[int], shift: float) -> None:
+    features, labels = draw(7)
+    whole = find_discriminant(sum_up(features, labels, 3), shrinkage=0.1)
+    moments = start_moments(features.mean(dim=0) + shift, 3)
+    parts = (torch.tensor_split(part, sorted(cuts)) for part in (features, labels))
+    for some, theirs in zip(*parts, strict=True):
+        moments = add_positions(moments, some, theirs)
+    split = find_discriminant(moments, shrinkage=0.1)
+    difference = whole.classify(features) - split.classify(features)
+    # logits are free up to a constant of the position
+    torch.testing.assert_close(
+        difference - difference[:, :1], torch.zeros_like(difference), atol=1e-8, rtol=0
+    )
+
+
+def test_a_class_without_positions_never_wins() -> None:
+    features, labels = draw(0)
+    found = find_discriminant(sum_up(features, labels, 5), shrinkage=0.1)
+    probabilities = found.classify(features).softmax(dim=1)
+    assert torch.isfinite(found.weight).all() and torch.isfinite(found.bias).all()
+    assert (probabilities[:, 3:] == 0).all()
+    known = find_discriminant(sum_up(features, labels, 3), shrinkage=0.1)
+    torch.testing.assert_close(probabilities[:, :3], known.classify(features).softmax(dim=1))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_features_that_do_not_vary_are_told_apart_by_frequency(value: float) -> None:
+    features = torch.full((6, 4), value, dtype=torch.float64)
+    labels = torch.tensor([1, 1, 1, 1, 0, 0])
+    found = find_discriminant(sum_up(features, labels, 2), shrinkage=0.1)
+    expected = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    torch.testing.assert_close(found.classify(features[0]).softmax(dim=0), expected)
+
+
+def test_one_class() -> None:
+    features, _ = draw(0)
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    found = find_discriminant(sum_up(features, labels, 1), shrinkage=0.1)
+    assert torch.isfinite(found.classify(features)).all()
+
+
+def test_rescaled_features_give_the_same_probabilities() -> None:
+    features, labels = draw(3)
+    one = find_discriminant(sum_up(features, labels, 3), shrinkage=0.1)
+    other = find_discriminant(sum_up(1000 * features, labels, 3), shrinkage=0.1)
+    torch.testing.assert_close(
+        other.classify(1000 * features).softmax(dim=1), one.classify(features).softmax(dim=1)
+    )
+
+
+def test_gains_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    found = measure_gains(logits, torch.tensor([0, 0]))
+    at = GAINS.index(0.5)
+    # -log softmax: of (1, 0) at the first, of (0, 2) at the second position
+    assert float(found[at]) == pytest.approx(np.log1p(np.exp(-1)) + np.log1p(np.exp(2)))
+
+
+@pytest.mark.parametrize("sure", [0.25, 1.0, 8.0, 32.0])
+def test_the_best_gain_undoes_a_factor(sure: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20000, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).flatten()
+    best = GAINS[int(measure_gains(sure * logits, labels).argmin())]
+    assert best == pytest.approx(min(1 / sure, max(GAINS)), rel=0.2)
+
+
+def test_scale_and_take() -> None:
+    features, labels = draw(1)
+    found = find_discriminant(sum_up(features, labels, 3), shrinkage=0.1)
+    changed = found.scale(0.5).take(torch.tensor([2, 0, 1])).classify(features)
+    torch.testing.assert_close(changed, found.classify(features)[:, [2, 0, 1]] / 2)

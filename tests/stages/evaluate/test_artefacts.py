@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from stages.evaluate.artefacts import MAIN, RUNNING, _read_classifiers, find_features
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.evaluate.classifier import Classifier, classify
-from stages.evaluate.stitching import average_views
+from stages.evaluate.labelling import average_views
 
 
 def make_features(*shape: int, seed: int = 0) -> Tensor:

@@ -1,16 +1,31 @@
-"""Labelling one image: what the CRF is given, and what becomes of its answer."""
+"""Labelling one image: what the CRF is given, and what becomes of its answer.
+
+Stitching: overlaps by hand, strips against the whole, boxes that cover what they should.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.errors import ImageError
+from pipeline.images.windows import MAX_WINDOWS_PER_IMAGE, fit_size, place_windows
 from stages.crf import CrfSettings
-from stages.evaluate.labelling import label_windows
-from stages.evaluate.stitching import stitch_windows
+from stages.evaluate.labelling import (
+    IGNORE,
+    argmax_resampled,
+    average_views,
+    draw_labels,
+    label_windows,
+    scale_box,
+    stitch_windows,
+)
 
 BOXES = [(0, 0, 8, 8), (4, 0, 12, 8)]
 
@@ -72,3 +87,112 @@ def test_energies_are_finite_however_sure_the_model_is(pixels: NDArray[np.uint8]
     assert np.isfinite(crf.unary).all()
     assert (found.plain == 1).all()
     assert found.confidence == pytest.approx(8 * 12)
+
+
+def test_the_mirrored_view_is_turned_back() -> None:
+    clean = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(average_views(clean, clean.flip(2)), clean)
+    zero = torch.zeros(1, 1, 2, 1)
+    mirror = torch.tensor([2.0, 6.0]).reshape(1, 1, 2, 1)
+    assert average_views(zero, mirror).flatten().tolist() == [3, 1]
+
+
+def test_overlaps_are_averaged() -> None:
+    logits = torch.tensor([1.0, 3.0, 8.0]).reshape(3, 1, 1, 1)
+    boxes = [(0, 0, 4, 4), (2, 0, 6, 4), (2, 2, 6, 6)]
+    boxes = [(x0 + 10, y0 + 20, x1 + 10, y1 + 20) for x0, y0, x1, y1 in boxes]
+    whole = stitch_windows(logits, boxes, 4)
+    assert whole.shape == (1, 6, 6)
+    expected = np.full((6, 6), np.nan)  # the lower left corner is in no window
+    expected[:4, :2] = 1
+    expected[:2, 2:4] = 2
+    expected[:2, 4:] = 3
+    expected[2:4, 2:4] = 4
+    expected[2:4, 4:] = 5.5
+    expected[4:, 2:] = 8
+    np.testing.assert_allclose(whole[0].numpy(), expected)
+
+
+def test_windows_are_upsampled_before_they_are_put_together() -> None:
+    logits = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    large = F.interpolate(logits, (6, 6), mode="bilinear", align_corners=False)
+    assert torch.equal(stitch_windows(logits[:1], [(5, 5, 11, 11)], 6), large[0])
+    whole = stitch_windows(logits, [(0, 0, 6, 6), (0, 4, 6, 10)], 6)
+    torch.testing.assert_close(whole[:, :4], large[0, :, :4])
+    torch.testing.assert_close(whole[:, 4:6], (large[0, :, 4:] + large[1, :, :2]) / 2)
+    torch.testing.assert_close(whole[:, 6:], large[1, :, 2:])
+
+
+@given(
+    classes=st.integers(1, 5),
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    height=st.integers(1, 200),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_strips_agree_with_the_whole(
+    classes: int, rows: int, columns: int, height: int, width: int, seed: int
+) -> None:
+    values = torch.rand(classes, rows, columns, generator=torch.Generator().manual_seed(seed))
+    large = F.interpolate(values[None], (height, width), mode="bilinear", align_corners=False)[0]
+    found = torch.from_numpy(argmax_resampled(values, height, width).astype(np.int64))
+    # where two classes are equally large, rounding may decide
+    chosen = large.gather(0, found[None])[0]
+    assert (chosen >= large.amax(dim=0) - 1e-5).all()
+    best = large.topk(min(2, classes), dim=0).values
+    clear = best[0] - best[-1] > 1e-5
+    assert torch.equal(found[clear], large.argmax(dim=0)[clear])
+
+
+def test_at_its_own_size_nothing_is_resampled() -> None:
+    values = torch.rand(7, 131, 9, generator=torch.Generator().manual_seed(3))
+    np.testing.assert_array_equal(argmax_resampled(values, 131, 9), values.argmax(dim=0))
+
+
+def test_outside_the_box_nothing_is_known() -> None:
+    probabilities = torch.tensor([[[0.1, 0.9]], [[0.9, 0.1]]])
+    labels = draw_labels(probabilities, (1, 2, 5, 4), 7, 5)
+    expected = np.full((5, 7), IGNORE)
+    expected[2:4, 1:3], expected[2:4, 3:5] = 1, 0
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, expected)
+
+
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 3000),
+    size=st.sampled_from([16, 320, 322]),
+    overlap=st.floats(0, 0.9),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_windows_over_the_whole_image_cover_all_of_it(
+    width: int, height: int, size: int, overlap: float
+) -> None:
+    resized = fit_size(width, height, size)
+    try:
+        corners = place_windows(*resized, size, "whole", overlap)
+    except ImageError:
+        return
+    lefts, tops = zip(*corners, strict=True)
+    box = (min(lefts), min(tops), max(lefts) + size, max(tops) + size)
+    assert scale_box(box, resized, (width, height)) == (0, 0, width, height)
+
+
+@given(width=st.integers(1, 500), height=st.integers(1, 500), size=st.sampled_from([16, 320]))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_box_is_inside_the_image_and_never_empty(width: int, height: int, size: int) -> None:
+    resized = fit_size(width, height, size)
+    assume(max(resized) <= MAX_WINDOWS_PER_IMAGE * size)
+    (corner,) = place_windows(*resized, size, "centre", 0)
+    box = (*corner, corner[0] + size, corner[1] + size)
+    left, top, right, bottom = scale_box(box, resized, (width, height))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_an_image_one_pixel_high_has_a_box_too() -> None:
+    # both sides of the box lie at halves, 1.5 and 2.5, which round to the same number
+    assert scale_box((480, 0, 800, 320), (1280, 320), (4, 1)) == (2, 0, 3, 1)
+    assert scale_box((0, 480, 320, 800), (320, 1280), (1, 4)) == (0, 2, 1, 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.evaluate.measures import measure_image
-from stages.evaluate.report.page import ClassPart
+from stages.report.page import ClassPart
 
 LABELS = np.array([[0, 0, 0, 2], [1, 1, 2, 255]], np.uint8)
 

@@ -25,8 +25,7 @@ from stages.extract.backbones import (
     default_size,
     describe_backbone,
 )
-from stages.extract.state_dict import load_state_dict
-from stages.extract.weights import WeightsFile
+from stages.extract.weights import WeightsFile, load_state_dict
 from tests.fakes import keep_blob
 
 CPU = torch.device("cpu")

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.masks import directions as module
-from stages.masks.directions import find_leading_vectors, find_principal_directions
-from stages.masks.lanczos import find_direction
+from stages.masks.directions import find_direction, find_leading_vectors, find_principal_directions
 
 ENOUGH = 1 - 1e-5
 BOTH = pytest.mark.parametrize("together", [False, True])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.progress import Screen
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from workflows.export import export_run
 
 Export = Callable[..., list[str]]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import RunError, UsageError
-from pipeline.locks import hold_lock
+from pipeline.storage.locks import hold_lock
 from workflows.export.folder import open_folder
 
 RECORD = {"format": "mmseg", "run": "mine"}

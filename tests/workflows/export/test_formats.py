@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import get_dataset
-from pipeline.manifest import read_manifest
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.manifest import read_manifest
 from tests.scenes import hash_tree
 from tests.workflows.export.conftest import QUIET, Export
 from workflows.export import cityscapes, coco_panoptic, coco_stuff

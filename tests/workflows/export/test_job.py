@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DamageError, RunError, StaleError, UsageError
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.scenes import Invoke, hash_tree
 from tests.workflows.export.conftest import Export
 from workflows.export import FORMATS, source

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from pipeline.errors import StaleError
-from pipeline.images import probe_image, read_rgb
-from pipeline.manifest import Image
+from pipeline.images.decoding import probe_image, read_rgb
+from pipeline.run.manifest import Image
 from workflows.export.folder import Folder
 from workflows.export.photographs import (
     COMMON,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from pipeline.errors import RunError, UsageError
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from stages.evaluate.artefacts import MAIN, open_artefacts
 from tests.workflows.export.conftest import Export
 from workflows.export.prototypes import KEY, read_prototypes

@@ -1,4 +1,9 @@
-"""The batch's lattice against dense float64 matrices."""
+"""The batch's lattice against dense float64 matrices.
+
+Simplices and barycentric weights against the float64 reference, and by hand.
+
+Packed keys: no two vertices alike, neighbours a constant apart, any number of words.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.crf.cuda.lattice import build_lattice
+from stages.crf.cuda.lattice import (
+    KEY_BITS,
+    Simplices,
+    build_lattice,
+    embed_features,
+    fold_words,
+    look_up,
+    plan_keys,
+)
 from stages.crf.cuda.passes import TORCH_PASSES, Lattice, filter_values
-from stages.crf.inputs import CrfError
-from tests.stages.crf.reference import kernel_matrix
+from stages.crf.definition import CrfError
+from tests.stages.crf.reference import find_simplex, kernel_matrix
 
 Features = NDArray[np.float32]
 
@@ -103,3 +116,96 @@ def test_a_crowd_is_listed() -> None:
     assert lattice.starts.diff().tolist() == [33, 33, 33]
     assert lattice.crowded.tolist() == [0, 1, 2]
     assert len(build(np.zeros((32, 2), np.float32)).crowded) == 0
+
+
+def list_vertices(simplices: Simplices, pixel: int) -> list[tuple[int, ...]]:
+    """List the coordinates of one pixel's vertices, colour by colour."""
+    vertex = simplices.origins[:, pixel].long().clone()
+    found = []
+    for axis in reversed(simplices.axes[:, pixel].tolist()):
+        found.append(tuple(vertex.tolist()))
+        vertex += 1
+        vertex[axis] -= len(vertex)
+    return found
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("spread", [0.3, 10.0])
+def test_equals_the_reference(dimension: int, spread: float) -> None:
+    features = np.random.default_rng(dimension).normal(0.0, spread, (dimension, 80))
+    simplices = embed_features(torch.from_numpy(features.astype(np.float32)))
+    for pixel in range(80):
+        vertices, weights = find_simplex(features[:, pixel])
+        assert list_vertices(simplices, pixel) == vertices
+        np.testing.assert_allclose(simplices.weights[pixel], weights, atol=1e-5)
+
+
+def test_one_dimension_by_hand() -> None:
+    # d = 1: the scale is sqrt(2/3) * 2 / sqrt(2) = 1.1547, cells are 2 wide. 0.5 lies at 0.577,
+    # between the vertices (0, 0) and (1, -1): a share of 0.577 goes to the second.
+    simplices = embed_features(torch.tensor([[0.0, 0.5]]))
+    assert list_vertices(simplices, 0) == list_vertices(simplices, 1) == [(0, 0), (1, -1)]
+    torch.testing.assert_close(
+        simplices.weights, torch.tensor([[1.0, 0.0], [0.42265, 0.57735]]), atol=1e-5, rtol=0
+    )
+
+
+def test_axes_are_a_permutation_also_where_differentials_are_equal() -> None:
+    features = torch.zeros(5, 7)
+    features[0] = torch.arange(7) * 3.0
+    simplices = embed_features(features)
+    assert (simplices.axes.sort(dim=0).values == torch.arange(6)[:, None]).all()
+    assert (simplices.origins.sum(dim=0) == 0).all()
+
+
+def test_a_plan_by_hand() -> None:
+    # Two axes, 0..10 and -10..0, a margin of 8 on both sides: 26 steps take 5 bits; the second
+    # axis has no place; three images take two bits more.
+    plan = plan_keys([0.0, -10.0], [10.0, 0.0], 3)
+    assert plan.strides.tolist() == [[1, 0, 32]]
+    assert plan.offset.tolist() == [-8, -18]
+    assert plan.steps.tolist() == [[-1, 1]]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 22), st.integers(1, 5000))
+def test_every_coordinate_has_its_own_bits(dimension: int, bits: int, images: int) -> None:
+    highest = [float(2**bits)] * (dimension + 1)
+    plan = plan_keys([-high for high in highest], highest, images)
+    spans = [2 ** (bits + 1) + 8 * (dimension + 1)] * dimension + [0, images - 1]
+    for word in plan.strides.tolist():
+        used = 0
+        for stride, span in sorted((s, n) for s, n in zip(word, spans, strict=True) if s):
+            assert stride > used, "carries into the next coordinate"
+            used += stride * span
+        assert used < 2**KEY_BITS
+    # One image needs no bits; the last coordinate never does.
+    placed = (plan.strides != 0).sum(axis=0)
+    assert placed[:dimension].tolist() == [1] * dimension and placed[dimension] == 0
+    assert placed[-1] == 1 or images == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_words_are_folded_in_order_and_found_again(count: int) -> None:
+    words = torch.randint(0, 4, (count, 60), generator=torch.Generator().manual_seed(count))
+    words *= 2**61 // 4
+    keys, tables = fold_words(words)
+    by_words = np.lexsort(words.numpy())
+    by_keys = np.argsort(keys.numpy(), kind="stable")
+    assert by_words.tolist() == by_keys.tolist()
+    distinct = keys.unique()
+    assert (distinct[look_up(words, tables, distinct).long()] == keys).all()
+    absent = look_up(words + 1, tables, distinct)
+    assert absent.dtype == torch.int32 and (absent == len(distinct)).all()
+
+
+def test_a_pair_whose_words_are_known_apart_is_absent() -> None:
+    words = torch.tensor([[1, 2], [5, 6]])
+    keys, tables = fold_words(words)
+    assert look_up(torch.tensor([[1, 2], [6, 6]]), tables, keys.unique()).tolist() == [2, 1]
+
+
+def test_a_word_that_is_not_there_is_absent_whatever_it_lies_beside() -> None:
+    words = torch.tensor([[1, 3], [5, 6]])
+    keys, tables = fold_words(words)
+    assert look_up(torch.tensor([[2, 3], [6, 7]]), tables, keys.unique()).tolist() == [2, 2]

@@ -1,0 +1,1 @@
+"""Where work is done: the scheduler, clusters, devices, memory."""

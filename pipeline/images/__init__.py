@@ -1,0 +1,1 @@
+"""A photograph, or the reason why not."""

@@ -1,0 +1,1 @@
+"""One run: its layout, manifest, ledger, stages, runner, verification, and its reader."""

@@ -1,0 +1,301 @@
+"""The run directory: where every artefact of a run lies."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import DamageError, RunError, UsageError
+from pipeline.storage.files import checksum, make_folder, remove_tree, write_bytes, write_text
+from pipeline.storage.locks import Lock, Say, hold_lock
+from pipeline.storage.places import is_remote, resolve_inside
+
+FORMAT = 2
+DEFAULT_NAME = "default"
+# Before the checksum in the last line of run.yaml.
+_SEAL = "# checksum of the lines above: "
+# What a seal may have become: its checksum without its words, or the other way round.
+_SEAL_LEFT = re.compile(rb"# checksum of the lines above|[0-9a-f]{32}\s*\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run directory, or one prefix of an object store.
+
+    ``RunDirectory(path)`` names the directory and touches nothing; :meth:`create` makes it and
+    :meth:`require` refuses one that is not there.
+    """
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """``run.yaml``: the resolved settings of every stage, as run."""
+        return self.path / "run.yaml"
+
+    @property
+    def settings_copy(self) -> Path:
+        """``state/run.yaml``: the same, for a repair."""
+        return self.path / "state" / "run.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        """``manifest.parquet``: one row per image."""
+        return self.path / "manifest.parquet"
+
+    @property
+    def windows_file(self) -> Path:
+        """``windows.parquet``: one row per square window."""
+        return self.path / "windows.parquet"
+
+    @property
+    def features(self) -> Path:
+        """``features.zarr``: one array per view."""
+        return self.path / "features.zarr"
+
+    @property
+    def masks(self) -> Path:
+        """``masks.zarr``: proposal ids per pixel, pooled features and areas per proposal."""
+        return self.path / "masks.zarr"
+
+    @property
+    def em(self) -> Path:
+        """``em.zarr``: one group per fit."""
+        return self.path / "em.zarr"
+
+    @property
+    def heads(self) -> Path:
+        """``heads.zarr``: one group per trained head."""
+        return self.path / "heads.zarr"
+
+    def codes(self, name: str) -> Path:
+        """Return the store of the codes that the head ``name`` makes of the features."""
+        return self.path / "codes" / f"{check_name(name)}.zarr"
+
+    def labels(self, name: str) -> Path:
+        """Return the folder of the label PNGs made from the fit ``name``."""
+        return self.path / _suffixed("labels", name)
+
+    def report(self, name: str) -> Path:
+        """Return the folder of the report made from the fit ``name``."""
+        return self.path / _suffixed("report", name)
+
+    def names_file(self, title: str) -> Path:
+        """Return the file in which the user names the clusters of the fit or head ``title``."""
+        return self.path / f"{_suffixed('names', title)}.yaml"
+
+    def state(self, key: str) -> Path:
+        """Return the ledger folder of a stage (``extract``, ``em/k12``)."""
+        return self.path / "state" / key
+
+    def create(self) -> RunDirectory:
+        """Make the directory."""
+        try:
+            if is_remote(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            else:
+                make_folder(self.path)
+        except OSError as error:
+            raise RunError(
+                f"cannot make the run directory {self.path}: {error.strerror}."
+            ) from error
+        if is_remote(self.path) and self.settings_file.is_file():
+            return self  # rather than list all that the run holds
+        foreign = [p for p in self.path.iterdir() if not p.name.startswith(".")]
+        if foreign and not self.settings_file.exists():
+            self._refuse_lost()
+            raise RunError(
+                f"{self.path} is not empty and holds no run.yaml; "
+                "give a new or empty folder for the run."
+            )
+        if not self.settings_file.exists():
+            self._write({"format": FORMAT, "stages": {}})
+        return self
+
+    def discard_unused(self, *, folder: bool) -> None:
+        """Take :meth:`create` back where no stage was ever begun."""
+        if self.keys() or not self.settings_file.is_file():
+            return
+        if any((self.path / "state" / "locks").glob("*")):
+            return  # another process is about to begin one
+        with suppress(OSError):
+            remove_tree(self.path / "state")
+        # what refuses to be removed is in nobody's way
+        with suppress(OSError):
+            self.settings_file.unlink()
+            if folder and not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def require(self) -> RunDirectory:
+        """Return self if the directory is a run."""
+        if not self.settings_file.is_file():
+            self._refuse_lost()
+            raise RunError(
+                f"{self.path} is no run directory (it has no run.yaml); "
+                f"start with `primaps-pipe extract {self.quoted} --dataset NAME --root DIR`."
+            )
+        self._read()
+        return self
+
+    def read_settings(self, key: str) -> dict[str, Any]:
+        """Return the resolved settings with which a stage was run last, or nothing."""
+        return dict(self._read()["stages"].get(key, {}))
+
+    def read_given(self, key: str) -> dict[str, Any]:
+        """Return those settings of a stage that somebody gave, rather than its defaults."""
+        return dict(self._read().get("given", {}).get(key, {}))
+
+    def write_settings(self, key: str, settings: dict[str, Any], given: dict[str, Any]) -> None:
+        """Remember the resolved settings of a stage, and which of them were given."""
+        with self.lock("run", wait=True):
+            content = self._read()
+            old = (content["stages"].get(key), content.get("given", {}).get(key))
+            # a kill between the two files leaves the older copy
+            if old != (settings, given) or not self._is_copied():
+                content["stages"][key] = settings
+                content.setdefault("given", {})[key] = given
+                self._write(content)
+
+    def is_whole(self, file: Path) -> bool:
+        """Whether ``run.yaml`` or its copy is as it was written, or ``run.yaml`` edited by hand."""
+        text = file.read_bytes()
+        return is_sealed(text) or (file == self.settings_file and self._is_edit(text))
+
+    def seal_settings(self) -> None:
+        """Seal and copy a ``run.yaml`` that was edited by hand."""
+        with self.lock("run", wait=True):
+            self._write(self._read())
+
+    def keys(self) -> list[str]:
+        """Return the keys of all stages that were ever run here (``extract``, ``em/k12``, …)."""
+        state = self.path / "state"
+        if is_remote(state):
+            return _list_keys(state, "")
+        files = sorted(state.glob("*/stage.json")) + sorted(state.glob("*/*/stage.json"))
+        return [file.parent.relative_to(state).as_posix() for file in files]
+
+    def has_been_run(self, key: str) -> bool:
+        """Whether a stage was ever run here."""
+        return (self.state(key) / "stage.json").is_file()
+
+    def names(self, stage: str) -> list[str]:
+        """Return the names under which a named stage was run (``em`` -> ``default``, ``k12``)."""
+        return [k.partition("/")[2] for k in self.keys() if k.startswith(stage + "/")]
+
+    def lock(
+        self, name: str, *, wait: bool, say: Say | None = None
+    ) -> AbstractContextManager[Lock]:
+        """Keep other processes, on any machine, out of a part of the run.
+
+        A lock whose owner has ended is taken over (:mod:`pipeline.storage.locks`).
+        """
+        file = resolve_inside(self.path, "state/locks/" + name.replace("/", "+"))
+        return hold_lock(file, what=f"{name} in {self.path}", wait=wait, say=say)
+
+    @property
+    def quoted(self) -> str:
+        """The directory as a shell takes it."""
+        return shlex.quote(str(self.path))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            text = self.settings_file.read_bytes()
+        except FileNotFoundError:
+            self._refuse_lost()
+            return {"format": FORMAT, "stages": {}}
+        return self._parse(text)
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        if not is_sealed(text) and _SEAL.encode() in text:
+            raise DamageError(
+                f"{self.settings_file} is not as it was written; `primaps-pipe verify "
+                f"{self.quoted} --repair` restores it, and without its last line it is taken as "
+                "it is."
+            )
+        try:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise DamageError(f"{self.settings_file} is not YAML: {reason}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+            raise DamageError(f"{self.settings_file} is not a run.yaml: it has no 'stages'.")
+        if content.get("format") != FORMAT:
+            raise RunError(
+                f"{self.path} was written by another version (format {content.get('format')!r}, "
+                f"this one reads {FORMAT}); make a new run directory with the settings in its "
+                "run.yaml, or go on with the version that wrote it."
+            )
+        return content
+
+    def _is_edit(self, text: bytes) -> bool:
+        """Whether somebody took the seal off ``run.yaml``, rather than the disk a part of it."""
+        if _SEAL_LEFT.search(text):
+            return False
+        with suppress(FileNotFoundError):
+            above, seal, _ = self.settings_copy.read_bytes().rpartition(_SEAL.encode())
+            if seal and text != above and (above + seal).startswith(text):
+                return False  # cut off
+        try:
+            self._parse(text)
+        except RunError:
+            return False
+        return True
+
+    def _refuse_lost(self) -> None:
+        if self.settings_copy.is_file():
+            raise DamageError(
+                f"{self.settings_file} is gone; `primaps-pipe verify {self.quoted} --repair` "
+                "restores it."
+            )
+
+    def _is_copied(self) -> bool:
+        try:
+            return self.settings_copy.read_bytes() == self.settings_file.read_bytes()
+        except FileNotFoundError:
+            return False
+
+    def _write(self, content: dict[str, Any]) -> None:
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        sealed = f"{text}{_SEAL}{checksum(text.encode())}\n"
+        write_text(self.settings_file, sealed)
+        # what nothing else tells, should the file be damaged
+        write_bytes(self.settings_copy, sealed.encode(), noted=False)
+
+
+def _list_keys(state: Path, above: str) -> list[str]:
+    from pipeline.storage.objects import list_names
+
+    found = list_names(state / above)
+    keys = [above] if above and ("stage.json", False) in found else []
+    for name, inner in found:
+        # listed by name, for the records of shards may be many
+        if inner and name not in ("shards", "locks") and "/" not in above:
+            keys += _list_keys(state, f"{above}/{name}" if above else name)
+    return sorted(keys, key=lambda key: (key.count("/"), key))
+
+
+def is_sealed(text: bytes) -> bool:
+    """Whether the text of a ``run.yaml`` is as it was written."""
+    above, seal, below = text.rpartition(_SEAL.encode())
+    return bool(seal) and below == f"{checksum(above)}\n".encode()
+
+
+def check_name(name: str) -> str:
+    """Return the name of a fit if it can name a folder."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {name!r}: give 1 to 64 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit."
+        )
+    return name
+
+
+def _suffixed(folder: str, name: str) -> str:
+    return folder if name == DEFAULT_NAME else f"{folder}-{check_name(name)}"

@@ -1,0 +1,239 @@
+"""Frames: the pixels of an image's windows, as every stage sees them.
+
+Batches of cached windows, streamed in a seeded order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import zarr
+from PIL import Image as PillowImage
+
+from pipeline.errors import AccessError, ImageError, StaleError
+from pipeline.images.decoding import read_rgb
+from pipeline.images.faults import require_answer
+from pipeline.images.windows import Window
+from pipeline.run.manifest import Image, Manifest
+from pipeline.storage.arrays import take_rows
+from pipeline.storage.places import is_remote
+
+# Threads that wait for a store rather than decode.
+FETCH_THREADS = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
+    """Read an image, resized."""
+    path = root / image.path
+    if not is_remote(root):
+        _require_unchanged(path, image)
+    try:
+        # the bytes are in memory anyway: hashing them costs a twentieth of decoding them
+        pixels = read_rgb(path, image.digest)
+    except AccessError as error:
+        if not is_remote(root):
+            raise
+        raise _gone(path, str(error)) from error
+    if pixels.shape[:2] != (image.height, image.width):
+        raise ImageError(
+            f"decodes to {pixels.shape[1]} x {pixels.shape[0]}, "
+            f"its header says {image.width} x {image.height}"
+        )
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    resized = PillowImage.fromarray(pixels).resize(
+        (width, height), PillowImage.Resampling.BILINEAR, reducing_gap=None
+    )
+    return np.asarray(resized)
+
+
+def _require_unchanged(path: Path, image: Image) -> None:
+    # not asked of an object store, where it would be a second request: the digest tells
+    try:
+        status = path.stat()
+    except OSError as error:
+        require_answer(path, error)
+        raise _gone(path, error.strerror or str(error)) from error
+    if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
+        raise StaleError(
+            f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
+        )
+
+
+def _gone(path: Path, reason: str) -> StaleError:
+    return StaleError(
+        f"{path} is gone since it was extracted ({reason}); run `primaps-pipe extract` again."
+    )
+
+
+def read_windows(
+    manifest: Manifest, windows: Sequence[Window], ahead: int
+) -> Iterator[tuple[list[Window], np.ndarray | ImageError]]:
+    """Read the pixels of some windows, image by image, decoding in threads beside the consumer."""
+    by_image: dict[int, list[Window]] = {}
+    for window in windows:
+        by_image.setdefault(window.image, []).append(window)
+
+    def read(row: int) -> tuple[list[Window], np.ndarray | ImageError]:
+        group = by_image[row]
+        try:
+            frame = read_frame(manifest.root, manifest.images[row], group[0].width, group[0].height)
+        except ImageError as error:
+            return group, error
+        return group, cut_windows(frame, group)
+
+    threads = count_threads()
+    if is_remote(manifest.root):
+        threads = max(threads, FETCH_THREADS)
+    return map_ahead(read, by_image, threads, ahead)
+
+
+def cut_windows(frame: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
+    """Cut the windows of one image out of its resized frame."""
+    return np.stack([frame[w.top : w.top + w.size, w.left : w.left + w.size] for w in windows])
+
+
+def resize_labels(labels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize a label map to the nearest label."""
+    image = PillowImage.fromarray(labels)
+    return np.asarray(image.resize((width, height), PillowImage.Resampling.NEAREST))
+
+
+def count_threads() -> int:
+    """Return this process's share of the processor's cores.
+
+    Local worker processes are told theirs in ``OMP_NUM_THREADS``, which numerical libraries obey.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) else os.cpu_count() or 1
+
+
+def map_ahead(
+    function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int
+) -> Iterator[R]:
+    """Apply a function to items in threads, at most ``ahead`` of them before they are asked for.
+
+    The threads see the caller's context variables.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(max_workers=max(1, threads))
+    try:
+        for item in items:
+            # a context of its own: two threads may not enter one
+            waiting.append(pool.submit(copy_context().run, function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+Choices = Mapping[str, np.ndarray]
+Choose = Callable[[np.random.Generator, int], Choices]
+# The windows of a batch, int64 [window], and what was drawn for each.
+Part = tuple[np.ndarray, Choices]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows and their rows of every array."""
+
+    windows: np.ndarray
+    arrays: dict[str, np.ndarray]
+    choices: Choices = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """Reads cached arrays in batches with memory that does not grow with their length.
+
+    The windows of an epoch are shuffled all together, as the method has it, and read one by one:
+    a window is a chunk. One batch is in use while a thread reads the next. The batches are of one
+    size, bar the last, which may be up to ``len(stream) - 1`` windows smaller: a remainder of two
+    windows would otherwise be a step as long as one of 32.
+    """
+
+    arrays: Mapping[str, zarr.Array | tuple[zarr.Array, ...]]
+    windows: np.ndarray
+    batch: int
+
+    def __len__(self) -> int:
+        return -(-len(self.windows) // self.batch)
+
+    @property
+    def even_batch(self) -> int:
+        """Windows per batch."""
+        return -(-len(self.windows) // len(self)) if len(self) else self.batch
+
+    def read_epoch(self, *seed: int, choose: Choose | None = None) -> Iterator[Batch]:
+        """Read every window once."""
+        parts = self.plan_epoch(*seed, choose=choose)
+        # An epoch uses two buffers over and over: fresh ones, made in one thread and freed in
+        # another, would fray the allocator's memory, and more of it the longer an epoch is.
+        buffers = cycle([self._allocate(self.even_batch) for _ in parts[:2]])
+        tasks = zip(parts, buffers, strict=False)
+        yield from map_ahead(self._read_batch, tasks, threads=1, ahead=1)
+
+    def plan_epoch(self, *seed: int, choose: Choose | None = None) -> list[Part]:
+        """List the batches of :meth:`read_epoch`, and read none."""
+        generator = np.random.default_rng(seed)
+        order = generator.permutation(self.windows) if seed else self.windows
+        drawn = choose(generator, len(order)) if choose else {}
+        size = self.even_batch
+        return [
+            (order[low : low + size], {name: d[low : low + size] for name, d in drawn.items()})
+            for low in range(0, len(order), size)
+        ]
+
+    def read_part(self, part: Part) -> Batch:
+        """Read one of the planned batches, or some windows of one, into memory of its own."""
+        return self._read_batch((part, self._allocate(len(part[0]))))
+
+    def _allocate(self, size: int) -> dict[str, np.ndarray]:
+        firsts = {name: _list_arrays(source)[0] for name, source in self.arrays.items()}
+        return {
+            name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in firsts.items()
+        }
+
+    def _read_batch(self, task: tuple[Part, dict[str, np.ndarray]]) -> Batch:
+        (windows, drawn), buffers = task
+        rows = {name: buffer[: len(windows)] for name, buffer in buffers.items()}
+        for name, source in self.arrays.items():
+            take_items(_list_arrays(source), drawn.get(name), windows, rows[name])
+        return Batch(windows, rows, drawn)
+
+
+def _list_arrays(source: zarr.Array | tuple[zarr.Array, ...]) -> tuple[zarr.Array, ...]:
+    return source if isinstance(source, tuple) else (source,)
+
+
+def take_items(
+    arrays: Sequence[zarr.Array], sources: np.ndarray | None, rows: np.ndarray, out: np.ndarray
+) -> None:
+    """Read rows from anywhere in several arrays of one shape."""
+    if sources is None or len(arrays) == 1:
+        take_rows(arrays[0], rows, out)
+        return
+    for source in np.unique(sources):
+        places = np.flatnonzero(sources == source)
+        part = np.empty((len(places), *out.shape[1:]), out.dtype)
+        take_rows(arrays[source], rows[places], part)
+        out[places] = part
+
+
+def shard_ranges(length: int, shard: int) -> Sequence[range]:
+    """Return the rows of every shard of an array."""
+    return [range(start, min(start + shard, length)) for start in range(0, length, shard)]

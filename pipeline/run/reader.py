@@ -1,0 +1,789 @@
+"""The results of a run in Python: ``from pipeline import Run``.
+
+>>> run = Run("runs/mine")
+>>> features = run.features("train")  # float16 [window, row, column, channel]
+>>> labels = run.labels("street/0001")  # uint8 [y, x], cluster of every pixel, 255 = ignore
+
+Nothing is written. What has not been computed, or was made from something in the run that has
+changed since, is refused with the command that makes it; ``primaps-pipe status`` also looks at what
+lies outside the run.
+
+What of a run may be read: its images by id, and which stages are finished.
+
+Asked for every label map that a training loop reads, so what the ledger says is kept as long as the
+plans that say it are the same files.
+
+What there is in a run: images, splits, windows, fits and heads.
+
+How arrays of a run are given to its users: as NumPy, read now, or as xarray, lazy.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.datasets import IGNORE, Dataset
+from pipeline.datasets.palettes import png_palette
+from pipeline.errors import AccessError, DamageError, DatasetError, ImageError, RunError, UsageError
+from pipeline.images.decoding import read_label
+from pipeline.images.windows import Window
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.frames import read_frame
+from pipeline.run.ledger import Ledger, StageRecord, list_upstream, read_record, require_fresh
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.subject import Subject, choose_subject, read_cluster_names, read_matching
+from pipeline.settings import did_you_mean
+from pipeline.storage.arrays import list_nodes
+from pipeline.storage.files import decode_table, read_json
+from pipeline.storage.places import map_requests, parse_place
+
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A stage that was found finished, and the plans that it was found by."""
+
+    record: StageRecord
+    keys: tuple[str, ...]
+    stamps: tuple[Stamp, ...]
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The images of a run, and those of every id."""
+
+    record: StageRecord
+    manifest: Manifest
+    by_id: dict[str, list[Image]]
+
+
+@dataclass
+class Catalogue:
+    """What of a run may be read.
+
+    Attributes
+    ----------
+    run
+        The run directory.
+    """
+
+    run: RunDirectory
+    _checked: dict[str, _Checked] = field(default_factory=dict, repr=False)
+    _listing: _Listing | None = field(default=None, repr=False)
+
+    def require(self, key: str) -> StageRecord:
+        """Return the record of a stage whose artefacts may be read.
+
+        Raises
+        ------
+        RunError
+            The stage was not run, not to its end, or is stale; the message names the command.
+        """
+        known = self._checked.get(key)
+        if known is not None and self._stamp(known.keys) == known.stamps:
+            return known.record
+        keys = (key, *list_upstream(self.run, key))
+        # before the ledger is read: what changes meanwhile is then noticed the next time
+        stamps = self._stamp(keys)
+        record = require_fresh(self.run, key)
+        self._checked[key] = _Checked(record, keys, stamps)
+        return record
+
+    def _stamp(self, keys: tuple[str, ...]) -> tuple[Stamp, ...]:
+        def stamp(key: str) -> Stamp:
+            try:
+                status = Ledger(self.run.state(key)).file(None).stat()
+            except OSError:
+                return 0, 0, 0
+            return status.st_ino, status.st_mtime_ns, status.st_size
+
+        return tuple(map_requests(self.run.path, stamp, keys))
+
+    def _list(self) -> _Listing:
+        record = self.require("extract")
+        if self._listing is None or self._listing.record is not record:
+            manifest, by_id = read_manifest(self.run), dict[str, list[Image]]()
+            for image in manifest.images:
+                by_id.setdefault(image.id, []).append(image)
+            self._listing = _Listing(record, manifest, by_id)
+        return self._listing
+
+    @property
+    def manifest(self) -> Manifest:
+        """The images and windows.
+
+        Raises
+        ------
+        RunError
+            ``extract`` is not finished.
+        """
+        return self._list().manifest
+
+    def check_split(self, split: str) -> None:
+        """Refuse a split that has no image.
+
+        Raises
+        ------
+        UsageError
+            It has none.
+        """
+        splits = self.manifest.splits
+        if split not in splits:
+            raise UsageError(
+                f"no split {split!r}; the run has {', '.join(splits)}{did_you_mean(split, splits)}."
+            )
+
+    def find_image(self, id: str, split: str | None) -> Image:
+        """Find an image that the stages used; errors as in :meth:`Run.find_image`."""
+        if split is not None:
+            self.check_split(split)
+        listing = self._list()
+        found = [image for image in listing.by_id.get(id, []) if split in (None, image.split)]
+        if not found:
+            known = [i.id for i in listing.manifest.images if split in (None, i.split)]
+            raise UsageError(
+                f"no image {id!r} in {f'{split} of ' if split else ''}{self.run.path}"
+                f"{did_you_mean(id, known)}; run.images lists them."
+            )
+        if len(found) > 1:
+            splits = ", ".join(image.split for image in found)
+            raise UsageError(f"the splits {splits} each have an image {id!r}; give split=.")
+        if not found[0].ok:
+            raise ImageError(f"image {id!r} was rejected by extract: {found[0].reason}.")
+        return found[0]
+
+    def select_windows(self, split: str | None, image: str | None) -> tuple[Window, ...]:
+        """Return the windows of an image, of a split, or of all, but for those of rejected images.
+
+        Raises
+        ------
+        UsageError
+            There is no such split or image.
+        """
+        if image is not None:
+            return tuple(self.manifest.windows_of(self.find_image(image, split)))
+        if split is not None:
+            self.check_split(split)
+        return tuple(self.manifest.usable_windows(splits=None if split is None else (split,)))
+
+    def require_labels(self, em: str | None, head: str | None) -> tuple[Subject, StageRecord]:
+        """Return the fit or head that is meant, and the record of its evaluation.
+
+        Raises
+        ------
+        RunError
+            It was not evaluated, or that is unfinished or stale.
+        UsageError
+            There is no such fit or head.
+        """
+        subject = choose_subject(self.run, em, head)
+        key = f"evaluate/{subject.title}"
+        if not self.run.has_been_run(key):
+            raise RunError(
+                f"{subject.key} has not been evaluated in {self.run.path}; run "
+                f"`primaps-pipe evaluate {self.run.quoted}{subject.options}` first."
+            )
+        return subject, self.require(key)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Describe the run in rows of a name and a text, whatever state it is in."""
+        known = self.run.keys()
+        keys = [key for key in known if not key.startswith("views/")]
+        records = {key: read_record(self.run, key) for key in keys}
+        rows = []
+        extract = records.get("extract")
+        if extract is not None and extract.finished:
+            images = read_manifest(self.run).images
+            splits = dict.fromkeys(image.split for image in images)
+            counts = [f"{split} {sum(i.split == split for i in images)}" for split in splits]
+            rejected = sum(not image.ok for image in images)
+            facts, words = extract.facts, f" ({rejected} rejected)" if rejected else ""
+            grid = " x ".join(map(str, facts["grid"]))
+            rows += [
+                ("images", ", ".join(counts) + words),
+                ("features", f"{facts['backbone']}, {facts['channels']} channels"),
+                ("windows", f"{facts['size']} pixels, a grid of {grid}"),
+            ]
+        states = {key: _judge(records, key) for key in keys}
+        for state in ("finished", "stale", "unfinished"):
+            names = [k.removesuffix(f"/{DEFAULT_NAME}") for k in keys if states[k] == state]
+            rows += [(state, ", ".join(names))] if names else []
+        return rows or [("empty", f"start with `primaps-pipe extract {self.run.quoted}`")]
+
+
+def _judge(records: Mapping[str, StageRecord], key: str) -> str:
+    """Judge a stage by the plans alone: ``finished``, ``stale`` or ``unfinished``."""
+    record = records[key]
+    for name, digest in record.inputs.items():
+        # parts of views are not among the records, and go with theirs
+        if name in records and (records[name].digest != digest or _judge(records, name) == "stale"):
+            return "stale"
+    return "finished" if record.finished else "unfinished"
+
+
+class Contents:
+    """What there is in a run; :class:`pipeline.run.reader.Run` reads it.
+
+    Parameters
+    ----------
+    path
+        The run directory, or a prefix of an object store (``s3://bucket/prefix``).
+
+    Raises
+    ------
+    RunError
+        It is no run directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.directory = RunDirectory(parse_place(path)).require()
+        self._catalogue = Catalogue(self.directory)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """One record per image: ``id``, ``split``, ``width``, ``height``, ``ok`` and others."""
+        return self._manifest.images
+
+    def table(self) -> pa.Table:
+        """Return the images as a table with the columns of ``manifest.parquet``.
+
+        ``run.table().to_pandas()`` makes a data frame of it.
+        """
+        self._catalogue.require("extract")
+        content = self.directory.manifest_file.read_bytes()
+        return decode_table(content).replace_schema_metadata(None)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images."""
+        return self._manifest.splits
+
+    def windows(self, split: str | None = None, *, image: str | None = None) -> tuple[Window, ...]:
+        """Return the windows of a split, of an image, or all, in the order of the arrays' rows.
+
+        Parameters
+        ----------
+        split
+            Name of a split; all of them when None.
+        image
+            Id of one image, to have its windows alone.
+
+        Raises
+        ------
+        UsageError
+            There is no such split or image.
+        """
+        return self._catalogue.select_windows(split, image)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What :meth:`features` takes as ``view``: ``clean``, ``mirror``, and further ones."""
+        self._catalogue.require("extract")
+        return tuple(sorted(list_nodes(self.directory.features)))
+
+    @property
+    def fits(self) -> tuple[str, ...]:
+        """Names of the fits (``em``), finished or not."""
+        return tuple(self.directory.names("em"))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads, finished or not."""
+        return tuple(self.directory.names("head"))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the dataset's classes, by class; empty where nobody has named them."""
+        return self._dataset.class_names(self._manifest.labels)
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """Colours of the classes, uint8 [256, rgb]: ``run.palette[classes]`` is a picture."""
+        colours = png_palette(self._dataset.palette[: len(self.class_names)])
+        return np.frombuffer(colours, np.uint8).reshape(-1, 3)
+
+    def find_image(self, id: str, split: str | None = None) -> Image:
+        """Find the record of an image that the stages used.
+
+        Parameters
+        ----------
+        id
+            As in ``run.images``.
+        split
+            Its split, needed where several have an image of that id.
+
+        Raises
+        ------
+        UsageError
+            There is none, or more than one.
+        ImageError
+            It was rejected.
+        """
+        return self._catalogue.find_image(id, split)
+
+    def __repr__(self) -> str:
+        facts = "\n".join(f"  {name:<10} {text}" for name, text in self._catalogue.describe())
+        return f"Run({str(self.path)!r})\n{facts}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._catalogue.describe()
+        )
+        return f"<table><caption>Run {html.escape(str(self.path))}</caption>{rows}</table>"
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._catalogue.manifest
+
+    @property
+    def _dataset(self) -> Dataset:
+        return self._manifest.open_dataset()
+
+
+As = Literal["numpy", "xarray"]
+
+
+def check_form(as_: str) -> None:
+    """Refuse what is neither ``numpy`` nor ``xarray``."""
+    if as_ not in ("numpy", "xarray"):
+        raise UsageError(f"as_={as_!r}: give 'numpy' or 'xarray'.")
+
+
+def give_rows(
+    catalogue: Catalogue,
+    array: tuple[Path, str],
+    record: StageRecord,
+    which: tuple[str | None, str | None],
+    as_: As,
+) -> Any:
+    """Give the rows of an array that belong to a split or an image.
+
+    Parameters
+    ----------
+    catalogue
+        Of the run.
+    array
+        The store, and the name of the array in it.
+    record
+        Of the stage that wrote it.
+    which
+        Split and image, as :meth:`pipeline.run.reader.Catalogue.select_windows` takes them.
+    as_
+        The form.
+
+    Returns
+    -------
+    numpy.ndarray or xarray.DataArray
+        [window, ...], in the type of the array.
+    """
+    from pipeline.storage.lazy import StoredRows, label_rows
+
+    check_form(as_)
+    windows = catalogue.select_windows(*which)
+    numbers = np.array([window.index for window in windows], np.int64)
+    stored = StoredRows(*array, numbers, record.digest)
+    if as_ == "numpy":
+        return stored.read()
+    images = [catalogue.manifest.images[window.image] for window in windows]
+    coordinates: dict[str, list[Any]] = {
+        "image": [image.id for image in images],
+        "split": [image.split for image in images],
+        "left": [window.left for window in windows],
+        "top": [window.top for window in windows],
+    }
+    return label_rows(stored, coordinates)
+
+
+def give_file(
+    read: Callable[[], NDArray[np.uint8]], image: Image, name: str, as_: As, *inner: str
+) -> Any:
+    """Give what a file of an image holds, uint8 [y, x] and further axes of length 3."""
+    check_form(as_)
+    if as_ == "numpy":
+        return read()
+    from pipeline.storage.lazy import label_file
+
+    shape = (image.height, image.width, *(3 for _ in inner))
+    facts = {"image": image.id, "split": image.split}
+    return label_file(read, shape, ("y", "x", *inner), name, facts)
+
+
+def read_png(file: Path, command: str) -> NDArray[np.uint8]:
+    """Read a label map that ``evaluate`` wrote; ``command`` makes it again."""
+    try:
+        return read_label(file).astype(np.uint8)
+    except AccessError as error:
+        raise RunError(f"{file} cannot be read ({error}); run {command} again.") from error
+    except ImageError as error:
+        raise DamageError(f"{file} is damaged ({error}); run {command} again.") from error
+
+
+def read_truth(dataset: Dataset, path: Path, image: Image) -> NDArray[np.uint8]:
+    """Read the dataset's label map of an image as classes, uint8 [y, x]."""
+    try:
+        truth = dataset.read_label(path)
+    except ImageError as error:
+        raise ImageError(f"the label map {path} cannot be read: {error}.") from error
+    if truth.shape != (image.height, image.width):
+        raise ImageError(
+            f"the label map {path} is {truth.shape[1]} x {truth.shape[0]}, "
+            f"its image {image.width} x {image.height}."
+        )
+    return truth
+
+
+_PROTOTYPES = {
+    "momentum": "momentum_prototypes",
+    "running": "prototypes",
+    "initial": "initial_prototypes",
+}
+
+
+class Run(Contents):
+    """The results of one run, read-only.
+
+    Parameters
+    ----------
+    path
+        The run directory, or a prefix of an object store (``s3://bucket/prefix``).
+
+    Raises
+    ------
+    RunError
+        It is no run directory.
+
+    Notes
+    -----
+    Arrays come as NumPy by default, read at once: ``features`` of N windows of DINOv2 ViT-S/14 at
+    322 pixels take N x 0.4 MB. With ``as_="xarray"`` they are labelled, backed by dask, and read
+    when they are computed, shard by shard.
+    """
+
+    # --- arrays over windows ---------------------------------------------------------------------
+
+    def features(
+        self,
+        split: str | None = None,
+        *,
+        view: str = "clean",
+        image: str | None = None,
+        as_: As = "numpy",
+    ) -> Any:
+        """Read features: what the frozen backbone says of every position of every window.
+
+        Parameters
+        ----------
+        split, image
+            As in :meth:`windows`, whose order the rows have.
+        view
+            One of :attr:`views`.
+        as_
+            ``numpy``, read now, or ``xarray``, lazy.
+
+        Returns
+        -------
+        numpy.ndarray or xarray.DataArray
+            float16 [window, row, column, channel].
+
+        Raises
+        ------
+        UsageError
+            There is no such view, split or image.
+        RunError
+            ``extract`` is unfinished or stale.
+        """
+        if view not in self.views:
+            raise UsageError(
+                f"no view {view!r}; the run has {', '.join(self.views)}"
+                f"{did_you_mean(view, self.views)}."
+            )
+        record = self._catalogue.require("extract" if view in ("clean", "mirror") else "views")
+        return self._give_rows(self.directory.features, view, record, split, image, as_)
+
+    def codes(
+        self,
+        head: str | None = None,
+        split: str | None = None,
+        *,
+        view: str = "clean",
+        image: str | None = None,
+        as_: As = "numpy",
+    ) -> Any:
+        """Read the codes that a head makes of the features, float16 [window, row, column, channel].
+
+        Parameters
+        ----------
+        head
+            Its name; the only one there is when None.
+        split, view, image, as_
+            As in :meth:`features`.
+        """
+        if head is None and len(self.heads) > 1:
+            raise UsageError(f"the run has several heads ({', '.join(self.heads)}); give head=.")
+        if head is None and not self.heads:
+            raise RunError(
+                f"{self.path} has no head yet; train one with "
+                f"`primaps-pipe head {self.directory.quoted} --method stego`."
+            )
+        head = head or self.heads[0]
+        subject = choose_subject(self.directory, None, head)
+        record = self._catalogue.require(f"encode/{subject.name}")
+        if view not in record.facts["views"]:
+            raise UsageError(
+                f"no view {view!r}; the codes have {', '.join(record.facts['views'])}."
+            )
+        return self._give_rows(self.directory.codes(head), view, record, split, image, as_)
+
+    def proposals(
+        self, split: str | None = None, *, image: str | None = None, as_: As = "numpy"
+    ) -> Any:
+        """Read the mask proposals: uint8 [window, y, x], number of the proposal, 0 = none.
+
+        Parameters are those of :meth:`features`. A window of 322 pixels takes 0.1 MB.
+        """
+        record = self._catalogue.require("masks")
+        return self._give_rows(self.directory.masks, "proposals", record, split, image, as_)
+
+    def pooled(
+        self, split: str | None = None, *, image: str | None = None, as_: As = "numpy"
+    ) -> Any:
+        """Read the mean unit feature of every proposal: float16 [window, proposal, channel].
+
+        Row j of a window is proposal j + 1; rows of proposals that a window does not have are 0.
+        Parameters are those of :meth:`features`.
+        """
+        record = self._catalogue.require("masks")
+        return self._give_rows(self.directory.masks, "pooled", record, split, image, as_)
+
+    # --- one image -------------------------------------------------------------------------------
+
+    def photograph(self, id: str, split: str | None = None, *, as_: As = "numpy") -> Any:
+        """Read a photograph upright, uint8 [y, x, rgb].
+
+        Raises
+        ------
+        UsageError
+            There is no such image.
+        StaleError
+            The file is gone or has changed since it was extracted.
+        """
+        image = self.find_image(id, split)
+        read = partial(read_frame, self._manifest.root, image, image.width, image.height)
+        return give_file(read, image, "photograph", as_, "rgb")
+
+    def labels(
+        self,
+        id: str,
+        split: str | None = None,
+        *,
+        em: str | None = None,
+        head: str | None = None,
+        as_: As = "numpy",
+    ) -> Any:
+        """Read the pseudo-labels of an image.
+
+        Parameters
+        ----------
+        id, split
+            The image; the split is needed where several have one of that id.
+        em, head
+            Name of the fit (``default``, or the only one, when None), or of the head instead.
+        as_
+            ``numpy`` or ``xarray``.
+
+        Returns
+        -------
+        numpy.ndarray or xarray.DataArray
+            uint8 [y, x] of the image's own size: cluster 0 … K-1, 255 = ignore. :meth:`matching`
+            makes classes of clusters.
+
+        Raises
+        ------
+        UsageError
+            There is no such image, fit or head, or its split was not evaluated.
+        RunError
+            ``evaluate`` is unfinished or stale.
+        """
+        subject, record = self._catalogue.require_labels(em, head)
+        image = self.find_image(id, split)
+        command = f"`primaps-pipe evaluate {self.directory.quoted}{subject.options}`"
+        splits = record.settings["splits"]
+        if image.split not in splits:
+            options = "".join(f" --split {name}" for name in (*splits, image.split))
+            raise UsageError(
+                f"evaluate labelled {', '.join(splits)}, not {image.split}; "
+                f"run {command[:-1]}{options}`."
+            )
+        file = self.directory.labels(subject.title) / image.split / f"{image.id}.png"
+        return give_file(partial(read_png, file, command), image, "labels", as_)
+
+    def ground_truth(self, id: str, split: str | None = None, *, as_: As = "numpy") -> Any:
+        """Read the dataset's own label map of an image, uint8 [y, x]: class, 255 = ignore.
+
+        Raises
+        ------
+        UsageError
+            There is no such image.
+        DatasetError
+            It has no label map.
+        ImageError
+            The label map cannot be read.
+        """
+        image = self.find_image(id, split)
+        path = self._manifest.label_path(image)
+        if path is None:
+            raise DatasetError(
+                f"image {id!r} has no label map; a folder of one's own gets them by "
+                f"`primaps-pipe extract {self.directory.quoted} --labels DIR`."
+            )
+        read = partial(read_truth, self._dataset, path, image)
+        return give_file(read, image, "ground_truth", as_)
+
+    # --- what was learned ------------------------------------------------------------------------
+
+    def prototypes(
+        self,
+        em: str | None = None,
+        *,
+        head: str | None = None,
+        kind: Literal["momentum", "running", "initial"] = "momentum",
+        as_: As = "numpy",
+    ) -> Any:
+        """Read the class prototypes of a fit, or the cluster probe of a head.
+
+        Parameters
+        ----------
+        em, head
+            As in :meth:`labels`.
+        kind
+            ``momentum``, which make the labels; ``running``; ``initial``. A head has one probe.
+        as_
+            ``numpy`` or ``xarray``; they are small and read at once either way.
+
+        Returns
+        -------
+        numpy.ndarray or xarray.DataArray
+            float32 [class, channel].
+
+        Raises
+        ------
+        UsageError
+            There is no such fit, head or kind.
+        RunError
+            It is unfinished or stale.
+        """
+        from pipeline.storage.arrays import read_group
+
+        subject = choose_subject(self.directory, em, head)
+        self._catalogue.require(subject.key)
+        store = self.directory.em if subject.kind == "em" else self.directory.heads
+        arrays, attributes = read_group(store, subject.name)
+        check_form(as_)
+        if kind not in _PROTOTYPES:
+            raise UsageError(f"kind={kind!r}: give {', '.join(map(repr, _PROTOTYPES))}.")
+        name = "probe" if subject.kind == "head" else _PROTOTYPES[kind]
+        if name not in arrays:
+            method = attributes.get("method", "this method")
+            raise UsageError(f"a fit by {method} has no {kind} prototypes; leave kind= out.")
+        if as_ == "numpy":
+            return arrays[name]
+        from pipeline.storage.lazy import import_xarray
+
+        dims = ("class", "channel")
+        return import_xarray().DataArray(arrays[name], dims=dims, attrs=attributes, name=name)
+
+    def metrics(self, em: str | None = None, *, head: str | None = None) -> dict[str, Any]:
+        """Return the figures of an evaluation, as ``metrics.json`` has them; shares in per cent.
+
+        Raises
+        ------
+        RunError
+            ``evaluate`` is unfinished or stale.
+        """
+        subject, _ = self._catalogue.require_labels(em, head)
+        file = self.directory.report(subject.title) / "metrics.json"
+        metrics = read_json(file)
+        if metrics is None:
+            raise RunError(
+                f"{file} is gone; run `primaps-pipe evaluate "
+                f"{self.directory.quoted}{subject.options}` again."
+            )
+        return dict(metrics)
+
+    def matching(
+        self, split: str | None = None, *, em: str | None = None, head: str | None = None
+    ) -> NDArray[np.uint8]:
+        """Return which class every cluster was matched to, as a table to look labels up in.
+
+        ``run.matching("train")[run.labels(id)]`` are classes. The matching is that of the
+        evaluation: Hungarian, one to one, over the ground truth of a split.
+
+        Parameters
+        ----------
+        split
+            Whose matching; that of the figures at the top of ``metrics.json`` when None.
+        em, head
+            As in :meth:`labels`.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8 [256]: class of cluster k; 255 for 255, and for a cluster without a class.
+
+        Raises
+        ------
+        DatasetError
+            The split has no ground truth.
+        UsageError
+            The split was not evaluated.
+        """
+        subject, _ = self._catalogue.require_labels(em, head)
+        _, assignment, _ = read_matching(self.directory, subject.title, split)
+        if assignment is None:
+            raise DatasetError(
+                f"{split or 'no split'} of {self.path} has ground truth to match clusters to; "
+                "look at run.cluster_names() instead."
+            )
+        table = np.full(IGNORE + 1, IGNORE, np.uint8)
+        for cluster, matched in enumerate(assignment):
+            table[cluster] = IGNORE if matched is None else matched
+        return table
+
+    def cluster_names(
+        self, em: str | None = None, *, head: str | None = None, split: str | None = None
+    ) -> tuple[str, ...]:
+        """Return the name of every cluster: that of ``names.yaml``, its class's, or its number.
+
+        Parameters are those of :meth:`matching`.
+        """
+        subject, _ = self._catalogue.require_labels(em, head)
+        return read_cluster_names(self.directory, subject.title, split)
+
+    def _give_rows(
+        self,
+        store: Path,
+        name: str,
+        record: StageRecord,
+        split: str | None,
+        image: str | None,
+        as_: As,
+    ) -> Any:
+        return give_rows(self._catalogue, (store, name), record, (split, image), as_)

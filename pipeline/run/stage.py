@@ -1,0 +1,119 @@
+"""What a stage is.
+
+A stage plans (which shards, made from what), prepares (allocates its arrays), computes single
+shards, and finishes. The same code therefore runs in a loop, in a pool, or on a cluster, and every
+shard can be computed again alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pipeline.progress import Screen
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import ShardRecord
+from pipeline.settings import StageSettings
+
+S = TypeVar("S", bound=StageSettings)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be: what it is made from, and how many items it holds."""
+
+    fingerprint: str
+    items: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a stage.
+
+    Attributes
+    ----------
+    shards
+        In the order of the arrays.
+    facts
+        Small JSON-able findings that later stages and the report read (channels, grid, source of
+        the weights).
+    redo
+        Shards to compute again although their fingerprint is known.
+    sources
+        What was read outside the run, by name: JSON-able, other whenever it is another.
+    payload
+        Anything that :meth:`Stage.prepare` needs from :meth:`Stage.plan`; not kept.
+    """
+
+    shards: list[ShardPlan]
+    facts: dict[str, Any] = field(default_factory=dict)
+    redo: frozenset[int] = frozenset()
+    sources: dict[str, Any] = field(default_factory=dict)
+    payload: Any = None
+
+
+class Stage(ABC, Generic[S]):
+    """One of the pipeline's steps. Instances hold no state: they travel to other processes.
+
+    What a stage writes through ``pipeline.storage`` is noted down with its checksum: what :meth:`compute` writes in the record of the shard, what :meth:`prepare` and
+    :meth:`finish` write in that of the stage.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    # the verb of the command line, where it is not the name
+    verb: ClassVar[str] = ""
+    settings_class: ClassVar[type[StageSettings]]
+
+    @property
+    def version(self) -> int:
+        """Version of what the stage computes."""
+        return self.settings_class.version
+
+    def key(self, settings: S) -> str:
+        """Return the ledger key; a stage that may run under several names adds the name."""
+        return self.name
+
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
+        """Return the ledger key that the given settings mean, before all settings are known."""
+        return self.name
+
+    def name_options(self, settings: S) -> str:
+        """Return the command-line options that name the key, with a space in front, or nothing."""
+        return ""
+
+    def inputs(self, run: RunDirectory, settings: S) -> list[str]:
+        """Return the keys of the stages that this one reads."""
+        return []
+
+    def resolve(self, run: RunDirectory, settings: S) -> S:
+        """Replace every ``auto`` or absent value by what it means here."""
+        return settings
+
+    @abstractmethod
+    def plan(self, run: RunDirectory, settings: S, screen: Screen) -> Plan:
+        """Say which shards there will be; writes nothing."""
+
+    def shares_work(self, settings: S) -> bool:
+        """Whether a shard shares its work out itself, among ``scheduler.current_team()``."""
+        return False
+
+    @abstractmethod
+    def prepare(self, run: RunDirectory, settings: S, plan: Plan) -> None:
+        """Allocate what the shards are written into; touches nothing that is right already."""
+
+    @abstractmethod
+    def compute(self, run: RunDirectory, settings: S, shard: int) -> dict[str, Any]:
+        """Compute and write one shard; return a small JSON-able result for its record."""
+
+    def find(self, run: RunDirectory, settings: S, records: dict[int, ShardRecord]) -> str:
+        """Return a fingerprint of what only the computation could tell, for the later stages."""
+        return ""
+
+    def finish(
+        self, run: RunDirectory, settings: S, records: dict[int, ShardRecord], screen: Screen
+    ) -> list[str]:
+        """Do what needs all shards; return lines for the screen."""
+        return []

@@ -1,0 +1,297 @@
+"""Whether everything that a run holds is as it was written, file by file against the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import DamageError, RunError
+from pipeline.progress import Counter
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.ledger import Files, Ledger, StageRecord
+from pipeline.run.manifest import read_manifest
+from pipeline.storage.arrays import METADATA, is_consolidated, is_damaged
+from pipeline.storage.files import Checkpoint, checksum
+from pipeline.storage.shards import find_damaged
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of a run that is not as it was written."""
+
+    key: str
+    file: str
+    what: str
+    shard: int | None = None
+    windows: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        where = self.key if self.shard is None else f"{self.key}, shard {self.shard}"
+        text = f"{where}: {self.file} {self.what}" if where else f"{self.file} {self.what}"
+        if self.windows:
+            text += f"; windows {_list_some(self.windows)}"
+        if self.images:
+            text += f"; images {_list_some(self.images)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a verification has found, and how much it has read."""
+
+    damages: tuple[Damage, ...]
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file that a record names."""
+
+    key: str
+    shard: int | None
+    file: str
+    bytes: int
+    checksum: str
+
+
+def verify_run(run: RunDirectory, count: Callable[[int], Counter]) -> Findings:
+    """Read every file of a run and compare it with what the ledger says was written."""
+    # a damaged run.yaml is a finding, and so is one that is gone
+    with suppress(DamageError):
+        run.require()
+    damages = _check_settings(run)
+    entries: dict[str, _Entry] = {}
+    for key in _list_keys(run):
+        listed, broken = _list_entries(run, key)
+        damages += broken
+        for entry in listed:
+            # a file of a part of a stage is the stage's, whose key comes first
+            entries.setdefault(entry.file, entry)
+    size = 0
+    with count(len(entries)) as counter:
+        threads = count_threads()
+        for entry, what, content in map_ahead(
+            lambda entry: (entry, *_check(run, entry)), entries.values(), threads, threads
+        ):
+            size += entry.bytes
+            counter.advance()
+            if what and _still_says(run, entry):
+                damages.append(_locate(run, entry, what, content))
+    damages += _check_stores(run, entries)
+    damages += _check_checkpoints(run)
+    return Findings(tuple(damages), len(entries), size)
+
+
+def _check_settings(run: RunDirectory) -> list[Damage]:
+    damages = []
+    for file in (run.settings_file, run.settings_copy):
+        name = file.relative_to(run.path).as_posix()
+        try:
+            if not run.is_whole(file):
+                damages.append(Damage("", name, "is not as it was written"))
+        except FileNotFoundError:
+            damages.append(Damage("", name, "is gone"))
+        except OSError as error:
+            damages.append(Damage("", name, f"cannot be read ({error.strerror or error})"))
+    return damages
+
+
+def _list_keys(run: RunDirectory) -> list[str]:
+    """List the keys of all ledgers, those that have lost their plan too."""
+    state = run.path / "state"
+    folders = [*state.glob("*/shards"), *state.glob("*/*/shards")]
+    bare = {
+        folder.parent.relative_to(state).as_posix() for folder in folders if any(folder.iterdir())
+    }
+    return sorted({*run.keys(), *bare})
+
+
+def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damage]]:
+    """List the files that the records of a stage name, and the records that are damaged."""
+    ledger = Ledger(run.state(key))
+    entries: list[_Entry] = []
+    damages: list[Damage] = []
+
+    def take(shard: int | None, files: Files) -> None:
+        entries.extend(_Entry(key, shard, name, *facts) for name, facts in files.items())
+
+    def complain(shard: int | None, what: str) -> None:
+        name = ledger.file(shard).relative_to(run.path).as_posix()
+        damages.append(Damage(key, name, what, shard))
+
+    plan = None
+    try:
+        plan = ledger.read_stage()
+    except RunError:
+        complain(None, "is not as it was written")
+    else:
+        if plan is None:
+            complain(None, "is gone")
+    # after the plan: a stage that is finished meanwhile lacks none
+    present = ledger.list_shards()
+    if plan is not None:
+        take(None, plan.files)
+        for shard in _list_gone(ledger, plan, present):
+            complain(shard, "is gone")
+    for shard in present:
+        try:
+            record = ledger.read_shard(shard)
+        except RunError:
+            complain(shard, "is not as it was written")
+        else:
+            take(shard, {} if record is None else record.files)
+    return entries, damages
+
+
+def _list_gone(ledger: Ledger, plan: StageRecord, present: Sequence[int]) -> list[int]:
+    """List the shards of a finished stage that have no record."""
+    gone = set(range(len(plan.shards))) - set(present)
+    if not plan.finished or not gone:
+        return []
+    with suppress(RunError):
+        if ledger.read_stage() != plan:
+            return []  # the stage is at work again
+    return sorted(gone - set(ledger.list_shards()))
+
+
+def _check(run: RunDirectory, entry: _Entry) -> tuple[str, bytes]:
+    """Say what is wrong with a file, and give its content where that has changed."""
+    try:
+        content = (run.path / entry.file).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return "is gone", b""
+    except (OSError, RunError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})", b""
+    if len(content) != entry.bytes:
+        return f"has {len(content)} bytes, not {entry.bytes}", content
+    if checksum(content) != entry.checksum:
+        return "has other bytes than were written", content
+    return "", b""
+
+
+def _still_says(run: RunDirectory, entry: _Entry) -> bool:
+    """Whether the ledger still has the entry: a stage at work may be replacing the file."""
+    ledger = Ledger(run.state(entry.key))
+    try:
+        record = ledger.read_stage() if entry.shard is None else ledger.read_shard(entry.shard)
+    except RunError:
+        return True
+    return record is not None and record.files.get(entry.file) == (entry.bytes, entry.checksum)
+
+
+def _locate(run: RunDirectory, entry: _Entry, what: str, content: bytes) -> Damage:
+    """Name the windows and images of a damaged file, where it is a shard or a label map."""
+    damage = Damage(entry.key, entry.file, what, entry.shard)
+    store, marker, place = entry.file.partition("/c/")
+    if entry.shard is None:
+        return damage
+    try:
+        manifest = read_manifest(run)
+        if not marker:
+            label = entry.file.partition("/")[2]
+            images = [i.path for i in manifest.images if f"{i.split}/{i.id}.png" == label]
+            return replace(damage, images=tuple(images))
+        metadata = json.loads((run.path / store / "zarr.json").read_bytes())
+        rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        sharding = metadata["codecs"][0]["configuration"]
+        chunk, length = sharding["chunk_shape"][0], metadata["shape"][0]
+        shard = int(place.partition("/")[0])
+    except (OSError, ValueError, LookupError, TypeError, RunError):
+        return damage
+    damaged = find_damaged(content, rows // chunk)
+    first = shard * rows
+    windows = [
+        window
+        for number in damaged
+        for window in range(first + number * chunk, first + (number + 1) * chunk)
+        if window < min(length, len(manifest.windows))
+    ]
+    paths = dict.fromkeys(manifest.images[manifest.windows[w].image].path for w in windows)
+    return replace(damage, windows=tuple(windows), images=tuple(paths))
+
+
+def list_stores(run: RunDirectory) -> list[Path]:
+    """List the zarr stores that a run holds."""
+    stores = [run.features, run.masks, run.heads, run.em]
+    codes = run.path / "codes"
+    if codes.is_dir():
+        stores += sorted(path for path in codes.iterdir() if path.name.endswith(".zarr"))
+    return [store for store in stores if store.is_dir()]
+
+
+def _check_stores(run: RunDirectory, entries: Mapping[str, _Entry]) -> list[Damage]:
+    """Check the metadata that the members of a store share, and no record has.
+
+    A stage writes members first, and the store's own metadata after them: while one is not
+    finished, they may differ.
+    """
+    damages = []
+    for store in list_stores(run):
+        if is_consolidated(store):
+            continue
+        name = store.relative_to(run.path).as_posix()
+        unfinished = _list_unfinished(run)
+        if is_damaged(store):
+            what = "is not as it was written"
+        elif not (store / METADATA).is_file():
+            # who has finished a member has written it
+            members = (entry for entry in entries.values() if entry.file.startswith(f"{name}/"))
+            if unfinished and all(entry.key in unfinished for entry in members):
+                continue
+            what = "is gone"
+        # looked at again: a stage may have been finished after the first look
+        elif unfinished or is_consolidated(store):
+            continue
+        else:
+            what = "is not that of the arrays below it"
+        damages.append(Damage("", f"{name}/{METADATA}", what))
+    return damages
+
+
+def _list_unfinished(run: RunDirectory) -> set[str]:
+    """List the keys of the stages that are at work, or were interrupted."""
+    return {key for key in _list_keys(run) if _is_unfinished(Ledger(run.state(key)))}
+
+
+def _is_unfinished(ledger: Ledger) -> bool:
+    try:
+        record = ledger.read_stage()
+    except RunError:
+        return False  # named elsewhere
+    return record is not None and not record.finished
+
+
+def list_checkpoints(run: RunDirectory) -> list[Path]:
+    """List the checkpoints of unfinished fits and trainings."""
+    folders = map(run.state, run.keys())
+    files = [folder / name for folder in folders for name in ("fit.npz", "training.npz")]
+    return [file for file in files if file.is_file()]
+
+
+def _check_checkpoints(run: RunDirectory) -> list[Damage]:
+    damages = []
+    for file in list_checkpoints(run):
+        try:
+            Checkpoint(file, "").load()
+        except DamageError:
+            key = file.parent.relative_to(run.path / "state").as_posix()
+            name = file.relative_to(run.path).as_posix()
+            damages.append(Damage(key, name, "is a damaged checkpoint"))
+    return damages
+
+
+def _list_some(items: Sequence[object], most: int = 8) -> str:
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def count_shards(damages: Iterable[Damage]) -> int:
+    """Count the shards that some damages lie in."""
+    return len({(damage.key, damage.shard) for damage in damages if damage.shard is not None})

@@ -1,0 +1,403 @@
+"""Files that are whole or absent: atomic writes that are noted down, and content fingerprints.
+
+Checkpoints of a long computation: one file, replaced as a whole.
+
+Where files are kept for all runs: weights that were converted, images that were unpacked.
+
+Parquet tables, decoded from bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+from zipfile import BadZipFile
+
+import numpy as np
+import platformdirs
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DamageError, RunError
+from pipeline.storage.places import is_remote, resolve_inside
+
+# what systems answer that cannot open or sync a folder
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM}
+_BLOCK = 2**20
+_ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
+_WRITTEN: ContextVar[list[Stored] | None] = ContextVar("written", default=None)
+_GUARD: ContextVar[Callable[[], None] | None] = ContextVar("guard", default=None)
+# threads that write one file take turns at its temporary file
+_TURNS = tuple(threading.Lock() for _ in range(64))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file as it was written."""
+
+    path: Path
+    bytes: int
+    checksum: str
+
+
+@contextmanager
+def note_writes() -> Iterator[list[Stored]]:
+    """Collect what is written in this context, in the threads of :func:`map_ahead`, too."""
+    written: list[Stored] = []
+    token = _WRITTEN.set(written)
+    try:
+        yield written
+    finally:
+        _WRITTEN.reset(token)
+
+
+@contextmanager
+def confine_writes(root: Path) -> Iterator[None]:
+    """Refuse, in this context, to write or remove anything outside a folder.
+
+    What lies in a run may come from anywhere: a link in it, or a name in one of its tables, must
+    not lead out of it. The folder itself may be a link, or lie below one: that is who named it.
+    """
+    token = _ROOT.set(root)
+    try:
+        yield
+    finally:
+        _ROOT.reset(token)
+
+
+@contextmanager
+def guard_writes(check: Callable[[], None]) -> Iterator[None]:
+    """Call a function, in this context, before anything is written or removed; it may refuse."""
+    token = _GUARD.set(check)
+    try:
+        yield
+    finally:
+        _GUARD.reset(token)
+
+
+def _ask_guard() -> None:
+    check = _GUARD.get()
+    if check is not None:
+        check()
+
+
+def require_inside(path: Path) -> None:
+    """Refuse a place that is outside the folder of :func:`confine_writes`, where one was named."""
+    root = _ROOT.get()
+    if root is None or path == root or is_remote(root):
+        return
+    if not path.is_relative_to(root):
+        raise RunError(f"{path} lies outside {root}; nothing is written there.")
+    resolve_inside(root, path.relative_to(root))
+
+
+def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool = True) -> Stored:
+    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
+    require_inside(path)
+    _ask_guard()
+    try:
+        if is_remote(path):
+            # an object is whole or absent by nature
+            path.write_bytes(content)
+        else:
+            _replace_file(path, content, unique)
+    except OSError as error:
+        raise _cannot_write(path, len(content), error) from error
+    stored = Stored(path, len(content), checksum(content))
+    if noted:
+        note_file(stored)
+    return stored
+
+
+def _replace_file(path: Path, content: bytes, unique: bool) -> None:
+    make_folder(path.parent)
+    # not tempfile's: its files are private, and a run directory is shared like any other output;
+    # not the file's name with a suffix, which may be longer than a name can be
+    name = blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    temporary = path.parent / f".{uuid4().hex if unique else name}.part"
+    with _TURNS[hash(temporary) % len(_TURNS)]:
+        try:
+            # left by a killed process, or a link that somebody put there
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+def write_changed(path: Path, content: bytes, *, noted: bool = True) -> Stored:
+    """Write a file where its content has changed: times tell users what was made again.
+
+    See :func:`write_bytes`; a file that is right already is noted, too.
+    """
+    try:
+        same = path.read_bytes() == content
+    except OSError:
+        same = False
+    if not same:
+        return write_bytes(path, content, noted=noted)
+    stored = Stored(path, len(content), checksum(content))
+    if noted:
+        note_file(stored)
+    return stored
+
+
+def note_file(stored: Stored) -> None:
+    """Note a file down as written by whoever collects (see :func:`note_writes`)."""
+    written = _WRITTEN.get()
+    if written is not None:
+        written.append(stored)
+
+
+def _cannot_write(path: Path, size: int, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write {path} ({size} bytes): {error.strerror or error}; "
+        "free some space or choose a folder that may be written."
+    )
+
+
+def write_text(path: Path, text: str) -> Stored:
+    """Write UTF-8 text atomically (see :func:`write_bytes`)."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any, *, noted: bool = True) -> Stored:
+    """Write JSON atomically (see :func:`write_bytes`)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_bytes(path, text.encode("utf-8"), noted=noted)
+
+
+def read_json(path: Path) -> Any | None:
+    """Read JSON, or None where the file is absent."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise DamageError(
+            f"{path} is not JSON ({error}); delete it to compute it again."
+        ) from error
+
+
+_CHECKSUM = "checksum"
+
+
+def write_checked_json(path: Path, value: dict[str, Any]) -> Stored:
+    """Write a JSON object that carries its own checksum, and is noted nowhere else."""
+    return write_json(path, seal(value), noted=False)
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of all else in it."""
+    return {**value, _CHECKSUM: _checksum_object(value)}
+
+
+def unseal(content: Any) -> dict[str, Any] | None:
+    """Return what :func:`seal` was given, or None where it is not as it was."""
+    if not isinstance(content, dict):
+        return None
+    value = {name: inner for name, inner in content.items() if name != _CHECKSUM}
+    return value if content.get(_CHECKSUM) == _checksum_object(value) else None
+
+
+def read_checked_json(path: Path) -> dict[str, Any] | None:
+    """Read what :func:`write_checked_json` wrote, or None where the file is absent."""
+    content = read_json(path)
+    if content is None:
+        return None
+    value = unseal(content)
+    if value is None:
+        raise DamageError(
+            f"{path} is not as it was written (its checksum differs); "
+            "`primaps-pipe verify --repair` puts it right."
+        )
+    return value
+
+
+def _checksum_object(value: dict[str, Any]) -> str:
+    # what JSON makes of it: lists for tuples, strings for numbers that are keys
+    plain = json.loads(json.dumps(value))
+    return checksum(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode())
+
+
+def checksum(content: bytes) -> str:
+    """Return the BLAKE2b digest of some bytes, 128 bits as hexadecimal digits.
+
+    A CRC-32C would not do: chunks that carry their own CRC-32C, as those of our arrays do, all
+    have the same one, whatever is in them.
+    """
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def measure_file(path: Path) -> Stored:
+    """Read a file and say what it holds."""
+    size, digest = 0, blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            digest.update(block)
+    return Stored(path, size, digest.hexdigest())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they survive a power loss."""
+    missing = []
+    at = folder
+    while not at.is_dir():
+        missing.append(at)
+        at = at.parent
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(missing):
+            sync_folder(each.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there, for good: it does not come back after a power loss."""
+    require_inside(path)
+    _ask_guard()
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    if not is_remote(path):
+        sync_folder(path.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all below it; nothing happens where it is not there."""
+    require_inside(folder)
+    _ask_guard()
+    if is_remote(folder):
+        from pipeline.storage.objects import remove_below
+
+        remove_below(folder)
+        return
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        if folder.exists():
+            raise
+        return
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside a folder survive a power loss, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a 128-bit hex digest of JSON-able values; equal values give equal digests."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+_VALUES = "values"
+# What the readers of zip archives and arrays raise on damaged bytes.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    BadZipFile,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a computation saves itself: killed at any instant, the last save is whole."""
+
+    file: Path
+    fingerprint: str
+
+    def save(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Save arrays and JSON-able values."""
+        content = {
+            "fingerprint": self.fingerprint,
+            "names": sorted(arrays),
+            "values": dict(values),
+        }
+        members: dict[str, Any] = {**arrays, _VALUES: np.array(json.dumps(content))}
+        buffer = io.BytesIO()
+        np.savez(buffer, **members)
+        write_bytes(self.file, buffer.getvalue(), noted=False)
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return what was saved last, or None where nothing of this fingerprint is left."""
+        try:
+            with np.load(io.BytesIO(self.file.read_bytes())) as members:
+                arrays = {name: members[name] for name in members.files}
+            content = json.loads(str(arrays.pop(_VALUES)))
+            if sorted(arrays) != content["names"]:
+                raise KeyError("its arrays have other names")
+        except FileNotFoundError:
+            return None
+        except _DAMAGE as error:
+            raise DamageError(
+                f"the checkpoint {self.file} is damaged ({error}); "
+                "delete it to begin the fit again."
+            ) from error
+        if content["fingerprint"] != self.fingerprint:
+            return None
+        return arrays, content["values"]
+
+    def remove(self) -> None:
+        """Forget everything."""
+        remove_file(self.file)
+
+
+def find_cache(name: str) -> Path:
+    """Return one folder of the cache: below $PRIMAPS_CACHE_DIR, or the user's own."""
+    chosen = os.environ.get("PRIMAPS_CACHE_DIR")
+    root = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("primaps-pipe"))
+    return root / name
+
+
+def decode_table(content: bytes) -> pa.Table:
+    """Decode a parquet file, in this thread alone.
+
+    Arrow's own threads may still be at it when a process that has read enough ends, and torch, once
+    it is loaded, then aborts the process rather than let it end with its exit code.
+    """
+    return pq.read_table(
+        pa.BufferReader(content),
+        page_checksum_verification=True,
+        use_threads=False,
+        pre_buffer=False,
+    )

@@ -1,0 +1,784 @@
+"""Locks that hold between processes, machines and object stores, and outlive no owner.
+
+A lock is a record of its owner (:mod:`pipeline.storage.locks`) in the run directory
+(:mod:`pipeline.storage.locks`). On the owner's machine the system says whether it still runs. From
+elsewhere its signs of life do: it renews the record every :data:`BEAT_S`, and who has seen the
+same record for :data:`LEASE_S`, by a clock of its own, takes the lock over. No two clocks are
+compared, and nothing relies on the locks of a file system.
+
+An owner that stood still for longer than that (a suspended machine) may have lost its lock. It
+asks with :meth:`Lock.check` before it commits anything.
+
+Who holds a lock: a process, told apart from every other, and whether it still runs.
+
+How a lock stands written: as files of a folder, or as one object of an object store.
+
+Both know the same five acts. None of them waits, and none removes or overwrites what another
+owner wrote, but :meth:`take` what it was told is stale, and only if nothing has changed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import random
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from uuid import getnode, uuid4
+
+from pipeline.errors import RunError
+from pipeline.storage.places import is_remote
+
+# every content of one owner has the same length: a renewal overwrites it in place
+_COUNT = "10d"
+_TIME = "14.3f"
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+
+# tokens of the locks that this process holds or is about to: `exec` keeps pid and start,
+# so these alone do not say that a lock is still in somebody's hands
+_held: set[str] = set()
+
+
+class State(Enum):
+    """What can be known of an owner from here."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process that holds one lock."""
+
+    host: str
+    machine: str
+    pid: int
+    start: int | None
+    since: int
+    token: str
+    beat: int
+    seen: float
+
+    def beaten(self) -> Owner:
+        """Return self with one more sign of life."""
+        return replace(self, beat=self.beat + 1, seen=round(time.time(), 3))
+
+    def encode(self) -> bytes:
+        """Return the content of the lock file: one line of JSON, equally long at every beat."""
+        record = asdict(self) | {
+            "beat": f"{self.beat:{_COUNT}}",
+            "seen": f"{self.seen:{_TIME}}",
+        }
+        return (json.dumps(record) + "\n").encode("ascii")
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"process {self.pid} on {self.host}, since {since}"
+
+
+def decode(content: bytes) -> Owner | None:
+    """Return the owner that a lock file names; None where the content is not whole."""
+    try:
+        record = json.loads(content)
+        start = record["start"]
+        owner = Owner(
+            host=str(record["host"]),
+            machine=str(record["machine"]),
+            pid=int(record["pid"]),
+            start=None if start is None else int(start),
+            since=int(record["since"]),
+            token=str(record["token"]),
+            beat=int(record["beat"]),
+            seen=float(record["seen"]),
+        )
+        str(owner)  # a year that no calendar has
+    except (ValueError, KeyError, TypeError, OverflowError, OSError):
+        return None
+    # the name is printed, and the token names files
+    whole = owner.host.isprintable() and owner.pid > 0 and _TOKEN.fullmatch(owner.token)
+    return owner if whole else None
+
+
+def name_self() -> Owner:
+    """Return this process as the owner of a new lock."""
+    now = round(time.time(), 3)
+    pid = os.getpid()
+    start, _ = _read_process(pid)
+    return Owner(
+        host=socket.gethostname(),
+        machine=name_machine(),
+        pid=pid,
+        start=start,
+        since=int(now),
+        token=uuid4().hex,
+        beat=0,
+        seen=now,
+    )
+
+
+def remember(token: str) -> None:
+    """Note that this process holds a lock, or is taking it."""
+    _held.add(token)
+
+
+def forget(token: str) -> None:
+    """Note that this process holds a lock no longer."""
+    _held.discard(token)
+
+
+def judge(owner: Owner) -> State:
+    """Say whether an owner still runs, as far as can be known from this machine."""
+    if not owner.machine or (owner.machine, owner.host) != (name_machine(), socket.gethostname()):
+        return State.UNKNOWN
+    start, gone = _read_process(owner.pid)
+    if gone or (None not in (start, owner.start) and start != owner.start):
+        return State.ENDED
+    if owner.pid == os.getpid():
+        return State.RUNNING if owner.token in _held else State.ENDED
+    # a number alone may have been given out again
+    return State.UNKNOWN if start is None or owner.start is None else State.RUNNING
+
+
+@cache
+def name_machine() -> str:
+    """Name the running system and the namespace of its process numbers; empty if unknown."""
+    if sys.platform == "win32":
+        return ""  # a process cannot be probed by its number there without harm
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except (OSError, UnicodeDecodeError):
+        return "" if sys.platform == "linux" else f"{getnode():x}"
+
+
+def _read_process(pid: int) -> tuple[int | None, bool]:
+    """Return the start of a process in ticks, if the system tells, and whether it has ended."""
+    if sys.platform == "win32":
+        return None, False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None, True
+    except (PermissionError, OverflowError):
+        pass  # somebody else's
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None, False  # hidden, or a system without /proc
+    # the name in brackets may hold spaces and brackets: count from the last one
+    fields = text.rpartition(")")[2].split()
+    state, threads, start = fields[0], int(fields[17]), int(fields[19])
+    # a zombie with threads is being killed: these may still be in a write
+    return start, state in "ZX" and threads <= 1
+
+
+REQUEST_S = 15.0
+"""Seconds after which a request to an object store counts as lost."""
+
+_T = TypeVar("_T")
+
+# the file is gone; over NFS, what was opened as it went
+_GONE = {errno.ENOENT, errno.ESTALE}
+_PART = ".part"
+
+
+class UnreachableError(OSError):
+    """The object store gave no answer, or an error of its own: it may do so when asked again."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A lock as seen once."""
+
+    version: Hashable
+    owners: tuple[Owner | None, ...]
+
+
+class Claims(Protocol):
+    """The writing and reading of one lock; every act raises OSError where it cannot be done."""
+
+    #: Whether an answer, or a request, may be lost on the way.
+    remote: bool
+
+    def look(self) -> Sight | None:
+        """Return what stands written, None if nothing does."""
+
+    def take(self, owner: Owner, stale: Sight | None) -> bool:
+        """Claim the lock if nothing but what was seen as stale stands written."""
+
+    def renew(self, owner: Owner) -> bool:
+        """Write a sign of life; false if the claim is gone."""
+
+    def holds(self, owner: Owner) -> bool:
+        """Whether the claim still stands."""
+
+    def release(self, owner: Owner) -> None:
+        """Remove the claim, if it still stands."""
+
+
+class FolderClaims:
+    """A lock as files of one folder, one for each claim, named after its token.
+
+    Whoever wants the lock writes a claim of its own and then lists the folder; it has the lock if
+    no other claim stands there but stale ones, and withdraws otherwise. Of two that come at once
+    each has written before it lists, so at least one sees the other. This needs no locking by the
+    system, no exclusive creation and no hard links, only that a rename is seen by a listing that
+    begins after it, which network file systems promise to the client that renamed. As names are
+    never used twice, nobody can remove a claim other than the one that it means.
+    """
+
+    remote = False
+
+    def __init__(self, file: Path) -> None:
+        self._folder = file.parent
+        self._stem = file.name + "~"
+
+    def look(self) -> Sight | None:
+        """See :class:`Claims`."""
+        found = self._read_claims()
+        if not found:
+            return None
+        return Sight(frozenset(found.items()), tuple(map(decode, found.values())))
+
+    def take(self, owner: Owner, stale: Sight | None) -> bool:
+        """See :class:`Claims`."""
+        known: frozenset[tuple[str, bytes]] = stale.version if stale else frozenset()  # type: ignore[assignment]
+        claim = self._path(owner)
+        part = claim.with_name(claim.name + _PART)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(owner.encode())
+                file.flush()
+                # an empty claim, after a power loss, would name nobody that is known to be dead
+                os.fsync(file.fileno())
+            part.rename(claim)
+        except FileNotFoundError:
+            return False  # cleared away by the one that got the lock, or with an unused run
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        try:
+            others = {item for item in self._read_claims().items() if item[0] != claim.name}
+            if not others <= known:
+                claim.unlink(missing_ok=True)
+                return False
+            # before the lock counts as taken: an owner that still finds its claim still holds it
+            for name, _ in others:
+                (self._folder / name).unlink(missing_ok=True)
+        except BaseException:
+            claim.unlink(missing_ok=True)
+            raise
+        self._remove_parts()
+        return True
+
+    def renew(self, owner: Owner) -> bool:
+        """See :class:`Claims`."""
+        try:
+            # in place: what another has removed is not made anew
+            with self._path(owner).open("r+b", buffering=0) as file:
+                file.write(owner.encode())
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+        return True
+
+    def holds(self, owner: Owner) -> bool:
+        """See :class:`Claims`."""
+        try:
+            # opened, for network file systems ask their server then, and may not for a stat
+            self._path(owner).open("rb").close()
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+        return True
+
+    def release(self, owner: Owner) -> None:
+        """See :class:`Claims`."""
+        self._path(owner).unlink(missing_ok=True)
+
+    def _path(self, owner: Owner) -> Path:
+        return self._folder / (self._stem + owner.token)
+
+    def _list(self) -> list[str]:
+        try:
+            names = [path.name for path in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        return [name for name in names if name.startswith(self._stem)]
+
+    def _read_claims(self) -> dict[str, bytes]:
+        found = {}
+        for name in self._list():
+            if name.endswith(_PART):
+                continue
+            try:
+                found[name] = (self._folder / name).read_bytes()
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+        return found
+
+    def _remove_parts(self) -> None:
+        # of processes that were killed while they wrote; one that is at it will try again
+        for name in self._list():
+            if name.endswith(_PART):
+                with suppress(OSError):
+                    (self._folder / name).unlink(missing_ok=True)
+
+
+class ObjectClaim:
+    """A lock as one object of an S3 store, changed by conditional requests only.
+
+    An answer may be lost, so the object is read back after every write that was not answered with
+    a plain yes: the token in it says whose it is.
+    """
+
+    remote = True
+
+    def __init__(self, path: Any) -> None:
+        self._store = path.fs
+        self._bucket, _, self._key = path.path.partition("/")
+        self._etag = ""
+
+    def look(self) -> Sight | None:
+        """See :class:`Claims`."""
+        found = self._read()
+        return None if found is None else Sight(found, (decode(found[1]),))
+
+    def take(self, owner: Owner, stale: Sight | None) -> bool:
+        """See :class:`Claims`."""
+        condition = {"IfMatch": stale.version[0]} if stale else {"IfNoneMatch": "*"}  # type: ignore[index]
+        with suppress(UnreachableError):
+            self._change("put_object", Body=owner.encode(), **condition)
+        # even after a yes: of a store that knows no conditions, all but the last writer learn it so
+        return self.holds(owner)
+
+    def renew(self, owner: Owner) -> bool:
+        """See :class:`Claims`."""
+        try:
+            etag = self._change("put_object", Body=owner.encode(), IfMatch=self._etag)
+        except UnreachableError:
+            etag = None
+        if etag is None:
+            return self.holds(owner)
+        self._etag = etag
+        return True
+
+    def holds(self, owner: Owner) -> bool:
+        """See :class:`Claims`."""
+        found = self._read()
+        current = None if found is None else decode(found[1])
+        if found is None or current is None or current.token != owner.token:
+            return False
+        self._etag = found[0]
+        return True
+
+    def release(self, owner: Owner) -> None:
+        """See :class:`Claims`."""
+        given_up = time.monotonic() + REQUEST_S
+        # the tag is not known after a lost answer, and not right after that of a sign of life
+        for known in (bool(self._etag), False):
+            try:
+                if not known and not self.holds(owner):
+                    return
+                if self._change("delete_object", IfMatch=self._etag) is not None:
+                    return
+            except UnreachableError:
+                # not for long: it is the last act, and the lock of an ended process falls anyway
+                if time.monotonic() > given_up - REQUEST_S / 2:
+                    raise
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+                # a store without conditional removal
+                if self.holds(owner):
+                    self._change("delete_object")
+                return
+        if self.holds(owner):
+            raise UnreachableError(errno.EIO, "the object store does not remove it")
+
+    def _read(self) -> tuple[str, bytes] | None:
+        async def read(client: Any) -> tuple[str, bytes]:
+            response = await client.get_object(Bucket=self._bucket, Key=self._key)
+            async with response["Body"] as body:
+                return response["ETag"], await body.read()
+
+        try:
+            return self._ask(read)
+        except FileNotFoundError:
+            return None
+
+    def _change(self, act: str, **arguments: Any) -> str | None:
+        """Write or remove the object; return its new tag, None where a condition did not hold."""
+
+        async def change(client: Any) -> str:
+            response = await getattr(client, act)(Bucket=self._bucket, Key=self._key, **arguments)
+            return str(response.get("ETag", ""))
+
+        try:
+            return self._ask(change)
+        except (FileNotFoundError, FileExistsError):
+            return None
+
+    def _ask(self, question: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
+        # below the retries of the store's own calls: they may last longer than a lock
+        from aiohttp import ClientError as TransferError
+        from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+        from fsspec.asyn import sync
+        from s3fs.errors import translate_boto_error
+
+        from pipeline.storage.objects import explaining
+
+        async def answer() -> _T:
+            await self._store.set_session()
+            client = await self._store.get_s3(self._bucket)
+            return await asyncio.wait_for(question(client), REQUEST_S)
+
+        with explaining(self._bucket, self._key):
+            try:
+                answered: _T = sync(self._store.loop, answer)
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code")
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+                known = _KNOWN.get(status)
+                if known is not None and code != "NoSuchBucket":
+                    failure: OSError = known(status, str(code))
+                elif status >= 500 or code == "RequestTimeout":
+                    failure = UnreachableError(errno.EIO, f"the object store answers {code}")
+                else:
+                    raise translate_boto_error(error) from error
+            except TimeoutError:
+                reason = f"the object store gives no answer in {REQUEST_S:g} s"
+                failure = UnreachableError(errno.EIO, reason)
+            except (HTTPClientError, ConnectionError, TransferError) as error:
+                name = type(error).__name__
+                failure = UnreachableError(errno.EIO, f"the object store gives no answer ({name})")
+            else:
+                return answered
+        raise failure
+
+
+def _not_implemented(status: int, code: str) -> OSError:
+    return OSError(errno.ENOSYS, code)
+
+
+# 409: two conditional writes at once, of which this is not the first
+_KNOWN: dict[int, Callable[[int, str], OSError]] = {
+    404: FileNotFoundError,
+    409: FileExistsError,
+    412: FileExistsError,
+    501: _not_implemented,
+}
+
+
+CLAIM_BYTES = 4096
+"""What a claim takes of a disk: a block, for its few hundred bytes."""
+
+BEAT_S = 5.0
+"""Seconds between two signs of life."""
+
+LEASE_S = 60.0
+"""Seconds without one after which an owner on another machine counts as ended."""
+
+SAY_AFTER_S = 1.0
+"""Seconds of waiting after which it is said: most locks are held for milliseconds."""
+
+PAUSES_S = (0.005, 0.5)
+REMOTE_PAUSES_S = (0.1, 2.0)
+"""Seconds between two looks, at first and at most."""
+
+ASK_S = 1.0
+"""Seconds for which who works for the owner takes the last answer: writes come in thousands."""
+
+TRIES = 6
+"""How often in a row an object store may fail to answer before the lock is given up."""
+
+Say = Callable[[str], None]
+
+# when a lock was last found to be held, by its owner's token
+_asked: dict[str, float] = {}
+
+# a RunError: what an object store refuses for good
+_FAILURES = (OSError, RunError)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Permit:
+    """With what another process, which works for the owner of a lock, asks whether it is held."""
+
+    file: Path
+    owner: Owner
+    what: str
+
+    def check(self) -> None:
+        """Return if the lock is still held; asked for at most every :data:`ASK_S`."""
+        if _now() - _asked.get(self.owner.token, -ASK_S) < ASK_S:
+            return
+        if not _open_claims(self.file).holds(self.owner):
+            raise _lost(self.what)
+        _asked[self.owner.token] = _now()
+
+
+def _open_claims(file: Path) -> Claims:
+    return ObjectClaim(file) if is_remote(file) else FolderClaims(file)
+
+
+def _lost(what: str) -> RunError:
+    return RunError(
+        f"another process has taken over {what}, as this one gave no sign of life "
+        f"for {LEASE_S:g} s; run the same command again when that one has ended."
+    )
+
+
+class Lock:
+    """A lock in the hands of this process (made by :func:`hold_lock`)."""
+
+    def __init__(self, claims: Claims, owner: Owner, what: str, file: Path) -> None:
+        self.permit = Permit(file, owner, what)
+        self._claims = claims
+        self._owner = owner
+        self._what = what
+        self._lost = False
+        self._confirmed = _now()
+        # one request at a time: each knows the version that the one before it left
+        self._turn = threading.Lock()
+        self._ended = threading.Event()
+        self._pid = os.getpid()
+        threading.Thread(target=self._beat, name=f"lock {what}", daemon=True).start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has been seen to have taken the lock over."""
+        return self._lost
+
+    def check(self) -> None:
+        """Return if the lock is still held."""
+        with self._turn:
+            if not self._lost:
+                try:
+                    self._note(self._claims.holds(self._owner))
+                except _FAILURES as error:
+                    if _now() - self._confirmed > LEASE_S / 2:
+                        raise RunError(
+                            f"whether this process still holds the lock on {self._what} cannot "
+                            f"be known ({_describe(error)}); run the same command again."
+                        ) from error
+        if self._lost:
+            raise _lost(self._what)
+
+    def _note(self, held: bool) -> None:
+        if held:
+            self._confirmed = _now()
+        else:
+            self._lost = True
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with self._turn:
+                if self._ended.is_set() or self._lost:
+                    return
+                self._owner = self._owner.beaten()
+                try:
+                    self._note(self._claims.renew(self._owner))
+                except _FAILURES as error:
+                    # the next one may get through; if none does, others see it and so does check
+                    _log.debug("no sign of life for %s: %s", self._what, error)
+
+    def _release(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a fork: the lock is its parent's
+        self._ended.set()
+        # not for ever: a beat may hang in a dead network
+        mine = self._turn.acquire(timeout=LEASE_S / 4)
+        try:
+            if not mine:
+                raise UnreachableError(errno.EIO, "a request is still waiting for an answer")
+            self._claims.release(self._owner)
+        except _FAILURES as error:
+            _log.warning(
+                "the lock on %s could not be released (%s); others may wait for %g s.",
+                self._what,
+                _describe(error),
+                LEASE_S,
+            )
+        finally:
+            forget(self._owner.token)
+            if mine:
+                self._turn.release()
+
+
+@contextmanager
+def hold_lock(file: Path, *, what: str, wait: bool, say: Say | None = None) -> Iterator[Lock]:
+    """Keep every other process, on any machine, and every other thread out."""
+    claims = _open_claims(file)
+    lock = _Attempt(claims, file, what, wait, say or _log.warning).acquire()
+    try:
+        yield lock
+    finally:
+        lock._release()
+
+
+class _Attempt:
+    """One try to get a lock, and what it has seen so far."""
+
+    def __init__(self, claims: Claims, file: Path, what: str, wait: bool, say: Say) -> None:
+        self._claims = claims
+        self._file = file
+        self._what = what
+        self._wait = wait
+        self._say = say
+        self._begun = time.monotonic()
+        self._said = False
+        self._sight: Sight | None = None
+        self._looked = 0.0
+        # seconds for which the same thing has been seen
+        self._watched = 0.0
+        self._moved = False
+
+    def acquire(self) -> Lock:
+        pause, longest = REMOTE_PAUSES_S if self._claims.remote else PAUSES_S
+        failures = 0
+        while True:
+            try:
+                lock = self._try_once()
+                failures = 0
+            except UnreachableError as error:
+                failures += 1
+                if failures >= TRIES:
+                    raise self._fail(error) from error
+                lock = None
+            except OSError as error:
+                raise self._fail(error) from error
+            if lock is not None:
+                return lock
+            # drawn, so that two that met do not meet again; no result depends on it
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(1.5 * pause, longest)
+
+    def _try_once(self) -> Lock | None:
+        self._look()
+        ended = self._sight is not None and self._are_ended(self._sight)
+        if self._sight is not None and not ended:
+            self._stay_out(self._sight)
+            return None
+        owner = name_self()
+        remember(owner.token)
+        try:
+            if not self._claims.take(owner, self._sight):
+                forget(owner.token)
+                return None
+            if self._sight is not None:
+                self._say(f"took over {self._what} from {_name(self._sight)}, which {self._how()}.")
+            return Lock(self._claims, owner, self._what, self._file)
+        except BaseException:
+            try:
+                self._claims.release(owner)
+            except _FAILURES as error:
+                _log.debug("a lock not wanted any more stays: %s", error)
+            forget(owner.token)
+            raise
+
+    def _look(self) -> None:
+        before = time.monotonic()
+        sight = self._claims.look()
+        if sight is None or self._sight is None or sight.version != self._sight.version:
+            self._moved = self._sight is not None
+            self._watched = 0.0
+        else:
+            # a pause of this process, or of the store, is no silence of the owner
+            self._watched += min(before - self._looked, BEAT_S)
+        self._sight = sight
+        self._looked = time.monotonic()
+
+    def _are_ended(self, sight: Sight) -> bool:
+        return all(self._is_ended(owner) for owner in sight.owners)
+
+    def _is_ended(self, owner: Owner | None) -> bool:
+        if owner is None:
+            # power failed as it was written: who is at it now will be done by then
+            return self._watched >= min(2 * BEAT_S, LEASE_S)
+        state = self._judge(owner)
+        return state is State.ENDED or (state is State.UNKNOWN and self._watched >= LEASE_S)
+
+    def _judge(self, owner: Owner) -> State:
+        state = judge(owner)
+        # a request that was on its way for long may have written the lock after its release
+        return State.UNKNOWN if self._claims.remote and state is State.RUNNING else state
+
+    def _stay_out(self, sight: Sight) -> None:
+        if not self._wait and (self._moved or any(map(self._is_alive, sight.owners))):
+            raise RunError(
+                f"another process is computing {self._what}: {_name(sight)}; "
+                "wait until it has ended."
+            )
+        waited = time.monotonic() - self._begun
+        if self._said or (self._wait and waited < SAY_AFTER_S):
+            return
+        self._said = True
+        if self._wait:
+            self._say(f"waiting for {self._what}: {_name(sight)}, holds it.")
+        else:
+            self._say(
+                f"{self._what} is locked by {_name(sight)}, which may have ended; "
+                f"watching it for {LEASE_S:g} s."
+            )
+
+    def _is_alive(self, owner: Owner | None) -> bool:
+        if owner is None:
+            return False
+        state = self._judge(owner)
+        # clocks that differ cost some seconds of watching, nothing else
+        recent = abs(time.time() - owner.seen) < LEASE_S
+        return state is State.RUNNING or (state is State.UNKNOWN and recent)
+
+    def _how(self) -> str:
+        if self._watched >= LEASE_S:
+            return f"gave no sign of life for {LEASE_S:g} s"
+        return "ended without releasing it"
+
+    def _fail(self, error: OSError) -> RunError:
+        advice = (
+            "run the same command again later"
+            if isinstance(error, UnreachableError)
+            else "choose a folder that may be written, with space left"
+        )
+        return RunError(
+            f"cannot lock {self._what}: {_describe(error)} ({self._file.parent}, "
+            f"{CLAIM_BYTES} bytes); {advice}."
+        )
+
+
+def _name(sight: Sight) -> str:
+    known = [owner for owner in sight.owners if owner is not None]
+    return str(max(known, key=lambda owner: owner.seen)) if known else "an unknown process"
+
+
+def _describe(error: OSError | RunError) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()).rstrip(".")
+
+
+def _now() -> float:
+    # goes on while the machine sleeps, as the others' clocks do
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)

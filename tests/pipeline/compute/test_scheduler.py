@@ -1,0 +1,357 @@
+"""Inline or in processes: the same results, the same announcements.
+
+Teams: pieces inline and on workers, lost workers, and errors.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from pipeline.compute import cluster
+from pipeline.compute.scheduler import (
+    INLINE,
+    ClusterTeam,
+    Done,
+    Execution,
+    Team,
+    announce,
+    compute_shards,
+    current_team,
+    with_team,
+)
+from pipeline.errors import ImageError, UsageError, WorkerLostError
+
+CALLS = [(number, "row") for number in range(4)]
+
+
+def work(number: int, unit: str) -> tuple[int, str, int]:
+    announce(advance=number, say=f"{unit} {number}")
+    if number == 2:
+        raise ImageError("row 2 is dark")
+    return number**2, unit, os.getpid()
+
+
+def interrupt(_: int) -> None:
+    raise KeyboardInterrupt
+
+
+def collect(execution: Execution) -> tuple[dict[int, Done], list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    done = {end.index: end for end in compute_shards(work, CALLS, execution, events.append)}
+    deadline = time.monotonic() + 5
+    while len(events) < len(CALLS) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return done, events
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_errors_and_announcements(workers: int) -> None:
+    done, events = collect(Execution(workers=workers))
+    assert sorted(done) == [0, 1, 2, 3]
+    assert {i: end.value[:2] for i, end in done.items() if end.error is None} == {
+        0: (0, "row"),
+        1: (1, "row"),
+        3: (9, "row"),
+    }
+    assert isinstance(done[2].error, ImageError)
+    assert str(done[2].error) == "row 2 is dark"
+    assert sorted((event["advance"], event["say"]) for event in events) == [
+        (number, f"row {number}") for number in range(4)
+    ]
+    processes = {end.value[2] for end in done.values() if end.error is None}
+    assert (os.getpid() in processes) is (workers == 0)
+
+
+def test_inline_calls_come_in_order_and_one_at_a_time() -> None:
+    seen: list[dict[str, Any]] = []
+    ends = compute_shards(work, CALLS, Execution(), seen.append)
+    for number, end in enumerate(ends):
+        assert end.index == number
+        assert len(seen) == number + 1
+
+
+def test_an_interrupt_is_not_a_failed_shard() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        list(compute_shards(interrupt, [(1,)], Execution(), print))
+
+
+def test_announcing_to_nobody_is_silent() -> None:
+    announce(advance=1)
+
+
+def test_nothing_to_call_starts_nothing() -> None:
+    nowhere = Execution(scheduler="tcp://127.0.0.1:1")
+    assert list(compute_shards(work, [], nowhere, print)) == []
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    # bound and not listening: nobody else can take it meanwhile
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_a_scheduler_that_is_not_there(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    address = f"tcp://127.0.0.1:{dead_port}"
+    before = set(threading.enumerate())
+    start = time.monotonic()
+    with pytest.raises(UsageError) as caught:
+        list(compute_shards(work, CALLS, Execution(scheduler=address), print))
+    assert time.monotonic() - start < 4
+    assert str(caught.value).startswith(f"no dask scheduler answers at {address} (")
+    assert str(caught.value).endswith("; start one with `dask scheduler`, or use --workers.")
+    # a client left behind would hold the process up when it ends
+    left = [t.name for t in set(threading.enumerate()) - before if "loop" in t.name.lower()]
+    assert left == []
+
+
+@pytest.mark.parametrize("address", ["nonsense", "foo://host:1", "tcp://127.0.0.1:port"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(UsageError, match=r"^no dask scheduler answers at "):
+        list(compute_shards(work, CALLS, Execution(scheduler=address), print))
+
+
+def test_a_caller_that_fails_is_not_taken_for_a_dead_scheduler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import distributed
+
+    class FakeClient:
+        """Connects to anything."""
+
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def __enter__(self) -> FakeClient:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            return None
+
+    monkeypatch.setattr(distributed, "Client", FakeClient)
+    monkeypatch.setattr(cluster, "_check_scheduler", lambda address: None)
+    with (
+        pytest.raises(ValueError, match="of my own"),
+        cluster.open_remote("tcp://somewhere:1") as client,
+    ):
+        assert isinstance(client, FakeClient)
+        assert client.address == "tcp://somewhere:1"
+        raise ValueError("of my own")
+
+
+ALWAYS, ONCE = 3, 1
+
+
+def work_or_die(number: int, diary: Path) -> int:
+    """Note down when this begins and ends; call 3 kills its process, call 1 the first time."""
+    earlier = len(list(diary.glob(f"{number} begins *")))
+    (diary / f"{number} begins {time.time_ns()}").touch()
+    if number == ALWAYS or (number == ONCE and not earlier):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    (diary / f"{number} ends {time.time_ns()}").touch()
+    return number**2
+
+
+def read_diary(diary: Path) -> list[tuple[int, str]]:
+    entries = [path.name.split() for path in diary.iterdir()]
+    return [(int(n), what) for n, what, at in sorted(entries, key=lambda entry: int(entry[2]))]
+
+
+def test_a_shard_whose_worker_is_killed_is_computed_once_more_alone(tmp_path: Path) -> None:
+    calls = [(number, tmp_path) for number in range(6)]
+    warnings: list[Any] = []
+    names = [f"shard {10 + number}" for number in range(6)]
+    ends = compute_shards(work_or_die, calls, Execution(workers=2), warnings.append, names=names)
+    done = {end.index: end for end in ends}
+    assert {index: end.value for index, end in done.items() if end.error is None} == {
+        number: number**2 for number in range(6) if number != ALWAYS
+    }
+    error = done[ALWAYS].error
+    assert isinstance(error, WorkerLostError)
+    assert str(error).startswith("the worker process that computed shard 13 was killed twice")
+    assert "(out of memory?)" in str(error)
+    assert [event["warn"] for event in warnings] == [
+        f"the worker process of shard {10 + number} was killed; once more, alone"
+        for number in (ONCE, ALWAYS)
+    ]
+    # innocent shards are computed once, and the guilty ones at the end, with nothing beside them
+    diary = read_diary(tmp_path)
+    begun = [number for number, what in diary if what == "begins"]
+    assert sorted(begun) == sorted([*range(6), ONCE, ALWAYS])
+    assert diary[-3:] == [(ONCE, "begins"), (ONCE, "ends"), (ALWAYS, "begins")]
+
+
+def see_the_team(number: int) -> tuple[int, int, list[int]]:
+    team = current_team()
+    announce(advance=number)
+    return os.getpid(), number, team.map(os.getpid, [(), ()])
+
+
+def test_a_shard_that_shares_its_work_is_computed_here_with_a_team() -> None:
+    events: list[Any] = []
+    with cluster.open_local(1, "cpu", failures=0) as client:
+        elsewhere = Execution(scheduler=client.scheduler.address)
+        (end,) = compute_shards(see_the_team, [(5,)], elsewhere, events.append, shares_work=True)
+    here, number, there = end.value
+    assert (here, number) == (os.getpid(), 5)
+    assert os.getpid() not in there
+    assert events == [{"advance": 5}]
+    for local in (Execution(), Execution(workers=2)):
+        (end,) = compute_shards(see_the_team, [(5,)], local, events.append, shares_work=True)
+        assert end.value == (os.getpid(), 5, [os.getpid()] * 2)
+    assert current_team() is INLINE
+
+
+WARNINGS: list[dict[str, Any]] = []
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=":0",
+            silence_logs="CRITICAL",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(params=["inline", "cluster"])
+def team(request: pytest.FixtureRequest) -> Iterator[Team]:
+    if request.param == "inline":
+        yield INLINE
+        return
+    client = request.getfixturevalue("client")
+    with ClusterTeam(lambda: nullcontext(client), WARNINGS.append) as team:
+        yield team
+
+
+def wait_then_square(number: int) -> int:
+    # the first are the last to be done
+    time.sleep(0.2 / (number + 1))
+    return number**2
+
+
+def make(number: int) -> dict[str, int]:
+    return {"number": number, "process": os.getpid()}
+
+
+def look(made: dict[str, int], factor: int) -> tuple[int, int, int]:
+    return factor * made["number"], made["process"], os.getpid()
+
+
+def fail(number: int) -> int:
+    if number == 1:
+        raise ImageError("piece 1 is dark")
+    return number
+
+
+def test_results_come_in_the_order_of_the_tasks(team: Team) -> None:
+    assert team.map(wait_then_square, [(number,) for number in range(6)]) == [
+        number**2 for number in range(6)
+    ]
+    assert team.map(wait_then_square, []) == []
+
+
+def test_a_stream_is_in_order_and_takes_only_so_much_ahead(team: Team) -> None:
+    taken: list[int] = []
+
+    def count() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    for place, result in enumerate(team.stream(wait_then_square, count())):
+        assert result == place**2
+        assert len(taken) <= place + 1 + 2 * 2
+    assert taken == list(range(20))
+
+
+def test_a_piece_is_used_where_it_is(team: Team) -> None:
+    made = [team.start(make, number) for number in range(4)]
+    looked = team.map(look, [(piece, 3) for piece in made])
+    assert [number for number, _, _ in looked] == [0, 3, 6, 9]
+    assert all(before == after for _, before, after in looked)
+    assert (os.getpid() in {after for _, _, after in looked}) is not team.remote
+
+
+def test_an_error_of_a_piece_is_that_of_the_call(team: Team) -> None:
+    with pytest.raises(ImageError, match=r"^piece 1 is dark$"):
+        team.map(fail, [(number,) for number in range(3)])
+    assert team.map(fail, [(2,)]) == [2]
+
+
+def test_the_team_of_a_shard() -> None:
+    assert current_team() is INLINE
+    other = ClusterTeam(lambda: nullcontext(), WARNINGS.append)
+    with with_team(other):
+        assert current_team() is other
+    assert current_team() is INLINE
+
+
+def test_what_a_killed_worker_held_is_made_again(client: Client) -> None:
+    with ClusterTeam(lambda: nullcontext(client), WARNINGS.append) as team:
+        made = [team.start(make, number) for number in range(4)]
+        lost = team.map(look, [(made[0], 1)])[0][1]
+        os.kill(lost, signal.SIGKILL)
+        looked = team.map(look, [(piece, 3) for piece in made])
+        assert [number for number, _, _ in looked] == [0, 3, 6, 9]
+        assert lost not in {process for _, process, _ in looked}
+
+
+def kill_at_first(number: int, diary: Path, times: int) -> int:
+    """Kill the process that computes number 2, so many times."""
+    if number == 2:
+        earlier = len(list(diary.iterdir()))
+        if earlier < times:
+            (diary / str(earlier)).touch()
+            # a process that has hardly started is not replaced at once
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def add_one(number: int) -> int:
+    return number + 1
+
+
+# dask tries a piece four times before it gives up, and the team once more
+@pytest.mark.parametrize(("times", "warned"), [(1, 0), (4, 1)])
+def test_a_piece_whose_worker_is_killed_is_computed_again(
+    client: Client, tmp_path: Path, times: int, warned: int
+) -> None:
+    warnings: list[Any] = []
+    with ClusterTeam(lambda: nullcontext(client), warnings.append) as team:
+        made = [team.start(kill_at_first, number, tmp_path, times) for number in range(4)]
+        assert team.map(add_one, [(piece,) for piece in made]) == [1, 2, 3, 4]
+    assert len(list(tmp_path.iterdir())) == times
+    # the cluster blames all that a dead worker held, so another piece may have been retried, too
+    retried = len([event for event in warnings if "alone" in event["warn"]])
+    assert warned <= retried <= 4 * warned
+
+
+def test_a_piece_that_kills_every_worker_is_given_up(client: Client, tmp_path: Path) -> None:
+    with ClusterTeam(lambda: nullcontext(client), WARNINGS.append) as team:
+        with pytest.raises(WorkerLostError, match=r"^the worker process .* was killed 5 times"):
+            team.map(kill_at_first, [(number, tmp_path, 99) for number in range(4)])
+        assert len(list(tmp_path.iterdir())) == 5
+        assert team.map(add_one, [(7,)]) == [8]

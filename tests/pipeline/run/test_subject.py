@@ -1,0 +1,184 @@
+"""What --em and --head mean.
+
+Names of clusters: the user's file, and what stands where the user says nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import RunError, UsageError
+from pipeline.run.directory import RunDirectory
+from pipeline.run.subject import (
+    Subject,
+    choose_subject,
+    name_clusters,
+    parse_names,
+    read_cluster_names,
+    read_given_names,
+    read_matching,
+)
+from pipeline.storage.files import write_json
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+def begin(run: RunDirectory, *keys: str) -> None:
+    for key in keys:
+        run.state(key).mkdir(parents=True)
+        (run.state(key) / "stage.json").write_text("{}")
+
+
+def test_a_fit_that_nobody_named_is_the_default_or_the_only_one(run: RunDirectory) -> None:
+    with pytest.raises(RunError, match="no fit yet"):
+        choose_subject(run, None, None)
+    begin(run, "em/k12")
+    assert choose_subject(run, None, None) == Subject("em", "k12")
+    begin(run, "em/k27")
+    with pytest.raises(UsageError, match=r"k12, k27.*--em NAME"):
+        choose_subject(run, None, None)
+    begin(run, "em/default", "head/stego")
+    assert choose_subject(run, None, None) == Subject("em", "default")
+    assert choose_subject(run, "k27", None) == Subject("em", "k27")
+    with pytest.raises(UsageError, match="did you mean 'k12'"):
+        choose_subject(run, "k1", None)
+
+
+def test_a_head_has_names_of_its_own(run: RunDirectory) -> None:
+    with pytest.raises(UsageError, match=r"no head yet.*primaps-pipe head"):
+        choose_subject(run, None, "stego")
+    begin(run, "head/stego", "em/default")
+    subject = choose_subject(run, None, "stego")
+    assert subject.title == "head-stego"
+    assert subject.options == " --head stego"
+    assert subject.inputs == ["extract", "head/stego", "encode/stego"]
+    with pytest.raises(UsageError, match="did you mean 'stego'"):
+        choose_subject(run, None, "steg")
+    with pytest.raises(UsageError, match="give one of them"):
+        choose_subject(run, "default", "stego")
+
+
+def test_a_fit_and_a_head_never_write_to_the_same_folder(run: RunDirectory) -> None:
+    begin(run, "head/stego", "em/head-stego")
+    for em, head in ((None, "stego"), ("head-stego", None), (None, None)):
+        with pytest.raises(UsageError, match="labels-head-stego"):
+            choose_subject(run, em, head)
+
+
+def test_options_name_all_but_the_default_fit() -> None:
+    assert Subject("em", "default").options == ""
+    assert Subject("em", "k12").options == " --em k12"
+    assert Subject("em", "k12").inputs == ["extract", "em/k12"]
+    assert Subject("head", "default").options == " --head default"
+
+
+def test_the_user_is_heard_before_the_classes() -> None:
+    given_names = {0: "tarmac", 2: "birds"}
+    names = name_clusters(4, [1, 0, None, None], ("sky", "road"), given_names)
+    assert names == ("tarmac", "sky", "birds", "cluster 3")
+    assert name_clusters(2, None, ("sky",), {1: "hill"}) == ("cluster 0", "hill")
+
+
+def test_names_are_the_words_that_are_written() -> None:
+    text = b"# mine\n0: road\n1: no\n2: 1.0\n07: 'a: b'\n12: ~\n4: \xc3\xbcber # why\n"
+    names = {0: "road", 1: "no", 2: "1.0", 7: "a: b", 12: "~", 4: "über"}
+    assert parse_names(text, "names.yaml") == names
+    assert parse_names(b"", "f") == parse_names(b"# nothing\n", "f") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"- road\n- sky\n", "does not map clusters to names"),
+        (b"road", "does not map clusters to names"),
+        (b"0: road\n1: [a, b]\n", "line 2: cluster 1 needs a name .* a list or mapping"),
+        (b"0: road\nsky: 1\n", "line 2: 'sky' is not the number"),
+        (b"-1: road\n", "'-1' is not the number"),
+        (b"1.5: road\n", "'1.5' is not the number"),
+        (b"? [a]\n: b\n", "a list or mapping is not the number"),
+        ("²: road\n".encode(), "is not the number"),
+        (b"1" * 5000 + b": road\n", "is not"),
+        (b"0:\n", "needs a name of one line"),
+        (b"0: '  '\n", "needs a name of one line"),
+        (b'0: "a\\nb"\n', "needs a name of one line"),
+        (b'0: "\\u202e"\n', "needs a name of one line"),
+        (b"0: " + b"a" * 101 + b"\n", "at most 100 characters"),
+        (b"0: road\n00: sky\n", "line 2: cluster 0 is named twice"),
+        (b"0: road: sky\n", "is not YAML"),
+        (b"0: \xff\n", "is not YAML"),
+        (b"0: *nobody\n", "is not YAML"),
+        (b"[" * 5000, "is nested too deeply|is not YAML"),
+        (b"0: a\n---\n1: b\n", "is not YAML"),
+    ],
+)
+def test_what_is_no_mapping_is_refused_in_one_line(text: bytes, words: str) -> None:
+    with pytest.raises(RunError, match=words) as caught:
+        parse_names(text, "names.yaml")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("names.yaml")
+    assert len(str(caught.value)) < 600
+
+
+def test_tags_run_nothing() -> None:
+    text = b"0: !!python/object/apply:os.system ['touch /tmp/never']\n"
+    with pytest.raises(RunError, match="needs a name"):
+        parse_names(text, "names.yaml")
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_bytes_are_names_or_refused(text: bytes) -> None:
+    try:
+        names = parse_names(text, "names.yaml")
+    except RunError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(name.isprintable() and name for name in names.values())
+
+
+def test_files_lie_beside_the_report(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.names_file("default").name == "names.yaml"
+    assert run.names_file("k12").name == "names-k12.yaml"
+    assert run.names_file("head-hp").name == "names-head-hp.yaml"
+    assert read_given_names(run, "default") == {}
+    run.names_file("k12").write_text("3: sea\n")
+    assert read_given_names(run, "k12", 4) == {3: "sea"}
+    with pytest.raises(RunError, match="names cluster 3, but there are 3 clusters"):
+        read_given_names(run, "k12", 3)
+    run.names_file("default").mkdir()
+    with pytest.raises(RunError, match="cannot read"):
+        read_given_names(run, "default")
+
+
+def test_the_matching_is_that_of_the_final_labels(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with pytest.raises(RunError, match="evaluate"):
+        read_matching(run, "default")
+    top = {
+        "classes": 2,
+        "class_names": ["sky", "road"],
+        "assignment": [0, 1],
+        "assignment_crf": [1, 0],
+    }
+    plain = {**top, "assignment_crf": None}
+    none = {**plain, "assignment": None}
+    metrics = {**top, "splits": {"val": top, "train": plain, "more": none}}
+    write_json(run.report("default") / "metrics.json", metrics)
+    assert read_cluster_names(run, "default") == ("road", "sky")
+    assert read_cluster_names(run, "default", "train") == ("sky", "road")
+    assert read_cluster_names(run, "default", "more") == ("cluster 0", "cluster 1")
+    with pytest.raises(RunError, match="says nothing of split 'test'"):
+        read_cluster_names(run, "default", "test")
+    run.names_file("default").write_text("0: tarmac\n")
+    assert read_cluster_names(run, "default") == ("tarmac", "sky")
+    write_json(run.report("default") / "metrics.json", {"classes": 2})
+    with pytest.raises(RunError, match="not written by this version"):
+        read_matching(run, "default")

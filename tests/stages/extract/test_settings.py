@@ -1,0 +1,56 @@
+"""What `--views` means, and that nothing else is taken for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.settings import make_settings
+from stages.extract.settings import ViewSettings, parse_views
+
+
+@pytest.mark.parametrize(
+    ("views", "photometric"),
+    [
+        ("clean", 0),
+        ("clean,photometric", 1),
+        ("clean,photometric:1", 1),
+        ("clean,photometric:2", 2),
+        ("clean,photometric:10", 10),
+    ],
+)
+def test_the_number_of_photometric_views(views: str, photometric: int) -> None:
+    assert parse_views(views) == photometric
+    assert ViewSettings(views=views).views == views
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        "",
+        "photometric",
+        "photometric,clean",
+        "clean,",
+        "clean,photometric:",
+        "clean,photometric:0",
+        "clean,photometric:-1",
+        "clean,photometric:1.5",
+        "clean,photometric:٣",
+        "clean,photometric,photometric",
+        "clean, photometric",
+        "clean\n",
+    ],
+)
+def test_anything_else_is_refused_in_one_sentence(views: str) -> None:
+    with pytest.raises(UsageError, match=r"^--views .*: give clean, .* at least 1\.$"):
+        make_settings(ViewSettings, "views", {"views": views})
+
+
+@pytest.mark.parametrize(("name", "value"), [("crops", "four"), ("seed", -1), ("attention", "x")])
+def test_impossible_values_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=rf"views\.{name} = "):
+        make_settings(ViewSettings, "views", {name: value})
+
+
+def test_all_settings_change_what_is_written() -> None:
+    assert set(ViewSettings().output_settings()) == {"views", "crops", "attention", "seed"}

@@ -1,0 +1,399 @@
+"""The views stage on small drawn pictures with hand-crafted features."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import xarray
+from PIL import Image as PillowImage
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.compute.scheduler import Execution
+from pipeline.errors import ImageError, PipelineError, RunError, StaleError, UsageError
+from pipeline.images.windows import Window
+from pipeline.progress import Screen
+from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import read_frame
+from pipeline.run.ledger import Ledger, StageRecord, inspect_stage, read_record, require_fresh
+from pipeline.run.manifest import read_manifest
+from pipeline.run.runner import run_stage
+from pipeline.storage.arrays import open_arrays, read_rows
+from stages.extract import passes, photometric, views
+from stages.extract.handcrafted import CHANNELS, compute_features
+from stages.extract.settings import ExtractSettings, ViewSettings
+from stages.extract.stage import Extract
+from stages.extract.views import CROP_ARRAYS, Views, place_crops
+from stages.masks.settings import MaskSettings
+from stages.masks.stage import Masks
+
+SIZE = 32
+GRID = SIZE // 8
+QUIET = Screen(progress=False)
+ALL = ViewSettings(views="clean,photometric:2", crops="five")
+
+
+def write_pictures(folder: Path, numbers: range) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+        picture = PillowImage.fromarray(pixels).resize((52, 36), PillowImage.Resampling.BICUBIC)
+        picture.save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "pictures", range(10, 15))
+
+
+def extract(path: Path, pictures: Path, **settings: Any) -> RunDirectory:
+    run = RunDirectory(path)
+    given: dict[str, Any] = {"backbone": "handcrafted", "size": SIZE, "shard_size": 2}
+    given["frame"] = "centre"
+    given |= {"dataset": "folder", "root": pictures, "batch_size": 3} | settings
+    run_stage(Extract(), run, ExtractSettings(**given), Execution(), QUIET)
+    return run
+
+
+def view(run: RunDirectory, settings: ViewSettings, **execution: Any) -> StageRecord:
+    record = run_stage(Views(), run, settings, Execution(**execution), QUIET)
+    assert record is not None
+    return record
+
+
+def read_all(run: RunDirectory) -> dict[str, np.ndarray]:
+    """Read all arrays of the features by name."""
+    names = sorted(path.name for path in run.features.iterdir() if path.is_dir())
+    return {
+        name: np.asarray(array[...]) for name, array in open_arrays(run.features, names).items()
+    }
+
+
+def list_times(run: RunDirectory, *arrays: str) -> dict[str, int]:
+    return {
+        str(file): file.stat().st_mtime_ns
+        for array in arrays
+        for file in sorted((run.features / array).rglob("*"))
+        if file.is_file()
+    }
+
+
+def as_images(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+
+
+def compare(found: np.ndarray, images: Tensor) -> None:
+    expected = compute_features(images)[0].half().float().numpy()
+    np.testing.assert_allclose(found.astype(np.float32), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_the_boxes_of_the_crops_by_hand() -> None:
+    crops = place_crops(Window(7, 3, left=10, top=0, size=32, width=47, height=32))
+    assert [crop.box for crop in crops] == [
+        (20, 0, 52, 32),
+        (52, 0, 84, 32),
+        (20, 32, 52, 64),
+        (52, 32, 84, 64),
+        (36, 16, 68, 48),
+    ]
+    assert {(c.index, c.image, c.size, c.width, c.height) for c in crops} == {(7, 3, 32, 94, 64)}
+
+
+def test_arrays_hold_what_their_names_say(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures, frame="whole")
+    record = view(run, ALL)
+    assert record.facts == {
+        "views": ["photometric_1", "photometric_2"],
+        "crops": 5,
+        "attention": False,
+    }
+    manifest = read_manifest(run)
+    assert len(manifest.windows) > len(manifest.images)
+    arrays = read_all(run)
+    names = {"clean", "mirror", *CROP_ARRAYS}
+    names |= {f"photometric_{n}{side}" for n in (1, 2) for side in ("", "_mirror")}
+    assert set(arrays) == names
+    for window in manifest.windows:
+        image = manifest.images[window.image]
+        row = window.index
+        frame = read_frame(manifest.root, image, window.width, window.height)
+        left, top, right, bottom = window.box
+        pixels = torch.from_numpy(frame[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
+        for number in (1, 2):
+            drawn = photometric.draw_augmentation(image.digest, window.box, number, 0)
+            augmented = photometric.augment(pixels, [drawn]).float() / 255
+            compare(arrays[f"photometric_{number}"][row], augmented)
+            compare(arrays[f"photometric_{number}_mirror"][row], augmented.flip(-1))
+        double = read_frame(manifest.root, image, 2 * window.width, 2 * window.height)
+        whole = double[2 * top : 2 * bottom, 2 * left : 2 * right]
+        half = SIZE // 2
+        for name, crop in zip(
+            CROP_ARRAYS,
+            (
+                whole[:SIZE, :SIZE],
+                whole[:SIZE, SIZE:],
+                whole[SIZE:, :SIZE],
+                whole[SIZE:, SIZE:],
+                whole[half : half + SIZE, half : half + SIZE],
+            ),
+            strict=True,
+        ):
+            compare(arrays[name][row], as_images(crop))
+    assert not np.array_equal(arrays["photometric_1"], arrays["photometric_2"])
+    assert not np.array_equal(arrays["photometric_1"], arrays["clean"])
+
+
+def show_pixels(backbone: Any, pixels: np.ndarray) -> np.ndarray:
+    """Give some of the pixels for features, exactly: float16 [window, row, column, channel]."""
+    features = np.zeros((len(pixels), GRID, GRID, CHANNELS), np.float16)
+    features[..., :3] = pixels[:, 3::8, 3::8]
+    features[..., 3:6] = pixels[:, 6::8, 6::8]
+    return features
+
+
+def test_the_same_windows_have_the_same_bytes_wherever_they_stand(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the backbone makes of its pictures may differ in the last bit with what goes together.
+    monkeypatch.setattr(views, "extract_clean", show_pixels)
+    monkeypatch.setattr(
+        views,
+        "extract_views",
+        lambda b, pixels: (show_pixels(b, pixels), show_pixels(b, pixels[:, :, ::-1])),
+    )
+    first = extract(tmp_path / "first", pictures)
+    view(first, ALL)
+    other = extract(tmp_path / "other", pictures, shard_size=3, batch_size=2)
+    view(other, ALL)
+    names = set(read_all(first)) - {"clean", "mirror"}
+    expected, found = read_all(first), read_all(other)
+    assert all(expected[name].tobytes() == found[name].tobytes() for name in names)
+    # three more images before them, and one after
+    write_pictures(pictures, range(7, 10))
+    write_pictures(pictures, range(15, 16))
+    more = extract(tmp_path / "more", pictures)
+    view(more, ALL)
+    found = read_all(more)
+    assert all(expected[name].tobytes() == found[name][3:8].tobytes() for name in names)
+
+
+def test_windows_of_whole_frames_are_augmented_one_by_one(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures, frame="whole", limit=1)
+    windows = read_manifest(run).windows
+    assert len({window.box for window in windows}) == len(windows) > 1
+    digest = read_manifest(run).images[0].digest
+    assert len({photometric.draw_augmentation(digest, w.box, 1, 0) for w in windows}) > 1
+
+
+def test_a_rerun_computes_nothing_and_another_seed_the_augmentations_alone(
+    tmp_path: Path, pictures: Path
+) -> None:
+    run = extract(tmp_path / "run", pictures)
+    view(run, ALL)
+    before, times = read_all(run), list_times(run, *read_all(run))
+    view(run, ALL)
+    assert list_times(run, *before) == times
+    view(run, ALL.replace(seed=1))
+    after = read_all(run)
+    for name in before:
+        assert np.array_equal(before[name], after[name]) is ("photometric" not in name)
+    kept = ("clean", "mirror", *CROP_ARRAYS)
+    assert list_times(run, *kept).items() <= times.items()
+
+
+def test_views_added_later_leave_all_others_as_they_are(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures)
+    run_stage(Masks(), run, MaskSettings(crf="none"), Execution(), QUIET)
+    view(run, ViewSettings(views="clean,photometric"))
+    arrays = ("clean", "mirror", "photometric_1", "photometric_1_mirror")
+    times = list_times(run, *arrays)
+    view(run, ViewSettings(views="clean,photometric:2"))
+    view(run, ALL)
+    assert list_times(run, *arrays) == times
+    assert all(
+        record.result["computed"] == ["crops"]
+        for record in Ledger(run.state("views")).read_shards().values()
+    )
+    assert {inspect_stage(run, key).state for key in ("extract", "masks", "views")} == {"fresh"}
+    # all of them at once are the same bytes
+    other = extract(tmp_path / "other", pictures)
+    view(other, ALL)
+    expected, found = read_all(other), read_all(run)
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_view_wanted_no_more_is_kept_while_it_fits(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures)
+    view(run, ALL)
+    times = list_times(run, *read_all(run))
+    record = view(run, ViewSettings(views="clean,photometric"))
+    assert record.facts == {"views": ["photometric_1"], "crops": 0, "attention": False}
+    view(run, ALL)
+    assert list_times(run, *read_all(run)) == times
+    # more images: what is wanted grows, the rest goes
+    write_pictures(pictures, range(15, 17))
+    extract(tmp_path / "run", pictures)
+    assert inspect_stage(run, "views").state == "stale"
+    with pytest.raises(
+        StaleError, match=r"views is stale .*; run `primaps-pipe extract \S+` again"
+    ):
+        require_fresh(run, "views")
+    view(run, ViewSettings(views="clean,photometric"))
+    assert set(read_all(run)) == {"clean", "mirror", "photometric_1", "photometric_1_mirror"}
+    # whole shards of old images were not computed again
+    first = str(run.features / "photometric_1" / "c" / "0" / "0" / "0" / "0")
+    assert list_times(run, "photometric_1")[first] == times[first]
+    opened = xarray.open_zarr(run.features)
+    assert dict(opened.sizes) == {"window": 7, "row": GRID, "column": GRID, "channel": CHANNELS}
+    assert set(opened) == set(read_all(run))
+
+
+def test_force_computes_all_again_and_a_lost_file_its_shard(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures)
+    view(run, ALL)
+    before = read_all(run)
+    times = list_times(run, "photometric_1", "crop_5")
+    # damaged in a way that no ledger can know
+    damaged = run.features / "crop_5" / "c" / "1" / "0" / "0" / "0"
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(RunError):
+        read_all_checked(run)
+    view(run, ALL, force=True)
+    again = list_times(run, "photometric_1", "crop_5")
+    shards = [file for file in times if "/c/" in file]
+    assert len(shards) == 6
+    assert all(again[file] != times[file] for file in shards)
+    shutil.rmtree(run.features / "photometric_2")
+    view(run, ALL)
+    after = read_all(run)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_force_with_another_view_computes_all_again(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures)
+    view(run, ViewSettings(views="clean,photometric"))
+    times = list_times(run, "photometric_1")
+    view(run, ViewSettings(views="clean,photometric:2"), force=True)
+    again = list_times(run, "photometric_1")
+    assert all(again[file] != times[file] for file in times if "/c/" in file)
+
+
+def read_all_checked(run: RunDirectory) -> None:
+    array = open_arrays(run.features, ["crop_5"])["crop_5"]
+    read_rows(array, 0, array.shape[0])
+
+
+def test_an_interrupted_shard_goes_on_with_the_parts_it_lacks(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = extract(tmp_path / "run", pictures)
+    view(run, ViewSettings(views="clean,photometric"))
+    write = views.write_shard
+
+    def fail(store: Path, blocks: Any, shard: int, rows: int) -> None:
+        write(store, blocks, shard, rows)
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(views, "write_shard", fail)
+    with pytest.raises(PipelineError, match="the disk is full"):
+        view(run, ALL)
+    monkeypatch.undo()
+    assert inspect_stage(run, "views").state == "incomplete"
+    view(run, ALL)
+    results = [r.result["computed"] for r in Ledger(run.state("views")).read_shards().values()]
+    assert results == [["photometric_2", "crops"]] * 3
+    other = extract(tmp_path / "other", pictures)
+    view(other, ALL)
+    expected, found = read_all(other), read_all(run)
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_rejected_images_stay_zero(tmp_path: Path, pictures: Path) -> None:
+    cut = pictures / "11.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    run = extract(tmp_path / "run", pictures)
+    assert [image.ok for image in read_manifest(run).images] == [True, False, True, True, True]
+    view(run, ALL)
+    for name, array in read_all(run).items():
+        assert not array[1].any(), name
+        assert all(array[row].any() for row in (0, 2, 3, 4)), name
+
+
+def test_an_image_that_changed_is_stale(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures)
+    os.utime(pictures / "12.png", ns=(0, 1))
+    with pytest.raises(Exception, match=r"12\.png has changed since it was extracted") as caught:
+        view(run, ALL)
+    assert isinstance(caught.value.__cause__ or caught.value, StaleError)
+    assert inspect_stage(run, "views").done == 2
+
+
+def test_an_image_that_can_no_longer_be_read_is_named(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = extract(tmp_path / "run", pictures, limit=1)
+
+    def read(manifest: Any, windows: Any, ahead: int) -> Any:
+        yield list(windows), ImageError("truncated: the file ends early")
+
+    monkeypatch.setattr(views, "read_windows", read)
+    sentence = r"^10\.png could be read by extract and now cannot \(truncated: .*\); run `primaps-"
+    with pytest.raises(ImageError, match=sentence):
+        view(run, ViewSettings(crops="five"))
+
+
+def test_attention_of_handcrafted_features_is_refused_before_anything_is_written(
+    tmp_path: Path, pictures: Path
+) -> None:
+    run = extract(tmp_path / "run", pictures)
+    with pytest.raises(UsageError, match="The backbone handcrafted has no last block whose"):
+        view(run, ViewSettings(attention=True))
+    assert set(read_all(run)) == {"clean", "mirror"}
+    assert run.keys() == ["extract"]
+
+
+def test_nothing_asked_is_nothing_done(tmp_path: Path, pictures: Path) -> None:
+    run = extract(tmp_path / "run", pictures)
+    assert view(run, ViewSettings()).facts == {"views": [], "crops": 0, "attention": False}
+    assert set(read_all(run)) == {"clean", "mirror"}
+
+
+def test_without_features_there_are_no_views(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        view(RunDirectory(tmp_path / "run"), ALL)
+
+
+def test_attention_is_cached_of_a_transformer(tmp_path: Path, pictures: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model("test_vit", pretrained=False, num_classes=0)
+    weights = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    arguments = {"backbone": "test_vit", "weights": weights, "precision": "float32"}
+    run = extract(tmp_path / "run", pictures, **arguments)
+    clean = read_all(run)["clean"]
+    view(run, ViewSettings(attention=True))
+    record = read_record(run, "extract")
+    settings = ExtractSettings(**run.read_settings("extract"))
+    backbone = passes.load_backbone(settings, record.facts["weights_digest"])
+    arrays = read_all(run)
+    assert np.array_equal(arrays["clean"], clean)
+    assert arrays["attention"].shape == (5, 2, 2, 9)
+    manifest = read_manifest(run)
+    for window in manifest.windows:
+        frame = read_frame(
+            manifest.root, manifest.images[window.image], window.width, window.height
+        )
+        left, top, right, bottom = window.box
+        expected = backbone.attend(as_images(frame[top:bottom, left:right]))[0]
+        np.testing.assert_allclose(
+            arrays["attention"][window.index], expected.numpy(), atol=1e-4, rtol=2e-3
+        )

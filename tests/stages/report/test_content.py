@@ -1,0 +1,193 @@
+"""What the report shows of single images and of the fit."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages.report.content import Exhibit, build_item, count_effective, describe_facts, make_curve
+from stages.report.gallery import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, fit_feature_colours
+from stages.report.looks import ClusterLook, choose_look
+from stages.report.page import ClassPart, GalleryItem, Series
+
+NAMES = ("sky", "road")
+COLOURS = ((1, 2, 3), (4, 5, 6))
+HOSTILE = '<script>alert("x")</script>/../&amp; ünï {{ 7 * 7 }}'
+
+
+def make_exhibit(**changes: Any) -> Exhibit:
+    """Make an image of 8 x 12 pixels in two windows; the left half is cluster 0."""
+    generator = np.random.default_rng(0)
+    plain = np.zeros((8, 12), np.uint8)
+    plain[:, 6:] = 1
+    truth = 1 - plain
+    truth[0] = 255
+    proposals = np.zeros((2, 8, 8), np.uint8)
+    proposals[:, :, 2:] = 1
+    exhibit = Exhibit(
+        id="a/b",
+        split="val",
+        frame=generator.integers(0, 256, size=(8, 12, 3)).astype(np.uint8),
+        boxes=((0, 0, 8, 8), (4, 0, 12, 8)),
+        features=generator.normal(size=(2, 2, 2, 5)).astype(np.float32),
+        proposals=proposals,
+        plain=plain,
+        refined=None,
+        truth=truth,
+    )
+    return replace(exhibit, **changes)
+
+
+def read_picture(uri: str) -> NDArray[np.uint8]:
+    content = base64.b64decode(uri.split(",", 1)[1])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def build(
+    exhibit: Exhibit, plain: ClusterLook, final: ClusterLook | None = None, **scores: float
+) -> GalleryItem:
+    colours = fit_feature_colours(exhibit.features)
+    return build_item(exhibit, "sample", colours, (plain, final or plain), scores)
+
+
+def read_pictures(item: GalleryItem) -> dict[str, NDArray[np.uint8]]:
+    return {picture.key: read_picture(picture.source) for picture in item.pictures}
+
+
+def test_the_pictures_of_an_image() -> None:
+    look = choose_look(2, [1, 0], NAMES, COLOURS)
+    exhibit = make_exhibit()
+    item = build(exhibit, look)
+    assert [(picture.key, picture.caption) for picture in item.pictures] == [
+        ("image", "image"),
+        ("features", "features (PCA)"),
+        ("proposals", "proposals"),
+        ("label", "label"),
+        ("truth", "ground truth"),
+        ("errors", "errors"),
+    ]
+    pictures = read_pictures(item)
+    assert {picture.shape for picture in pictures.values()} == {(8, 12, 3)}
+    colours = np.array(COLOURS)
+    np.testing.assert_array_equal(pictures["label"], colours[1 - exhibit.plain])
+    np.testing.assert_array_equal(pictures["truth"][1:], pictures["label"][1:])
+    assert (pictures["errors"][0] == IGNORED_COLOUR).all()
+    assert (pictures["errors"][1:] == RIGHT_COLOUR).all()
+    # the first two columns of neither window have a proposal
+    assert (pictures["proposals"][0, :2] == pictures["proposals"][0, 0]).all()
+    assert (pictures["proposals"][0, 2:] == pictures["proposals"][0, 2]).all()
+    assert (pictures["proposals"][0, 2] != pictures["proposals"][0, 0]).any()
+
+
+def test_the_numbers_of_an_image() -> None:
+    look = choose_look(2, [1, 0], NAMES, COLOURS)
+    scores = {"accuracy": 70.0, "accuracy_crf": 81.25, "miou": 60.5, "confidence": 90.0}
+    item = build(make_exhibit(figures=(("windows", "2"),)), look, **scores)
+    assert (item.role, item.accuracy, item.confidence) == ("sample", 81.25, 90.0)
+    assert item.figures == (
+        ("accuracy with CRF", "81.2 %"),
+        ("accuracy without CRF", "70.0 %"),
+        ("mIoU without CRF", "60.5 %"),
+        ("confidence", "90.0 %"),
+        ("windows", "2"),
+    )
+    # one row is ignored, and all else is right
+    assert item.parts == (
+        ClassPart(0, 50.0, 100.0, "road", COLOURS[1]),
+        ClassPart(1, 50.0, 100.0, "sky", COLOURS[0]),
+    )
+    assert (build(make_exhibit(), look).accuracy, build(make_exhibit(), look).confidence) == (
+        None,
+        None,
+    )
+
+
+def test_errors_are_those_of_the_final_labels() -> None:
+    exhibit = make_exhibit()
+    turned = replace(exhibit, refined=(1 - exhibit.plain).astype(np.uint8))
+    look = choose_look(2, [1, 0], NAMES, COLOURS)
+    item = build(turned, look)
+    assert (read_pictures(item)["errors"][1:] == WRONG_COLOUR).all()
+    assert [part.iou for part in item.parts] == [0.0, 0.0]
+    # each of the two has a matching of its own
+    item = build(turned, look, choose_look(2, [0, 1], NAMES, COLOURS))
+    pictures = read_pictures(item)
+    np.testing.assert_array_equal(pictures["label"], pictures["label_crf"])
+    assert [part.iou for part in item.parts] == [100.0, 100.0]
+
+
+def test_what_is_not_there_is_not_shown() -> None:
+    look = choose_look(2, None, (), ())
+    item = build(make_exhibit(proposals=None, truth=None), look)
+    assert [picture.key for picture in item.pictures] == ["image", "features", "label"]
+    assert [part.iou for part in item.parts] == [None, None]
+
+
+def test_clusters_that_are_not_matched_are_not_judged() -> None:
+    item = build(make_exhibit(), choose_look(2, None, NAMES, COLOURS))
+    keys = [picture.key for picture in item.pictures]
+    assert "truth" in keys and "errors" not in keys
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "", "a" * 5000, "\u202eevil\n"])
+def test_hostile_names_pass_through_untouched(name: str) -> None:
+    look = choose_look(2, [1, 0], (name, "road"), COLOURS)
+    item = build(make_exhibit(id=name, split=name), look)
+    assert (item.id, item.split) == (name, name)
+    assert look.names == ("road", name)
+    assert all(picture.source.startswith("data:image/") for picture in item.pictures)
+
+
+def test_facts_say_what_ran_on_what() -> None:
+    facts = {"backbone": "vit", "weights_source": HOSTILE, "size": 320, "grid": [40, 40]}
+    splits = {"train": {"images": 3}, "val": {"images": 2}}
+    metrics = {"splits": splits, "classes": 27, "crf": "numba", "em": "k27", "head": None}
+    described = dict(describe_facts(facts, metrics, "folder", "/data"))
+    assert described["images"] == "train: 3, val: 2"
+    assert described["weights"] == HOSTILE
+    assert described["window"] == "320 px, 40 x 40 positions"
+    assert (described["clusters"], described["CRF"]) == ("27", "numba")
+    assert described["made by"] == "fit k27"
+    described = dict(describe_facts(facts, metrics | {"head": "hp"}, "folder", "/data"))
+    assert described["made by"] == "cluster probe of the head hp"
+
+
+def test_a_fit_tells_how_it_went() -> None:
+    arrays = {
+        "loss": np.array([2.0, 1.0], np.float32),
+        "class_usage": np.array([[0.5, 0.5], [0.25, 0.75]], np.float32),
+        "prototypes": np.zeros((2, 3)),
+    }
+    curve = make_curve(arrays, {"classes": 2, "classes_curve": [[2, 0.5], [3, 0.25]]})
+    assert curve.loss == (2.0, 1.0)
+    assert curve.usage == ((0.5, 0.5), (0.25, 0.75))
+    assert curve.classes == ((2, 0.5), (3, 0.25))
+    assert curve.chosen == 2
+    bare = make_curve({}, {})
+    assert (bare.loss, bare.usage, bare.classes, bare.chosen) == ((), (), (), None)
+    named = make_curve({}, {"classes_curve": [[2, 1]], "classes_label": "stability"})
+    assert named.classes_label == "stability"
+
+
+def test_scores_without_labels_are_whatever_the_fit_has() -> None:
+    arrays = {
+        "class_usage": np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32),
+        "score_turn_back": np.array([1.0, 0.5, np.nan]),
+        "score_agreement": np.array([70.0, 80.0, 90.0]),
+        "score_of_nothing": np.array(1.0),
+    }
+    curve = make_curve(arrays, {"score_units": {"agreement": "%"}})
+    agreement, turn, effective = curve.scores
+    assert agreement == Series("agreement", "%", (70.0, 80.0, 90.0))
+    assert (turn.name, turn.unit, turn.values[:2]) == ("turn back", "", (1.0, 0.5))
+    assert effective.name == "effective classes"
+    np.testing.assert_allclose(effective.values, [2, 1, np.nan])
+    np.testing.assert_allclose(count_effective(np.full((1, 7), 3.0)), [7])
+    assert make_curve({}, {}).scores == ()

@@ -1,0 +1,360 @@
+"""The HTML page of the report."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from stages.report.document import render_report
+from stages.report.page import Curve, Picture, ReportContent, Series
+from tests.report_content import HOSTILE, make_block, make_content, make_hostile
+
+_VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "g", "wbr"}
+
+
+class Page(HTMLParser):
+    """The elements, attributes and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.styles: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles.append(data)
+        elif not self.open or self.open[-1] != "script":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def find(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.mark.parametrize("content", [make_content(), make_hostile()], ids=["plain", "hostile"])
+def test_page_needs_nothing_from_elsewhere(content: ReportContent):
+    page = Page(render_report(content))
+    assert page.open == []
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#"))
+        assert "url(" not in re.sub(r"url\(#\w+\)", "", attributes.get("style") or "")
+    assert not re.search(r"@import|url\(", "".join(page.styles))
+    policy = [tag["content"] for tag in page.find("meta") if "http-equiv" in tag]
+    assert policy and policy[0] is not None and policy[0].startswith("default-src 'none'")
+
+
+def test_hostile_text_stays_text():
+    html = render_report(make_hostile())
+    page, plain = Page(html), Page(render_report(make_content()))
+    assert len(page.find("script")) == len(plain.find("script")) == 1
+    assert "<script>alert" not in html
+    # each of the four clusters has one cut-out here, and ten there
+    assert len(page.find("img")) == len(plain.find("img")) - 4 * 9
+    assert page.text.count("<script>alert('x')</script>") >= 30
+    assert any(tag["alt"] == f"{HOSTILE} of {HOSTILE}" for tag in page.find("img"))
+    assert any(tag.get("value") == HOSTILE for tag in page.find("option"))
+
+
+def test_script_is_the_one_that_the_policy_names():
+    html = render_report(make_content())
+    script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
+    policy = re.search(r"script-src '(sha256-[^']+)'", html)
+    assert script and policy
+    digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+    assert policy.group(1) == f"sha256-{digest}"
+
+
+def test_scores_of_every_split_with_and_without_crf():
+    text = Page(render_report(make_content())).text
+    assert "Pixel accuracy 78.2 % with CRF; 76.5 % without" in text
+    assert "Mean IoU 42.1 % with CRF; 40.8 % without" in text
+    for split in ("train", "val"):
+        assert f"{split} 34 34 78.2 42.1 98.8 63.3 3.0 of 4 without CRF 76.5 40.8" in text
+
+
+def test_without_crf_nothing_is_said_of_it():
+    text = Page(render_report(make_content(crf=False))).text
+    assert "Pixel accuracy 76.5 % without CRF" in text
+    assert "train 34 34 76.5 40.8 98.8 63.3 3.0 of 4 val" in text
+    assert "with CRF" not in text.replace("without CRF", "")
+    assert text.count("without CRF") == 2
+
+
+def test_without_labels_there_is_no_score():
+    html = render_report(make_content(labels=False))
+    text = Page(html).text
+    assert "These images have no labels, so there is no score" in text
+    assert "Coverage 98.8 %" in text and "Confidence 63.3 %" in text
+    assert "Class balance 3.0 of 4" in text
+    assert not re.search(r"accuracy|\bIoU\b|confusion", text, re.IGNORECASE)
+    assert "lowest confidence first" in text
+    assert "names.yaml" in text
+
+
+def test_split_without_labels_beside_one_with_them():
+    content = make_content()
+    unlabelled = make_block(labels=False)
+    metrics = {
+        "em": "default",
+        "split": "val",
+        **unlabelled,
+        "splits": {"train": make_block(), "val": unlabelled},
+    }
+    text = Page(render_report(replace(content, metrics=metrics))).text
+    assert "The images of the split val have no labels" in text
+    assert "train 34 34 78.2 42.1" in text
+    assert "val 34 0 – – 98.8" in text
+
+
+def test_classes_come_in_their_order_with_their_clusters():
+    content = make_content()
+    shuffled = replace(content, clusters=tuple(reversed(content.clusters)))
+    for html in (render_report(content), render_report(shuffled)):
+        text = Page(html).text
+        rows = (
+            "sky cluster 0 Show in gallery Pixels 40.0 % IoU 51.2 % IoU without CRF 31.2 % Nearest",
+            "field cluster 1 Show in gallery Pixels 35.0 % IoU 52.2 % IoU without CRF 32.2 %",
+            "road cluster 2 Show in gallery Pixels 24.9 % IoU – IoU without CRF –",
+            "cluster 3 no class Show in gallery Pixels 0.05 % IoU – IoU without CRF –",
+        )
+        positions = [text.index(row) for row in rows]
+        assert positions == sorted(positions)
+    assert "Nearest field (1) 0.25" in text
+
+
+def test_a_name_of_the_users_stands_beside_the_class():
+    content = make_content()
+    named = replace(content.clusters[1], name="lawn")
+    html = render_report(replace(content, clusters=(content.clusters[0], named)))
+    assert "lawn cluster 1 · class field" in Page(html).text
+
+
+def test_an_image_of_another_split_has_the_names_of_its_own():
+    content = make_content()
+    item = content.gallery[0]
+    parts = (replace(item.parts[0], name="meadow", colour=(1, 2, 3)), *item.parts[1:])
+    html = render_report(replace(content, gallery=(replace(item, parts=parts),)))
+    assert '<tr data-colour="#010203">' in html
+    assert "meadow" in Page(html).text
+
+
+def test_classes_that_no_cluster_found_are_named():
+    content = make_content()
+    text = Page(render_report(replace(content, clusters=content.clusters[:2]))).text
+    assert "No cluster is matched to: road." in text
+    assert "No cluster is matched to" not in Page(render_report(content)).text
+
+
+def test_final_confusion_is_drawn_and_its_largest_entries_listed():
+    text = Page(render_report(make_content())).text
+    assert "1 → field" in text and "3 (unmatched)" in text
+    # of 276 pixels in all and 98 of the class
+    assert "field cluster 3 26 % 9.1 %" in text
+
+
+def test_notice_is_the_first_line():
+    text = Page(render_report(replace(make_content(), notice="Hand-crafted channels."))).text
+    assert text.startswith("Photographs Skip to the results Hand-crafted channels. Photographs")
+    assert 'class="notice"' not in render_report(make_content())
+
+
+def test_gallery_can_be_filtered_and_sorted():
+    page = Page(render_report(make_content()))
+    cards = [tag for tag in page.find("li") if "data-split" in tag]
+    assert [(tag["data-split"], tag["data-role"], tag["data-score"]) for tag in cards[3:6]] == [
+        ("train", "sample", "81.0"),
+        ("val", "worst", "12.5"),
+        ("val", "best", "99.0"),
+    ]
+    assert cards[0]["id"] == "image/train/part%200%2Fscene%200"
+    assert re.fullmatch(r"\d:[\d.]+( \d:[\d.]+){2}", cards[0]["data-parts"] or "")
+    # without the script the controls would do nothing: they are hidden until it runs
+    assert any(tag.get("id") == "gallery-controls" and "hidden" in tag for tag in page.find("div"))
+
+
+def test_only_layers_that_there_are_can_be_chosen():
+    html = render_report(make_content(labels=False, crf=False))
+    values = [tag["value"] for tag in Page(html).find("option")]
+    assert [v for v in values if v in ("features", "proposals", "label", "label_crf", "truth")] == [
+        "features",
+        "proposals",
+        "label",
+    ]
+
+
+def test_many_warnings_are_folded_away():
+    content = replace(make_content(), warnings=tuple(f"image {i} is broken" for i in range(50)))
+    html = render_report(content)
+    folded = html.index("<summary>44 more</summary>")
+    assert html.index("image 5 is broken") < folded < html.index("image 6 is broken")
+    assert "more</summary>" not in render_report(make_content())
+
+
+def test_sections_without_content_are_left_out():
+    content = replace(
+        make_content(), gallery=(), curve=Curve((), ()), warnings=(), facts=(), clusters=()
+    )
+    page = Page(render_report(content))
+    ids = {tag.get("id") for tag in page.find("section")}
+    # nothing unusual is an answer, too
+    assert ids == {"scores", "classes", "confusion", "unusual", "settings"}
+    assert "Nothing: every image was read" in page.text
+    targets = {tag["href"] for tag in page.find("a")}
+    assert targets == {f"#{name}" for name in ids} | {"#main"}
+
+
+def test_links_lead_somewhere():
+    page = Page(render_report(make_content()))
+    ids = {tag["id"] for _, tag in page.tags if "id" in tag}
+    links = {tag["href"] for tag in page.find("a") if "href" in tag}
+    assert {link[1:] for link in links if link} <= ids
+
+
+def test_what_was_unusual_is_listed():
+    rows = (("images rejected", "2 of 9: empty file (2)"), ("windows without a proposal", "1 of 7"))
+    content = replace(make_content(), unusual=rows, repeatability="The same bytes again.")
+    text = Page(render_report(content)).text
+    assert "images rejected 2 of 9: empty file (2) windows without a proposal 1 of 7" in text
+    assert "The same bytes again." in text
+    assert "Nothing: every image" not in text
+
+
+def test_metrics_of_one_split_alone():
+    content = make_content()
+    metrics = {key: value for key, value in content.metrics.items() if key != "splits"}
+    assert "val 34 34 78.2" in Page(render_report(replace(content, metrics=metrics))).text
+
+
+def test_ids_are_unique_and_pictures_have_names():
+    page = Page(render_report(make_content()))
+    ids = [tag["id"] for _, tag in page.tags if "id" in tag]
+    assert len(ids) == len(set(ids))
+    assert all(tag.get("alt") for tag in page.find("img"))
+    assert page.find("html")[0]["lang"] == "en"
+
+
+@pytest.mark.parametrize("place", ["gallery", "cluster"])
+def test_picture_from_elsewhere_is_refused(place: str):
+    content = make_content()
+    source = "https://example.org/a.png"
+    if place == "gallery":
+        item = replace(content.gallery[0], pictures=(Picture("image", "image", source),))
+        content = replace(content, gallery=(item,))
+    else:
+        cutout = replace(content.clusters[0].cutouts[0], source=source)
+        content = replace(content, clusters=(replace(content.clusters[0], cutouts=(cutout,)),))
+    with pytest.raises(ValueError, match="no data URI"):
+        render_report(content)
+
+
+def test_name_that_is_no_unicode_can_be_written():
+    content = make_content()
+    item = replace(content.gallery[0], id="caf\udce9.jpg")
+    html = render_report(replace(content, gallery=(item,), facts=(("folder", "caf\udce9/a"),)))
+    assert ">caf\\udce9.jpg</a>" in html
+    assert 'href="#image/train/caf%5Cudce9.jpg"' in html
+    html.encode("utf-8")
+
+
+def test_page_is_the_same_again_and_modest():
+    content = make_content()
+    html = render_report(content)
+    assert render_report(content) == html
+    pictures = sum(len(p.source) for item in content.gallery for p in item.pictures)
+    cutouts = sum(len(c.source) for card in content.clusters for c in card.cutouts)
+    assert len(html) - pictures - cutouts < 110_000
+
+
+def test_every_picture_is_there_once():
+    content = make_content()
+    html = render_report(content)
+    for item in content.gallery:
+        assert html.count(item.pictures[0].source) == 1
+
+
+def test_other_classifiers_have_rows_of_their_own():
+    content = make_content()
+    blocks = {
+        name: block
+        | {
+            "running_prototypes": {"accuracy": 74.14, "miou": 36.02},
+            "linear_probe": {"accuracy": 92.84, "miou": 66.49},
+        }
+        for name, block in content.metrics["splits"].items()
+    }
+    metrics = content.metrics | blocks["val"] | {"splits": blocks}
+    text = Page(render_report(replace(content, metrics=metrics))).text
+    assert text.count("running prototypes 74.1 36.0 linear probe 92.8 66.5") == 2
+    assert "trained on the labels of the split train" in text
+    plain = Page(render_report(content)).text
+    assert "linear probe" not in plain.lower()
+    assert "running prototypes" not in plain.lower()
+
+
+def test_other_classifiers_that_scored_nothing_are_left_out():
+    content = make_content(labels=False)
+    nothing = {"running_prototypes": {"accuracy": None, "miou": None}}
+    blocks = {name: block | nothing for name, block in content.metrics["splits"].items()}
+    metrics = content.metrics | nothing | {"splits": blocks}
+    text = Page(render_report(replace(content, metrics=metrics))).text
+    assert "running prototypes" not in text.lower()
+
+
+def test_the_numbers_of_classes_that_were_tried_are_drawn():
+    content = make_content()
+    curve = replace(
+        content.curve,
+        classes=((3, 0.5), (4, 0.75), (9, 0.25)),
+        classes_label=HOSTILE,
+        chosen=4,
+    )
+    html = render_report(replace(content, curve=curve))
+    page = Page(html)
+    assert page.open == []
+    assert "Number of classes" in page.text
+    assert f"scores without labels: {HOSTILE}. The dot" in page.text
+    assert "<script>alert('x')" not in html
+    assert "Number of classes" not in Page(render_report(content)).text
+
+
+def test_scores_without_labels_are_drawn():
+    text = Page(render_report(make_content())).text
+    assert "Silhouette, cosine" in text
+    content = make_content()
+    curve = replace(content.curve, scores=(Series("effective_classes", "", (2.0, 3.0)),))
+    text = Page(render_report(replace(content, curve=curve))).text
+    assert "Effective classes" in text and "It falls when classes die." in text
+    assert (
+        "Silhouette" not in Page(render_report(replace(make_content(), curve=Curve((), ())))).text
+    )
+
+
+def test_the_maker_is_named():
+    assert "Made by primaps-pipe\xa09.9." in "".join(Page(render_report(make_content())).texts)
