@@ -57,8 +57,9 @@ class Plan:
 class Stage(ABC, Generic[S]):
     """One of the pipeline's steps. Instances hold no state: they travel to other processes.
 
-    What a stage writes through ``pipeline.storage`` is noted down with its checksum: what :meth:`compute` writes in the record of the shard, what :meth:`prepare` and
-    :meth:`finish` write in that of the stage.
+    What a stage writes through ``pipeline.storage`` is noted down with its checksum: what
+    :meth:`compute` writes in the record of the shard, what :meth:`prepare` and :meth:`finish`
+    write in that of the stage.
     """
 
     name: ClassVar[str]
