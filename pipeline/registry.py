@@ -1,0 +1,86 @@
+"""Registries: variants by name, ours and those that other packages bring as entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from pipeline.errors import UsageError
+from pipeline.wording import did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The variants of one kind (backbones, methods, formats), each imported when it is asked for.
+
+    Another package adds one in its own ``pyproject.toml``, and nothing here is touched::
+
+        [project.entry-points."primaps_pipe.methods"]
+        mine = "my_package.my_module:MyMethod"
+
+    Parameters
+    ----------
+    kind
+        What one of them is called in sentences, such as ``method``.
+    group
+        Group of the entry points, such as ``primaps_pipe.methods``.
+    ours
+        Name -> ``module:attribute`` of those that come with the install.
+
+    Raises
+    ------
+    UsageError
+        When a variant is asked for that nobody has, that two packages claim, or that its package
+        fails to import.
+    """
+
+    def __init__(self, kind: str, group: str, ours: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._ours = dict(ours)
+
+    @cached_property
+    def _theirs(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for entry in entry_points(group=self.group):
+            found.setdefault(entry.name, []).append(entry)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._ours
+        yield from sorted(self._theirs.keys() - self._ours.keys())
+
+    def __len__(self) -> int:
+        return len(self._ours.keys() | self._theirs.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ours or name in self._theirs
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise UsageError(
+                f"unknown {self.kind} {name!r}{did_you_mean(name, list(self))}: "
+                f"choose from {', '.join(self)}"
+            )
+        theirs = self._theirs.get(name, [])
+        if name in self._ours:
+            module, _, attribute = self._ours[name].partition(":")
+            found: Any = import_module(module)
+            return getattr(found, attribute) if attribute else found
+        if len(theirs) > 1:
+            places = " and ".join(sorted(entry.value for entry in theirs))
+            raise UsageError(
+                f"{self.kind} {name!r} is brought by more than one package ({places}): "
+                "uninstall all but one of them."
+            )
+        try:
+            return theirs[0].load()
+        except Exception as error:
+            raise UsageError(
+                f"{self.kind} {name!r} of another package ({theirs[0].value}) cannot be "
+                f"imported: {type(error).__name__}: {error}"
+            ) from error
