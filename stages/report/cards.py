@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.report.looks import ClusterLook
+from pipeline.run.subject import ClusterLook
 from stages.report.page import ClusterCard, Cutout
 
 

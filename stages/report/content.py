@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.run.subject import ClusterLook
 from stages.evaluate.measures import measure_image
 from stages.report.gallery import (
     FeatureColours,
@@ -18,7 +19,6 @@ from stages.report.gallery import (
     colour_proposals,
     make_thumbnail,
 )
-from stages.report.looks import ClusterLook
 from stages.report.mosaic import join_pictures, join_proposals
 from stages.report.page import Curve, GalleryItem, Picture, PictureKey, Role, Series
 

@@ -15,7 +15,7 @@ from pipeline.images.decoding import read_label
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
-from pipeline.run.subject import read_given_names
+from pipeline.run.subject import ClusterLook, choose_block, choose_look, read_given_names
 from stages import SETTINGS
 from stages.evaluate.artefacts import MAIN, Artefacts, read_group_of
 from stages.evaluate.counts import ImageScores
@@ -27,7 +27,6 @@ from stages.report.content import Exhibit, build_item, describe_facts, make_curv
 from stages.report.counts import describe_repeatability, describe_unusual
 from stages.report.cutouts import Typical, gather_typical
 from stages.report.gallery import FeatureColours, fit_feature_colours
-from stages.report.looks import ClusterLook, choose_block, choose_look
 from stages.report.page import GalleryItem, ReportContent, Role
 from stages.report.reproduction import list_commands
 from stages.report.sample import Choice, choose_images, rank_choices, sample_evenly

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.run.directory import RunDirectory
-from pipeline.run.subject import name_subject
-from stages.report.names import describe_clusters
+from pipeline.run.subject import describe_clusters, name_subject
 from tests.end_to_end.conftest import Invoke, hash_tree, list_times
 
 

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import read_record
-from pipeline.run.subject import require_evaluated
+from pipeline.run.subject import describe_clusters, require_evaluated
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import is_remote
 from stages import VERSIONS
@@ -34,7 +34,6 @@ from stages.evaluate.classifier import Classifier
 from stages.extract.settings import HANDCRAFTED
 from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead
-from stages.report.names import describe_clusters
 
 KEY = "primaps"
 SUFFIX = ".safetensors"

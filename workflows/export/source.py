@@ -26,12 +26,11 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import StageRecord
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, read_matching, require_evaluated
+from pipeline.run.subject import Subject, describe_clusters, read_matching, require_evaluated
 from pipeline.storage.files import fingerprint, read_json
 from pipeline.storage.places import resolve_inside
 from pipeline.wording import did_you_mean
 from stages import VERSIONS
-from stages.report.names import describe_clusters
 
 EVERYTHING = "all"
 # A file system allows 255 bytes; formats append suffixes of up to 40.

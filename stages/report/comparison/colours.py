@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.palettes import Colour
+from pipeline.run.subject import ClusterLook
 from stages.evaluate.metrics import UNMATCHED
-from stages.report.looks import ClusterLook
 
 _MOST = 254  # the last index of a palette that does not mean ignore
 

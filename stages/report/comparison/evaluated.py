@@ -19,13 +19,19 @@ from pipeline.images.decoding import read_label
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import StageRecord
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, read_given_names, require_evaluated
+from pipeline.run.subject import (
+    ClusterLook,
+    Subject,
+    choose_block,
+    choose_look,
+    read_given_names,
+    require_evaluated,
+)
 from pipeline.settings import field_extra
 from pipeline.storage.files import read_json
 from stages import SETTINGS, VERSIONS
 from stages.evaluate.counts import decode_scores
 from stages.report.exhibition import label_file
-from stages.report.looks import ClusterLook, choose_block, choose_look
 from stages.report.reproduction import list_sources
 
 

@@ -17,7 +17,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import resize_labels
 from pipeline.run.ledger import inspect_stage, read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, choose_subject, read_given_names
+from pipeline.run.subject import Subject, choose_look, choose_subject, read_given_names
 from pipeline.storage.files import write_bytes
 from stages import VERSIONS
 from stages.crf import choose_backend
@@ -28,7 +28,6 @@ from stages.report.comparison.evaluated import Evaluated, open_evaluated
 from stages.report.inspection.drawing import draw_sheet
 from stages.report.inspection.lookup import find_image
 from stages.report.inspection.sheet import Labels, View, make_sheet
-from stages.report.looks import choose_look
 
 _DEVICE = "auto"
 # Key and value of the text in the PNG by which its pictures are known.

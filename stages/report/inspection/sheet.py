@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.datasets import IGNORE
 from pipeline.datasets.palettes import Colour, png_palette
 from pipeline.run.manifest import Image
-from pipeline.run.subject import Subject
+from pipeline.run.subject import ClusterLook, Subject
 from stages.evaluate.artefacts import Cover
 from stages.evaluate.measures import measure_image
 from stages.report.content import describe_scores
@@ -23,7 +23,6 @@ from stages.report.gallery import (
     fit_feature_colours,
 )
 from stages.report.inspection.drawing import Legend, Panel, Sheet
-from stages.report.looks import ClusterLook
 from stages.report.mosaic import join_pictures, join_proposals
 
 _NOTHING = "–"

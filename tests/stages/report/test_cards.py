@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.run.subject import choose_look
 from stages.report.cards import find_nearest, make_cards
-from stages.report.looks import choose_look
 from stages.report.page import Cutout
 
 BLOCK: dict[str, Any] = {

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.run.subject import ClusterLook, choose_look
 from stages.report.content import Exhibit, build_item, count_effective, describe_facts, make_curve
 from stages.report.gallery import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, fit_feature_colours
-from stages.report.looks import ClusterLook, choose_look
 from stages.report.page import ClassPart, GalleryItem, Series
 
 NAMES = ("sky", "road")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.report.looks import choose_block, choose_look
+from pipeline.run.subject import choose_block, choose_look
 
 NAMES = ("sky", "road")
 COLOURS = ((1, 2, 3), (4, 5, 6))

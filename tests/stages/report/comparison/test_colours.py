@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.run.subject import choose_look
 from stages.evaluate.metrics import UNMATCHED
 from stages.report.comparison.colours import choose_reference, list_legend, paint_looks
-from stages.report.looks import choose_look
 
 NAMES = ["sky", "road", "tree"]
 COLOURS = ((1, 2, 3), (40, 50, 60), (7, 80, 90))
