@@ -15,8 +15,12 @@ from benchmarks.machine import Machine
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
 from stages.crf import CrfSettings, choose_backend
 from stages.crf.cuda import CudaBackend
-from stages.crf.cuda.backend import LANES, build_bilateral_lattice, build_spatial_lattice
-from stages.crf.cuda.passes import choose_passes
+from stages.crf.cuda.backend import (
+    LANES,
+    build_bilateral_lattice,
+    build_spatial_lattice,
+    choose_passes,
+)
 
 SIZE, BATCH = 320, 16
 LABELS = (6, 12, 27)

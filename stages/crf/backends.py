@@ -1,8 +1,6 @@
-"""Who computes the dense CRF: the choice of a backend by its name.
+"""Who computes the dense CRF, chosen by name, and how many images go through it.
 
-The dense CRF by the optional package pydensecrf2: the oracle that our own must agree with.
-
-Many images refined one after the other: in threads, or in batches on a device.
+The optional package pydensecrf2 is the oracle that our own implementations must agree with.
 """
 
 from __future__ import annotations

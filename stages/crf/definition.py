@@ -1,7 +1,4 @@
-"""What the implementations of the dense CRF share, so that they compute the same.
-
-What the dense CRF takes, and the sentence with which it refuses anything else.
-"""
+"""What all implementations of the dense CRF share: numbers, and what they refuse in which words."""
 
 from __future__ import annotations
 
@@ -31,15 +28,7 @@ TOO_NARROW = (
 def scale_axes(dimension: int) -> NDArray[np.float32]:
     """Return the factor of each feature that makes the lattice's blurred kernel's deviation 1.
 
-    Parameters
-    ----------
-    dimension : int
-        Number of features.
-
-    Returns
-    -------
-    float32 [dimension]
-        Adams, Baek and Davis 2010, section 3.1.
+    Source: Adams, Baek and Davis 2010, section 3.1.
     """
     axis = np.arange(dimension)
     deviation = np.sqrt(2.0 / 3.0) * (dimension + 1)

@@ -3,11 +3,6 @@
 Sources: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010 (embedding, splat, blur, slice); Krähenbühl and Koltun, "Efficient Inference in
 Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS 2011 (the symmetric normalisation).
-
-Pixels into the permutohedral lattice: which simplex encloses each, and the vertices' numbers.
-
-Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
-Eurographics 2010, section 3.
 """
 
 from __future__ import annotations
@@ -71,20 +66,7 @@ class Embedding(NamedTuple):
 def embed_pixels(features: NDArray[np.float32]) -> Embedding:
     """Embed the pixels' features in the lattice.
 
-    Parameters
-    ----------
-    features : float32 [dimension, pixel]
-        Positions in a space where the kernel is a Gaussian of standard deviation 1.
-
-    Returns
-    -------
-    Embedding
-        In scratch memory: it holds until the thread embeds other pixels.
-
-    Raises
-    ------
-    CrfError
-        A coordinate is so large that float32 cannot tell neighbouring vertices apart.
+    In scratch memory: it holds until the thread embeds other pixels.
     """
     dimension, pixels = features.shape
     count = dimension + 1
@@ -368,23 +350,10 @@ class Lattice:
 def build_lattice(features: NDArray[np.float32]) -> Lattice:
     """Build the lattice of the pixels' features, normalised symmetrically.
 
-    Parameters
-    ----------
-    features : float32 [dimension, pixel]
-        Positions in a space where the kernel is a Gaussian of standard deviation 1.
-
-    Returns
-    -------
-    Lattice
-        Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels
-        (found by filtering ones on the same lattice). The papers' factor of the slice,
-        1 / (1 + 2^-d), cancels in it. In scratch memory: it holds until the thread builds another;
-        `keep` returns one that stays.
-
-    Raises
-    ------
-    CrfError
-        A coordinate is so large that float32 cannot tell neighbouring vertices apart.
+    Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels (found
+    by filtering ones on the same lattice). The papers' factor of the slice, 1 / (1 + 2^-d), cancels
+    in it. In scratch memory: it holds until the thread builds another; `keep` returns one that
+    stays. Features are float32 [dimension, pixel], in units of the kernel's standard deviation.
     """
     vertices, weights, sums, keys, steps = embed_pixels(features)
     size, axes = len(sums), np.empty(steps.shape[1] + 1, np.int64)

@@ -109,20 +109,7 @@ def infer_posterior(
 
 
 def bilateral_features(image: NDArray[np.uint8], sxy: float, srgb: float) -> Floats:
-    """Place every pixel in the space of the bilateral kernel.
-
-    Parameters
-    ----------
-    image : uint8 [y, x, rgb]
-        Colours, 0..255.
-    sxy, srgb : float
-        Standard deviations over positions (pixels) and over colours (levels), greater than 0.
-
-    Returns
-    -------
-    float32 [(x, y, r, g, b), pixel]
-        In units of the standard deviations, row by row.
-    """
+    """Place pixels in units of the bilateral kernel, float32 [(x, y, r, g, b), pixel]."""
     height, width = image.shape[:2]
     features = take_scratch("features", (5, height, width))
     features[:2] = spatial_features(height, width, sxy).reshape(2, height, width)
@@ -131,20 +118,7 @@ def bilateral_features(image: NDArray[np.uint8], sxy: float, srgb: float) -> Flo
 
 
 def spatial_features(height: int, width: int, sxy: float) -> Floats:
-    """Place every pixel of an image in the space of the spatial kernel.
-
-    Parameters
-    ----------
-    height, width : int
-        Size of the image, in pixels.
-    sxy : float
-        Standard deviation, in pixels, greater than 0.
-
-    Returns
-    -------
-    float32 [(x, y), pixel]
-        In units of the standard deviation, row by row.
-    """
+    """Place pixels in units of the spatial kernel, float32 [(x, y), pixel]."""
     rows, columns = np.indices((height, width), dtype=np.float32)
     return np.stack([columns.ravel(), rows.ravel()]) / np.float32(max(sxy, NARROWEST))
 
@@ -153,21 +127,8 @@ def spatial_features(height: int, width: int, sxy: float) -> Floats:
 def build_spatial_operator(height: int, width: int, sxy: float) -> Lattice | Floats:
     """Build the operator of the spatial kernel, which all images of one size share.
 
-    Parameters
-    ----------
-    height, width, sxy
-        As in `spatial_features`.
-
-    Returns
-    -------
-    Lattice or float32 [row, x, column, row]
-        Kept for the next image of the same size; nobody may write to it. At a width of one pixel
-        a stencil of at most 13 rows (see `stages.crf.rows`), else a lattice.
-
-    Raises
-    ------
-    CrfError
-        The kernel is too narrow for an image of this size.
+    Kept for the next image of the same size; nobody may write to it. At a width of one pixel it is
+    a stencil of at most 13 rows, float32 [row, x, column, row], else a lattice.
     """
     if sxy != STENCIL_SXY:
         return build_lattice(spatial_features(height, width, sxy)).keep()

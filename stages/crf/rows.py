@@ -3,11 +3,8 @@
 A row is one vector (see `stages.crf.vectors`): padded to a whole number of registers, it is sliced,
 normalised and splatted without being written in between.
 
-The softmax of a pixel's row of labels, held in one vector.
-
-The spatial kernel of one pixel's width as a stencil: a weighted sum over 7 x 7 pixels.
-
-A kernel over positions alone does not depend on the image, so its lattice may be multiplied out
+The spatial kernel of one pixel's width is a stencil: a weighted sum over 7 x 7 pixels. A kernel
+over positions alone does not depend on the image, so its lattice may be multiplied out
 once for every size. At a standard deviation of one pixel the step from a pixel to the one below is
 a step from a vertex to its neighbour: the weights repeat in every row that is far enough from the
 top and the bottom, and no message comes from further away than 3 pixels.
@@ -60,13 +57,6 @@ ONE, HALF, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH = (
 def exponentiate(exponents: Vector) -> Vector:
     """Return the exponential of each lane; 0 for those up to -40.
 
-    Parameters
-    ----------
-    exponents : Vector
-        At most 0.
-
-    Notes
-    -----
     e^x = 2^n e^r with integer n and |r| <= ln(2) / 2, and the Taylor series of e^r up to r^7:
     within one unit in the last place, and the same on every machine.
     """
@@ -105,17 +95,8 @@ LANES = 32 if get_host_cpu_features().get("avx512f", False) else 16
 def multiply_out(lattice: Lattice, height: int, width: int) -> NDArray[np.float32]:
     """Multiply splat, blur and slice of a lattice out to the weights of a stencil.
 
-    Parameters
-    ----------
-    lattice : Lattice
-        Over the positions of height x width pixels in units of one pixel, row by row.
-    height, width : int
-        Size of the image, in pixels.
-
-    Returns
-    -------
-    float32 [y, x, column, row]
-        Weight of the pixel at (y + row - 3, x + column - 3) in the message to (y, x).
+    Returns float32 [y, x, column, row]: the weight of the pixel at (y + row - 3, x + column - 3) in
+    the message to (y, x). The lattice is over positions in units of one pixel.
     """
     pixels, corners = lattice.vertices.shape
     places = (np.repeat(np.arange(pixels), corners), lattice.vertices.ravel())
@@ -155,21 +136,7 @@ def gather_band(
     messages: NDArray[np.float32],
     like: Vector,
 ) -> None:
-    """Compute the messages to a band of rows, or to those that are left of it.
-
-    Parameters
-    ----------
-    posterior : float32 [3 + y + 3, 3 + x + 3, label]
-        With a border of zeros.
-    stencil : float32 [row, x, column, row]
-        As in `multiply_out`, for an image of at most 13 rows.
-    y : int
-        First row of the band.
-    messages : float32 [row, x, label]
-        Written.
-    like : Vector
-        As long as the part of a row of labels that is computed together.
-    """
+    """Compute the messages to a band of rows, float32 [row, x, label], or to those left of it."""
     height = len(posterior) - 2 * REACH
     if y >= BORDER and y + BAND <= height - BORDER:
         _gather_rows(posterior, stencil[BORDER], y, messages, like)
@@ -319,29 +286,13 @@ def pad_labels(labels: int) -> int:
     """Return the length of a row of labels, padded to a power of two.
 
     Other lengths are split into registers of several widths, and 24 lanes take longer than 32.
-
-    Parameters
-    ----------
-    labels : int
-        Number of labels, at least 1.
     """
     return max(8, 1 << (labels - 1).bit_length())
 
 
 @cache
 def compile_rows(lanes: int) -> RowKernels:
-    """Compile the kernels for rows of `lanes` labels.
-
-    Parameters
-    ----------
-    lanes : int
-        As `pad_labels` gives it.
-
-    Returns
-    -------
-    RowKernels
-        Each is compiled when it is first called.
-    """
+    """Compile the kernels for rows of `lanes` labels."""
     part = min(lanes, LANES)
 
     def splat(corners: Corners, posterior: Floats, values: Floats) -> None:
@@ -492,15 +443,7 @@ def _splat_row(
 
 @compile_kernel
 def arrange_logits(unary: Floats, logits: Floats) -> None:
-    """Lay the negative energies out in rows, the largest 0, padded with labels that never win.
-
-    Parameters
-    ----------
-    unary : float32 [label, pixel]
-        Energies, finite.
-    logits : float32 [pixel, row of labels]
-        Written.
-    """
+    """Lay the negative energies out in rows, the largest 0, padded with labels that never win."""
     labels, pixels = unary.shape
     whole = pixels - pixels % BLOCK
     block = np.full((logits.shape[1], BLOCK), LEAST_LOGIT, np.float32)
@@ -520,15 +463,7 @@ def arrange_logits(unary: Floats, logits: Floats) -> None:
 
 @compile_kernel
 def collect_labels(posterior: Floats, collected: Floats) -> None:
-    """Lay the rows out as planes.
-
-    Parameters
-    ----------
-    posterior : float32 [3 + y + 3, 3 + x + 3, row of labels]
-        With its border.
-    collected : float32 [label, y, x]
-        Written.
-    """
+    """Lay the rows out as planes."""
     labels, height, width = collected.shape
     for y in range(height):
         for label in range(labels):

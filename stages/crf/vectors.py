@@ -7,9 +7,8 @@ as the machine has them, and every operation on it is one instruction per regist
 Every lane is computed alone, with the rounding of IEEE 754; sums over lanes are taken in a fixed
 order. The same numbers therefore come out on every machine, whatever the width of its registers.
 
-Memory for compiled loops: aligned, and used again by the thread that took it.
-
-How loops over arrays are compiled: at first use, without a compiler, for any thread.
+Loops are compiled at first use, without a compiler, for any thread; `take_scratch` gives them
+memory that is aligned, and used again by the thread that took it.
 """
 
 from __future__ import annotations
@@ -334,15 +333,6 @@ def take_scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) ->
 
     To have the system map and zero new pages costs a tenth of a CRF's whole inference. What a
     thread keeps goes with the thread.
-
-    Parameters
-    ----------
-    name : str
-        Whoever asks again by this name has no use for the earlier array any more.
-    shape : tuple of int
-        The array's shape.
-    dtype : type
-        Its type, the same whenever the name is.
     """
     size = prod(shape)
     if size * np.dtype(dtype).itemsize > LARGEST_KEPT:

@@ -1,6 +1,4 @@
-"""The backend `cuda`: groups images into batches that the device's memory holds.
-
-Mean-field inference of a batch of images, all of one size and one padded number of labels.
+"""The backend `cuda`: the mean field of many images in batches that the device's memory holds.
 
 Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", NeurIPS 2011, algorithm 1, with Potts compatibility.
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from pipeline.compute.memory import compute_halving
 from stages.crf.cuda.lattice import build_lattice
-from stages.crf.cuda.passes import Lattice, Message, Passes, choose_passes, filter_values
+from stages.crf.cuda.passes import TORCH_PASSES, Lattice, Message, Passes, filter_values
 from stages.crf.definition import FORBIDDEN, NARROWEST, CrfError, check_inputs
 from stages.crf.settings import CrfSettings
 
@@ -27,29 +25,10 @@ from stages.crf.settings import CrfSettings
 def infer_posteriors(
     energies: Tensor, images: Tensor, settings: CrfSettings, passes: Passes
 ) -> Tensor:
-    """Infer the mean-field posterior of every image's labels.
+    """Infer the mean-field posterior of every image's labels, float32 [image, pixel, label].
 
-    Parameters
-    ----------
-    energies : float32 [image, pixel, label]
-        Unary energies, finite, the lowest of each pixel 0, as `arrange_energies` makes them.
-    images : uint8 [image, y, x, rgb]
-        The images whose colours the bilateral kernel compares, 0..255, on the energies' device.
-    settings : CrfSettings
-        Kernel widths, weights and the number of iterations.
-    passes : Passes
-        The sweeps to use.
-
-    Returns
-    -------
-    float32 [image, pixel, label]
-        Probabilities, with a sum of 1 over the labels; those below e^-40 of their pixel's largest
-        are 0.
-
-    Raises
-    ------
-    CrfError
-        A kernel is too narrow for an image of this size.
+    Energies are float32 [image, pixel, label] as `arrange_energies` makes them, images uint8
+    [image, y, x, rgb] on the same device.
     """
     count, height, width = images.shape[:3]
     labels = energies.shape[2]
@@ -77,22 +56,7 @@ def infer_posteriors(
 
 
 def stack_unaries(unaries: Sequence[Tensor], labels: int, device: torch.device) -> Tensor:
-    """Bring the energies of all images to the device.
-
-    Parameters
-    ----------
-    unaries : sequence of float32 [label, y, x]
-        Of one size each, wherever they lie; not more than `labels` labels.
-    labels : int
-        Labels to pad to.
-    device : torch.device
-        Where to.
-
-    Returns
-    -------
-    float32 [image, label, pixel]
-        Padded with infinity.
-    """
+    """Bring all energies to the device, float32 [image, label, pixel], padded with infinity."""
     pixels = unaries[0][0].numel()
     stacked = torch.full((len(unaries), labels, pixels), torch.inf, device=device)
     for row, unary in zip(stacked, unaries, strict=True):
@@ -101,17 +65,9 @@ def stack_unaries(unaries: Sequence[Tensor], labels: int, device: torch.device) 
 
 
 def arrange_energies(stacked: Tensor) -> Tensor:
-    """Lay energies out by pixels, the lowest 0, padded with labels that never win.
+    """Lay energies out as [image, pixel, label], in 0..1e30, the lowest of each pixel 0.
 
-    Parameters
-    ----------
-    stacked : float32 [image, label, pixel]
-        Finite, but for the labels that pad; overwritten.
-
-    Returns
-    -------
-    float32 [image, pixel, label]
-        In 0..1e30.
+    Labels that pad never win; `stacked` is overwritten.
     """
     stacked -= stacked.amin(dim=1, keepdim=True)
     return stacked.clamp_(max=FORBIDDEN).transpose(1, 2).contiguous()
@@ -120,18 +76,10 @@ def arrange_energies(stacked: Tensor) -> Tensor:
 def estimate_bytes(labels: int) -> int:
     """Return the most memory that a pixel needs on the device, in bytes.
 
-    Parameters
-    ----------
-    labels : int
-        Padded number of labels.
-
-    Returns
-    -------
-    int
-        For the worst case, in which no two pixels share a vertex: six rows of bilateral values and
-        three of spatial ones, twice each, and four rows of energies and posteriors; and, per pixel,
-        six keys with their order while they are sorted, the neighbours of six vertices while they
-        are looked up, and what the embedding of six axes holds.
+    The worst case, in which no two pixels share a vertex: six rows of bilateral values and three of
+    spatial ones, twice each, and four rows of energies and posteriors; and, per pixel, six keys
+    with their order while they are sorted, the neighbours of six vertices while they are looked
+    up, and what the embedding of six axes holds.
     """
     rows = 2 * 6 + 2 * 3 + 4
     return rows * 4 * labels + 2000
@@ -141,24 +89,7 @@ def estimate_bytes(labels: int) -> int:
 def build_spatial_lattice(
     height: int, width: int, sxy: float, device: str, passes: Passes
 ) -> Lattice:
-    """Build the lattice of the spatial kernel, which all images of one size share.
-
-    Parameters
-    ----------
-    height, width : int
-        Size of the images, in pixels.
-    sxy : float
-        Standard deviation, in pixels, greater than 0.
-    device : str
-        Where to build it.
-    passes : Passes
-        The sweeps to normalise with.
-
-    Returns
-    -------
-    Lattice
-        Kept for the next batch of this size; nobody may write to it.
-    """
+    """Build the lattice of the spatial kernel, shared and kept: nobody may write to it."""
     columns, rows = (_scale(length, sxy, device) for length in (width, height))
     features = torch.stack(
         [columns.expand(height, width), rows[:, None].expand(height, width)]
@@ -168,22 +99,7 @@ def build_spatial_lattice(
 
 
 def build_bilateral_lattice(images: Tensor, settings: CrfSettings, passes: Passes) -> Lattice:
-    """Build one lattice of the bilateral kernel over all images of a batch.
-
-    Parameters
-    ----------
-    images : uint8 [image, y, x, rgb]
-        Colours, 0..255.
-    settings : CrfSettings
-        Kernel widths.
-    passes : Passes
-        The sweeps to normalise with.
-
-    Returns
-    -------
-    Lattice
-        On the images' device; no vertex belongs to two images.
-    """
+    """Build one lattice of the bilateral kernel over all images of a batch."""
     count, height, width = images.shape[:3]
     sxy, srgb, device = settings.bilateral_sxy, settings.bilateral_srgb, str(images.device)
     # Looked up instead of divided on the device, whose divisions by a scalar round differently.
@@ -213,6 +129,17 @@ def _divide(length: int, deviation: float) -> NDArray[np.float32]:
 LANES = 8
 # Twenty images of 320 x 320: more at once would only take memory. A launch takes 65535 images.
 MOST_PIXELS, MOST_IMAGES = 2**21, 1024
+
+
+def choose_passes(device: torch.device) -> Passes:
+    """Choose the sweeps for a device: Triton's kernels on CUDA, where Triton is installed."""
+    if device.type == "cuda":
+        try:
+            from stages.crf.cuda.kernels import TRITON_PASSES
+        except ImportError:  # torch comes without Triton on some systems
+            return TORCH_PASSES
+        return TRITON_PASSES
+    return TORCH_PASSES
 
 
 class CudaBackend:

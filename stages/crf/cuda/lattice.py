@@ -1,15 +1,11 @@
 """The permutohedral lattice of a batch of images, built by one sort.
 
+`embed_features` finds the simplex around every pixel, `plan_keys` packs vertices into integers,
+which `fold_words` and `look_up` compare without a hash table, and `build_lattice` numbers them.
+
 Sources: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010; Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
 Gaussian Edge Potentials", NeurIPS 2011 (the symmetric normalisation).
-
-Where pixels lie in the permutohedral lattice: their simplices and barycentric weights.
-
-Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
-Eurographics 2010, section 3.1.
-
-Integer names of lattice vertices: packed, compared and looked up without a hash table.
 """
 
 from __future__ import annotations
@@ -52,16 +48,6 @@ def embed_features(features: Tensor) -> Simplices:
 
     Every product and sum is rounded by itself and in the order of the processor's loop: a pixel
     near the border of two simplices falls into the same one.
-
-    Parameters
-    ----------
-    features : float32 [dimension, pixel]
-        Positions in a space where the kernel is a Gaussian of standard deviation 1.
-
-    Returns
-    -------
-    Simplices
-        On the features' device.
     """
     dimension = len(features)
     count = dimension + 1
@@ -148,19 +134,9 @@ class KeyPlan:
 def plan_keys(lowest: Sequence[float], highest: Sequence[float], images: int) -> KeyPlan:
     """Give each coordinate its bits, in as many integers as it takes.
 
-    Parameters
-    ----------
-    lowest, highest : sequence of float
-        Bounds of the pixels' elevated coordinates, one for every axis.
-    images : int
-        Number of images.
-
-    Returns
-    -------
-    KeyPlan
-        With room around the bounds for a pixel's vertices and for their neighbours: two
-        neighbours' keys differ by a constant of the axis between them, with no carry from one
-        coordinate into the next.
+    There is room around the bounds for a pixel's vertices and for their neighbours: two
+    neighbours' keys differ by a constant of the axis between them, with no carry from one
+    coordinate into the next.
     """
     count = len(lowest)
     # A simplex reaches less than 3 cells beyond the pixel in it, a neighbour one more.
@@ -185,17 +161,8 @@ def plan_keys(lowest: Sequence[float], highest: Sequence[float], images: int) ->
 def fold_words(words: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Turn keys of several integers into keys of one, in the same order.
 
-    Parameters
-    ----------
-    words : int64 [word, entry]
-        The last word is the most significant.
-
-    Returns
-    -------
-    keys : int64 [entry]
-        Equal where all words are equal.
-    tables : list of (int64 [value], int64 [value])
-        The distinct values that were replaced by their ranks, for `look_up`; empty for one word.
+    `words` is int64 [word, entry], the last the most significant. Also returns the distinct values
+    that were replaced by their ranks, for `look_up`; none for one word.
     """
     keys = words[-1]
     tables = []
@@ -211,19 +178,7 @@ def fold_words(words: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
 def look_up(words: Tensor, tables: list[tuple[Tensor, Tensor]], keys: Tensor) -> Tensor:
     """Find keys of several integers in a sorted list of folded ones.
 
-    Parameters
-    ----------
-    words : int64 [word, ...]
-        What to find.
-    tables
-        As `fold_words` gave them.
-    keys : int64 [key]
-        Folded keys, ascending, distinct.
-
-    Returns
-    -------
-    int32 [...]
-        Places in `keys`; their number where a key is absent.
+    Returns their places in `keys`, int32 [...]; the number of `keys` where one is absent.
     """
     wanted = words[-1]
     known = torch.ones_like(wanted, dtype=torch.bool)
@@ -246,28 +201,10 @@ def build_lattice(
 ) -> Lattice:
     """Build the lattice of the pixels' features, normalised symmetrically.
 
-    Parameters
-    ----------
-    features : float32 [dimension, pixel]
-        Positions in a space where the kernel is a Gaussian of standard deviation 1; the pixels of
-        one image follow those of the one before.
-    extents : sequence of float
-        Bounds of each feature, from 0 to here: known beforehand, they need not be read back from
-        the device.
-    images : int
-        Number of images, of equally many pixels each; those of different images share no vertex.
-    passes : Passes
-        The sweeps to normalise with.
-
-    Returns
-    -------
-    Lattice
-        Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels.
-
-    Raises
-    ------
-    CrfError
-        A coordinate is so large that float32 cannot tell neighbouring vertices apart.
+    Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels.
+    Features are float32 [dimension, pixel], image after image, in a space where the kernel is a
+    Gaussian of standard deviation 1; extents bound each from 0 on, so that nothing need be read
+    back from the device to know them. Images share no vertex.
     """
     plan = _bound_keys(extents, images)
     simplices = embed_features(features)

@@ -115,21 +115,8 @@ def filter_values(
 ) -> Tensor:
     """Splat and blur, in two buffers in turn.
 
-    Parameters
-    ----------
-    passes : Passes
-        The sweeps to use.
-    lattice : Lattice
-        What to filter with.
-    source : float32 [image, pixel, label]
-        What to filter.
-    buffers : two of float32 [image, vertex + 1, label]
-        Overwritten, but for their last rows, which must be 0.
-
-    Returns
-    -------
-    Tensor
-        The one of the buffers that holds the blurred values.
+    `source` is float32 [image, pixel, label]; the buffers are float32 [image, vertex + 1, label],
+    their last rows 0. Returns the one that holds the blurred values.
     """
     values, spare = buffers
     passes.splat(lattice, source, values)
@@ -137,17 +124,6 @@ def filter_values(
         passes.blur(lattice, axis, values, spare)
         values, spare = spare, values
     return values
-
-
-def choose_passes(device: torch.device) -> Passes:
-    """Choose the sweeps for a device: Triton's kernels on CUDA, where Triton is installed."""
-    if device.type == "cuda":
-        try:
-            from stages.crf.cuda.kernels import TRITON_PASSES
-        except ImportError:  # torch comes without Triton on some systems
-            return TORCH_PASSES
-        return TRITON_PASSES
-    return TORCH_PASSES
 
 
 def _splat(lattice: Lattice, source: Tensor, values: Tensor) -> None:

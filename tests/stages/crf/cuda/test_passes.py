@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from stages.crf.cuda.backend import choose_passes
 from stages.crf.cuda.lattice import build_lattice
 from stages.crf.cuda.passes import (
     TORCH_PASSES,
     Lattice,
     Message,
-    choose_passes,
 )
 
 LABELS = 8
