@@ -148,7 +148,7 @@ def read_pixels(run: RunDirectory) -> Tensor:
     """Read the windows as the stage does: float32 [window, rgb, y, x] in 0..1."""
     manifest = read_manifest(run)
     frames = read_windows(manifest, manifest.windows, ahead=BATCH)
-    windows = [window for _, pixels in frames for window in np.asarray(pixels)]
+    windows = [window for _, pixels in frames for window in pixels]
     return torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).float().div(255)
 
 

@@ -35,7 +35,7 @@ from pipeline.datasets import get_dataset
 from pipeline.datasets.palettes import distinct_colours, png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
 from pipeline.images.labels import write_label
-from pipeline.images.windows import bounding_box
+from pipeline.images.windows import Window, bounding_box
 from pipeline.progress import Screen
 from pipeline.run.frames import count_threads, map_ahead, read_frame, read_windows
 from pipeline.run.manifest import Image, Manifest
@@ -155,14 +155,12 @@ def _extract(
     views = {view: np.zeros(shape, np.float16) for view in ("clean", "mirror")}
     reasons: dict[int, str] = {}
 
-    def decode() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        for group, pixels in read_windows(manifest, windows, 2 * labeller.batch_size):
-            if isinstance(pixels, ImageError):
-                reasons[group[0].image] = str(pixels)
-            else:
-                yield np.array([places[window.index] for window in group]), pixels
+    def note(group: list[Window], error: ImageError) -> None:
+        reasons[group[0].image] = str(error)
 
-    for rows, pixels in gather_batches(decode(), labeller.batch_size):
+    frames = read_windows(manifest, windows, 2 * labeller.batch_size, note)
+    for numbers, pixels in gather_batches(frames, labeller.batch_size):
+        rows = [places[number] for number in numbers.tolist()]
         views["clean"][rows], views["mirror"][rows] = extract_views(labeller.backbone, pixels)
     faulty = find_faulty(views)
     if len(faulty):

@@ -79,9 +79,16 @@ def _gone(path: Path, reason: str) -> StaleError:
 
 
 def read_windows(
-    manifest: Manifest, windows: Sequence[Window], ahead: int
-) -> Iterator[tuple[list[Window], np.ndarray | ImageError]]:
-    """Read the pixels of some windows, image by image, decoding in threads beside the consumer."""
+    manifest: Manifest,
+    windows: Sequence[Window],
+    ahead: int,
+    failed: Callable[[list[Window], ImageError], None] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read the row numbers and pixels of some windows, image by image, decoding in threads ahead.
+
+    The windows of an image that cannot be read are given to ``failed``; without it they are an
+    error, for ``extract`` could read them.
+    """
     by_image: dict[int, list[Window]] = {}
     for window in windows:
         by_image.setdefault(window.image, []).append(window)
@@ -97,7 +104,16 @@ def read_windows(
     threads = count_threads()
     if is_remote(manifest.root):
         threads = max(threads, FETCH_THREADS)
-    return map_ahead(read, by_image, threads, ahead)
+    for group, pixels in map_ahead(read, by_image, threads, ahead):
+        if not isinstance(pixels, ImageError):
+            yield np.array([window.index for window in group]), pixels
+        elif failed is not None:
+            failed(group, pixels)
+        else:
+            raise ImageError(
+                f"{manifest.images[group[0].image].path} could be read by extract and now cannot "
+                f"({pixels}); run `primaps-pipe extract` again."
+            )
 
 
 def cut_windows(frame: np.ndarray, windows: Sequence[Window]) -> np.ndarray:

@@ -296,21 +296,20 @@ def _decode(
     rejected: dict[str, str],
     missed: dict[int, str],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the row numbers and pixels of one image's windows after the other's.
+    """Read windows; say of each image that cannot be read why.
 
     The reasons of those that are damaged go to ``rejected``, by digest: they stay so. Those of
     files that could not be had go to ``missed``, by window: they are tried again by the next run.
     """
-    for group, pixels in read_windows(manifest, windows, 2 * settings.batch_size):
-        if isinstance(pixels, ImageError):
-            image = manifest.images[group[0].image]
-            if isinstance(pixels, AccessError):
-                missed |= {window.index: str(pixels) for window in group}
-            else:
-                rejected[image.digest] = str(pixels)
-            announce(advance=len(group))
-            continue
-        yield np.array([window.index for window in group]), pixels
+
+    def note(group: list[Window], error: ImageError) -> None:
+        if isinstance(error, AccessError):
+            missed.update((window.index, str(error)) for window in group)
+        else:
+            rejected[manifest.images[group[0].image].digest] = str(error)
+        announce(advance=len(group))
+
+    return read_windows(manifest, windows, 2 * settings.batch_size, note)
 
 
 def _clear_images(

@@ -11,7 +11,7 @@ The parts of the views: which arrays each has, and where it keeps its ledger.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.compute.scheduler import announce
-from pipeline.errors import ImageError
 from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
@@ -317,19 +316,6 @@ class _Block:
     def windows(self) -> list[Window]:
         return self.manifest.usable_windows(self.rows.start, self.rows.stop)
 
-    def decode(
-        self, windows: Sequence[Window], ahead: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the row numbers and pixels of one image's windows after the other's."""
-        for group, pixels in read_windows(self.manifest, windows, ahead):
-            if isinstance(pixels, ImageError):
-                image = self.manifest.images[group[0].image]
-                raise ImageError(
-                    f"{image.path} could be read by extract and now cannot ({pixels}); "
-                    "run `primaps-pipe extract` again."
-                )
-            yield np.array([window.index for window in group]), pixels
-
 
 def _fill_views(
     blocks: dict[str, np.ndarray], block: _Block, parts: Sequence[Part], seed: int
@@ -337,7 +323,7 @@ def _fill_views(
     """Fill in photometric views and attention, which look at the windows as they are."""
     if not parts:
         return
-    frames = block.decode(block.windows, 2 * block.batch)
+    frames = read_windows(block.manifest, block.windows, 2 * block.batch)
     for rows, pixels in gather_batches(frames, block.batch):
         places = rows - block.rows.start
         for part in parts:
@@ -375,7 +361,7 @@ def _fill_crops(blocks: dict[str, np.ndarray], block: _Block) -> None:
     count = len(CROPS)
     # Whole windows: an image's crops come in fives.
     together = max(1, block.batch // count) * count
-    for rows, pixels in gather_batches(block.decode(crops, _AHEAD), together):
+    for rows, pixels in gather_batches(read_windows(block.manifest, crops, _AHEAD), together):
         features = extract_clean(block.backbone, pixels)
         for number, name in enumerate(CROP_ARRAYS):
             blocks[name][rows[number::count] - block.rows.start] = features[number::count]

@@ -12,13 +12,11 @@ import torch.nn.functional as F  # noqa: N812
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.memory import compute_halving
 from pipeline.compute.scheduler import announce
-from pipeline.errors import ImageError
-from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads, map_ahead, read_windows, shard_ranges
 from pipeline.run.ledger import ShardRecord, read_record
-from pipeline.run.manifest import Manifest, read_manifest
+from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read_rows, write_shard
 from pipeline.storage.files import fingerprint
@@ -125,7 +123,8 @@ class Masks(Stage[MaskSettings]):
         features = read_rows(open_arrays(run.features, ["clean"])["clean"], start, stop)
         device = resolve_device(settings.device)
         backend = choose_backend(settings.crf, settings.device)
-        images = _read_pixels(manifest, windows)
+        frames = read_windows(manifest, windows, ahead=8)
+        images = (window for _, pixels in frames for window in pixels)
         full = constant = 0
         for first in range(0, len(windows), settings.batch_size):
             batch = windows[first : first + settings.batch_size]
@@ -271,14 +270,3 @@ def enlarge_scores(scores: torch.Tensor, size: int) -> torch.Tensor:
 def take_largest(scores: torch.Tensor) -> torch.Tensor:
     """Take the largest channel of every pixel, the first of equals."""
     return scores.argmax(dim=0).to(torch.uint8)
-
-
-def _read_pixels(manifest: Manifest, windows: list[Window]) -> Iterator[np.ndarray]:
-    for group, pixels in read_windows(manifest, windows, ahead=8):
-        if isinstance(pixels, ImageError):
-            image = manifest.images[group[0].image]
-            raise ImageError(
-                f"{image.path} could be read by extract and now cannot ({pixels}); "
-                "run `primaps-pipe extract` again."
-            )
-        yield from pixels

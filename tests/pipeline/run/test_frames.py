@@ -111,15 +111,20 @@ def test_windows_come_image_by_image(tmp_path: Path) -> None:
         Window(2 * row + side, row, 5 * side, 0, 20, 30, 20) for row in range(3) for side in (0, 1)
     ]
     manifest = Manifest("folder", tmp_path, None, tuple(images), tuple(windows))
-    first, second, third = read_windows(manifest, windows, ahead=2)
-    assert [w.index for w in first[0]] == [0, 1]
-    assert [w.index for w in second[0]] == [2, 3]
-    assert isinstance(second[1], ImageError)
-    assert [w.index for w in third[0]] == [4, 5]
-    for group, pixels in (first, third):
-        whole = pixels_of(tmp_path, images[group[0].image])
-        assert isinstance(pixels, np.ndarray)
+    failed: list[tuple[list[int], ImageError]] = []
+    first, third = read_windows(
+        manifest, windows, 2, lambda group, error: failed.append(([w.index for w in group], error))
+    )
+    ((second, error),) = failed
+    assert second == [2, 3]
+    assert isinstance(error, ImageError)
+    assert first[0].tolist() == [0, 1]
+    assert third[0].tolist() == [4, 5]
+    for rows, pixels in (first, third):
+        whole = pixels_of(tmp_path, images[windows[rows[0]].image])
         np.testing.assert_array_equal(pixels, [whole[:, 0:20], whole[:, 5:25]])
+    with pytest.raises(ImageError, match=r"^1.png could be read by extract and now cannot \("):
+        list(read_windows(manifest, windows, ahead=2))
 
 
 def test_cutting() -> None:

@@ -20,6 +20,7 @@ from pipeline.compute.scheduler import Execution
 from pipeline.errors import ImageError, PipelineError, RunError, StaleError, UsageError
 from pipeline.images.windows import Window
 from pipeline.progress import Screen
+from pipeline.run import frames
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_frame
 from pipeline.run.ledger import Ledger, StageRecord, inspect_stage, read_record, require_fresh
@@ -342,10 +343,10 @@ def test_an_image_that_can_no_longer_be_read_is_named(
 ) -> None:
     run = extract(tmp_path / "run", pictures, limit=1)
 
-    def read(manifest: Any, windows: Any, ahead: int) -> Any:
-        yield list(windows), ImageError("truncated: the file ends early")
+    def read(*_: Any) -> Any:
+        raise ImageError("truncated: the file ends early")
 
-    monkeypatch.setattr(views, "read_windows", read)
+    monkeypatch.setattr(frames, "read_frame", read)
     sentence = r"^10\.png could be read by extract and now cannot \(truncated: .*\); run `primaps-"
     with pytest.raises(ImageError, match=sentence):
         view(run, ViewSettings(crops="five"))
