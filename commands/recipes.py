@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from commands.completion import complete_recipes
-from commands.options import PlaceType
 from commands.shared import RUN, RUN_TEXT, execution_options
 from commands.verbs import Argument, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.storage.places import PlaceType
 
 
 def _list_tables() -> dict[str, dict[str, str]]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.memory import compute_halving
 from pipeline.datasets import get_dataset
-from pipeline.datasets.palettes import distinct_colours, png_palette
+from pipeline.datasets.base import distinct_colours, png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
 from pipeline.images.labels import write_label
 from pipeline.images.windows import Window, bounding_box

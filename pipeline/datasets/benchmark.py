@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.base import (
+    Colour,
     Frame,
     Sample,
     Say,
@@ -32,7 +33,6 @@ from pipeline.datasets.listing import (
     read_ids,
     require_root,
 )
-from pipeline.datasets.palettes import Colour
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images.decoding import read_label
 

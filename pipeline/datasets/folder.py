@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline.datasets.base import (
     IGNORE,
+    Colour,
     Frame,
     Sample,
     Say,
+    distinct_colours,
     id_table,
     map_ids,
     require_given,
@@ -35,7 +37,6 @@ from pipeline.datasets.listing import (
     read_lines,
     require_root,
 )
-from pipeline.datasets.palettes import Colour, distinct_colours
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images.decoding import IMAGE_SUFFIXES, read_label
 from pipeline.storage.places import is_remote

@@ -3,8 +3,6 @@
 The folder is what ``save_to_disk`` wrote, or it holds parquet files. Nothing in it is run: arrow
 and parquet files hold plain values, scripts beside them are not looked at, and nothing is fetched.
 The package ``datasets`` is needed to read it, and not any more once it is unpacked.
-
-Rows with embedded images: the splits, columns and classes of a Hugging Face dataset.
 """
 
 from __future__ import annotations
@@ -25,10 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.datasets.base import IGNORE, Say
+from pipeline.datasets.base import IGNORE, Colour, Say, distinct_colours
 from pipeline.datasets.benchmark import Benchmark
 from pipeline.datasets.definition import DatasetClass, Definition
-from pipeline.datasets.palettes import Colour, distinct_colours
 from pipeline.errors import DatasetError, UsageError
 from pipeline.storage.files import find_cache, fingerprint
 from pipeline.storage.places import is_remote
@@ -220,7 +217,7 @@ def find_classes(folder: Path, parts: Sequence[Rows]) -> tuple[DatasetClass, ...
     palette = _find_palette(parts)
     colours = distinct_colours(len(names))
     return tuple(
-        DatasetClass(names[raw], (raw,), palette.get(raw, colours[index]))
+        DatasetClass(name=names[raw], ids=(raw,), colour=palette.get(raw, colours[index]))
         for index, raw in enumerate(sorted(names))
     )
 
@@ -316,13 +313,12 @@ class HuggingFace(Benchmark):
         parts = open_rows(folder)
         splits = [part.split for part in parts]
         definition = Definition(
-            "huggingface",
+            name="huggingface",
             images=tuple(f"images/{{split}}/*{suffix}" for suffix in IMAGE_SUFFIXES),
             labels=("labels/{split}/*.png",),
             splits={split: split for split in splits},
             default_splits=tuple(splits),
-            classes=find_classes(folder, parts),
-        )
+        ).model_copy(update={"classes": find_classes(folder, parts)})
         return cls(definition, folder, _stamp(folder))
 
     @property

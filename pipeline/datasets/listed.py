@@ -57,7 +57,7 @@ class Listed(Defined):
         """Give the dataset of a CSV, without reading it."""
         if not file.is_file():
             raise DatasetError(f"there is no list {file}: give the path of a CSV file")
-        return cls(name_classes(Definition("list"), read_class_names(file.parent)), file)
+        return cls(name_classes(Definition(name="list"), read_class_names(file.parent)), file)
 
     @property
     def name(self) -> str:

@@ -16,13 +16,8 @@ The rules that decide what a pixel is:
   first three are red, green, blue) or ``gt`` (height x width class ids).
 
 Only the formats of `FORMATS` are tried, whatever the file is called: none starts another program.
-What a decoder would get wrong, or take minutes for, is refused first (`pipeline.images.decoding`).
 
-The rules that make 8-bit red, green and blue of every kind of pixel.
-
-What an image file's bytes claim, checked before a decoder is let loose on them.
-
-A decoder believes what it reads. These checks find, without decoding a pixel, what would make it
+A decoder believes what it reads. `check_image` finds, without decoding a pixel, what would make it
 give wrong pixels without a word (a damaged PNG chunk, a palette that Pillow misreads) or work for
 minutes (a JPEG of ten thousand scans, a large image for a decoder written in Python).
 """

@@ -33,7 +33,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE, Dataset
-from pipeline.datasets.palettes import png_palette
+from pipeline.datasets.base import png_palette
 from pipeline.errors import AccessError, DamageError, DatasetError, ImageError, RunError, UsageError
 from pipeline.images.decoding import read_label
 from pipeline.images.windows import Window

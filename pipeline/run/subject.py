@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE
-from pipeline.datasets.palettes import Colour, png_palette
+from pipeline.datasets.base import Colour, png_palette
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.ledger import StageRecord, inspect_stage, require_fresh

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
+from pipeline.datasets.base import png_palette
 from pipeline.datasets.listing import forget_listings
-from pipeline.datasets.palettes import png_palette
 from pipeline.errors import ImageError
 from pipeline.images.labels import remove_other_labels, write_label
 from pipeline.progress import Screen

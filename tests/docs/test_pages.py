@@ -42,10 +42,10 @@ def test_extending_names_files_of_every_room() -> None:
 
 
 def test_every_key_of_a_definition_is_explained() -> None:
-    from pipeline.datasets.definition import _KEYS
+    from pipeline.datasets.definition import Definition
 
     page = list_pages()["docs/datasets/own.md"]
-    assert set(_KEYS) == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert set(Definition.model_fields) == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_pages_are_neither_too_long_nor_empty() -> None:

@@ -15,7 +15,7 @@ from collections import Counter
 import numpy as np
 
 from pipeline.datasets import IGNORE
-from pipeline.datasets.palettes import IGNORE_COLOUR
+from pipeline.datasets.base import IGNORE_COLOUR
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from workflows.export.folder import Folder

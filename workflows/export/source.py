@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE, Dataset
-from pipeline.datasets.palettes import Colour, png_palette
+from pipeline.datasets.base import Colour, png_palette
 from pipeline.errors import DamageError, ImageError, UsageError
 from pipeline.images.decoding import read_label
 from pipeline.progress import Screen

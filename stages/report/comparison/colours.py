@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.palettes import Colour
+from pipeline.datasets.base import Colour
 from pipeline.run.subject import ClusterLook
 from stages.evaluate.metrics import UNMATCHED
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE, Dataset
-from pipeline.datasets.palettes import png_palette
+from pipeline.datasets.base import png_palette
 from pipeline.errors import ImageError, RunError
 from pipeline.images.decoding import read_label
 from pipeline.run.directory import RunDirectory

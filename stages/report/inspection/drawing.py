@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.datasets.palettes import Colour
+from pipeline.datasets.base import Colour
 
 _WIDTH = 1640
 _MARGIN = 28

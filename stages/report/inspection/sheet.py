@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE
-from pipeline.datasets.palettes import Colour, png_palette
+from pipeline.datasets.base import Colour, png_palette
 from pipeline.run.manifest import Image
 from pipeline.run.subject import ClusterLook, Subject
 from stages.evaluate.artefacts import Cover

@@ -1,11 +1,14 @@
 """What every dataset shares: the registry, the mapping of ids, refusals in one sentence.
 
 What differs between two definitions is said in words.
+
+Palettes: distinct, stable, and laid out with 255 as ignore.
 """
 
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import DATASET_NAMES, IGNORE, Benchmark, describe_difference, get_dataset
-from pipeline.datasets.base import id_table, map_ids
+from pipeline.datasets.base import IGNORE_COLOUR, distinct_colours, id_table, map_ids, png_palette
 from pipeline.datasets.definition import parse_definition
 from pipeline.datasets.listing import read_ids, read_lines
 from pipeline.errors import DatasetError, ImageError, UsageError
@@ -146,3 +149,26 @@ def test_differences_are_told() -> None:
     assert describe_difference({}, many).endswith("c2 none -> 2, 2 more")
     moved = {**old, "images": ["x/{split}/*.jpg"]}
     assert describe_difference(old, moved) == "images [{split}/*.jpg] -> [x/{split}/*.jpg]"
+
+
+def test_distinct_colours_are_distinct_and_stable() -> None:
+    colours = distinct_colours(255)
+    assert len(set(colours)) == 255 and IGNORE_COLOUR not in colours
+    assert distinct_colours(12) == colours[:12] and distinct_colours(0) == ()
+    steps = [np.abs(np.subtract(a, b)).max() for a, b in pairwise(colours)]
+    assert min(steps) >= 60
+
+
+def test_png_palette_lays_out_256_entries() -> None:
+    camvid = get_dataset("camvid").palette
+    entries = np.frombuffer(png_palette(camvid), dtype=np.uint8).reshape(256, 3)
+    assert tuple(map(tuple, entries[:11].tolist())) == camvid
+    assert tuple(map(tuple, entries[11:255].tolist())) == distinct_colours(255)[11:]
+    assert tuple(entries[255].tolist()) == IGNORE_COLOUR
+
+
+def test_more_classes_than_indices_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 255"):
+        distinct_colours(256)
+    with pytest.raises(ValueError, match="at most 255"):
+        png_palette([(0, 0, 0)] * 256)

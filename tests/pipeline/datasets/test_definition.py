@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.datasets import DATASET_NAMES, describe_difference, get_dataset
+from pipeline.datasets.base import distinct_colours
 from pipeline.datasets.definition import (
     DatasetClass,
     Definition,
@@ -32,25 +33,27 @@ from pipeline.datasets.definition import (
     parse_definition,
     read_definition,
 )
-from pipeline.datasets.palettes import distinct_colours
 from pipeline.errors import DatasetError
 
 
 def test_ids_and_what_is_ignored() -> None:
-    classes = (DatasetClass("a", (3, 4), (1, 2, 3)), DatasetClass("b", (0,), (4, 5, 6)))
-    definition = Definition("x", classes=classes, ignore=(9,))
+    classes = (
+        DatasetClass(name="a", ids=(3, 4), colour=(1, 2, 3)),
+        DatasetClass(name="b", ids=(0,), colour=(4, 5, 6)),
+    )
+    definition = Definition(name="x", classes=classes, ignore=(9,))
     assert definition.class_of == {3: 0, 4: 0, 0: 1}
     assert definition.names == ("a", "b") and definition.palette == ((1, 2, 3), (4, 5, 6))
     assert definition.ignored == (9,)
-    others = Definition("x", classes=classes, ignore_others=True)
+    others = Definition(name="x", classes=classes, ignore=("others",))
     assert set(others.ignored) == set(range(255)) - {0, 3, 4}
 
 
 def test_names_for_ids() -> None:
-    named = name_classes(Definition("x"), ("sky", "road"))
+    named = name_classes(Definition(name="x"), ("sky", "road"))
     assert named.names == ("sky", "road") and named.class_of == {0: 0, 1: 1}
     assert named.palette == distinct_colours(2)
-    assert name_classes(named, ()) == Definition("x")
+    assert name_classes(named, ()) == Definition(name="x")
 
 
 def test_the_layout_in_words() -> None:
@@ -58,7 +61,7 @@ def test_the_layout_in_words() -> None:
         "<split>/image_2/*.png with label maps <split>/semantic/*.png"
         " (splits train in training, test in testing)"
     )
-    assert Definition("x", images=("*.jpg", "*.png")).layout == "*.jpg or *.png (splits all)"
+    assert Definition(name="x", images=("*.jpg", "*.png")).layout == "*.jpg or *.png (splits all)"
     assert "and the lists unlabelled_train.txt" in load_shipped("potsdam").layout
 
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import Dataset, get_dataset, open_kept
+from pipeline.datasets.base import png_palette
 from pipeline.datasets.hugging_face import name_row, sniff_suffix
-from pipeline.datasets.palettes import png_palette
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images.decoding import read_rgb
 
