@@ -17,8 +17,8 @@ CONTENTS = {
         "evaluate": Entry("commands.stages:evaluate", "prototypes -> label PNGs, metrics, report"),
     },
     "All stages at once": {
-        "demo": Entry("commands.recipes:demo", "on photographs that come with the install"),
-        "run": Entry("commands.recipes:run", "from a recipe"),
+        "demo": Entry("commands.stages:demo", "on photographs that come with the install"),
+        "run": Entry("commands.stages:run", "from a recipe"),
     },
     "What came out": {
         "status": Entry("commands.results:status", "how every stage of a run stands"),

@@ -19,9 +19,9 @@ from pipeline.storage.places import PlaceType
 
 def list_formats() -> Mapping[str, str]:
     """Return the formats that there are, each with a line on it."""
-    from workflows.export import FORMATS
+    from workflows.export import describe_formats
 
-    return FORMATS
+    return describe_formats()
 
 
 @verb(
@@ -86,7 +86,7 @@ def export(
     screen: Screen,
 ) -> None:
     """Write the labels of a run in a format that other programs read."""
-    from workflows.export import export_run
+    from workflows.export.job import export_run
 
     lines = export_run(
         RunDirectory(run),

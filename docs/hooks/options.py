@@ -41,9 +41,9 @@ def make_table(kind: str, name: str | None) -> str:
     if kind == "command":
         return join_table(("option", "default", "what it says"), command_rows(name or ""))
     if kind == "formats":
-        from workflows.export import FORMATS
+        from workflows.export import LINES
 
-        rows = ((f"`{key}`", text) for key, text in FORMATS.items())
+        rows = ((f"`{key}`", text) for key, text in LINES.items())
         return join_table(("`--format`", "what it is"), rows)
     from pipeline.progress import SCHEMA
 

@@ -23,17 +23,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
 import platformdirs
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import DamageError, RunError
 from pipeline.storage.places import is_remote, resolve_inside
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # what systems answer that cannot open or sync a folder
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM}
@@ -395,6 +396,10 @@ def decode_table(content: bytes) -> pa.Table:
     Arrow's own threads may still be at it when a process that has read enough ends, and torch, once
     it is loaded, then aborts the process rather than let it end with its exit code.
     """
+    # help pages and completion do without it
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     return pq.read_table(
         pa.BufferReader(content),
         page_checksum_verification=True,

@@ -10,6 +10,7 @@ import pytest
 from pipeline.run.directory import RunDirectory
 from tests.commands.conftest import Call
 from workflows import export, prediction
+from workflows.export import job
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls.update(values=values, **named)
         return ["one line", "another"]
 
-    monkeypatch.setattr(export, "export_run", note)
+    monkeypatch.setattr(job, "export_run", note)
     monkeypatch.setattr(prediction, "predict_folder", note)
     return calls
 
@@ -44,7 +45,7 @@ def test_export_hands_everything_on(call: Call, seen: dict[str, Any]) -> None:
 
 def test_every_format_has_a_line_in_the_help(call: Call) -> None:
     text = " ".join(call("export", "--help").output.split())
-    assert all(f"{name} {line}" in text for name, line in export.FORMATS.items())
+    assert all(f"{name} {line}" in text for name, line in export.LINES.items())
 
 
 def test_predict_hands_everything_on(call: Call, seen: dict[str, Any]) -> None:

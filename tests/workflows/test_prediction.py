@@ -20,7 +20,7 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from tests.scenes import FAST_EM, Invoke, draw_scene, list_times
 from workflows import prediction
-from workflows.export import export_run
+from workflows.export.job import export_run
 from workflows.prediction import predict_folder
 
 MODEL = "test_vit"

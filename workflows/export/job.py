@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol, cast, get_args
 
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
@@ -15,19 +14,26 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.subject import choose_subject
 from pipeline.wording import count_of, did_you_mean
 from stages.outside import find_upstream_changes
-from workflows.export import FORMATS
+from workflows.export import FORMATS, PROTOTYPES
 from workflows.export.folder import Folder, open_folder
 from workflows.export.photographs import check_linkable
 from workflows.export.source import Item, Source, describe_ids, open_source
 
 VERSION = 1
-IDS = ("auto", "classes", "clusters")
-IMAGES = ("copy", "link", "none")
-PROTOTYPES = "prototypes"
+Ids = Literal["auto", "classes", "clusters"]
+Images = Literal["copy", "link", "none"]
 
 
 class Format(Protocol):
-    """A module of this package that writes one format."""
+    """A module that writes one format: ours, or one of the entry points ``primaps_pipe.formats``.
+
+    Attributes
+    ----------
+    NESTED
+        Whether names of files may hold folders.
+    NOTE
+        What is special to the format, in a few words for the screen, or nothing.
+    """
 
     NESTED: bool
     NOTE: str
@@ -35,25 +41,78 @@ class Format(Protocol):
     def write(
         self, source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
     ) -> list[tuple[str, str]]:
-        """Write all but the index; return where each image and its label map lie."""
+        """Write all but the index and the classes.
+
+        Parameters
+        ----------
+        source
+            Gives label maps, uint8 [y, x], 255 = ignore, and names and colours of the classes.
+        items
+            The images, with their names in the export.
+        folder
+            What files are written into; a file that is there is kept.
+        images
+            ``copy``, ``link`` or ``none``: what becomes of the photographs.
+        screen
+            Where progress is shown.
+
+        Returns
+        -------
+        list of (str, str)
+            Where each image and its label map lie, relative to the folder.
+        """
 
 
-def write_export(
+def export_run(
     run: RunDirectory,
     format: str,
     out: Path,
     *,
-    em: str | None,
-    head: str | None,
-    splits: tuple[str, ...],
-    ids: str,
-    images: str,
+    em: str | None = None,
+    head: str | None = None,
+    splits: tuple[str, ...] = (),
+    ids: Ids = "auto",
+    images: Images = "copy",
     screen: Screen,
 ) -> list[str]:
-    """Write an export; see :func:`workflows.export.export_run`."""
+    """Write the label maps of a fit or head, or its prototypes, for other tools.
+
+    Parameters
+    ----------
+    run
+        The run.
+    format
+        One of ``FORMATS``.
+    out
+        Local folder; new, empty, or one that holds the same export or a part of it. For
+        ``prototypes`` a folder, or a file whose name ends in ``.safetensors``.
+    em, head
+        Name of the fit or of the head; the run's only one, or ``default``, when neither is given.
+    splits
+        Splits to export; all that were evaluated when empty.
+    ids
+        What the numbers in the label maps stand for: the dataset's ``classes``, ``clusters``, or
+        ``auto``: classes where clusters are matched to classes.
+    images
+        Whether to ``copy`` the photographs, ``link`` to them, or leave them out (``none``).
+    screen
+        Where progress is shown.
+
+    Returns
+    -------
+    list of str
+        What was written, a sentence each.
+
+    Raises
+    ------
+    UsageError
+        A name or an option that does not exist, or does not fit the run.
+    RunError
+        The fit or head was not evaluated, or its labels are stale; or the folder is not ours.
+    """
     _require_choice("--format", format, tuple(FORMATS))
-    _require_choice("--ids", ids, IDS)
-    _require_choice("--images", images, IMAGES)
+    _require_choice("--ids", ids, get_args(Ids))
+    _require_choice("--images", images, get_args(Images))
     _refuse_run(run, out)
     _warn_of_changes(run, em, head, screen)
     if format == PROTOTYPES:
@@ -63,8 +122,7 @@ def write_export(
     source = open_source(run, em=em, head=head, splits=splits, ids=ids)
     if images == "link":
         check_linkable(source.manifest.root)
-    module: Any = import_module(f"workflows.export.{format.replace('-', '_')}")
-    writer: Format = module
+    writer = cast(Format, FORMATS[format])
     items = source.list_items(nested=writer.NESTED)
     record = {"format": format, "version": VERSION, "photographs": images, **source.describe()}
     with open_folder(out, record) as folder:

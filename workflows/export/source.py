@@ -211,7 +211,7 @@ def open_source(
     splits: Sequence[str],
     ids: str,
 ) -> Source:
-    """Open what is exported; parameters and errors as in :func:`workflows.export.export_run`."""
+    """Open what is exported; parameters and errors as in ``job.export_run``."""
     subject, record = require_evaluated(run, em, head, VERSIONS)
     manifest = read_manifest(run)
     dataset = manifest.open_dataset()

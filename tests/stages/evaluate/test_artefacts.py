@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.run.directory import RunDirectory
-from stages.evaluate.artefacts import RUNNING, _read_classifiers, find_features
-from stages.labelling import MAIN
+from stages.evaluate.artefacts import MAIN, RUNNING, _read_classifiers, find_features
 
 
 def make_arrays(*names: str) -> dict[str, Any]:

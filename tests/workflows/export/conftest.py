@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from workflows.export import export_run
+from workflows.export.job import export_run
 
 Export = Callable[..., list[str]]
 QUIET = Screen(progress=False)

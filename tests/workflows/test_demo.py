@@ -12,7 +12,7 @@ from pipeline.errors import WeightsError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import StageSettings
-from workflows.demo import job
+from workflows import demo
 
 
 def test_offline_it_goes_on_handcrafted_and_warns(
@@ -26,8 +26,8 @@ def test_offline_it_goes_on_handcrafted_and_warns(
             raise WeightsError("no source answers.")
         return run.path / "report" / "index.html"
 
-    monkeypatch.setattr(job, "run_recipe", run_recipe)
-    report = job.run_demo(RunDirectory(tmp_path / "run"), Execution(), Screen())
+    monkeypatch.setattr(demo, "run_recipe", run_recipe)
+    report = demo.run_demo(RunDirectory(tmp_path / "run"), Execution(), Screen())
     assert backbones == ["vit_small_patch14_dinov2.lvd142m", "handcrafted"]
     assert report.name == "index.html"
     screen = capsys.readouterr().err
