@@ -12,22 +12,7 @@ Terms = tuple[float, float, float]
 
 
 def draw_positions(windows: int, side: int, generator: torch.Generator) -> Tensor:
-    """Draw where the grids of a batch are read.
-
-    Parameters
-    ----------
-    windows
-        Number of windows.
-    side
-        ``side ** 2`` positions are drawn in every window.
-    generator
-        Of the CPU.
-
-    Returns
-    -------
-    Tensor
-        float32 [window, side, side, 2]: x and y, uniform in [-1, 1], see :func:`read_bilinear`.
-    """
+    """Draw where grids are read, float32 [window, side, side, 2]: x and y, uniform in [-1, 1]."""
     return 2 * torch.rand(windows, side, side, 2, generator=generator) - 1
 
 
@@ -82,15 +67,7 @@ def _find_neighbours(positions: Tensor, length: int) -> tuple[Tensor, Tensor, Te
 def normalise(vectors: Tensor) -> Tensor:
     """Scale vectors to length 1, so that their inner products are cosines (section 3.1).
 
-    Parameters
-    ----------
-    vectors
-        float [..., channel].
-
-    Returns
-    -------
-    Tensor
-        The same; a zero vector stays zero, with a gradient of 0.
+    A zero vector stays zero, with a gradient of 0.
     """
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     # a floor instead would leave zero vectors a gradient of its inverse
@@ -100,19 +77,6 @@ def normalise(vectors: Tensor) -> Tensor:
 def centre(volume: Tensor) -> Tensor:
     """Centre a correspondence volume spatially (section 3.2).
 
-    Parameters
-    ----------
-    volume
-        float [window, position_a, position_b].
-
-    Returns
-    -------
-    Tensor
-        The volume minus, for every position of the first image, its mean over the positions of the
-        second, plus the mean of all of it.
-
-    Notes
-    -----
     The paper's formula stops at the subtraction. Its authors put the mean back, so that images
     alike still attract each other more than images unlike do, and tuned their shifts to that. The
     mean is the one over all windows of the volume.
@@ -161,23 +125,8 @@ def correspondence_loss(
 def draw_others(windows: int, generator: torch.Generator) -> Tensor:
     """Draw another window for every window of a batch.
 
-    Parameters
-    ----------
-    windows
-        Number of windows, two at least.
-    generator
-        Of the CPU.
-
-    Returns
-    -------
-    Tensor
-        int64 [window]: a permutation, of those with a single cycle, hence without a fixed point;
-        every other window is equally likely.
-
-    Raises
-    ------
-    ValueError
-        There is no other window.
+    A permutation, int64 [window], of those with a single cycle, hence without a fixed point: every
+    other window is equally likely. Of one window none is another, a ValueError.
     """
     if windows < 2:
         raise ValueError(f"of {windows} windows none is another")

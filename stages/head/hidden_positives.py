@@ -1,10 +1,7 @@
-"""Hidden Positives: the loss of one batch, and what moves along with its head.
+"""Hidden Positives (Seong et al., CVPR 2023): the loss of a batch, and what moves with its head.
 
-Supervised contrast of projected codes with their hidden positives.
-
-Local hidden positives: codes mixed with those of the neighbours that attention points to.
-
-Reference pools, and the global hidden positives that they single out.
+Global hidden positives are what is more similar to an anchor than everything in a reference pool;
+local ones are mixed into an anchor's code, by the attention to its neighbours.
 """
 
 from __future__ import annotations
@@ -98,24 +95,8 @@ def hidden_positive_loss(
 def draw_candidates(positions: int, share: float, generator: Generator) -> Tensor:
     """Draw the positions that may be negatives, for every run of ``_GROUP`` anchors.
 
-    Parameters
-    ----------
-    positions
-        How many there are.
-    share
-        Share to keep, in (0, 1]; at least one position is kept.
-    generator
-        Of the processor.
-
-    Returns
-    -------
-    Tensor
-        int64 [group, candidate], on the processor: different positions in each row, uniformly.
-
-    Raises
-    ------
-    ValueError
-        The share is out of its range.
+    int64 [group, candidate], on the processor: different positions in each row, uniformly. A share
+    outside (0, 1] is a ValueError; at least one position is kept.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share {share} of the negatives is not in (0, 1]")
@@ -152,18 +133,8 @@ LOWEST, HIGHEST = 0.1, 0.9
 def find_neighbours(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Find the 3 x 3 neighbourhood of every position of a grid.
 
-    Parameters
-    ----------
-    rows, columns
-        Of the grid.
-
-    Returns
-    -------
-    neighbours : Tensor
-        int64 [position, 9]: positions numbered row by row, neighbours too, the position itself
-        fifth. Outside the grid stands the nearest position inside.
-    inside : Tensor
-        bool [position, 9]: whether the neighbour is inside the grid.
+    Returns int64 [position, 9], positions numbered row by row and the position itself fifth, and
+    bool [position, 9], whether each is inside the grid; outside stands the nearest one inside.
     """
     row, column = torch.arange(rows), torch.arange(columns)
     step = torch.arange(-1, 2)
@@ -213,19 +184,8 @@ def weigh_neighbours(attention: Tensor) -> Tensor:
 def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     """Mix codes with those of the neighbours (local hidden positives: HP, section 3).
 
-    Parameters
-    ----------
-    codes
-        float [window, row, column, dim].
-    weights
-        float [window, row, column, 9], as of :func:`weigh_neighbours`.
-    positions
-        int64 [window, drawn]: positions of every window, numbered row by row.
-
-    Returns
-    -------
-    Tensor
-        float [window, drawn, dim]: convex combinations of codes.
+    Codes are float [window, row, column, dim], weights those of :func:`weigh_neighbours`, positions
+    int64 [window, drawn]; the result, [window, drawn, dim], holds convex combinations of codes.
     """
     rows, columns = codes.shape[1:3]
     neighbours = find_neighbours(rows, columns)[0].to(codes.device)[positions]
@@ -245,22 +205,7 @@ _ROUNDING = 16
 
 
 def draw_rows(rows: int, size: int, generator: Generator) -> Tensor:
-    """Draw different rows of a table, uniformly.
-
-    Parameters
-    ----------
-    rows
-        How many there are.
-    size
-        How many to draw; of fewer rows, all are drawn.
-    generator
-        Of the processor, so that every device gets the same numbers.
-
-    Returns
-    -------
-    Tensor
-        int64 [min(rows, size)], on the processor, in random order.
-    """
+    """Draw different rows of a table, uniformly, on the processor; of fewer rows, all are drawn."""
     return torch.randperm(rows, generator=generator)[:size]
 
 
@@ -429,19 +374,7 @@ class HpParts:
 
 @torch.no_grad()
 def draw_pools(features: Tensor, average: nn.Module, size: int, generator: Generator) -> HpPools:
-    """Draw both reference pools, at the same positions.
-
-    Parameters
-    ----------
-    features
-        float [position, channel], at least one position.
-    average
-        The averaged head.
-    size
-        Entries wanted; of fewer positions, all are taken.
-    generator
-        Of the processor.
-    """
+    """Draw both reference pools at the same positions of features, float [position, channel]."""
     drawn = features[draw_rows(len(features), size, generator).to(features.device)]
     return HpPools(F.normalize(drawn, dim=1), F.normalize(average(drawn), dim=1))
 
@@ -553,44 +486,14 @@ def hp_loss(
 
 
 def draw_positions(windows: int, grid: int, positions: int, generator: Generator) -> Tensor:
-    """Draw different positions of every window, uniformly.
-
-    Parameters
-    ----------
-    windows, grid
-        How many windows there are, and positions in each.
-    positions
-        How many to draw; of fewer, all.
-    generator
-        Of the processor.
-
-    Returns
-    -------
-    Tensor
-        int64 [window, min(grid, positions)], on the processor.
-    """
+    """Draw different positions of every window, int64 [window, min(grid, positions)], uniformly."""
     # doubles hardly ever tie, and a tie would prefer some positions
     keys = torch.rand(windows, grid, generator=generator, dtype=torch.float64)
     return keys.argsort(dim=1)[:, :positions]
 
 
 def specific_share(step: int, warm_up: float, steps: int) -> float:
-    """Compute the share of the task-specific positives at a step.
-
-    Parameters
-    ----------
-    step
-        Finished steps.
-    warm_up
-        Steps with task-agnostic positives alone.
-    steps
-        Steps of the whole training.
-
-    Returns
-    -------
-    float
-        0 up to the warm-up's end, then linear to 1 at the end of the training.
-    """
+    """Return 0 up to the warm-up's end, then rise linearly to 1 at the end of the training."""
     if step <= warm_up:
         return 0.0
     return min(1.0, (step - warm_up) / (steps - warm_up)) if steps > warm_up else 1.0
@@ -598,15 +501,7 @@ def specific_share(step: int, warm_up: float, steps: int) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, head: nn.Module, decay: float) -> None:
-    """Move the averaged head towards the head, in place: a <- decay * a + (1 - decay) * h.
-
-    Parameters
-    ----------
-    average, head
-        Modules of the same architecture.
-    decay
-        In [0, 1].
-    """
+    """Move the averaged head towards the head, in place: a <- decay * a + (1 - decay) * h."""
     for mean, value in zip(average.parameters(), head.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
 

@@ -1,7 +1,4 @@
-"""What a head is trained on: cached features, read in steps.
-
-Which windows look alike: the nearest neighbours by cosine of mean-pooled features.
-"""
+"""What a head is trained on: cached features, read in steps, and the nearest neighbours."""
 
 from __future__ import annotations
 

@@ -179,19 +179,7 @@ class HiddenPositives(Method):
 def build_method(
     channels: int, settings: HeadSettings, read_positions: ReadPositions, device: torch.device
 ) -> Method:
-    """Build a method, its weights drawn from the seed.
-
-    Parameters
-    ----------
-    channels
-        Channels of a feature.
-    settings
-        Resolved.
-    read_positions
-        Gives the positions of a reference pool.
-    device
-        Where it trains; the weights are the same on any.
-    """
+    """Build a method, its weights drawn from the seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.method == "stego":
         return Stego(channels, settings, generator).to(device)

@@ -83,26 +83,9 @@ def make_layer(inputs: int, outputs: int, generator: torch.Generator) -> Layer:
 def drop_channels(features: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     """Set some channels of every window to zero, and scale up the others.
 
-    Parameters
-    ----------
-    features
-        float [window, row, column, channel].
-    rate
-        Probability that a channel is dropped, in [0, 1).
-    generator
-        Of the CPU, whatever the features' device: the same channels are dropped on all of them.
-
-    Returns
-    -------
-    Tensor
-        Of the features' shape and type; one set of channels for all positions of a window. Kept
-        channels are scaled by 1 / (1 - rate), which leaves the expectation of the features as it
-        was.
-
-    Raises
-    ------
-    ValueError
-        The rate is outside [0, 1).
+    One set of channels for all positions of a window, [window, row, column, channel]. Kept channels
+    are scaled by 1 / (1 - rate), which leaves the expectation of the features as it was. The
+    generator is one of the CPU: the same channels are dropped on all devices.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"a share of channels to drop is in [0, 1), {rate} is not")

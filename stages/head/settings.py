@@ -1,7 +1,4 @@
-"""Settings of the head and the encode stage.
-
-What the methods set differently for the datasets that they were tuned to.
-"""
+"""Settings of the head and the encode stage, and what methods set otherwise for datasets."""
 
 from __future__ import annotations
 
@@ -66,13 +63,6 @@ def get_preset(dataset: str, backbone: str) -> Preset:
     cosines, for which they are a start. The others are a choice made here: ``camvid``, ``kitti``
     and ``mapillary`` show streets and take those of Cityscapes, anything else those of COCO-Stuff;
     DINOv2 has shifts of its own, whatever the dataset.
-
-    Parameters
-    ----------
-    dataset
-        Name of a dataset.
-    backbone
-        Name of the backbone.
     """
     preset = _PRESETS.get(dataset, _COCOSTUFF)
     return replace(preset, shifts=DINOV2_SHIFTS) if "dinov2" in backbone else preset
