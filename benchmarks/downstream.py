@@ -37,8 +37,8 @@ from benchmarks.students import (
 )
 from pipeline import Run
 from pipeline.errors import PipelineError
-from stages.evaluate.labelling import scale_box
 from stages.evaluate.metrics import count_confusion, score_assignment
+from stages.labelling import scale_box
 from stages.report.gallery import colour_labels
 
 SIDE = 128

@@ -2,18 +2,13 @@
 
 What is computed is what ``extract`` and ``evaluate`` compute, by their own functions: the same
 windows, features of each and of its mirror image, logits, stitching and CRF; so the label maps have
-the same bytes. The output folder holds ``<id>.png`` for every image, ``classes.json``, and
-``predictions.jsonl``, which says what each label map was made from: what is up to date is kept.
+the same bytes.
 
-The labeller: images to label maps with a file of prototypes, block by block.
-
-Each step is the stage's own function, so that the bytes are those that the stages write.
-
-What a folder of predictions holds: ``predictions.jsonl``, a line for every image.
-
-Lines are appended block by block, after the label maps that they speak of; a later line about an
-image counts, and one that was cut off does not. When all is done the file is written anew, in the
-order of the images.
+The output folder holds ``<id>.png`` for every image, ``classes.json``, and ``predictions.jsonl``, a
+line for every image, which says what its label map was made from: what is up to date is kept. Lines
+are appended block by block, after the label maps that they speak of; a later line about an image
+counts, and one that was cut off does not. When all is done the file is written anew, in the order
+of the images.
 """
 
 from __future__ import annotations
@@ -30,14 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
-from pipeline.compute.memory import compute_halving
 from pipeline.datasets import get_dataset
 from pipeline.datasets.base import distinct_colours, png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
 from pipeline.images.labels import write_label
-from pipeline.images.windows import Window, bounding_box
+from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
-from pipeline.run.frames import count_threads, map_ahead, read_frame, read_windows
+from pipeline.run.frames import read_windows
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
     confine_writes,
@@ -49,18 +43,6 @@ from pipeline.storage.files import (
 from pipeline.storage.locks import hold_lock
 from pipeline.storage.places import is_remote, make_absolute, resolve_inside
 from stages.crf import Backend, choose_backend
-from stages.crf.backends import refine_each
-from stages.evaluate.artefacts import Cover
-from stages.evaluate.classifier import classify
-from stages.evaluate.labelling import (
-    Scores,
-    average_views,
-    draw_labels,
-    give_to_crf,
-    scale_box,
-    score_windows,
-    take_labels,
-)
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.listing import list_images, place_all
 from stages.extract.passes import (
@@ -73,29 +55,22 @@ from stages.extract.passes import (
 from stages.extract.settings import HANDCRAFTED
 from stages.extract.weights import find_weights
 from stages.head.encode_stage import encode_windows
+from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
 from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes
 
 # Windows whose features are in memory at a time.
 _BLOCK = 64
+VERSION = 1
+INDEX = "predictions.jsonl"
+_HEAD = {"format": "primaps-pipe predictions", "version": 1}
+_LOCK = ".predict.lock"
 
 Views = Mapping[str, NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
 class Labeller:
-    """All that one image after the other is labelled with.
-
-    Attributes
-    ----------
-    prototypes, backbone, backend
-        The classifier with its facts, what computes its features, and the CRF or None.
-    device
-        Where to compute.
-    batch_size
-        Windows per forward pass.
-    out
-        Folder of the label maps.
-    """
+    """All that one image after the other is labelled with; ``batch_size`` windows at a time."""
 
     prototypes: Prototypes
     backbone: Backbone
@@ -103,10 +78,6 @@ class Labeller:
     device: torch.device
     batch_size: int
     out: Path
-
-    def file(self, image: Image) -> Path:
-        """Return where the label map of an image lies."""
-        return self.out / f"{image.id}.png"
 
 
 def cut_blocks(manifest: Manifest, images: Sequence[Image]) -> Iterator[list[Image]]:
@@ -127,20 +98,24 @@ def cut_blocks(manifest: Manifest, images: Sequence[Image]) -> Iterator[list[Ima
 def label_block(
     labeller: Labeller, manifest: Manifest, images: Sequence[Image]
 ) -> Iterator[tuple[Image, str | None]]:
-    """Label some images and write their maps.
-
-    Yields
-    ------
-    image, reason
-        Each of the images, once its map is written; or with the reason why there is none.
-    """
+    """Label images; yield each once its map is written, or with the reason why there is none."""
     views, reasons = _extract(labeller, manifest, images)
-    logits = _compute_logits(labeller, _encode(labeller, views))
     yield from ((image, reasons[image.image]) for image in images if image.image in reasons)
-    parts = _split(manifest, images, logits)
+    logits = _classify(labeller, views)
+    counts = [len(manifest.windows_of(image)) for image in images]
+    parts = {image.image: part for image, part in zip(images, logits.split(counts), strict=True)}
     good = [image for image in images if image.image not in reasons]
-    for image in _write_maps(labeller, manifest, good, parts):
-        yield image, None
+
+    def write(image: Image, labelling: Labelling) -> tuple[Image, None]:
+        cover = Cover(tuple(manifest.windows_of(image)))
+        labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
+        write_label(labeller.out / f"{image.id}.png", labels, png_palette(()))
+        return image, None
+
+    facts = labeller.prototypes.facts
+    yield from label_images(
+        manifest, good, parts, facts.size, write, labeller.backend, facts.crf_settings
+    )
 
 
 def _extract(
@@ -171,93 +146,29 @@ def _extract(
     return views, reasons
 
 
-def _encode(labeller: Labeller, views: Views) -> Views:
-    """Make codes of features where the prototypes are of codes."""
-    if labeller.prototypes.head is None:
-        return views
-    head = labeller.prototypes.head.to(labeller.device)
-    return {
-        view: encode_windows(head, values, labeller.batch_size, labeller.device)
-        for view, values in views.items()
-    }
-
-
-def _compute_logits(labeller: Labeller, views: Views) -> Tensor:
-    """Classify every position, float32 [window, class, row, column], on the processor."""
-    classifier = labeller.prototypes.classifier
-
-    def compute(rows: range) -> Tensor:
-        clean, mirror = (
-            torch.from_numpy(views[view][rows.start : rows.stop]).to(labeller.device).float()
-            for view in ("clean", "mirror")
-        )
-        # one by one, as the stage does: a product of several windows may round differently
-        windows = average_views(clean, mirror).split(1)
-        return torch.cat([classify(window, classifier).cpu() for window in windows])
-
-    count = len(views["clean"])
-    parts = compute_halving(
-        compute, range(count), count, what="windows that are classified", device=labeller.device
+def _classify(labeller: Labeller, views: Views) -> Tensor:
+    """Classify every position, of codes where the prototypes are of codes."""
+    if labeller.prototypes.head is not None:
+        head = labeller.prototypes.head.to(labeller.device)
+        views = {
+            view: encode_windows(head, values, labeller.batch_size, labeller.device)
+            for view, values in views.items()
+        }
+    first = views["clean"]
+    logits = classify_windows(
+        lambda view, start, stop: views[view][start:stop],
+        range(len(first)),
+        {MAIN: labeller.prototypes.classifier},
+        values=first[0].size,
+        device=labeller.device,
     )
-    return torch.cat(parts)
-
-
-def _split(manifest: Manifest, images: Sequence[Image], logits: Tensor) -> dict[int, Tensor]:
-    """Split the logits of some images' windows by the images' rows."""
-    counts = [len(manifest.windows_of(image)) for image in images]
-    return {image.image: part for image, part in zip(images, logits.split(counts), strict=True)}
-
-
-def _write_maps(
-    labeller: Labeller,
-    manifest: Manifest,
-    images: Sequence[Image],
-    logits: Mapping[int, Tensor],
-) -> Iterator[Image]:
-    """Stitch, refine and write; yield every image once its map is there."""
-    size = labeller.prototypes.facts.size
-
-    def cover(image: Image) -> Cover:
-        windows = manifest.windows_of(image)
-        return Cover(tuple(windows), bounding_box(windows), (windows[0].width, windows[0].height))
-
-    def score(image: Image) -> Scores:
-        return score_windows(logits[image.image], cover(image).boxes, size)
-
-    def prepare(image: Image) -> tuple[tuple[Image, Scores], Tensor, NDArray[np.uint8]]:
-        scores, covered = score(image), cover(image)
-        pixels = read_frame(manifest.root, image, *covered.resized)[covered.area]
-        return (image, scores), *give_to_crf(scores, pixels)
-
-    def finish(kept: tuple[Image, Scores], posterior: Tensor | None) -> Image:
-        image, scores = kept
-        covered = cover(image)
-        box = scale_box(covered.box, covered.resized, (image.width, image.height))
-        probabilities = take_labels(scores, posterior).probabilities
-        labels = draw_labels(probabilities, box, image.width, image.height)
-        write_label(labeller.file(image), labels, png_palette(()))
-        return image
-
-    backend = labeller.backend
-    if backend is not None:
-        return refine_each(backend, images, prepare, finish, labeller.prototypes.facts.crf_settings)
-    threads = count_threads()
-    return map_ahead(lambda image: finish((image, score(image)), None), images, threads, threads)
-
-
-INDEX = "predictions.jsonl"
-_HEAD = {"format": "primaps-pipe predictions", "version": 1}
+    return logits[MAIN]
 
 
 class Predictions:
-    """The label maps of a folder, and what each was made from.
+    """The label maps of a folder, and the line of each: what it was made from, by id of the image.
 
-    Parameters
-    ----------
-    folder
-        Where they lie.
-    entries
-        Id of the image -> its line.
+    What it was ``made`` from is a fingerprint of the prototypes and the CRF.
     """
 
     def __init__(self, folder: Path, entries: dict[str, dict[str, Any]]) -> None:
@@ -266,15 +177,7 @@ class Predictions:
         self._new: list[dict[str, Any]] = []
 
     def has(self, image: Image, made: str) -> bool:
-        """Whether the label map of an image is there, and of these very bytes and prototypes.
-
-        Parameters
-        ----------
-        image
-            Row of the listing.
-        made
-            Fingerprint of the prototypes and the CRF.
-        """
+        """Whether the label map of an image is there, and of these very bytes and prototypes."""
         entry = self._entries.get(image.id, {})
         same = (entry.get("image"), entry.get("made")) == (image.digest, made)
         return same and self._file(image.id).is_file()
@@ -298,15 +201,7 @@ class Predictions:
     def close(self, images: Sequence[Image]) -> int:
         """Write the file anew, and remove the label maps of images that cannot be read any more.
 
-        Parameters
-        ----------
-        images
-            All that were listed; those that were rejected have a reason.
-
-        Returns
-        -------
-        int
-            Label maps that are there of images that were not listed.
+        Returns how many label maps are there of images that were not listed.
         """
         lines = []
         for image in images:
@@ -331,13 +226,7 @@ class Predictions:
 
 
 def open_predictions(folder: Path) -> Predictions:
-    """Open a folder of predictions, new or old.
-
-    Raises
-    ------
-    RunError
-        It holds something else.
-    """
+    """Open a folder of predictions, new or old; one that holds something else is refused."""
     file = folder / INDEX
     make_folder(folder)
     try:
@@ -395,10 +284,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-
-
-VERSION = 1
-_LOCK = ".predict.lock"
 
 
 def predict_folder(
@@ -536,13 +421,7 @@ def _list(images: Path, out: Path, facts: PrototypeFacts, screen: Screen) -> Man
 
 
 def _build(facts: PrototypeFacts, given: Path | None, device: str, screen: Screen) -> Backbone:
-    """Build the backbone that the prototypes were made with.
-
-    Raises
-    ------
-    WeightsError
-        The weights that are there are others.
-    """
+    """Build the backbone that the prototypes were made with; other weights are refused."""
     weights = None
     if facts.backbone != HANDCRAFTED or given is not None:
         weights = find_weights(facts.backbone, given, report=screen.note)

@@ -9,6 +9,9 @@ from pipeline.errors import ImageError
 
 MAX_WINDOWS_PER_IMAGE = 64
 
+# Left, top, right, bottom, pixels; right and bottom are outside.
+Box = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Window:
@@ -23,7 +26,7 @@ class Window:
     height: int
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
+    def box(self) -> Box:
         """Left, top, right and bottom in the resized image (right and bottom are outside)."""
         return self.left, self.top, self.left + self.size, self.top + self.size
 
@@ -68,12 +71,39 @@ def _spread(length: int, size: int, overlap: float) -> list[int]:
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
 
 
-def bounding_box(windows: list[Window]) -> tuple[int, int, int, int]:
-    """Return the smallest box (left, top, right, bottom) that holds all windows of one image."""
-    boxes = [window.box for window in windows]
-    return (
-        min(box[0] for box in boxes),
-        min(box[1] for box in boxes),
-        max(box[2] for box in boxes),
-        max(box[3] for box in boxes),
-    )
+@dataclass(frozen=True)
+class Cover:
+    """The part of a resized image that its windows cover: the smallest box that holds them all."""
+
+    windows: tuple[Window, ...]
+
+    @property
+    def box(self) -> Box:
+        """Left, top, right, bottom in the resized image."""
+        lefts, tops, rights, bottoms = zip(*(window.box for window in self.windows), strict=True)
+        return min(lefts), min(tops), max(rights), max(bottoms)
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Width and height of the resized image."""
+        return self.windows[0].width, self.windows[0].height
+
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """The box as an index into [y, x, ...]."""
+        left, top, right, bottom = self.box
+        return slice(top, bottom), slice(left, right)
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The windows' boxes, counted from the corner of ``box``."""
+        left, top = self.box[:2]
+        return tuple(
+            (x0 - left, y0 - top, x1 - left, y1 - top)
+            for x0, y0, x1, y1 in (window.box for window in self.windows)
+        )
+
+    @property
+    def rows(self) -> slice:
+        """The windows' rows in the arrays."""
+        return slice(self.windows[0].index, self.windows[-1].index + 1)

@@ -15,52 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
-from pipeline.compute.memory import compute_halving
 from pipeline.datasets import Dataset
 from pipeline.errors import ImageError, RunError
-from pipeline.images.windows import Window, bounding_box
+from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_frame, resize_labels
 from pipeline.run.ledger import inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.subject import Subject, name_subject
 from pipeline.storage.arrays import open_arrays, read_group, read_rows
-from stages.evaluate.classifier import Classifier, classify
-from stages.evaluate.labelling import Box, average_views
 from stages.evaluate.settings import EvaluateSettings
+from stages.labelling import MAIN, Classifier, classify_windows
 from stages.outside import stat_label
 
-MAIN = "momentum_prototypes"
 RUNNING = "running_prototypes"
-
-
-@dataclass(frozen=True)
-class Cover:
-    """The part of a resized image that its windows cover."""
-
-    windows: tuple[Window, ...]
-    box: Box
-    resized: tuple[int, int]
-
-    @property
-    def area(self) -> tuple[slice, slice]:
-        """The box as an index into [y, x, ...]."""
-        left, top, right, bottom = self.box
-        return slice(top, bottom), slice(left, right)
-
-    @property
-    def boxes(self) -> tuple[Box, ...]:
-        """The windows' boxes, counted from the corner of ``box``."""
-        left, top = self.box[:2]
-        return tuple(
-            (x0 - left, y0 - top, x1 - left, y1 - top)
-            for x0, y0, x1, y1 in (window.box for window in self.windows)
-        )
-
-    @property
-    def rows(self) -> slice:
-        """The windows' rows in the arrays."""
-        return slice(self.windows[0].index, self.windows[-1].index + 1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +51,7 @@ class Artefacts:
 
     def cover(self, image: Image) -> Cover:
         """Return what of an image its windows cover."""
-        windows = self.manifest.windows_of(image)
-        return Cover(tuple(windows), bounding_box(windows), (windows[0].width, windows[0].height))
+        return Cover(tuple(self.manifest.windows_of(image)))
 
     @property
     def clusters(self) -> int:
@@ -101,31 +68,13 @@ class Artefacts:
         first = min(cover.rows.start for cover in covers.values())
         last = max(cover.rows.stop for cover in covers.values())
         views = open_arrays(self.features, ["clean", "mirror"])
-        target = resolve_device(device)
-
-        def compute(rows: range) -> dict[str, Tensor]:
-            clean, mirror = (
-                torch.from_numpy(read_rows(views[view], rows.start, rows.stop)).to(target).float()
-                for view in ("clean", "mirror")
-            )
-            # one by one, and a product for each classifier: the bytes of the labels must depend
-            # neither on the memory that is free nor on what is scored beside them
-            windows = average_views(clean, mirror).split(1)
-            return {
-                name: torch.cat([classify(w, self.classifiers[name]).cpu() for w in windows])
-                for name in names or self.classifiers
-            }
-
-        parts = compute_halving(
-            compute,
+        logits = classify_windows(
+            lambda view, start, stop: read_rows(views[view], start, stop),
             range(first, last),
-            last - first,
-            what="windows that are classified",
-            # both views as they are stored and as they are computed with, and their mean
-            each=(2 * 2 + 3 * 4) * math.prod(views["clean"].shape[1:]),
-            device=target,
+            {name: self.classifiers[name] for name in names or self.classifiers},
+            values=math.prod(views["clean"].shape[1:]),
+            device=resolve_device(device),
         )
-        logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {
             row: {
                 name: values[cover.rows.start - first : cover.rows.stop - first]

@@ -25,8 +25,8 @@ from pipeline.run.manifest import Image
 from pipeline.run.subject import Subject
 from pipeline.storage.files import decode_table, remove_file
 from pipeline.storage.places import find_files
-from stages.evaluate.labelling import Labelling
 from stages.evaluate.metrics import MAX_CLASSES, UNMATCHED
+from stages.labelling import Labelling
 
 # Pair of cluster and class -> cluster * MAX_CLASSES + class.
 _PAIRS = pa.list_(pa.int32())

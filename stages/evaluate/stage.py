@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
@@ -19,7 +16,7 @@ from pipeline.errors import ImageError
 from pipeline.images.labels import remove_other_labels, write_label
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import count_threads, map_ahead, shard_ranges
+from pipeline.run.frames import shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
@@ -33,9 +30,8 @@ from pipeline.storage.files import (
     write_text,
 )
 from pipeline.wording import count_of
-from stages.crf import Backend, CrfSettings, choose_backend
-from stages.crf.backends import refine_each
-from stages.evaluate.artefacts import MAIN, Artefacts, fingerprint_image
+from stages.crf import CrfSettings, choose_backend
+from stages.evaluate.artefacts import Artefacts, fingerprint_image
 from stages.evaluate.counts import (
     Confusions,
     ImageCounts,
@@ -44,16 +40,6 @@ from stages.evaluate.counts import (
     encode_counts,
     encode_scores,
     score_images,
-)
-from stages.evaluate.labelling import (
-    Labelling,
-    Scores,
-    draw_labels,
-    give_to_crf,
-    scale_box,
-    score_windows,
-    take_clusters,
-    take_labels,
 )
 from stages.evaluate.metrics import Tally, describe_metrics, summarise_splits, unpack_tally
 from stages.evaluate.probe import (
@@ -68,6 +54,13 @@ from stages.evaluate.probe import (
     write_probe,
 )
 from stages.evaluate.settings import EvaluateSettings
+from stages.labelling import (
+    MAIN,
+    Labelling,
+    draw_labels,
+    label_images,
+    take_clusters,
+)
 from stages.outside import (
     CLASSES,
     LABELS,
@@ -82,6 +75,11 @@ from stages.report.counts import count_unusual
 from stages.report.document import render_report
 from stages.report.exhibition import build_content, label_file
 from stages.report.reproduction import list_sources
+
+# Label map, the labels it is drawn from, the truth or why it cannot be read, and what the other
+# classifiers say of an image that has one.
+_Map = NDArray[np.uint8]
+_Labelled = tuple[_Map, Labelling, _Map | ImageError | None, dict[str, _Map]]
 
 
 class Evaluate(Stage[EvaluateSettings]):
@@ -197,18 +195,35 @@ class Evaluate(Stage[EvaluateSettings]):
         tallies = {split: Tally(artefacts.clusters) for split in settings.splits}
         counts: list[ImageCounts] = []
         unreadable: dict[str, str] = {}
-        ends = _label_images(artefacts, images, logits, backend, folder)
-        for image, end in zip(images, ends, strict=True):
-            tally, labelling = tallies[image.split], end.labelling
-            tally.count_labels(end.labels, labelling.confidence, labelling.plain.size)
+
+        def finish(image: Image, labelling: Labelling) -> _Labelled:
+            cover = artefacts.cover(image)
+            labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
+            write_label(label_file(folder, image), labels, png_palette(()))
+            try:
+                truth = artefacts.read_truth(image)
+            except ImageError as error:
+                return labels, labelling, error, {}
+            others = {
+                name: take_clusters(values, cover.boxes, artefacts.size)
+                for name, values in logits[image.image].items()
+                if name != MAIN and truth is not None
+            }
+            return labels, labelling, truth, others
+
+        main = {row: values[MAIN] for row, values in logits.items()}
+        ends = label_images(
+            artefacts.manifest, images, main, artefacts.size, finish, backend, CrfSettings()
+        )
+        for image, (labels, labelling, truth, others) in zip(images, ends, strict=True):
+            tally = tallies[image.split]
+            tally.count_labels(labels, labelling.confidence, labelling.plain.size)
             confusions: Confusions = (None, None)
-            if isinstance(end.truth, ImageError):
-                unreadable[image.path] = str(end.truth)
-            elif end.truth is not None:
-                confusions = tally.count_truth(
-                    labelling.plain, labelling.refined, end.truth, end.others
-                )
-            counts.append(count_image(image, end.labels, labelling, confusions))
+            if isinstance(truth, ImageError):
+                unreadable[image.path] = str(truth)
+            elif truth is not None:
+                confusions = tally.count_truth(labelling.plain, labelling.refined, truth, others)
+            counts.append(count_image(image, labels, labelling, confusions))
             announce(advance=1)
         write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(counts))
         return {
@@ -256,81 +271,6 @@ class Evaluate(Stage[EvaluateSettings]):
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
             f"evaluate: report in {report / 'index.html'}",
         ]
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """What became of one image; truth is an error where the label map cannot be read.
-
-    The other classifiers' predictions, by name, are there where truth is.
-    """
-
-    labels: NDArray[np.uint8]
-    labelling: Labelling
-    truth: NDArray[np.uint8] | ImageError | None
-    others: Mapping[str, NDArray[np.uint8]]
-
-
-def _label_images(
-    artefacts: Artefacts,
-    images: Sequence[Image],
-    logits: Mapping[int, Mapping[str, Tensor]],
-    backend: Backend | None,
-    folder: Path,
-) -> Iterator[_Labelled]:
-    """Label images and write their maps, in threads; the CRF between may work on a device."""
-
-    def score(image: Image) -> Scores:
-        boxes = artefacts.cover(image).boxes
-        return score_windows(logits[image.image][MAIN], boxes, artefacts.size)
-
-    def prepare(image: Image) -> tuple[tuple[Image, Scores], Tensor, NDArray[np.uint8]]:
-        scores = score(image)
-        return (image, scores), *give_to_crf(scores, artefacts.read_pixels(image))
-
-    def finish(kept: tuple[Image, Scores], posterior: Tensor | None) -> _Labelled:
-        image, scores = kept
-        labels = _write_image(artefacts, image, take_labels(scores, posterior), folder)
-        return _compare_image(artefacts, image, labels, logits[image.image])
-
-    if backend is None:
-        threads = count_threads()
-        return map_ahead(
-            lambda image: finish((image, score(image)), None), images, threads, threads
-        )
-    return refine_each(backend, images, prepare, finish, CrfSettings())
-
-
-def _write_image(
-    artefacts: Artefacts, image: Image, labelling: Labelling, folder: Path
-) -> tuple[NDArray[np.uint8], Labelling]:
-    cover = artefacts.cover(image)
-    box = scale_box(cover.box, cover.resized, (image.width, image.height))
-    labels = draw_labels(labelling.probabilities, box, image.width, image.height)
-    write_label(label_file(folder, image), labels, png_palette(()))
-    return labels, labelling
-
-
-def _compare_image(
-    artefacts: Artefacts,
-    image: Image,
-    written: tuple[NDArray[np.uint8], Labelling],
-    logits: Mapping[str, Tensor],
-) -> _Labelled:
-    """Read the truth of an image, and what the other classifiers say where there is one."""
-    try:
-        truth = artefacts.read_truth(image)
-    except ImageError as error:
-        return _Labelled(*written, error, {})
-    if truth is None:
-        return _Labelled(*written, None, {})
-    boxes = artefacts.cover(image).boxes
-    others = {
-        name: take_clusters(values, boxes, artefacts.size)
-        for name, values in logits.items()
-        if name != MAIN
-    }
-    return _Labelled(*written, truth, others)
 
 
 def _is_named_before(

@@ -15,8 +15,8 @@ from pipeline.images.windows import Window
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays, read_rows
-from stages.evaluate.artefacts import MAIN, Artefacts
-from stages.evaluate.classifier import classify
+from stages.evaluate.artefacts import Artefacts
+from stages.labelling import MAIN, classify
 from stages.report.budget import trim_cutouts
 from stages.report.gallery import make_thumbnail
 from stages.report.page import Cutout

@@ -17,10 +17,10 @@ from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
 from pipeline.run.subject import ClusterLook, choose_block, choose_look, read_given_names
 from stages import SETTINGS
-from stages.evaluate.artefacts import MAIN, Artefacts, read_group_of
+from stages.evaluate.artefacts import Artefacts, read_group_of
 from stages.evaluate.counts import ImageScores
-from stages.evaluate.labelling import take_clusters
 from stages.evaluate.settings import EvaluateSettings
+from stages.labelling import MAIN, take_clusters
 from stages.report.budget import choose_side, shorten_lines, shorten_settings, take_within
 from stages.report.cards import make_cards
 from stages.report.content import Exhibit, build_item, describe_facts, make_curve

@@ -29,11 +29,11 @@ from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import is_remote
 from stages import VERSIONS
 from stages.crf import CrfSettings
-from stages.evaluate.artefacts import MAIN, open_artefacts
-from stages.evaluate.classifier import Classifier
+from stages.evaluate.artefacts import open_artefacts
 from stages.extract.settings import HANDCRAFTED
 from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead
+from stages.labelling import MAIN, Classifier
 
 KEY = "primaps"
 SUFFIX = ".safetensors"

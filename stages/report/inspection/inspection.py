@@ -20,10 +20,10 @@ from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.subject import Subject, choose_look, choose_subject, read_given_names
 from pipeline.storage.files import write_bytes
 from stages import VERSIONS
-from stages.crf import choose_backend
-from stages.evaluate.artefacts import MAIN, Artefacts, open_artefacts
-from stages.evaluate.labelling import label_windows, take_clusters
+from stages.crf import CrfSettings, choose_backend
+from stages.evaluate.artefacts import Artefacts, open_artefacts
 from stages.evaluate.settings import EvaluateSettings
+from stages.labelling import MAIN, label_images, take_clusters
 from stages.report.comparison.evaluated import Evaluated, open_evaluated
 from stages.report.inspection.drawing import draw_sheet
 from stages.report.inspection.lookup import find_image
@@ -111,7 +111,7 @@ def _gather_view(
         truth=truth,
         class_names=tuple(artefacts.dataset.class_names(manifest.labels)),
         class_colours=tuple(artefacts.dataset.palette),
-        labels=_label(opened, image, frame),
+        labels=_label(opened, image),
         notes=tuple(notes),
     )
 
@@ -181,7 +181,7 @@ def _explain(run: RunDirectory, key: str) -> str:
     return f"{key} is {condition.state} in {run.path}."
 
 
-def _label(opened: _Opened, image: Image, frame: NDArray[np.uint8]) -> Labels | None:
+def _label(opened: _Opened, image: Image) -> Labels | None:
     """Take the labels of the evaluation, or compute them now."""
     if opened.subject is None:
         return None
@@ -190,8 +190,15 @@ def _label(opened: _Opened, image: Image, frame: NDArray[np.uint8]) -> Labels | 
     if opened.evaluated is not None:
         return _read_labels(artefacts, opened.evaluated, image, logits)
     backend = choose_backend(EvaluateSettings().crf, _DEVICE)
-    boxes = artefacts.cover(image).boxes
-    labelling = label_windows(logits, boxes, artefacts.size, frame, backend)
+    (labelling,) = label_images(
+        artefacts.manifest,
+        [image],
+        {image.image: logits},
+        artefacts.size,
+        lambda _, found: found,
+        backend,
+        CrfSettings(),
+    )
     given = read_given_names(artefacts.run, opened.subject.title, artefacts.clusters)
     look = choose_look(artefacts.clusters, None, (), (), given)
     return Labels(

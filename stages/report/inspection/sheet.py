@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE
 from pipeline.datasets.base import Colour, png_palette
+from pipeline.images.windows import Cover
 from pipeline.run.manifest import Image
 from pipeline.run.subject import ClusterLook, Subject
-from stages.evaluate.artefacts import Cover
 from stages.evaluate.measures import measure_image
 from stages.report.content import describe_scores
 from stages.report.gallery import (

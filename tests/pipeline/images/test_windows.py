@@ -15,8 +15,8 @@ from PIL import Image as PillowImage
 from pipeline.errors import ImageError
 from pipeline.images.windows import (
     MAX_WINDOWS_PER_IMAGE,
+    Cover,
     Window,
-    bounding_box,
     fit_size,
     place_windows,
 )
@@ -124,5 +124,9 @@ def test_boxes() -> None:
     first = Window(0, 0, left=5, top=0, size=10, width=30, height=12)
     second = Window(1, 0, left=18, top=2, size=10, width=30, height=12)
     assert second.box == (18, 2, 28, 12)
-    assert bounding_box([first]) == (5, 0, 15, 10)
-    assert bounding_box([second, first]) == (5, 0, 28, 12)
+    assert Cover((first,)).box == (5, 0, 15, 10)
+    cover = Cover((first, second))
+    assert cover.box == Cover((second, first)).box == (5, 0, 28, 12)
+    assert cover.area == (slice(0, 12), slice(5, 28))
+    assert cover.boxes == ((0, 0, 10, 10), (13, 2, 23, 12))
+    assert (cover.resized, cover.rows) == ((30, 12), slice(0, 2))

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.run.directory import RunDirectory
-from stages.evaluate.artefacts import MAIN, RUNNING, _read_classifiers, find_features
+from stages.evaluate.artefacts import RUNNING, _read_classifiers, find_features
+from stages.labelling import MAIN
 
 
 def make_arrays(*names: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.evaluate.classifier import Classifier, classify
+from stages.labelling import Classifier, classify
 from stages.report.typical import (
     Parts,
     choose_typical,

@@ -15,7 +15,8 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
-from stages.evaluate.artefacts import MAIN, open_artefacts
+from stages.evaluate.artefacts import open_artefacts
+from stages.labelling import MAIN
 from tests.workflows.export.conftest import Export
 from workflows.export.prototypes import KEY, read_prototypes
 
