@@ -13,19 +13,21 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import zarr
 from PIL import Image as PillowImage
 
+from pipeline.datasets import Dataset
 from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images.decoding import read_rgb
 from pipeline.images.faults import require_answer
 from pipeline.images.windows import Window
 from pipeline.run.manifest import Image, Manifest
-from pipeline.storage.arrays import take_rows
 from pipeline.storage.places import is_remote
+
+if TYPE_CHECKING:
+    import zarr
 
 # Threads that wait for a store rather than decode.
 FETCH_THREADS = 16
@@ -57,6 +59,16 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
         (width, height), PillowImage.Resampling.BILINEAR, reducing_gap=None
     )
     return np.asarray(resized)
+
+
+def read_truth(dataset: Dataset, path: Path, image: Image) -> np.ndarray:
+    """Read the label map that a dataset has of an image, uint8 [y, x]."""
+    truth = dataset.read_label(path)
+    if truth.shape != (image.height, image.width):
+        raise ImageError(
+            f"it is {truth.shape[1]} x {truth.shape[0]}, the image {image.width} x {image.height}"
+        )
+    return truth
 
 
 def _require_unchanged(path: Path, image: Image) -> None:
@@ -240,6 +252,9 @@ def take_items(
     arrays: Sequence[zarr.Array], sources: np.ndarray | None, rows: np.ndarray, out: np.ndarray
 ) -> None:
     """Read rows from anywhere in several arrays of one shape."""
+    # whoever reads photographs alone, such as an export, does without zarr
+    from pipeline.storage.arrays import take_rows
+
     if sources is None or len(arrays) == 1:
         take_rows(arrays[0], rows, out)
         return

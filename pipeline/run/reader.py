@@ -7,15 +7,6 @@
 Nothing is written. What has not been computed, or was made from something in the run that has
 changed since, is refused with the command that makes it; ``primaps-pipe status`` also looks at what
 lies outside the run.
-
-What of a run may be read: its images by id, and which stages are finished.
-
-Asked for every label map that a training loop reads, so what the ledger says is kept as long as the
-plans that say it are the same files.
-
-What there is in a run: images, splits, windows, fits and heads.
-
-How arrays of a run are given to its users: as NumPy, read now, or as xarray, lazy.
 """
 
 from __future__ import annotations
@@ -23,7 +14,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,20 +25,27 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE, Dataset
 from pipeline.datasets.base import png_palette
-from pipeline.errors import AccessError, DamageError, DatasetError, ImageError, RunError, UsageError
-from pipeline.images.decoding import read_label
+from pipeline.errors import DatasetError, ImageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
-from pipeline.run.frames import read_frame
+from pipeline.run.frames import read_frame, read_truth
 from pipeline.run.ledger import Ledger, StageRecord, list_upstream, read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, choose_subject, read_cluster_names, read_matching
+from pipeline.run.subject import Evaluation, choose_subject, find_evaluation, read_labels
 from pipeline.settings import did_you_mean
-from pipeline.storage.arrays import list_nodes
-from pipeline.storage.files import decode_table, read_json
-from pipeline.storage.places import map_requests, parse_place
+from pipeline.storage.arrays import list_nodes, read_group
+from pipeline.storage.files import decode_table
+from pipeline.storage.lazy import Place, import_xarray, label_file, label_rows, read_stored
+from pipeline.storage.places import is_remote, map_requests, parse_place
 
-Stamp = tuple[int, int, int]
+As = Literal["numpy", "xarray"]
+_PROTOTYPES = {
+    "momentum": "momentum_prototypes",
+    "running": "prototypes",
+    "initial": "initial_prototypes",
+}
+_MOST_LISTED = 8
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class _Checked:
 
     record: StageRecord
     keys: tuple[str, ...]
-    stamps: tuple[Stamp, ...]
+    stamps: tuple[_Stamp, ...]
 
 
 @dataclass(frozen=True)
@@ -68,172 +66,8 @@ class _Listing:
     by_id: dict[str, list[Image]]
 
 
-@dataclass
-class Catalogue:
-    """What of a run may be read.
-
-    Attributes
-    ----------
-    run
-        The run directory.
-    """
-
-    run: RunDirectory
-    _checked: dict[str, _Checked] = field(default_factory=dict, repr=False)
-    _listing: _Listing | None = field(default=None, repr=False)
-
-    def require(self, key: str) -> StageRecord:
-        """Return the record of a stage whose artefacts may be read.
-
-        Raises
-        ------
-        RunError
-            The stage was not run, not to its end, or is stale; the message names the command.
-        """
-        known = self._checked.get(key)
-        if known is not None and self._stamp(known.keys) == known.stamps:
-            return known.record
-        keys = (key, *list_upstream(self.run, key))
-        # before the ledger is read: what changes meanwhile is then noticed the next time
-        stamps = self._stamp(keys)
-        record = require_fresh(self.run, key)
-        self._checked[key] = _Checked(record, keys, stamps)
-        return record
-
-    def _stamp(self, keys: tuple[str, ...]) -> tuple[Stamp, ...]:
-        def stamp(key: str) -> Stamp:
-            try:
-                status = Ledger(self.run.state(key)).file(None).stat()
-            except OSError:
-                return 0, 0, 0
-            return status.st_ino, status.st_mtime_ns, status.st_size
-
-        return tuple(map_requests(self.run.path, stamp, keys))
-
-    def _list(self) -> _Listing:
-        record = self.require("extract")
-        if self._listing is None or self._listing.record is not record:
-            manifest, by_id = read_manifest(self.run), dict[str, list[Image]]()
-            for image in manifest.images:
-                by_id.setdefault(image.id, []).append(image)
-            self._listing = _Listing(record, manifest, by_id)
-        return self._listing
-
-    @property
-    def manifest(self) -> Manifest:
-        """The images and windows.
-
-        Raises
-        ------
-        RunError
-            ``extract`` is not finished.
-        """
-        return self._list().manifest
-
-    def check_split(self, split: str) -> None:
-        """Refuse a split that has no image.
-
-        Raises
-        ------
-        UsageError
-            It has none.
-        """
-        splits = self.manifest.splits
-        if split not in splits:
-            raise UsageError(
-                f"no split {split!r}; the run has {', '.join(splits)}{did_you_mean(split, splits)}."
-            )
-
-    def find_image(self, id: str, split: str | None) -> Image:
-        """Find an image that the stages used; errors as in :meth:`Run.find_image`."""
-        if split is not None:
-            self.check_split(split)
-        listing = self._list()
-        found = [image for image in listing.by_id.get(id, []) if split in (None, image.split)]
-        if not found:
-            known = [i.id for i in listing.manifest.images if split in (None, i.split)]
-            raise UsageError(
-                f"no image {id!r} in {f'{split} of ' if split else ''}{self.run.path}"
-                f"{did_you_mean(id, known)}; run.images lists them."
-            )
-        if len(found) > 1:
-            splits = ", ".join(image.split for image in found)
-            raise UsageError(f"the splits {splits} each have an image {id!r}; give split=.")
-        if not found[0].ok:
-            raise ImageError(f"image {id!r} was rejected by extract: {found[0].reason}.")
-        return found[0]
-
-    def select_windows(self, split: str | None, image: str | None) -> tuple[Window, ...]:
-        """Return the windows of an image, of a split, or of all, but for those of rejected images.
-
-        Raises
-        ------
-        UsageError
-            There is no such split or image.
-        """
-        if image is not None:
-            return tuple(self.manifest.windows_of(self.find_image(image, split)))
-        if split is not None:
-            self.check_split(split)
-        return tuple(self.manifest.usable_windows(splits=None if split is None else (split,)))
-
-    def require_labels(self, em: str | None, head: str | None) -> tuple[Subject, StageRecord]:
-        """Return the fit or head that is meant, and the record of its evaluation.
-
-        Raises
-        ------
-        RunError
-            It was not evaluated, or that is unfinished or stale.
-        UsageError
-            There is no such fit or head.
-        """
-        subject = choose_subject(self.run, em, head)
-        key = f"evaluate/{subject.title}"
-        if not self.run.has_been_run(key):
-            raise RunError(
-                f"{subject.key} has not been evaluated in {self.run.path}; run "
-                f"`primaps-pipe evaluate {self.run.quoted}{subject.options}` first."
-            )
-        return subject, self.require(key)
-
-    def describe(self) -> list[tuple[str, str]]:
-        """Describe the run in rows of a name and a text, whatever state it is in."""
-        known = self.run.keys()
-        keys = [key for key in known if not key.startswith("views/")]
-        records = {key: read_record(self.run, key) for key in keys}
-        rows = []
-        extract = records.get("extract")
-        if extract is not None and extract.finished:
-            images = read_manifest(self.run).images
-            splits = dict.fromkeys(image.split for image in images)
-            counts = [f"{split} {sum(i.split == split for i in images)}" for split in splits]
-            rejected = sum(not image.ok for image in images)
-            facts, words = extract.facts, f" ({rejected} rejected)" if rejected else ""
-            grid = " x ".join(map(str, facts["grid"]))
-            rows += [
-                ("images", ", ".join(counts) + words),
-                ("features", f"{facts['backbone']}, {facts['channels']} channels"),
-                ("windows", f"{facts['size']} pixels, a grid of {grid}"),
-            ]
-        states = {key: _judge(records, key) for key in keys}
-        for state in ("finished", "stale", "unfinished"):
-            names = [k.removesuffix(f"/{DEFAULT_NAME}") for k in keys if states[k] == state]
-            rows += [(state, ", ".join(names))] if names else []
-        return rows or [("empty", f"start with `primaps-pipe extract {self.run.quoted}`")]
-
-
-def _judge(records: Mapping[str, StageRecord], key: str) -> str:
-    """Judge a stage by the plans alone: ``finished``, ``stale`` or ``unfinished``."""
-    record = records[key]
-    for name, digest in record.inputs.items():
-        # parts of views are not among the records, and go with theirs
-        if name in records and (records[name].digest != digest or _judge(records, name) == "stale"):
-            return "stale"
-    return "finished" if record.finished else "unfinished"
-
-
-class Contents:
-    """What there is in a run; :class:`pipeline.run.reader.Run` reads it.
+class Run:
+    """The results of one run, read-only.
 
     Parameters
     ----------
@@ -244,11 +78,21 @@ class Contents:
     ------
     RunError
         It is no run directory.
+
+    Notes
+    -----
+    Arrays come as NumPy by default, read at once: ``features`` of N windows of DINOv2 ViT-S/14 at
+    322 pixels take N x 0.4 MB. With ``as_="xarray"`` they are labelled, backed by dask, and read
+    when they are computed, shard by shard.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.directory = RunDirectory(parse_place(path)).require()
-        self._catalogue = Catalogue(self.directory)
+        self._checked: dict[str, _Checked] = {}
+        self._evaluations: dict[str, Evaluation] = {}
+        self._listing: _Listing | None = None
+
+    # --- what there is ----------------------------------------------------------------------------
 
     @property
     def path(self) -> Path:
@@ -265,7 +109,7 @@ class Contents:
 
         ``run.table().to_pandas()`` makes a data frame of it.
         """
-        self._catalogue.require("extract")
+        self._require("extract")
         content = self.directory.manifest_file.read_bytes()
         return decode_table(content).replace_schema_metadata(None)
 
@@ -289,12 +133,16 @@ class Contents:
         UsageError
             There is no such split or image.
         """
-        return self._catalogue.select_windows(split, image)
+        if image is not None:
+            return tuple(self._manifest.windows_of(self.find_image(image, split)))
+        if split is not None:
+            self._check_split(split)
+        return tuple(self._manifest.usable_windows(splits=None if split is None else (split,)))
 
     @property
     def views(self) -> tuple[str, ...]:
         """What :meth:`features` takes as ``view``: ``clean``, ``mirror``, and further ones."""
-        self._catalogue.require("extract")
+        self._require("extract")
         return tuple(sorted(list_nodes(self.directory.features)))
 
     @property
@@ -310,12 +158,12 @@ class Contents:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the dataset's classes, by class; empty where nobody has named them."""
-        return self._dataset.class_names(self._manifest.labels)
+        return self._manifest.open_dataset().class_names(self._manifest.labels)
 
     @property
     def palette(self) -> NDArray[np.uint8]:
         """Colours of the classes, uint8 [256, rgb]: ``run.palette[classes]`` is a picture."""
-        colours = png_palette(self._dataset.palette[: len(self.class_names)])
+        colours = png_palette(self._manifest.open_dataset().palette[: len(self.class_names)])
         return np.frombuffer(colours, np.uint8).reshape(-1, 3)
 
     def find_image(self, id: str, split: str | None = None) -> Image:
@@ -324,7 +172,7 @@ class Contents:
         Parameters
         ----------
         id
-            As in ``run.images``.
+            As in ``run.images``; or split/id, the photograph's path, or the last part of one.
         split
             Its split, needed where several have an image of that id.
 
@@ -335,147 +183,13 @@ class Contents:
         ImageError
             It was rejected.
         """
-        return self._catalogue.find_image(id, split)
-
-    def __repr__(self) -> str:
-        facts = "\n".join(f"  {name:<10} {text}" for name, text in self._catalogue.describe())
-        return f"Run({str(self.path)!r})\n{facts}"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self._catalogue.describe()
-        )
-        return f"<table><caption>Run {html.escape(str(self.path))}</caption>{rows}</table>"
-
-    @property
-    def _manifest(self) -> Manifest:
-        return self._catalogue.manifest
-
-    @property
-    def _dataset(self) -> Dataset:
-        return self._manifest.open_dataset()
-
-
-As = Literal["numpy", "xarray"]
-
-
-def check_form(as_: str) -> None:
-    """Refuse what is neither ``numpy`` nor ``xarray``."""
-    if as_ not in ("numpy", "xarray"):
-        raise UsageError(f"as_={as_!r}: give 'numpy' or 'xarray'.")
-
-
-def give_rows(
-    catalogue: Catalogue,
-    array: tuple[Path, str],
-    record: StageRecord,
-    which: tuple[str | None, str | None],
-    as_: As,
-) -> Any:
-    """Give the rows of an array that belong to a split or an image.
-
-    Parameters
-    ----------
-    catalogue
-        Of the run.
-    array
-        The store, and the name of the array in it.
-    record
-        Of the stage that wrote it.
-    which
-        Split and image, as :meth:`pipeline.run.reader.Catalogue.select_windows` takes them.
-    as_
-        The form.
-
-    Returns
-    -------
-    numpy.ndarray or xarray.DataArray
-        [window, ...], in the type of the array.
-    """
-    from pipeline.storage.lazy import StoredRows, label_rows
-
-    check_form(as_)
-    windows = catalogue.select_windows(*which)
-    numbers = np.array([window.index for window in windows], np.int64)
-    stored = StoredRows(*array, numbers, record.digest)
-    if as_ == "numpy":
-        return stored.read()
-    images = [catalogue.manifest.images[window.image] for window in windows]
-    coordinates: dict[str, list[Any]] = {
-        "image": [image.id for image in images],
-        "split": [image.split for image in images],
-        "left": [window.left for window in windows],
-        "top": [window.top for window in windows],
-    }
-    return label_rows(stored, coordinates)
-
-
-def give_file(
-    read: Callable[[], NDArray[np.uint8]], image: Image, name: str, as_: As, *inner: str
-) -> Any:
-    """Give what a file of an image holds, uint8 [y, x] and further axes of length 3."""
-    check_form(as_)
-    if as_ == "numpy":
-        return read()
-    from pipeline.storage.lazy import label_file
-
-    shape = (image.height, image.width, *(3 for _ in inner))
-    facts = {"image": image.id, "split": image.split}
-    return label_file(read, shape, ("y", "x", *inner), name, facts)
-
-
-def read_png(file: Path, command: str) -> NDArray[np.uint8]:
-    """Read a label map that ``evaluate`` wrote; ``command`` makes it again."""
-    try:
-        return read_label(file).astype(np.uint8)
-    except AccessError as error:
-        raise RunError(f"{file} cannot be read ({error}); run {command} again.") from error
-    except ImageError as error:
-        raise DamageError(f"{file} is damaged ({error}); run {command} again.") from error
-
-
-def read_truth(dataset: Dataset, path: Path, image: Image) -> NDArray[np.uint8]:
-    """Read the dataset's label map of an image as classes, uint8 [y, x]."""
-    try:
-        truth = dataset.read_label(path)
-    except ImageError as error:
-        raise ImageError(f"the label map {path} cannot be read: {error}.") from error
-    if truth.shape != (image.height, image.width):
-        raise ImageError(
-            f"the label map {path} is {truth.shape[1]} x {truth.shape[0]}, "
-            f"its image {image.width} x {image.height}."
-        )
-    return truth
-
-
-_PROTOTYPES = {
-    "momentum": "momentum_prototypes",
-    "running": "prototypes",
-    "initial": "initial_prototypes",
-}
-
-
-class Run(Contents):
-    """The results of one run, read-only.
-
-    Parameters
-    ----------
-    path
-        The run directory, or a prefix of an object store (``s3://bucket/prefix``).
-
-    Raises
-    ------
-    RunError
-        It is no run directory.
-
-    Notes
-    -----
-    Arrays come as NumPy by default, read at once: ``features`` of N windows of DINOv2 ViT-S/14 at
-    322 pixels take N x 0.4 MB. With ``as_="xarray"`` they are labelled, backed by dask, and read
-    when they are computed, shard by shard.
-    """
+        if split is not None:
+            self._check_split(split)
+        listing = self._list()
+        found = [i for i in listing.by_id.get(id, ()) if split in (None, i.split)]
+        if len(found) == 1 and found[0].ok:
+            return found[0]
+        return find_image(self.directory, listing.manifest, id, split)
 
     # --- arrays over windows ---------------------------------------------------------------------
 
@@ -515,8 +229,8 @@ class Run(Contents):
                 f"no view {view!r}; the run has {', '.join(self.views)}"
                 f"{did_you_mean(view, self.views)}."
             )
-        record = self._catalogue.require("extract" if view in ("clean", "mirror") else "views")
-        return self._give_rows(self.directory.features, view, record, split, image, as_)
+        record = self._require("extract" if view in ("clean", "mirror") else "views")
+        return self._give_rows((self.directory.features, view), record, split, image, as_)
 
     def codes(
         self,
@@ -545,12 +259,12 @@ class Run(Contents):
             )
         head = head or self.heads[0]
         subject = choose_subject(self.directory, None, head)
-        record = self._catalogue.require(f"encode/{subject.name}")
+        record = self._require(f"encode/{subject.name}")
         if view not in record.facts["views"]:
             raise UsageError(
                 f"no view {view!r}; the codes have {', '.join(record.facts['views'])}."
             )
-        return self._give_rows(self.directory.codes(head), view, record, split, image, as_)
+        return self._give_rows((self.directory.codes(head), view), record, split, image, as_)
 
     def proposals(
         self, split: str | None = None, *, image: str | None = None, as_: As = "numpy"
@@ -559,8 +273,8 @@ class Run(Contents):
 
         Parameters are those of :meth:`features`. A window of 322 pixels takes 0.1 MB.
         """
-        record = self._catalogue.require("masks")
-        return self._give_rows(self.directory.masks, "proposals", record, split, image, as_)
+        record = self._require("masks")
+        return self._give_rows((self.directory.masks, "proposals"), record, split, image, as_)
 
     def pooled(
         self, split: str | None = None, *, image: str | None = None, as_: As = "numpy"
@@ -570,8 +284,8 @@ class Run(Contents):
         Row j of a window is proposal j + 1; rows of proposals that a window does not have are 0.
         Parameters are those of :meth:`features`.
         """
-        record = self._catalogue.require("masks")
-        return self._give_rows(self.directory.masks, "pooled", record, split, image, as_)
+        record = self._require("masks")
+        return self._give_rows((self.directory.masks, "pooled"), record, split, image, as_)
 
     # --- one image -------------------------------------------------------------------------------
 
@@ -587,7 +301,7 @@ class Run(Contents):
         """
         image = self.find_image(id, split)
         read = partial(read_frame, self._manifest.root, image, image.width, image.height)
-        return give_file(read, image, "photograph", as_, "rgb")
+        return _give_file(read, image, "photograph", as_, "rgb")
 
     def labels(
         self,
@@ -622,18 +336,18 @@ class Run(Contents):
         RunError
             ``evaluate`` is unfinished or stale.
         """
-        subject, record = self._catalogue.require_labels(em, head)
+        evaluation = self._evaluation(em, head)
         image = self.find_image(id, split)
-        command = f"`primaps-pipe evaluate {self.directory.quoted}{subject.options}`"
-        splits = record.settings["splits"]
+        splits = evaluation.record.settings["splits"]
         if image.split not in splits:
             options = "".join(f" --split {name}" for name in (*splits, image.split))
             raise UsageError(
                 f"evaluate labelled {', '.join(splits)}, not {image.split}; "
-                f"run {command[:-1]}{options}`."
+                f"run {evaluation.command[:-1]}{options}`."
             )
-        file = self.directory.labels(subject.title) / image.split / f"{image.id}.png"
-        return give_file(partial(read_png, file, command), image, "labels", as_)
+        subject, clusters = evaluation.subject, evaluation.clusters
+        read = partial(read_labels, self.directory, subject, image, clusters)
+        return _give_file(read, image, "labels", as_)
 
     def ground_truth(self, id: str, split: str | None = None, *, as_: As = "numpy") -> Any:
         """Read the dataset's own label map of an image, uint8 [y, x]: class, 255 = ignore.
@@ -654,8 +368,8 @@ class Run(Contents):
                 f"image {id!r} has no label map; a folder of one's own gets them by "
                 f"`primaps-pipe extract {self.directory.quoted} --labels DIR`."
             )
-        read = partial(read_truth, self._dataset, path, image)
-        return give_file(read, image, "ground_truth", as_)
+        read = partial(_read_truth, self._manifest.open_dataset(), path, image)
+        return _give_file(read, image, "ground_truth", as_)
 
     # --- what was learned ------------------------------------------------------------------------
 
@@ -690,13 +404,11 @@ class Run(Contents):
         RunError
             It is unfinished or stale.
         """
-        from pipeline.storage.arrays import read_group
-
         subject = choose_subject(self.directory, em, head)
-        self._catalogue.require(subject.key)
+        self._require(subject.key)
         store = self.directory.em if subject.kind == "em" else self.directory.heads
         arrays, attributes = read_group(store, subject.name)
-        check_form(as_)
+        _check_form(as_)
         if kind not in _PROTOTYPES:
             raise UsageError(f"kind={kind!r}: give {', '.join(map(repr, _PROTOTYPES))}.")
         name = "probe" if subject.kind == "head" else _PROTOTYPES[kind]
@@ -705,8 +417,6 @@ class Run(Contents):
             raise UsageError(f"a fit by {method} has no {kind} prototypes; leave kind= out.")
         if as_ == "numpy":
             return arrays[name]
-        from pipeline.storage.lazy import import_xarray
-
         dims = ("class", "channel")
         return import_xarray().DataArray(arrays[name], dims=dims, attrs=attributes, name=name)
 
@@ -718,15 +428,7 @@ class Run(Contents):
         RunError
             ``evaluate`` is unfinished or stale.
         """
-        subject, _ = self._catalogue.require_labels(em, head)
-        file = self.directory.report(subject.title) / "metrics.json"
-        metrics = read_json(file)
-        if metrics is None:
-            raise RunError(
-                f"{file} is gone; run `primaps-pipe evaluate "
-                f"{self.directory.quoted}{subject.options}` again."
-            )
-        return dict(metrics)
+        return dict(self._evaluation(em, head).metrics)
 
     def matching(
         self, split: str | None = None, *, em: str | None = None, head: str | None = None
@@ -755,8 +457,7 @@ class Run(Contents):
         UsageError
             The split was not evaluated.
         """
-        subject, _ = self._catalogue.require_labels(em, head)
-        _, assignment, _ = read_matching(self.directory, subject.title, split)
+        assignment, _ = self._evaluation(em, head).match(split)
         if assignment is None:
             raise DatasetError(
                 f"{split or 'no split'} of {self.path} has ground truth to match clusters to; "
@@ -774,16 +475,207 @@ class Run(Contents):
 
         Parameters are those of :meth:`matching`.
         """
-        subject, _ = self._catalogue.require_labels(em, head)
-        return read_cluster_names(self.directory, subject.title, split)
+        return self._evaluation(em, head).name_clusters(split)
+
+    # --- how it stands ---------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        facts = "\n".join(f"  {name:<10} {text}" for name, text in self._describe())
+        return f"Run({str(self.path)!r})\n{facts}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._describe()
+        )
+        return f"<table><caption>Run {html.escape(str(self.path))}</caption>{rows}</table>"
+
+    def _describe(self) -> list[tuple[str, str]]:
+        """Describe the run in rows of a name and a text, whatever state it is in."""
+        known = self.directory.keys()
+        keys = [key for key in known if not key.startswith("views/")]
+        records = {key: read_record(self.directory, key) for key in keys}
+        rows = []
+        extract = records.get("extract")
+        if extract is not None and extract.finished:
+            images = read_manifest(self.directory).images
+            splits = dict.fromkeys(image.split for image in images)
+            counts = [f"{split} {sum(i.split == split for i in images)}" for split in splits]
+            rejected = sum(not image.ok for image in images)
+            facts, words = extract.facts, f" ({rejected} rejected)" if rejected else ""
+            grid = " x ".join(map(str, facts["grid"]))
+            rows += [
+                ("images", ", ".join(counts) + words),
+                ("features", f"{facts['backbone']}, {facts['channels']} channels"),
+                ("windows", f"{facts['size']} pixels, a grid of {grid}"),
+            ]
+        states = {key: _judge(records, key) for key in keys}
+        for state in ("finished", "stale", "unfinished"):
+            names = [k.removesuffix(f"/{DEFAULT_NAME}") for k in keys if states[k] == state]
+            rows += [(state, ", ".join(names))] if names else []
+        return rows or [("empty", f"start with `primaps-pipe extract {self.directory.quoted}`")]
+
+    def _require(self, key: str) -> StageRecord:
+        """Return the record of a stage whose artefacts may be read.
+
+        Asked for every label map that a training loop reads, so what the ledger says is kept as
+        long as the plans that say it are the same files.
+        """
+        known = self._checked.get(key)
+        if known is not None and self._stamp(known.keys) == known.stamps:
+            return known.record
+        keys = (key, *list_upstream(self.directory, key))
+        # before the ledger is read: what changes meanwhile is then noticed the next time
+        stamps = self._stamp(keys)
+        record = require_fresh(self.directory, key)
+        self._checked[key] = _Checked(record, keys, stamps)
+        return record
+
+    def _stamp(self, keys: tuple[str, ...]) -> tuple[_Stamp, ...]:
+        def stamp(key: str) -> _Stamp:
+            try:
+                status = Ledger(self.directory.state(key)).file(None).stat()
+            except OSError:
+                return 0, 0, 0
+            return status.st_ino, status.st_mtime_ns, status.st_size
+
+        return tuple(map_requests(self.path, stamp, keys))
+
+    def _list(self) -> _Listing:
+        record = self._require("extract")
+        if self._listing is None or self._listing.record is not record:
+            manifest, by_id = read_manifest(self.directory), dict[str, list[Image]]()
+            for image in manifest.images:
+                by_id.setdefault(image.id, []).append(image)
+            self._listing = _Listing(record, manifest, by_id)
+        return self._listing
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._list().manifest
+
+    def _check_split(self, split: str) -> None:
+        splits = self.splits
+        if split not in splits:
+            raise UsageError(
+                f"no split {split!r}; the run has {', '.join(splits)}{did_you_mean(split, splits)}."
+            )
+
+    def _evaluation(self, em: str | None, head: str | None) -> Evaluation:
+        """Find what was evaluated; what was read of it is kept as long as its plan is the same."""
+        subject = choose_subject(self.directory, em, head)
+        record = self._require(find_evaluation(self.directory, subject))
+        known = self._evaluations.get(subject.title)
+        if known is None or known.record is not record:
+            known = Evaluation(self.directory, subject, record)
+            self._evaluations[subject.title] = known
+        return known
 
     def _give_rows(
         self,
-        store: Path,
-        name: str,
+        place: Place,
         record: StageRecord,
         split: str | None,
         image: str | None,
         as_: As,
     ) -> Any:
-        return give_rows(self._catalogue, (store, name), record, (split, image), as_)
+        """Give the rows of an array that belong to a split or an image."""
+        _check_form(as_)
+        windows = self.windows(split, image=image)
+        numbers = np.array([window.index for window in windows], np.int64)
+        if as_ == "numpy":
+            return read_stored(place, numbers)
+        images = [self._manifest.images[window.image] for window in windows]
+        coordinates: dict[str, list[Any]] = {
+            "image": [image.id for image in images],
+            "split": [image.split for image in images],
+            "left": [window.left for window in windows],
+            "top": [window.top for window in windows],
+        }
+        return label_rows(place, numbers, record.digest, coordinates)
+
+
+def _judge(records: Mapping[str, StageRecord], key: str) -> str:
+    """Judge a stage by the plans alone: ``finished``, ``stale`` or ``unfinished``."""
+    record = records[key]
+    for name, digest in record.inputs.items():
+        # parts of views are not among the records, and go with theirs
+        if name in records and (records[name].digest != digest or _judge(records, name) == "stale"):
+            return "stale"
+    return "finished" if record.finished else "unfinished"
+
+
+def _check_form(as_: str) -> None:
+    if as_ not in ("numpy", "xarray"):
+        raise UsageError(f"as_={as_!r}: give 'numpy' or 'xarray'.")
+
+
+def _give_file(
+    read: Callable[[], NDArray[np.uint8]], image: Image, name: str, as_: As, *inner: str
+) -> Any:
+    """Give what a file of an image holds, uint8 [y, x] and further axes of length 3."""
+    _check_form(as_)
+    if as_ == "numpy":
+        return read()
+    shape = (image.height, image.width, *(3 for _ in inner))
+    facts = {"image": image.id, "split": image.split}
+    return label_file(read, shape, ("y", "x", *inner), name, facts)
+
+
+def _read_truth(dataset: Dataset, path: Path, image: Image) -> NDArray[np.uint8]:
+    try:
+        return read_truth(dataset, path, image)
+    except ImageError as error:
+        raise ImageError(f"the label map {path} cannot be read: {error}.") from error
+
+
+def find_image(run: RunDirectory, manifest: Manifest, text: str, split: str | None = None) -> Image:
+    """Find the image that a text means: split/id, its id, its path, or the last part of one."""
+    images = [image for image in manifest.images if split in (None, image.split)]
+    if not images:
+        raise UsageError(f"no image {text!r} in {run.path}: it has no images at all.")
+    matches = ([image for image in images if way(manifest, image, text)] for way in _WAYS)
+    found = next(filter(None, matches), [])
+    if not found:
+        names = [n for i in images for n in (i.id, f"{i.split}/{i.id}", _last_part(i.path))]
+        raise UsageError(
+            f"no image {text!r} in {f'{split} of ' if split else ''}{run.path}"
+            f"{did_you_mean(text, list(dict.fromkeys(names)))}; give an id such as "
+            f"{images[0].id!r}, split/id, or the photograph's path."
+        )
+    if len(found) > 1:
+        choices = ", ".join(f"{image.split}/{image.id}" for image in found[:_MOST_LISTED])
+        more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+        raise UsageError(f"{text!r} may be any of {choices}{more}: give one of these.")
+    (image,) = found
+    if not image.ok:
+        raise ImageError(
+            f"image {image.id!r} was rejected by extract: {image.reason}; "
+            f"mend {image.path} and run `primaps-pipe extract {run.quoted}` again."
+        )
+    return image
+
+
+def _is_file(manifest: Manifest, image: Image, text: str) -> bool:
+    """Whether the text leads to the photograph, by another way perhaps."""
+    if _last_part(text) != _last_part(image.path):
+        return False
+    place = manifest.root / image.path
+    if is_remote(manifest.root):
+        return text == str(place)
+    return Path(text).expanduser().resolve() == place.resolve()
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+# What a text may be to an image, the first that any image has it to.
+_WAYS: tuple[Callable[[Manifest, Image, str], bool], ...] = (
+    lambda _, image, text: text == f"{image.split}/{image.id}",
+    lambda _, image, text: text == image.id,
+    lambda _, image, text: text == image.path,
+    _is_file,
+    lambda _, image, text: text in (_last_part(image.id), _last_part(image.path)),
+)

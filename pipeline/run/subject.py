@@ -1,30 +1,32 @@
-"""What is evaluated: a fit of prototypes, or the cluster probe of a head.
+"""One fit or head of a run: which is meant, what its clusters are called, how they look.
 
-What the clusters of a fit are called: by the user, by their classes, or by their numbers.
-
-How clusters look: in the colour of their class, and under its name or the user's.
-
-Name and colour of every cluster, as the report shows them: for whoever shows clusters, too.
+Clusters are called by the user, by the classes that they are matched to, or by their numbers, and
+have the colours of their classes. What was evaluated is read here: figures, scores, label maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets import IGNORE, Dataset
 from pipeline.datasets.base import Colour, png_palette
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import AccessError, DamageError, ImageError, RunError, UsageError
+from pipeline.images.decoding import read_label
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
-from pipeline.run.ledger import StageRecord, inspect_stage, require_fresh
-from pipeline.run.manifest import read_manifest
+from pipeline.run.ledger import StageRecord, require_fresh
+from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.settings import did_you_mean
-from pipeline.storage.files import read_json
+from pipeline.storage.files import decode_table, read_json
+from pipeline.storage.places import resolve_inside
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,6 @@ def choose_subject(run: RunDirectory, em: str | None, head: str | None) -> Subje
     if subject.title in run.names("em"):
         raise _clash(run, "head", subject)
     return subject
-
-
-def require_evaluated(
-    run: RunDirectory, em: str | None, head: str | None, versions: Mapping[str, int]
-) -> tuple[Subject, StageRecord]:
-    """Return the fit or head that is meant, and the record of its evaluation, which is fresh."""
-    subject = choose_subject(run.require(), em, head)
-    key = f"evaluate/{subject.title}"
-    if inspect_stage(run, key).record is None:
-        raise RunError(
-            f"{subject.key} in {run.path} has not been evaluated; "
-            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` first."
-        )
-    return subject, require_fresh(run, key, versions)
 
 
 def _clash(run: RunDirectory, option: str, subject: Subject) -> UsageError:
@@ -210,39 +198,6 @@ def read_given_names(run: RunDirectory, title: str, clusters: int | None = None)
     return names
 
 
-def read_matching(
-    run: RunDirectory, title: str, split: str | None = None
-) -> tuple[int, list[int | None] | None, list[str]]:
-    """Read which cluster is which class from ``metrics.json``."""
-    file = run.report(title) / "metrics.json"
-    metrics: Any = read_json(file)
-    if metrics is None:
-        raise RunError(
-            f"{run.path} has no {file.relative_to(run.path)}; "
-            f"run `primaps-pipe evaluate {run.quoted}` first."
-        )
-    try:
-        if split is not None and split not in metrics["splits"]:
-            raise RunError(
-                f"{file} says nothing of split {split!r}, only of {', '.join(metrics['splits'])}."
-            )
-        block = metrics if split is None else metrics["splits"][split]
-        final = block["assignment_crf"]
-        assignment = block["assignment"] if final is None else final
-        return int(block["classes"]), assignment, list(block["class_names"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{file} was not written by this version ({error}); "
-            f"run `primaps-pipe evaluate {run.quoted}` again."
-        ) from error
-
-
-def read_cluster_names(run: RunDirectory, title: str, split: str | None = None) -> tuple[str, ...]:
-    """Read the name of every cluster; parameters and errors as in :func:`read_matching`."""
-    clusters, assignment, class_names = read_matching(run, title, split)
-    return name_clusters(clusters, assignment, class_names, read_given_names(run, title, clusters))
-
-
 @dataclass(frozen=True)
 class ClusterLook:
     """How clusters are shown."""
@@ -298,21 +253,166 @@ def choose_look(
 
 
 @dataclass(frozen=True)
-class ClusterName:
-    """What a cluster is called and how it is coloured."""
+class Evaluation:
+    """A fit or head that was evaluated: its figures, its label maps, and how its clusters look."""
 
-    name: str
-    colour: Colour
-    class_index: int | None
+    run: RunDirectory
+    subject: Subject
+    record: StageRecord
+
+    @property
+    def command(self) -> str:
+        """The command that made it, in quotes."""
+        return f"`primaps-pipe evaluate {self.run.quoted}{self.subject.options}`"
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The figures, as ``metrics.json`` has them."""
+        metrics = read_json(self._file("metrics.json"))
+        if metrics is None:
+            raise RunError(f"{self._file('metrics.json')} is gone; run {self.command} again.")
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("splits"), dict):
+            raise RunError(
+                f"{self._file('metrics.json')} is not what an evaluation writes; "
+                f"run {self.command} again."
+            )
+        return metrics
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that were labelled."""
+        return tuple(self.metrics["splits"])
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.metrics["classes"])
+
+    @cached_property
+    def class_palette(self) -> NDArray[np.uint8]:
+        """Colours of the dataset's classes, uint8 [256, rgb]."""
+        return np.frombuffer(png_palette(self.dataset.palette), np.uint8).reshape(256, 3)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The images that there were."""
+        return read_manifest(self.run)
+
+    @cached_property
+    def images(self) -> dict[tuple[str, str], Image]:
+        """The images that were labelled, by split and id."""
+        splits = set(self.splits)
+        return {(i.split, i.id): i for i in self.manifest.images if i.ok and i.split in splits}
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset that the images are of."""
+        return self.manifest.open_dataset()
+
+    def match(self, split: str | None = None) -> tuple[list[int | None] | None, list[str]]:
+        """Return the class of every cluster, and the classes' names; of the main split if None.
+
+        The matching is that of the final labels; None where there was no ground truth.
+        """
+        file = self._file("metrics.json")
+        if split is not None and split not in self.splits:
+            raise RunError(
+                f"{file} says nothing of split {split!r}, only of {', '.join(self.splits)}."
+            )
+        try:
+            block = self.metrics if split is None else self.metrics["splits"][split]
+            final = block["assignment_crf"]
+            return block["assignment"] if final is None else final, list(block["class_names"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{file} was not written by this version ({error}); run {self.command} again."
+            ) from error
+
+    def name_clusters(self, split: str | None = None) -> tuple[str, ...]:
+        """Name every cluster by the matching of a split; by that of the main one if None."""
+        assignment, class_names = self.match(split)
+        given = read_given_names(self.run, self.subject.title, self.clusters)
+        return name_clusters(self.clusters, assignment, class_names, given)
+
+    def look(self, split: str | None = None, *, refined: bool = True) -> ClusterLook:
+        """Choose how the clusters look by their matching in a split; in the main one if None."""
+        block = choose_block(self.metrics, self.metrics["split"] if split is None else split)
+        final = block["assignment_crf"] if refined else None
+        return choose_look(
+            self.clusters,
+            block["assignment"] if final is None else final,
+            block["class_names"],
+            self.dataset.palette,
+            read_given_names(self.run, self.subject.title, self.clusters),
+        )
+
+    def read_labels(self, image: Image) -> NDArray[np.uint8]:
+        """Read the label map of an image; see :func:`read_labels`."""
+        return read_labels(self.run, self.subject, image, self.clusters)
+
+    def read_scores(
+        self, names: Collection[tuple[str, str]]
+    ) -> dict[tuple[str, str], dict[str, float]]:
+        """Read the scores of some images, by split and id, from ``images.parquet``."""
+        file, wanted = self._file("images.parquet"), set(names)
+        try:
+            rows = decode_table(file.read_bytes()).to_pylist()
+            return {
+                (row["split"], row["id"]): {k: v for k, v in row.items() if isinstance(v, float)}
+                for row in rows
+                if (row["split"], row["id"]) in wanted
+            }
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{file} cannot be read ({reason}); run {self.command} again."
+            ) from error
+
+    def _file(self, name: str) -> Path:
+        return self.run.report(self.subject.title) / name
 
 
-def describe_clusters(
-    run: RunDirectory, subject: Subject, split: str | None = None
-) -> tuple[ClusterName, ...]:
-    """Describe every cluster of a fit or head that was evaluated."""
-    clusters, assignment, class_names = read_matching(run, subject.title, split)
-    given = read_given_names(run, subject.title, clusters)
-    palette = read_manifest(run).open_dataset().palette
-    look = choose_look(clusters, assignment, class_names, palette, given)
-    matched = assignment or [None] * clusters
-    return tuple(map(ClusterName, look.names, look.colours, matched))
+def read_labels(
+    run: RunDirectory, subject: Subject, image: Image, clusters: int
+) -> NDArray[np.uint8]:
+    """Read the label map that was made of an image: clusters, uint8 [y, x], 255 where none is."""
+    file = resolve_inside(run.labels(subject.title), f"{image.split}/{image.id}.png")
+    try:
+        labels = read_label(file)
+        known = (labels < clusters) | (labels == IGNORE)
+        if labels.shape != (image.height, image.width) or not known.all():
+            raise ImageError(f"it is no label map of {image.path}")
+    except AccessError as error:
+        raise RunError(
+            f"the label map {file} cannot be read ({error}); "
+            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` again."
+        ) from error
+    except ImageError as error:
+        raise DamageError(
+            f"{file} is damaged ({error}); "
+            f"`primaps-pipe verify {run.quoted} --repair` makes it again."
+        ) from error
+    return labels.astype(np.uint8)
+
+
+def open_evaluation(
+    run: RunDirectory,
+    em: str | None,
+    head: str | None,
+    versions: Mapping[str, int] | None = None,
+) -> Evaluation:
+    """Open the evaluation of the fit or head that is meant, which must be fresh."""
+    subject = choose_subject(run.require(), em, head)
+    key = find_evaluation(run, subject)
+    return Evaluation(run, subject, require_fresh(run, key, versions))
+
+
+def find_evaluation(run: RunDirectory, subject: Subject) -> str:
+    """Return the key of the evaluation of a fit or head, which must have been begun."""
+    key = f"evaluate/{subject.title}"
+    if not run.has_been_run(key):
+        raise RunError(
+            f"{subject.key} in {run.path} has not been evaluated; "
+            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` first."
+        )
+    return key

@@ -21,78 +21,29 @@ from pipeline.storage.files import fingerprint
 if TYPE_CHECKING:
     import xarray
 
+# A store, and the name of an array in it.
+Place = tuple[Path, str]
 
-@dataclass(frozen=True, eq=False)
-class StoredRows:
-    """Some rows of a stored array; indexing it reads them."""
 
-    store: Path
-    name: str
-    numbers: NDArray[np.int64]
-    made: str
-
-    def describe(self) -> tuple[tuple[int, ...], np.dtype[Any], tuple[str, ...], dict[str, Any]]:
-        """Return shape, type, names of the axes and attributes, without reading a row."""
-        array = open_arrays(self.store, [self.name])[self.name]
-        metadata: Any = array.metadata
-        attributes = {k: v for k, v in array.attrs.asdict().items() if k != "checksum"}
-        shape = (len(self.numbers), *array.shape[1:])
-        return shape, array.dtype.newbyteorder("="), tuple(metadata.dimension_names), attributes
-
-    def count_by_shard(self) -> tuple[int, ...]:
-        """Count the rows that lie in each shard."""
-        shards = open_arrays(self.store, [self.name])[self.name].shards
-        rows = len(self.numbers) if shards is None else shards[0]
-        _, counts = np.unique(self.numbers // max(rows, 1), return_counts=True)
-        return tuple(counts.tolist()) or (0,)
-
-    def read(self, numbers: NDArray[np.int64] | None = None) -> NDArray[Any]:
-        """Read the rows, or those of some of their numbers."""
-        numbers = self.numbers if numbers is None else numbers
-        array = open_arrays(self.store, [self.name])[self.name]
-        out = np.empty((len(numbers), *array.shape[1:]), array.dtype.newbyteorder("="))
-        if not len(numbers):
-            return out
-        start, stop = int(numbers[0]), int(numbers[-1]) + 1
-        if stop - start == len(numbers):
-            return read_rows(array, start, stop, out)
-        take_rows(array, numbers, out)
+def read_stored(place: Place, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Read some rows of a stored array."""
+    array = open_arrays(place[0], [place[1]])[place[1]]
+    out = np.empty((len(numbers), *array.shape[1:]), array.dtype.newbyteorder("="))
+    if not len(numbers):
         return out
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Read what an index selects: a slice or a number of every axis, as dask asks for it."""
-        first, *others = index if isinstance(index, tuple) else (index,)
-        rows = self.read(np.atleast_1d(self.numbers[first]))
-        # one row that was asked for by its number has lost its axis
-        return rows[(0 if np.ndim(self.numbers[first]) == 0 else slice(None), *others)]
-
-
-def label_rows(rows: StoredRows, coordinates: Mapping[str, Sequence[Any]]) -> xarray.DataArray:
-    """Show rows of a stored array as a lazy, labelled array; a chunk is what one shard holds."""
-    xarray = import_xarray()
-    import dask.array
-
-    shape, dtype, dims, attributes = rows.describe()
-    name = f"{rows.name}-{fingerprint(str(rows.store), rows.made, rows.numbers.tolist())}"
-    values = dask.array.from_array(
-        _Shaped(rows, shape, dtype),
-        chunks=(rows.count_by_shard(), *((length,) for length in shape[1:])),
-        name=name,
-        asarray=False,
-        fancy=False,
-        meta=np.empty((0,) * len(shape), dtype),
-    )
-    labels = {dims[0]: rows.numbers} | {
-        key: (dims[0], np.asarray(values)) for key, values in coordinates.items()
-    }
-    return xarray.DataArray(values, dims=dims, coords=labels, attrs=attributes, name=rows.name)
+    start, stop = int(numbers[0]), int(numbers[-1]) + 1
+    if stop - start == len(numbers):
+        return read_rows(array, start, stop, out)
+    take_rows(array, numbers, out)
+    return out
 
 
 @dataclass(frozen=True, eq=False)
-class _Shaped:
-    """Rows with the shape and type that dask asks an array for."""
+class _Rows:
+    """Rows of a stored array as dask asks an array for them: indexing it reads."""
 
-    rows: StoredRows
+    place: Place
+    numbers: NDArray[np.int64]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -101,7 +52,44 @@ class _Shaped:
         return len(self.shape)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        return self.rows[index]
+        """Read what an index selects: a slice or a number of every axis."""
+        first, *others = index if isinstance(index, tuple) else (index,)
+        rows = read_stored(self.place, np.atleast_1d(self.numbers[first]))
+        # one row that was asked for by its number has lost its axis
+        return rows[(0 if np.ndim(self.numbers[first]) == 0 else slice(None), *others)]
+
+
+def label_rows(
+    place: Place,
+    numbers: NDArray[np.int64],
+    made: str,
+    coordinates: Mapping[str, Sequence[Any]],
+) -> xarray.DataArray:
+    """Show rows of an array as a lazy, labelled one; a chunk is what one shard holds of them.
+
+    ``made`` is the fingerprint of what was stored, ``coordinates`` say more of every row.
+    """
+    xarray = import_xarray()
+    import dask.array
+
+    store, name = place
+    array = open_arrays(store, [name])[name]
+    metadata: Any = array.metadata
+    attributes = {k: v for k, v in array.attrs.asdict().items() if k != "checksum"}
+    shape, dtype = (len(numbers), *array.shape[1:]), array.dtype.newbyteorder("=")
+    shard = len(numbers) if array.shards is None else array.shards[0]
+    _, counts = np.unique(numbers // max(shard, 1), return_counts=True)
+    values = dask.array.from_array(
+        _Rows(place, numbers, shape, dtype),
+        chunks=(tuple(counts.tolist()) or (0,), *((length,) for length in shape[1:])),
+        name=f"{name}-{fingerprint(str(store), made, numbers.tolist())}",
+        asarray=False,
+        fancy=False,
+        meta=np.empty((0,) * len(shape), dtype),
+    )
+    dims = tuple(metadata.dimension_names)
+    labels = {dims[0]: numbers} | {k: (dims[0], np.asarray(v)) for k, v in coordinates.items()}
+    return xarray.DataArray(values, dims=dims, coords=labels, attrs=attributes, name=name)
 
 
 def label_file(

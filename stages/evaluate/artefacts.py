@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets import Dataset
-from pipeline.errors import ImageError, RunError
+from pipeline.errors import RunError
 from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import read_frame, resize_labels
+from pipeline.run.frames import read_frame, read_truth, resize_labels
 from pipeline.run.ledger import inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.subject import Subject, name_subject
@@ -93,13 +93,8 @@ class Artefacts:
         path = self.manifest.label_path(image)
         if path is None:
             return None
-        truth = self.dataset.read_label(path)
-        if truth.shape != (image.height, image.width):
-            raise ImageError(
-                f"it is {truth.shape[1]} x {truth.shape[0]}, "
-                f"the image {image.width} x {image.height}"
-            )
         cover = self.cover(image)
+        truth = read_truth(self.dataset, path, image)
         return resize_labels(truth, *cover.resized)[cover.area]
 
     def read_features(self, image: Image) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.run.directory import RunDirectory
-from pipeline.run.subject import describe_clusters, name_subject
+from pipeline.run.subject import open_evaluation
 from tests.end_to_end.conftest import Invoke, hash_tree, list_times
 
 
@@ -76,8 +76,8 @@ def test_names_make_the_report_anew_and_nothing_else(run: Path, invoke: Invoke) 
     assert {row["state"] for row in rows} == {"fresh"}
     assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
     invoke("verify", run, "--no-progress")
-    described = describe_clusters(RunDirectory(run), name_subject("default", None))
-    assert described[0].name == "tarmac <b>"
+    described = open_evaluation(RunDirectory(run), "default", None)
+    assert described.look().names[0] == "tarmac <b>"
     (run / "names.yaml").write_text("[")
     assert "is not YAML" in json.loads(invoke("status", run, "--json").stdout)[-1]["reason"]
     (run / "names.yaml").unlink()

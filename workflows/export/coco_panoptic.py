@@ -115,7 +115,7 @@ def _write_json(
     segments: Iterator[list[dict[str, Any]]],
 ) -> None:
     """Write the JSON row by row: it may be larger than memory."""
-    description = f"pseudo-labels of {source.subject.key}, made by primaps-pipe"
+    description = f"pseudo-labels of {source.evaluation.subject.key}, made by primaps-pipe"
     categories = [
         {
             "id": number + 1,

@@ -158,8 +158,8 @@ def _write_card(source: Source) -> str:
         yaml.safe_dump(head, sort_keys=False).rstrip(),
         "---",
         "",
-        f"Pseudo-labels of {source.subject.key} on {source.dataset_name}, made by primaps-pipe "
-        "without human annotation. In `label` every pixel is a class; 255 = ignore.",
+        f"Pseudo-labels of {source.evaluation.subject.key} on {source.dataset_name}, made by "
+        "primaps-pipe without human annotation. In `label` every pixel is a class; 255 = ignore.",
         "",
         "| id | name | colour |",
         "|---|---|---|",

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from safetensors.numpy import load, save
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import read_record
-from pipeline.run.subject import describe_clusters, require_evaluated
+from pipeline.run.subject import open_evaluation
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import is_remote
 from stages import VERSIONS
@@ -112,12 +113,13 @@ def export_prototypes(
 def _gather(
     run: RunDirectory, em: str | None, head: str | None
 ) -> tuple[PrototypeFacts, dict[str, NDArray[np.float32]]]:
-    subject, record = require_evaluated(run, em, head, VERSIONS)
+    evaluation = open_evaluation(run, em, head, VERSIONS)
+    subject, settings, look = evaluation.subject, evaluation.record.settings, evaluation.look()
     artefacts = open_artefacts(
         run,
         subject.name if subject.kind == "em" else None,
         head=subject.name if subject.kind == "head" else None,
-        gain=record.settings["cosine_gain"],
+        gain=settings["cosine_gain"],
     )
     classifier = artefacts.classifiers[MAIN]
     tensors = {"prototypes": _array(classifier.prototypes)}
@@ -144,11 +146,13 @@ def _gather(
         logits=_name_logits(classifier.logits),
         gain=classifier.gain,
         head_channels=channels,
-        crf=record.settings["crf"],
+        crf=settings["crf"],
         crf_settings=CrfSettings(),
         clusters=tuple(
-            ClusterFacts(name=c.name, colour=c.colour, class_index=c.class_index)
-            for c in describe_clusters(run, subject)
+            ClusterFacts(name=name, colour=colour, class_index=matched)
+            for name, colour, matched in zip(
+                look.names, look.colours, look.classes or repeat(None), strict=False
+            )
         ),
     )
     return facts, tensors

@@ -1,6 +1,6 @@
 """What is exported: the label maps of one fit or head, under the numbers that were asked for.
 
-Names of exported files: safe on every file system, and never two images under one name.
+The files are named so that every file system takes them, and never two images alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,16 +18,13 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE, Dataset
 from pipeline.datasets.base import Colour, png_palette
-from pipeline.errors import DamageError, ImageError, UsageError
-from pipeline.images.decoding import read_label
+from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads, map_ahead
-from pipeline.run.ledger import StageRecord
-from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, describe_clusters, read_matching, require_evaluated
-from pipeline.storage.files import fingerprint, read_json
-from pipeline.storage.places import resolve_inside
+from pipeline.run.manifest import Image, Manifest
+from pipeline.run.subject import Evaluation, open_evaluation
+from pipeline.storage.files import fingerprint
 from pipeline.wording import did_you_mean
 from stages import VERSIONS
 
@@ -126,17 +122,13 @@ class Item:
 class Source:
     """The label maps of one fit or head."""
 
-    run: RunDirectory
-    subject: Subject
+    evaluation: Evaluation
     manifest: Manifest
     dataset: Dataset
-    record: StageRecord
     ids: str
     classes: tuple[ExportClass, ...]
-    clusters: int
     table: NDArray[np.uint8]
     splits: dict[str, str]
-    matched_on: str
 
     @property
     def dataset_name(self) -> str:
@@ -169,38 +161,21 @@ class Source:
 
     def read_labels(self, image: Image) -> NDArray[np.uint8]:
         """Read the label map of an image, uint8 [y, x], 255 = ignore."""
-        file = resolve_inside(self.run.labels(self.subject.title), f"{image.split}/{image.id}.png")
-        try:
-            clusters = read_label(file)
-        except ImageError as error:
-            raise self._damaged(file, str(error)) from error
-        if clusters.shape != (image.height, image.width) or clusters.dtype != np.uint8:
-            raise self._damaged(file, "it is not of its image's size")
-        labels = self.table[clusters]
-        unknown = (clusters >= self.clusters) & (clusters != IGNORE)
-        if unknown.any():
-            raise self._damaged(file, f"it holds cluster {int(clusters[unknown].max())}")
-        return labels
+        return self.table[self.evaluation.read_labels(image)]
 
     def describe(self) -> dict[str, Any]:
         """Describe the export, but for the format, as JSON: who gets the same gets one folder."""
         return {
-            "run": self.run.path.name,
-            "subject": self.subject.key,
+            "run": self.evaluation.run.path.name,
+            "subject": self.evaluation.subject.key,
             "dataset": self.dataset_name,
-            "labels": self.record.digest,
+            "labels": self.evaluation.record.digest,
             "images_listed": self.manifest.fingerprint,
             "ids": self.ids,
             "splits": self.splits,
             "classes": [[each.name, list(each.colour)] for each in self.classes],
             "table": fingerprint(self.table.tolist()),
         }
-
-    def _damaged(self, file: Path, reason: str) -> DamageError:
-        return DamageError(
-            f"{file} is damaged ({reason}); "
-            f"`primaps-pipe verify {self.run.quoted} --repair` makes it again."
-        )
 
 
 def open_source(
@@ -212,73 +187,59 @@ def open_source(
     ids: str,
 ) -> Source:
     """Open what is exported; parameters and errors as in ``job.export_run``."""
-    subject, record = require_evaluated(run, em, head, VERSIONS)
-    manifest = read_manifest(run)
-    dataset = manifest.open_dataset()
-    ids, table = _choose_ids(run, subject, ids)
+    evaluation = open_evaluation(run, em, head, VERSIONS)
+    ids, table = _choose_ids(evaluation, ids)
     return Source(
-        run=run,
-        subject=subject,
-        manifest=manifest,
-        dataset=dataset,
-        record=record,
+        evaluation=evaluation,
+        manifest=evaluation.manifest,
+        dataset=evaluation.dataset,
         ids=ids,
-        classes=_list_classes(run, subject, dataset, ids),
-        clusters=read_matching(run, subject.title)[0],
+        classes=_list_classes(evaluation, ids),
         table=table,
-        splits=name_splits(_choose_splits(run, subject, record, splits)),
-        matched_on=_read_main_split(run, subject),
+        splits=name_splits(_choose_splits(evaluation, splits)),
     )
 
 
-def _choose_splits(
-    run: RunDirectory, subject: Subject, record: StageRecord, given: Sequence[str]
-) -> list[str]:
-    labelled = list(record.settings["splits"])
+def _choose_splits(evaluation: Evaluation, given: Sequence[str]) -> list[str]:
+    labelled = list(evaluation.record.settings["splits"])
     for split in given:
         if split not in labelled:
             raise UsageError(
-                f"--split {split!r}: {subject.key} was evaluated on {', '.join(labelled)}"
-                f"{did_you_mean(split, labelled)}; `primaps-pipe evaluate {run.quoted}"
-                f"{subject.options} --split NAME` labels others."
+                f"--split {split!r}: {evaluation.subject.key} was evaluated on "
+                f"{', '.join(labelled)}{did_you_mean(split, labelled)}; "
+                f"{evaluation.command[:-1]} --split NAME` labels others."
             )
     return list(dict.fromkeys(given)) or labelled
 
 
-def _choose_ids(run: RunDirectory, subject: Subject, ids: str) -> tuple[str, NDArray[np.uint8]]:
-    clusters, assignment, _ = read_matching(run, subject.title)
+def _choose_ids(evaluation: Evaluation, ids: str) -> tuple[str, NDArray[np.uint8]]:
+    """Choose what the numbers stand for, and tabulate them, uint8 [256], by cluster."""
+    assignment, _ = evaluation.match()
     matched = assignment is not None and any(label is not None for label in assignment)
     if ids == "auto":
         ids = "classes" if matched else "clusters"
     if ids == "classes" and not matched:
         raise UsageError(
-            f"--ids classes: the clusters of {subject.key} are matched to no classes, for the "
-            "images have no label maps; take --ids clusters."
+            f"--ids classes: the clusters of {evaluation.subject.key} are matched to no classes, "
+            "for the images have no label maps; take --ids clusters."
         )
-    table = np.full(256, IGNORE, np.uint8)
+    clusters = range(evaluation.clusters)
     if ids == "clusters" or assignment is None:
-        table[:clusters] = np.arange(clusters)
-    else:
-        table[:clusters] = [IGNORE if label is None else label for label in assignment]
+        assignment = list(clusters)
+    table = np.full(256, IGNORE, np.uint8)
+    table[clusters] = [IGNORE if label is None else label for label in assignment]
     return ids, table
 
 
-def _read_main_split(run: RunDirectory, subject: Subject) -> str:
-    """Read which split's matching :func:`read_matching` gives."""
-    metrics = read_json(run.report(subject.title) / "metrics.json") or {}
-    return str(metrics.get("split", ""))
-
-
-def _list_classes(
-    run: RunDirectory, subject: Subject, dataset: Dataset, ids: str
-) -> tuple[ExportClass, ...]:
+def _list_classes(evaluation: Evaluation, ids: str) -> tuple[ExportClass, ...]:
+    names: Sequence[str]
+    colours: Sequence[Colour]
     if ids == "clusters":
-        described = describe_clusters(run, subject)
-        names = [each.name for each in described]
-        colours = [each.colour for each in described]
+        look = evaluation.look()
+        names, colours = look.names, look.colours
     else:
-        names = read_matching(run, subject.title)[2]
-        colours = list(dataset.palette[: len(names)])
+        names = evaluation.match()[1]
+        colours = evaluation.dataset.palette[: len(names)]
     # lists of names have a line for each
     lines = make_unique(" ".join(name.split()) for name in names)
     return tuple(map(ExportClass, lines, colours))
@@ -286,13 +247,14 @@ def _list_classes(
 
 def describe_ids(source: Source) -> str:
     """Say in one sentence what the numbers of the label maps stand for."""
-    count = len(source.classes)
+    count, key = len(source.classes), source.evaluation.subject.key
     if source.ids == "clusters":
-        return f"export: label maps hold the {count} clusters of {source.subject.key}; 255 = ignore"
-    unmatched = [k for k in range(source.clusters) if source.table[k] == IGNORE]
+        return f"export: label maps hold the {count} clusters of {key}; 255 = ignore"
+    unmatched = [k for k in range(source.evaluation.clusters) if source.table[k] == IGNORE]
     line = (
         f"export: label maps hold the {count} classes of {source.dataset_name}, to which the "
-        f"clusters of {source.subject.key} are matched on {source.matched_on}; 255 = ignore"
+        f"clusters of {key} are matched on {source.evaluation.metrics.get('split', '')}; "
+        "255 = ignore"
     )
     if unmatched:
         line += f", among it the clusters without a class ({', '.join(map(str, unmatched))})"
@@ -304,7 +266,7 @@ def map_items(
 ) -> Iterator[R]:
     """Apply a function to every image, in threads, a few ahead of the consumer; show progress."""
     threads = count_threads()
-    title = f"export {source.subject.key}"
+    title = f"export {source.evaluation.subject.key}"
     with screen.count(title, len(items), "images") as counter:
         for result in map_ahead(function, items, threads, 2 * threads):
             counter.advance()

@@ -9,9 +9,10 @@ from pipeline.datasets.base import Colour
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.storage.files import write_text
 from pipeline.storage.places import is_remote
-from stages import SETTINGS
+from stages import SETTINGS, VERSIONS
 from stages.outside import find_upstream_changes
 from stages.report.comparison.colours import Paint, choose_reference, list_legend, paint_looks
 from stages.report.comparison.common_images import (
@@ -20,7 +21,7 @@ from stages.report.comparison.common_images import (
     find_common,
     sample_common,
 )
-from stages.report.comparison.evaluated import Evaluated, name_columns, open_evaluated
+from stages.report.comparison.evaluated import name_columns
 from stages.report.comparison.gallery import Gallery, draw_gallery
 from stages.report.comparison.page import WRITER, Column, ComparisonContent, render_comparison
 from stages.report.comparison.pairwise import Pairwise, compare_labels
@@ -49,7 +50,7 @@ def compare_runs(
     if images < 0:
         raise UsageError(f"--images {images}: give 0 or more.")
     _check_file(out)
-    opened = [open_evaluated(run, em, head) for run, em, head in subjects]
+    opened = [open_evaluation(run, em, head, VERSIONS) for run, em, head in subjects]
     _check_subjects(opened)
     for entry in opened:
         _warn_of_changes(entry, screen)
@@ -57,7 +58,7 @@ def compare_runs(
     return out
 
 
-def _warn_of_changes(entry: Evaluated, screen: Screen) -> None:
+def _warn_of_changes(entry: Evaluation, screen: Screen) -> None:
     if changed := find_upstream_changes(entry.run, f"evaluate/{entry.subject.title}"):
         screen.warn(
             f"compare: {entry.subject.key} of {entry.run.path}: {changed.rstrip('.')}; what is "
@@ -76,7 +77,7 @@ def _check_file(out: Path) -> None:
         )
 
 
-def _check_subjects(opened: Sequence[Evaluated]) -> None:
+def _check_subjects(opened: Sequence[Evaluation]) -> None:
     if len(opened) < 2:
         raise UsageError(
             "there is only one fit to compare: give another run, or --em NAME more than once."
@@ -96,7 +97,9 @@ def _locate(run: RunDirectory) -> Path:
     return run.path if is_remote(run.path) else run.path.resolve()
 
 
-def build_comparison(opened: Sequence[Evaluated], images: int, screen: Screen) -> ComparisonContent:
+def build_comparison(
+    opened: Sequence[Evaluation], images: int, screen: Screen
+) -> ComparisonContent:
     """Gather what the page says; parameters and errors as in :func:`compare_runs`."""
     names = name_columns([(_locate(e.run), _name_subject(e)) for e in opened])
     common = find_common([entry.images for entry in opened])
@@ -107,7 +110,7 @@ def build_comparison(opened: Sequence[Evaluated], images: int, screen: Screen) -
     gallery = draw_gallery(opened, rows, pairs.differences, paints, reference, screen)
     main = next(iter(common.splits))
     block = opened[reference].metrics["splits"][main]
-    legend = list_legend(opened[reference].choose_look(main), block["class_names"])
+    legend = list_legend(opened[reference].look(main), block["class_names"])
     return ComparisonContent(
         title=f"Comparison of {_join(names)}",
         verdict=describe_verdict(names, opened, list(pairs.shares.values())),
@@ -129,10 +132,10 @@ def build_comparison(opened: Sequence[Evaluated], images: int, screen: Screen) -
 
 
 def _choose_paints(
-    opened: Sequence[Evaluated], pairs: Pairwise, splits: Sequence[str]
+    opened: Sequence[Evaluation], pairs: Pairwise, splits: Sequence[str]
 ) -> tuple[int, dict[str, list[Paint]]]:
     """Choose whose colours the others take, and the colours of every split."""
-    looks = {split: [entry.choose_look(split) for entry in opened] for split in splits}
+    looks = {split: [entry.look(split) for entry in opened] for split in splits}
     reference = choose_reference(looks[splits[0]])
     matchings = [pairs.find_matching(entry, reference) for entry in range(len(opened))]
     names = {split: [e.metrics["splits"][split]["class_names"] for e in opened] for split in splits}
@@ -141,13 +144,13 @@ def _choose_paints(
     }
 
 
-def _name_subject(entry: Evaluated) -> str:
+def _name_subject(entry: Evaluation) -> str:
     subject = entry.subject
     return subject.name if subject.kind == "em" else f"head {subject.name}"
 
 
 def _has_others(
-    opened: Sequence[Evaluated],
+    opened: Sequence[Evaluation],
     paints: Mapping[str, Sequence[Paint]],
     legend: Sequence[tuple[str, Colour]],
 ) -> bool:
@@ -161,7 +164,7 @@ def _has_others(
     )
 
 
-def _list_commands(opened: Sequence[Evaluated]) -> tuple[str, ...]:
+def _list_commands(opened: Sequence[Evaluation]) -> tuple[str, ...]:
     """List the commands that made all of them, those of a run that they share once."""
     found = [
         command
@@ -175,7 +178,7 @@ def _join(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _describe_column(name: str, entry: Evaluated) -> Column:
+def _describe_column(name: str, entry: Evaluation) -> Column:
     return Column(
         name=name,
         facts=(

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, StaleError
 from pipeline.progress import Screen
-from pipeline.run.frames import count_threads, map_ahead, read_frame, resize_labels
+from pipeline.run.frames import count_threads, map_ahead, read_frame, read_truth, resize_labels
 from pipeline.run.manifest import Image
+from pipeline.run.subject import Evaluation
 from stages.report.comparison.colours import Paint
 from stages.report.comparison.common_images import Name, Role
-from stages.report.comparison.evaluated import Evaluated
 from stages.report.comparison.page import ComparedImage
 from stages.report.gallery import colour_labels, make_thumbnail
 
@@ -33,7 +33,7 @@ class Gallery:
 
 
 def draw_gallery(
-    opened: Sequence[Evaluated],
+    opened: Sequence[Evaluation],
     rows: Mapping[Name, Role],
     differences: Mapping[Name, float],
     paints: Mapping[str, Sequence[Paint]],
@@ -57,7 +57,7 @@ def draw_gallery(
             photograph=_draw_photograph(opened, name, faults),
             truth=_draw_truth(opened[reference], name, truth_palette, faults),
             labels=tuple(
-                _draw_map(entry.read_labels(name), paint.palette)
+                _draw_map(entry.read_labels(entry.images[name]), paint.palette)
                 for entry, paint in zip(opened, paints[name[0]], strict=True)
             ),
             accuracy=tuple(_read_accuracy(found.get(name, {})) for found in scores),
@@ -94,7 +94,7 @@ def _take_turns(names: Sequence[Name]) -> list[Name]:
 
 
 def _draw_photograph(
-    opened: Sequence[Evaluated], name: Name, faults: list[tuple[str, str]]
+    opened: Sequence[Evaluation], name: Name, faults: list[tuple[str, str]]
 ) -> str | None:
     """Draw the photograph of the first evaluation that still has it."""
     for entry in opened:
@@ -111,14 +111,14 @@ def _draw_photograph(
 
 
 def _draw_truth(
-    entry: Evaluated, name: Name, palette: NDArray[np.uint8], faults: list[tuple[str, str]]
+    entry: Evaluation, name: Name, palette: NDArray[np.uint8], faults: list[tuple[str, str]]
 ) -> str | None:
     image = entry.images[name]
     path = entry.manifest.label_path(image)
     if path is None:
         return None
     try:
-        truth = entry.dataset.read_label(path)
+        truth = read_truth(entry.dataset, path, image)
     except ImageError as error:
         faults.append((str(image.label), str(error)))
         return None

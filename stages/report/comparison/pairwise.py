@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.progress import Screen
 from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.subject import Evaluation
 from stages.report.comparison.agreement import (
     PairCounts,
     add_pairs,
@@ -21,7 +22,6 @@ from stages.report.comparison.agreement import (
     pack_pairs,
 )
 from stages.report.comparison.common_images import Name
-from stages.report.comparison.evaluated import Evaluated
 
 Pair = tuple[int, int]  # the smaller number first
 
@@ -54,7 +54,9 @@ class Pairwise:
         return None if np.isnan(share) else share
 
 
-def compare_labels(opened: Sequence[Evaluated], chosen: Sequence[Name], screen: Screen) -> Pairwise:
+def compare_labels(
+    opened: Sequence[Evaluation], chosen: Sequence[Name], screen: Screen
+) -> Pairwise:
     """Compare the label maps of every two evaluations, pixel by pixel."""
     pairs = list(combinations(range(len(opened)), 2))
     totals = {
@@ -62,7 +64,7 @@ def compare_labels(opened: Sequence[Evaluated], chosen: Sequence[Name], screen: 
     }
 
     def count(name: Name) -> dict[Pair, PairCounts]:
-        maps = [entry.read_labels(name) for entry in opened]
+        maps = [entry.read_labels(entry.images[name]) for entry in opened]
         return {(a, b): count_pairs(maps[a], maps[b]) for a, b in pairs}
 
     threads = count_threads()

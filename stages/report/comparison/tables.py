@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.run.subject import Evaluation
 from stages.evaluate.artefacts import read_group_of
-from stages.report.comparison.evaluated import Evaluated, find_differences, list_settings
+from stages.report.comparison.evaluated import find_differences, list_settings
 from stages.report.comparison.page import Curves, Row, Table, Value, find_best
 from stages.report.content import make_curve
 from stages.report.page import Colour
@@ -28,18 +29,18 @@ _NAMES = frozenset({"em.name", "evaluate.em", "evaluate.head", "head.name", "enc
 _LONGEST_VALUE = 120
 
 
-def tabulate_scores(opened: Sequence[Evaluated]) -> tuple[Table, ...]:
+def tabulate_scores(opened: Sequence[Evaluation]) -> tuple[Table, ...]:
     """Put the scores of every split side by side."""
     return tuple(_tabulate_split(opened, split) for split in list_splits(opened))
 
 
-def list_splits(opened: Sequence[Evaluated]) -> list[str]:
+def list_splits(opened: Sequence[Evaluation]) -> list[str]:
     """List the splits that any evaluation scored: the one that matters most first."""
     primary = [str(entry.metrics["split"]) for entry in opened]
     return list(dict.fromkeys([*primary, *(s for entry in opened for s in entry.splits)]))
 
 
-def _tabulate_split(opened: Sequence[Evaluated], split: str) -> Table:
+def _tabulate_split(opened: Sequence[Evaluation], split: str) -> Table:
     blocks = [entry.metrics["splits"].get(split, {}) for entry in opened]
     rows = [Row("Images", _pick(blocks, "images"))]
     labelled = _pick(blocks, "labelled_images")
@@ -68,7 +69,7 @@ def _describe_images(blocks: Sequence[dict[str, Any]]) -> str:
     return "Every score is over the images of its own run, and these are not as many in all."
 
 
-def tabulate_classes(opened: Sequence[Evaluated]) -> tuple[Table, ...]:
+def tabulate_classes(opened: Sequence[Evaluation]) -> tuple[Table, ...]:
     """Put the IoU of every class side by side, for every split that has labels."""
     tables = []
     for split in list_splits(opened):
@@ -94,7 +95,7 @@ def _read_classes(block: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _list_colours(
-    opened: Sequence[Evaluated], blocks: Sequence[dict[str, Any]]
+    opened: Sequence[Evaluation], blocks: Sequence[dict[str, Any]]
 ) -> dict[str, Colour]:
     colours: dict[str, Colour] = {}
     for entry, block in zip(opened, blocks, strict=True):
@@ -104,7 +105,7 @@ def _list_colours(
     return colours
 
 
-def list_differences(opened: Sequence[Evaluated]) -> tuple[Row, ...]:
+def list_differences(opened: Sequence[Evaluation]) -> tuple[Row, ...]:
     """List the settings in which the evaluations differ, in the order of the stages."""
     settings = [list_settings(entry.run, f"evaluate/{entry.subject.title}") for entry in opened]
     return tuple(
@@ -125,7 +126,7 @@ def _show(value: Any) -> str | None:
 
 
 def describe_verdict(
-    names: Sequence[str], opened: Sequence[Evaluated], shares: Sequence[float]
+    names: Sequence[str], opened: Sequence[Evaluation], shares: Sequence[float]
 ) -> str:
     """Say in a sentence or two what the figures come to."""
     known = [share for share in shares if is_number(share)]
@@ -138,7 +139,7 @@ def describe_verdict(
     return _rank(names, opened) + agreement
 
 
-def _rank(names: Sequence[str], opened: Sequence[Evaluated]) -> str:
+def _rank(names: Sequence[str], opened: Sequence[Evaluation]) -> str:
     """Say which has the highest mean IoU, split by split."""
     told, scored = [], set()
     for split in list_splits(opened):
@@ -171,13 +172,13 @@ def _read_final(block: dict[str, Any]) -> float | None:
     return value if is_number(value) else None
 
 
-def draw_curves(name: str, entry: Evaluated) -> Curves:
+def draw_curves(name: str, entry: Evaluation) -> Curves:
     """Draw how a fit or head went."""
     curve = make_curve(*read_group_of(entry.run, entry.subject))
     plots = []
     if curve.loss:
         plots.append(("Loss", draw_loss(curve.loss, curve.unit)))
     if curve.usage:
-        colours = entry.choose_look(str(entry.metrics["split"])).colours
+        colours = entry.look(str(entry.metrics["split"])).colours
         plots.append(("Share of every cluster", draw_usage(curve.usage, colours, curve.unit)))
     return Curves(name, tuple(plots))

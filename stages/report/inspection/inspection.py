@@ -17,16 +17,22 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import resize_labels
 from pipeline.run.ledger import inspect_stage, read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, choose_look, choose_subject, read_given_names
+from pipeline.run.reader import find_image
+from pipeline.run.subject import (
+    Evaluation,
+    Subject,
+    choose_look,
+    choose_subject,
+    open_evaluation,
+    read_given_names,
+)
 from pipeline.storage.files import write_bytes
 from stages import VERSIONS
 from stages.crf import CrfSettings, choose_backend
 from stages.evaluate.artefacts import Artefacts, open_artefacts
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, label_images, take_clusters
-from stages.report.comparison.evaluated import Evaluated, open_evaluated
 from stages.report.inspection.drawing import draw_sheet
-from stages.report.inspection.lookup import find_image
 from stages.report.inspection.sheet import Labels, View, make_sheet
 
 _DEVICE = "auto"
@@ -79,7 +85,7 @@ class _Opened:
 
     artefacts: Artefacts
     subject: Subject | None
-    evaluated: Evaluated | None
+    evaluated: Evaluation | None
     notes: tuple[str, ...]
 
 
@@ -135,7 +141,7 @@ def _open(
     em, head = names.get("em"), names.get("head")
     evaluated, notes = None, []
     try:
-        evaluated = open_evaluated(run, em, head)
+        evaluated = open_evaluation(run, em, head, VERSIONS)
     except RunError as error:
         notes.append(_note_unevaluated(str(error)))
     else:
@@ -213,19 +219,19 @@ def _label(opened: _Opened, image: Image) -> Labels | None:
 
 
 def _read_labels(
-    artefacts: Artefacts, evaluated: Evaluated, image: Image, logits: Tensor
+    artefacts: Artefacts, evaluated: Evaluation, image: Image, logits: Tensor
 ) -> Labels:
     name, crf = (image.split, image.id), str(evaluated.metrics["crf"])
     cover = artefacts.cover(image)
     refined = None
     if crf != "none":
-        refined = resize_labels(evaluated.read_labels(name), *cover.resized)[cover.area]
+        refined = resize_labels(evaluated.read_labels(image), *cover.resized)[cover.area]
     return Labels(
         subject=evaluated.subject,
         plain=take_clusters(logits, cover.boxes, artefacts.size),
         refined=refined,
         crf=crf,
-        plain_look=evaluated.choose_look(image.split, refined=False),
-        final_look=evaluated.choose_look(image.split),
+        plain_look=evaluated.look(image.split, refined=False),
+        final_look=evaluated.look(image.split),
         scores=evaluated.read_scores([name]).get(name, {}),
     )

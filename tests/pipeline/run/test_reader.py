@@ -196,7 +196,7 @@ def test_unfinished_and_stale_stages_are_refused_with_the_command(
     invoke("masks", place, "--crf", "none", "--no-progress")
     assert run.proposals().shape[0] == len(run.windows())
     invoke("em", place, "--classes", 2, *FAST_EM, "--no-progress")
-    with pytest.raises(RunError, match=r"em/default has not been evaluated .*`primaps-pipe eval"):
+    with pytest.raises(RunError, match=r"em/default in .* has not been evaluated; run `primaps-"):
         run.labels(run.images[0].id)
     # the same object sees what has changed on disk meanwhile
     invoke("extract", place, "--limit", 3, "--no-progress")
@@ -237,7 +237,7 @@ def test_damage_is_refused_and_never_read_as_zeros(copied: Run) -> None:
         lazy.compute()
     label = copied.path / "labels" / copied.splits[0] / f"{ID}.png"
     label.write_bytes(label.read_bytes()[:100])
-    with pytest.raises(DamageError, match=r"is damaged .* run `primaps-pipe evaluate"):
+    with pytest.raises(DamageError, match=r"is damaged .* verify .* --repair` makes it again"):
         copied.labels(ID)
 
 

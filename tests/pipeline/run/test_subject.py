@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import StageRecord
 from pipeline.run.subject import (
+    Evaluation,
     Subject,
     choose_subject,
     name_clusters,
     parse_names,
-    read_cluster_names,
     read_given_names,
-    read_matching,
 )
 from pipeline.storage.files import write_json
 
@@ -160,8 +160,12 @@ def test_files_lie_beside_the_report(tmp_path: Path) -> None:
 
 def test_the_matching_is_that_of_the_final_labels(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
+
+    def read() -> Evaluation:
+        return Evaluation(run, Subject("em", "default"), StageRecord("evaluate", 1, {}, {}, [], {}))
+
     with pytest.raises(RunError, match="evaluate"):
-        read_matching(run, "default")
+        read().match()
     top = {
         "classes": 2,
         "class_names": ["sky", "road"],
@@ -172,13 +176,16 @@ def test_the_matching_is_that_of_the_final_labels(tmp_path: Path) -> None:
     none = {**plain, "assignment": None}
     metrics = {**top, "splits": {"val": top, "train": plain, "more": none}}
     write_json(run.report("default") / "metrics.json", metrics)
-    assert read_cluster_names(run, "default") == ("road", "sky")
-    assert read_cluster_names(run, "default", "train") == ("sky", "road")
-    assert read_cluster_names(run, "default", "more") == ("cluster 0", "cluster 1")
+    assert read().name_clusters() == ("road", "sky")
+    assert read().name_clusters("train") == ("sky", "road")
+    assert read().name_clusters("more") == ("cluster 0", "cluster 1")
     with pytest.raises(RunError, match="says nothing of split 'test'"):
-        read_cluster_names(run, "default", "test")
+        read().name_clusters("test")
     run.names_file("default").write_text("0: tarmac\n")
-    assert read_cluster_names(run, "default") == ("tarmac", "sky")
+    assert read().name_clusters() == ("tarmac", "sky")
     write_json(run.report("default") / "metrics.json", {"classes": 2})
+    with pytest.raises(RunError, match="is not what an evaluation writes"):
+        read().match()
+    write_json(run.report("default") / "metrics.json", {"classes": 2, "splits": {}})
     with pytest.raises(RunError, match="not written by this version"):
-        read_matching(run, "default")
+        read().match()

@@ -15,11 +15,11 @@ from PIL import Image
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.storage.files import read_json
 from stages.report.comparison.colours import Paint
 from stages.report.comparison.common_images import choose_rows
 from stages.report.comparison.comparison import build_comparison, compare_runs
-from stages.report.comparison.evaluated import Evaluated, open_evaluated
 from stages.report.comparison.gallery import draw_gallery
 from stages.report.comparison.page import ComparisonContent
 from tests.scenes import FAST_EM, Invoke, write_scenes
@@ -55,9 +55,9 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory, scenes: Path, invoke: I
     return run
 
 
-def open_both(run: Path, *more: Path) -> list[Evaluated]:
-    fits = [open_evaluated(RunDirectory(run), name, None) for name in ("default", "four")]
-    return [*fits, *(open_evaluated(RunDirectory(path), None, None) for path in more)]
+def open_both(run: Path, *more: Path) -> list[Evaluation]:
+    fits = [open_evaluation(RunDirectory(run), name, None) for name in ("default", "four")]
+    return [*fits, *(open_evaluation(RunDirectory(path), None, None) for path in more)]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_without_any_labels_there_is_still_something_to_see(
 ) -> None:
     invoke("em", unlabelled, "--classes", 3, "--method", "kmeans", "--name", "few", *FAST_EM, QUIET)
     invoke("evaluate", unlabelled, "--em", "few", "--crf", "none", QUIET)
-    opened = [open_evaluated(RunDirectory(unlabelled), n, None) for n in ("default", "few")]
+    opened = [open_evaluation(RunDirectory(unlabelled), n, None) for n in ("default", "few")]
     content = build_comparison(opened, 2, SCREEN)
     assert content.verdict.startswith("There are no labels to score these by")
     assert "agree on" in content.verdict
@@ -229,7 +229,7 @@ def test_a_label_map_of_something_else_is_refused(
     copy: Path, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     change_label(copy, change)
-    with pytest.raises(RunError, match=r"is no label map of .*evaluate .* --em four"):
+    with pytest.raises(RunError, match=r"labels-four.* is no label map of .* --repair`"):
         build_comparison(open_both(copy), 2, SCREEN)
 
 
@@ -243,12 +243,12 @@ def test_what_was_not_evaluated_is_refused(copy: Path, invoke: Invoke) -> None:
     run = RunDirectory(copy)
     invoke("em", copy, "--classes", 3, "--name", "new", *FAST_EM, QUIET)
     with pytest.raises(RunError, match=r"em/new in .* has not been evaluated; .* --em new` first"):
-        open_evaluated(run, "new", None)
+        open_evaluation(run, "new", None)
     invoke("em", copy, "--classes", 5, "--name", "four", "--method", "kmeans", *FAST_EM, QUIET)
     with pytest.raises(StaleError, match=r"evaluate/four is stale .* --em four` again"):
-        open_evaluated(run, "four", None)
+        open_evaluation(run, "four", None)
     with pytest.raises(UsageError, match="did you mean 'four'"):
-        open_evaluated(run, "fuor", None)
+        open_evaluation(run, "fuor", None)
 
 
 def test_one_alone_or_one_twice_is_refused(fits: Path, tmp_path: Path) -> None:

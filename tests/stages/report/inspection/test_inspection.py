@@ -11,8 +11,7 @@ from PIL import Image
 
 from pipeline.errors import RunError, StaleError, UsageError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.subject import read_matching
-from stages.report.comparison.evaluated import open_evaluated
+from pipeline.run.subject import open_evaluation
 from stages.report.gallery import RIGHT_COLOUR, WRONG_COLOUR
 from stages.report.inspection import inspection
 from stages.report.inspection.drawing import Sheet, draw_sheet
@@ -119,11 +118,11 @@ def test_an_evaluated_image_by_hand(finished: Path, tmp_path: Path, drawn: list[
     right = (labels == truth).all(axis=-1)
     assert (errors[right] == RIGHT_COLOUR).all()
     assert (errors[~right] == WRONG_COLOUR).all()
-    (name,) = [n for n in open_evaluated(run, None, None).images if n[1] == IMAGE]
-    scores = open_evaluated(run, None, None).read_scores([name])[name]
+    (name,) = [n for n in open_evaluation(run, None, None).images if n[1] == IMAGE]
+    scores = open_evaluation(run, None, None).read_scores([name])[name]
     assert dict(sheet.figures)["accuracy with CRF"] == f"{scores['accuracy_crf']:.1f} %"
     assert scores["accuracy_crf"] == pytest.approx(100 * right.mean(), abs=1)
-    _, assignment, _ = read_matching(run, "default")
+    assignment, _ = open_evaluation(run, None, None).match()
     assert assignment is not None
     for entry in sheet.legend:
         if "(cluster " in entry.name:
@@ -156,11 +155,11 @@ def test_a_split_that_was_not_evaluated_is_labelled_now(
     finished: Path, tmp_path: Path, drawn: list[Sheet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_other(*arguments: object) -> object:
-        entry = open_evaluated(RunDirectory(finished), None, None)
+        entry = open_evaluation(RunDirectory(finished), None, None)
         entry.metrics["splits"] = {"other": {}}
         return entry
 
-    monkeypatch.setattr(inspection, "open_evaluated", open_other)
+    monkeypatch.setattr(inspection, "open_evaluation", open_other)
     inspect_image(RunDirectory(finished), IMAGE, tmp_path / "a.png", em=None, head=None)
     assert "was not evaluated" in drawn[0].notes[0]
     assert "errors" not in list_captions(drawn[0])

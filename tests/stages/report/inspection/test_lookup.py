@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import ImageError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image, Manifest
-from stages.report.inspection.lookup import find_image
+from pipeline.run.reader import find_image
 
 RUN = RunDirectory(Path("runs/mine"))
 
@@ -95,5 +95,7 @@ def test_something_else_entirely_is_told_the_ways(manifest: Manifest) -> None:
 
 
 def test_a_rejected_image_says_why(manifest: Manifest) -> None:
-    with pytest.raises(RunError, match=r"train/broken was rejected: not an image; .*broken.jpg"):
+    with pytest.raises(
+        ImageError, match=r"'broken' was rejected by .*: not an image; .*broken.jpg"
+    ):
         find_image(RUN, manifest, "broken")
