@@ -127,7 +127,7 @@ def run_system(run: RunDirectory, system: System, dataset: str, seed: int) -> di
     """Fit a system with one seed and score it on val; return its scores and minutes."""
     classes = CLASSES[dataset]
     keys: list[str] = []
-    given: dict[str, Any] = {"splits": ("val",), "gallery": 0}
+    given: dict[str, Any] = {"splits": ("val",)}
     head = None
     if system.head is not None:
         head, settings = f"{system.head}-{seed}", dict(HEADS[system.head])

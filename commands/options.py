@@ -95,18 +95,19 @@ def settings_options(
     settings: type[StageSettings],
     types_by_name: Mapping[str, click.ParamType] | None = None,
     *,
+    names: Sequence[str] | None = None,
     section: str = WHAT,
     sections: Mapping[str, str] | None = None,
     completers: Mapping[str, Completer] | None = None,
 ) -> Callable[[C], C]:
-    """Give a command one option per field of a settings class.
+    """Give a command one option per field of a settings class, or for some of them.
 
     An option that is not given stays out of the settings: what ``run.yaml`` remembers, or else the
     class's default, holds.
     """
 
     def decorate(command: C) -> C:
-        for name in reversed(settings.model_fields):
+        for name in reversed(names or tuple(settings.model_fields)):
             kind = (types_by_name or {}).get(name)
             complete = (completers or {}).get(name)
             place = section if field_extra(settings, name, "affects_output") else HOW

@@ -39,6 +39,7 @@ from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
 from pipeline.storage.places import PlaceType
 from pipeline.wording import count_of, show_bytes, show_controls, show_seconds
+from stages import FOLLOWED_BY
 from stages.status import StageStatus
 
 COLOURS = {"fresh": "green", "stale": "yellow", "incomplete": "yellow", "missing": "bright_black"}
@@ -79,7 +80,9 @@ def print_status(rows: Sequence[StageStatus], run: RunDirectory) -> None:
 
 def _name_command(condition: Condition, run: RunDirectory) -> str:
     """Return the command that brings a stage up to date."""
-    verb, options = condition.key.partition("/")[0], ""
+    stage, options = condition.key.partition("/")[0], ""
+    # one that follows another has its verb
+    verb = next((verb for verb, other in FOLLOWED_BY.items() if other == stage), stage)
     if condition.record is not None:
         verb, options = condition.record.command, condition.record.options
     return f"primaps-pipe {verb} {run.quoted}{options}"

@@ -175,9 +175,10 @@ def em(run: Path, forget: bool, execution: Execution, screen: Screen, **options:
 @settings_options(
     SETTINGS["evaluate"],
     CRF,
-    sections=_sort("evaluate", ("em", "head", "splits", "crf", "linear_probe", "gallery")),
+    sections=_sort("evaluate", ("em", "head", "splits", "crf", "linear_probe")),
     completers={"em": complete_fits, "head": complete_heads},
 )
+@settings_options(SETTINGS["report"], names=("gallery",))
 @FORGET
 @execution_options
 def evaluate(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
@@ -186,7 +187,12 @@ def evaluate(run: Path, forget: bool, execution: Execution, screen: Screen, **op
     The fourth stage: needs a fit of em, or a head.
     """
     given = given_settings(SETTINGS["evaluate"], options)
-    record = run_one("evaluate", run, given, forget=forget, execution=execution, screen=screen)
+    how: dict[str, Any] = {"forget": forget, "execution": execution, "screen": screen}
+    record = run_one("evaluate", run, given, **how)
+    if record is not None:
+        subject = {n: record.settings[n] for n in ("em", "head") if record.settings[n]}
+        shown = given_settings(SETTINGS["report"], options)
+        record = run_one("report", run, {**shown, **subject}, **how)
     if record is not None:
         place = RunDirectory(run)
         title = name_subject(record.settings["em"], record.settings["head"]).title

@@ -6,7 +6,8 @@
     head       features             -> a small network on them         stages/head/ (optional)
     encode     features, head       -> codes           stages/head/ (optional)
     em         features or codes, proposals -> prototypes      stages/em/
-    evaluate   prototypes, features or codes -> label PNGs, metrics, report   stages/evaluate/
+    evaluate   prototypes, features or codes -> label PNGs, metrics      stages/evaluate/
+    report     labels, metrics, and all before them -> a page to look at     stages/report/
 
 A stage plans its shards, prepares its arrays, computes shards one by one, and finishes; what that
 means is in ``pipeline.run.stage``. The dense CRF, which masks and evaluate call, is in
@@ -33,6 +34,7 @@ from stages.evaluate.settings import EvaluateSettings
 from stages.extract.settings import ExtractSettings, ViewSettings
 from stages.head.settings import EncodeSettings, HeadSettings
 from stages.masks.settings import MaskSettings
+from stages.report.settings import ReportSettings
 
 SETTINGS: dict[str, type[StageSettings]] = {
     "extract": ExtractSettings,
@@ -42,10 +44,14 @@ SETTINGS: dict[str, type[StageSettings]] = {
     "encode": EncodeSettings,
     "em": EmSettings,
     "evaluate": EvaluateSettings,
+    "report": ReportSettings,
 }
 
 # Stages that a run may do without.
 OPTIONAL = frozenset({"views", "head", "encode"})
+
+# A verb that runs its own stage, and then another that has the rest of its options.
+FOLLOWED_BY = {"evaluate": "report"}
 
 _CLASSES = {
     "extract": ("stages.extract.stage", "Extract"),
@@ -55,6 +61,7 @@ _CLASSES = {
     "encode": ("stages.head.encode_stage", "Encode"),
     "em": ("stages.em.stage", "Em"),
     "evaluate": ("stages.evaluate.stage", "Evaluate"),
+    "report": ("stages.report.stage", "Report"),
 }
 
 VERSIONS = {name: settings.version for name, settings in SETTINGS.items()}
@@ -74,11 +81,20 @@ def run_stage(
     return run_any_stage(load_stage(name), run, settings, execution, screen, VERSIONS)
 
 
+def share_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a verb that are for its own stage, or the one that follows."""
+    own = SETTINGS[name].model_fields
+    if name in FOLLOWED_BY.values():
+        return {key: value for key, value in given.items() if key in own}
+    others = SETTINGS[FOLLOWED_BY[name]].model_fields if name in FOLLOWED_BY else {}
+    return {key: value for key, value in given.items() if key in own or key not in others}
+
+
 def recall_settings(
     name: str, run: RunDirectory, given: Mapping[str, Any], *, forget: bool
 ) -> StageSettings:
     """Build a stage's settings: its defaults, what was given to it before, what is given now."""
     before: dict[str, Any] = {}
     if not forget:
-        before = run.read_given(load_stage(name).choose_key(run, given))
+        before = share_settings(name, run.read_given(load_stage(name).choose_key(run, given)))
     return make_settings(SETTINGS[name], name, before, given)

@@ -160,7 +160,7 @@ def _check_layout(run: RunDirectory) -> str:
 
 def needs_extract(run: RunDirectory, key: str) -> bool:
     """Whether a stage is stale for want of a new listing, while the features stay as they are."""
-    if not key.startswith("evaluate/"):
+    if not key.startswith(("evaluate/", "report/")):
         return False
     try:
         return bool(describe_new_classes(read_manifest(run)))
@@ -180,9 +180,9 @@ def describe_new_classes(manifest: Manifest) -> str:
 
 
 def find_other_names(run: RunDirectory, key: str, record: StageRecord) -> str:
-    """Say whether the user names clusters otherwise than the report of an evaluation does."""
+    """Say whether the user names clusters otherwise than a report does."""
     stage, _, title = key.partition("/")
-    if stage != "evaluate":
+    if stage != "report":
         return ""
     file = run.names_file(title).name
     try:

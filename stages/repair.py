@@ -14,7 +14,7 @@ from pipeline.run.verification import Damage
 from pipeline.settings import StageSettings, make_settings
 from pipeline.storage.arrays import consolidate
 from pipeline.storage.files import confine_writes, remove_file, write_bytes
-from stages import SETTINGS, load_stage, run_stage
+from stages import SETTINGS, load_stage, run_stage, share_settings
 
 
 def repair_run(
@@ -123,7 +123,7 @@ def _read_settings(run: RunDirectory, key: str) -> StageSettings:
     resolved = run.read_settings(key)
     if not resolved:
         raise RunError(f"{run.settings_file} knows nothing of {key}; run the stage again.")
-    settings = make_settings(SETTINGS[name], name, resolved)
+    settings = make_settings(SETTINGS[name], name, share_settings(name, resolved))
     given = set(run.read_given(key))
     return settings.model_construct(_fields_set=given, **dict(settings))
 

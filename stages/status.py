@@ -119,9 +119,11 @@ def list_artefacts(run: RunDirectory, key: str) -> list[Path]:
         return sorted(extra) if stage == "views" else [run.masks]
     if not name:
         return []
+    report = run.report(name)
     return {
         "head": [run.heads / name],
         "encode": [run.codes(name)],
         "em": [run.em / name],
-        "evaluate": [run.labels(name), run.report(name)],
+        "evaluate": [run.labels(name), report / "metrics.json", report / "images.parquet"],
+        "report": [report / "index.html"],
     }[stage]

@@ -15,7 +15,16 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import StageRecord, inspect_stage
 from pipeline.settings import StageSettings, describe_changes, make_settings, show_value
 from pipeline.wording import count_of, did_you_mean
-from stages import OPTIONAL, SETTINGS, VERSIONS, load_stage, recall_settings, run_stage
+from stages import (
+    FOLLOWED_BY,
+    OPTIONAL,
+    SETTINGS,
+    VERSIONS,
+    load_stage,
+    recall_settings,
+    run_stage,
+    share_settings,
+)
 
 Recipe = dict[str, dict[str, Any]]
 
@@ -87,6 +96,10 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
     layers: dict[str, tuple[dict[str, Any], ...]] = {
         stage: (recipe.get(stage, {}), changes.get(stage, {})) for stage in SETTINGS
     }
+    for verb, following in FOLLOWED_BY.items():
+        shared = tuple(share_settings(following, layer) for layer in layers[verb])
+        layers[following] = (*shared, *layers[following])
+        layers[verb] = tuple(share_settings(verb, layer) for layer in layers[verb])
     named = recipe.keys() | changes.keys()
     if "head" in named:
         head = make_settings(SETTINGS["head"], "head", *layers["head"]).model_dump()
@@ -102,6 +115,8 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
     if given["em"] is None and given["head"] is None:
         # the recipe's own fit, whatever other fits the run holds
         settings["evaluate"] = evaluate.replace(em=settings["em"].model_dump()["name"])
+    subject = settings["evaluate"].model_dump(include={"em", "head"})
+    settings["report"] = settings["report"].replace(**subject)
     return settings
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
@@ -18,7 +18,7 @@ import click
 from cli import main
 from commands.verbs import find_section, sort_sections
 from pipeline.settings import StageSettings, field_extra, option_name
-from stages import SETTINGS
+from stages import FOLLOWED_BY, SETTINGS
 
 _PLACE = re.compile(r"^<!-- (settings|command|formats|events)(?:: ([a-z]+))? -->$", re.MULTILINE)
 _NOTE = re.compile(r"\s*\[([^]]*)\]$")
@@ -59,21 +59,26 @@ def make_table(kind: str, name: str | None) -> str:
 
 def list_settings(stage: str) -> Iterator[str]:
     """Yield the tables of a stage's settings, in the sections that ``--help`` has them in."""
-    settings = SETTINGS[stage]
+    own = [SETTINGS[name] for name in (stage, FOLLOWED_BY.get(stage)) if name]
     command, context = open_command(VERBS.get(stage, stage))
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, list[tuple[str, type[StageSettings]]]] = {}
     for parameter in command.get_params(context):
-        if parameter.name in settings.model_fields:
-            sections.setdefault(find_section(parameter), []).append(parameter.name)
+        for settings in own:
+            if parameter.name in settings.model_fields:
+                rows = sections.setdefault(find_section(parameter), [])
+                rows.append((parameter.name, settings))
+                break
     head = ("option", "values", "default", "what it says", "changes the output")
     for section in sort_sections(sections):
         yield f"*{section}*"
-        yield join_table(head, settings_rows(settings, sections[section]))
+        yield join_table(head, settings_rows(sections[section]))
 
 
-def settings_rows(settings: type[StageSettings], names: list[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of some settings of a stage."""
-    for name in names:
+def settings_rows(
+    chosen: Iterable[tuple[str, type[StageSettings]]],
+) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of some settings, each with the class that it is in."""
+    for name, settings in chosen:
         field = settings.model_fields[name]
         kind, bounds = describe_values(field.annotation)
         limits = [*bounds, *_limits(field.metadata)]
@@ -115,7 +120,7 @@ def open_command(name: str) -> tuple[click.Command, click.Context]:
 def command_rows(name: str) -> Iterator[tuple[str, ...]]:
     """Yield the cells of a verb's arguments and options, its stage's settings left out."""
     command, inner = open_command(name)
-    taken = {"extract": ("extract", "views"), "head": ("head",)}.get(name, (name,))
+    taken = {"extract": ("extract", "views")}.get(name, (name, FOLLOWED_BY.get(name, name)))
     left_out = {field for stage in taken if stage in SETTINGS for field in _fields(stage)}
     for parameter in command.get_params(inner):
         if parameter.name in left_out or parameter.name == "help":

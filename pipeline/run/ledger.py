@@ -254,6 +254,20 @@ def list_upstream(run: RunDirectory, key: str) -> list[str]:
     return list(dict.fromkeys([*nearest, *deeper]))
 
 
+def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
+    """List the records of all that a stage was made from, each after those that it reads."""
+    records: dict[str, StageRecord] = {}
+
+    def visit(key: str) -> None:
+        record = read_record(run, key)
+        for source in record.inputs:
+            visit(source)
+        records.setdefault(key, record)
+
+    visit(key)
+    return records
+
+
 def list_files(run: RunDirectory, written: Sequence[Stored]) -> Files:
     """Name the files below the run, as they were written last."""
     inside = (stored for stored in written if stored.path.is_relative_to(run.path))

@@ -199,8 +199,9 @@ def _compute_pending(
     execution: Execution,
     screen: Screen,
 ) -> None:
+    here = execution.scheduler is None and (execution.inline or stage.shares_work(settings))
     # another process may have another working folder
-    place = RunDirectory(run.path.absolute())
+    place = run if here else RunDirectory(run.path.absolute())
     permit = _PERMIT.get()
     calls = [(stage, place, settings, number, plan.shards[number], permit) for number in pending]
     total = sum(plan.shards[number].items for number in pending)

@@ -149,6 +149,11 @@ def read_group_of(
     return read_group(run.em if subject.kind == "em" else run.heads, subject.name)
 
 
+def label_file(folder: Path, image: Image) -> Path:
+    """Return where the label map of an image lies."""
+    return folder / image.split / f"{image.id}.png"
+
+
 def fingerprint_image(manifest: Manifest, image: Image) -> tuple[Any, ...]:
     """Return what tells an image, its windows and its label map from others, JSON-able."""
     boxes = [window.box for window in manifest.windows_of(image)]

@@ -204,6 +204,20 @@ def decode_scores(content: bytes) -> list[dict[str, Any]]:
     return rows
 
 
+def read_scores(content: bytes, splits: Iterable[str]) -> dict[str, ImageScores]:
+    """Read ``images.parquet`` as it was written from the scores of some splits."""
+    rows = decode_scores(content)
+    found = {}
+    for split in splits:
+        own = [row for row in rows if row["split"] == split]
+        columns: dict[str, Any] = {"images": np.array([row["image"] for row in own], np.int64)}
+        for field in fields(ImageScores)[1:]:
+            kind = np.int64 if field.name == "labelled_pixels" else np.float64
+            columns[field.name] = np.array([row[field.name] for row in own], kind)
+        found[split] = ImageScores(**columns)
+    return found
+
+
 def _decode(content: bytes) -> pa.Table:
     try:
         return decode_table(content)
@@ -225,6 +239,11 @@ Confusions = tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
 def counts_file(run: RunDirectory, subject: Subject, shard: int) -> Path:
     """Return where the counts of the images of one shard lie."""
     return run.state(f"evaluate/{subject.title}") / "images" / f"{shard:06d}.parquet"
+
+
+def left_out_file(run: RunDirectory, subject: Subject) -> Path:
+    """Return where it is noted which label maps could not be read, and why."""
+    return run.state(f"evaluate/{subject.title}") / "left_out.json"
 
 
 def count_image(

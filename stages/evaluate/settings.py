@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipeline.run.subject import Subject, name_subject
 from pipeline.settings import StageSettings, execution_setting, setting
 
 
 class EvaluateSettings(StageSettings):
-    """What is labelled, how it is refined, and what the report shows."""
+    """What is labelled, and how it is refined."""
 
     version: ClassVar[int] = 4
 
@@ -37,21 +37,9 @@ class EvaluateSettings(StageSettings):
     linear_probe_sample: int = setting(
         1024, "windows that the linear probe is trained on, at most; drawn, always the same", ge=1
     )
-    gallery: int = setting(
-        12,
-        "images of each split that the report shows: the worst, the best and an even sample; with "
-        "0 it shows no cut-outs of the clusters either",
-        ge=0,
-    )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
 
     @property
     def subject(self) -> Subject:
         """The fit or head that is evaluated; one of them has to be named."""
         return name_subject(self.em, self.head)
-
-    def label_settings(self) -> dict[str, Any]:
-        """Return the settings that change labels and scores, and not what is shown of them."""
-        values = self.output_settings()
-        del values["gallery"]
-        return values

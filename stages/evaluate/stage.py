@@ -1,4 +1,4 @@
-"""The evaluate stage: prototypes and cached features -> label PNGs, metrics, report."""
+"""The evaluate stage: prototypes and cached features -> label PNGs and metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.images.labels import remove_other_labels, write_label
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import shard_ranges
-from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, inspect_stage, read_record
+from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.subject import choose_subject, read_given_names
@@ -27,11 +27,10 @@ from pipeline.storage.files import (
     note_file,
     write_bytes,
     write_json,
-    write_text,
 )
 from pipeline.wording import count_of
 from stages.crf import CrfSettings, choose_backend
-from stages.evaluate.artefacts import Artefacts, fingerprint_image
+from stages.evaluate.artefacts import Artefacts, fingerprint_image, label_file
 from stages.evaluate.counts import (
     Confusions,
     ImageCounts,
@@ -39,6 +38,7 @@ from stages.evaluate.counts import (
     counts_file,
     encode_counts,
     encode_scores,
+    left_out_file,
     score_images,
 )
 from stages.evaluate.metrics import Tally, describe_metrics, summarise_splits, unpack_tally
@@ -54,6 +54,7 @@ from stages.evaluate.probe import (
     write_probe,
 )
 from stages.evaluate.settings import EvaluateSettings
+from stages.evaluate.unusual import count_unusual
 from stages.labelling import (
     MAIN,
     Labelling,
@@ -64,17 +65,11 @@ from stages.labelling import (
 from stages.outside import (
     CLASSES,
     LABELS,
-    NAMES,
     describe_new_classes,
     fingerprint_classes,
     fingerprint_ids,
     fingerprint_labels,
 )
-from stages.report.budget import fit_page
-from stages.report.counts import count_unusual
-from stages.report.document import render_report
-from stages.report.exhibition import build_content, label_file
-from stages.report.reproduction import list_sources
 
 # Label map, the labels it is drawn from, the truth or why it cannot be read, and what the other
 # classifiers say of an image that has one.
@@ -83,7 +78,7 @@ _Labelled = tuple[_Map, Labelling, _Map | ImageError | None, dict[str, _Map]]
 
 
 class Evaluate(Stage[EvaluateSettings]):
-    """Prototypes, the features or codes that they fit, images -> ``labels/`` and ``report/``."""
+    """Prototypes, the features or codes that they fit, images -> ``labels/`` and metrics."""
 
     name: ClassVar[str] = "evaluate"
     unit: ClassVar[str] = "images"
@@ -137,7 +132,7 @@ class Evaluate(Stage[EvaluateSettings]):
         base = fingerprint(
             self.name,
             self.version,
-            settings.label_settings(),
+            settings.output_settings(),
             made,
             CrfSettings().model_dump(),
             probe,
@@ -154,17 +149,8 @@ class Evaluate(Stage[EvaluateSettings]):
             "dataset": manifest.dataset,
             "class_names": list(names),
         }
-        # other names make the report anew, and nothing else
-        clusters = open_named(run, settings).clusters
-        if given := read_given_names(run, settings.subject.title, clusters):
-            facts[NAMES] = {str(k): given[k] for k in sorted(given)}
-            old = Ledger(run.state(self.key(settings))).read_stage()
-            if old and _is_named_before(old, settings.subject.key, made, facts[NAMES]):
-                screen.warn(
-                    f"{run.names_file(settings.subject.title)} was written for an earlier "
-                    f"{settings.subject.key}, whose numbers stood for other clusters: "
-                    "look whether its names still fit."
-                )
+        # names that are none are refused before anything is done
+        read_given_names(run, settings.subject.title, open_named(run, settings).clusters)
         if probe:
             facts["linear_probe"] = probe
         labels = fingerprint_labels(manifest, settings.splits)
@@ -232,6 +218,12 @@ class Evaluate(Stage[EvaluateSettings]):
             "device": resolve_device(settings.device).type,
         }
 
+    def find(
+        self, run: RunDirectory, settings: EvaluateSettings, records: dict[int, ShardRecord]
+    ) -> str:
+        """Return a fingerprint of the classes that the clusters are matched to."""
+        return fingerprint_classes(read_manifest(run))
+
     def finish(
         self,
         run: RunDirectory,
@@ -239,7 +231,7 @@ class Evaluate(Stage[EvaluateSettings]):
         records: dict[int, ShardRecord],
         screen: Screen,
     ) -> list[str]:
-        """Match clusters to classes over each split, and write metrics and report."""
+        """Match clusters to classes over each split, and write the metrics."""
         artefacts = open_with_probe(run, settings)
         manifest, title = artefacts.manifest, artefacts.subject.title
         folder = run.labels(title)
@@ -252,32 +244,19 @@ class Evaluate(Stage[EvaluateSettings]):
         unreadable = _collect_unreadable(run, settings, records)
         metrics = _summarise_records(settings, artefacts, records)
         metrics["counts"] = _count_unusual(run, settings, manifest, records, unreadable)
-        warnings = [
-            f"label map of {path} is left out of the scores: {reason}"
-            for path, reason in unreadable.items()
-        ]
-        if warnings:
-            more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""
-            screen.warn(f"{warnings[0]}{more}")
+        for path, reason in list(unreadable.items())[:1]:
+            more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+            screen.warn(f"label map of {path} is left out of the scores: {reason}{more}")
+        write_json(left_out_file(run, artefacts.subject), unreadable)
         report = run.report(title)
         write_json(report / "metrics.json", metrics)
         scores = score_images(run, artefacts.subject, metrics["splits"], records, manifest.images)
         names = [image.id for image in manifest.images]
         write_bytes(report / "images.parquet", encode_scores(scores, names))
-        content = build_content(artefacts, settings, metrics, scores, warnings)
-        write_text(report / "index.html", fit_page(content, render_report))
         return [
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
-            f"evaluate: report in {report / 'index.html'}",
         ]
-
-
-def _is_named_before(
-    old: StageRecord, fit: str, made: Mapping[str, str], given: Mapping[str, str]
-) -> bool:
-    """Whether names that an earlier evaluation used already stand for another fit now."""
-    return old.inputs.get(fit, made[fit]) != made[fit] and old.facts.get(NAMES) == given
 
 
 def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) -> list[Image]:

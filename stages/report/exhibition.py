@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, RunError
 from pipeline.images.decoding import read_label
+from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
-from pipeline.run.subject import ClusterLook, choose_block, choose_look, read_given_names
+from pipeline.run.subject import ClusterLook, Subject, choose_block, choose_look, read_given_names
+from pipeline.storage.files import read_json
 from stages import SETTINGS
-from stages.evaluate.artefacts import Artefacts, read_group_of
-from stages.evaluate.counts import ImageScores
-from stages.evaluate.settings import EvaluateSettings
+from stages.evaluate.artefacts import Artefacts, label_file, open_artefacts, read_group_of
+from stages.evaluate.counts import ImageScores, left_out_file, read_scores
 from stages.labelling import MAIN, take_clusters
 from stages.report.budget import choose_side, shorten_lines, shorten_settings, take_within
 from stages.report.cards import make_cards
@@ -30,6 +31,7 @@ from stages.report.gallery import FeatureColours, fit_feature_colours
 from stages.report.page import GalleryItem, ReportContent, Role
 from stages.report.reproduction import list_commands
 from stages.report.sample import Choice, choose_images, rank_choices, sample_evenly
+from stages.report.settings import ReportSettings
 from stages.report.suggestions import suggest_steps
 
 # Images and positions that the colours of features are fitted to.
@@ -37,21 +39,26 @@ _COLOURED_IMAGES = 48
 _COLOURED_POSITIONS = 65_536
 
 
-def build_content(
-    artefacts: Artefacts,
-    settings: EvaluateSettings,
-    metrics: dict[str, Any],
-    scores: Mapping[str, ImageScores],
-    warnings: list[str],
-) -> ReportContent:
+def build_content(run: RunDirectory, settings: ReportSettings) -> ReportContent:
     """Gather what the report says."""
-    run, manifest = artefacts.run, artefacts.manifest
+    subject = settings.subject
+    evaluated = read_record(run, f"evaluate/{subject.title}").settings
+    artefacts = open_artefacts(run, settings.em, head=settings.head, gain=evaluated["cosine_gain"])
+    metrics = _read_file(run, subject, "metrics.json", json.loads)
+    scores = _read_file(
+        run, subject, "images.parquet", lambda content: read_scores(content, metrics["splits"])
+    )
+    warnings = [
+        f"label map of {path} is left out of the scores: {reason}"
+        for path, reason in (read_json(left_out_file(run, subject)) or {}).items()
+    ]
+    manifest = artefacts.manifest
     facts = read_record(run, "extract").facts
     given = read_given_names(run, artefacts.subject.title, artefacts.clusters)
     gallery, sample_note = _build_gallery(artefacts, settings, metrics, scores, given)
     typical = Typical({}, "")
     if settings.gallery:
-        typical = gather_typical(artefacts, settings.splits)
+        typical = gather_typical(artefacts, list(scores))
     look = _choose_looks(artefacts, metrics, metrics["split"], given)[1]
     prototypes = artefacts.classifiers[MAIN].prototypes.float().numpy()
     rejected = [f"{i.path} was rejected: {i.reason}" for i in manifest.rejected]
@@ -92,16 +99,30 @@ def build_content(
     )
 
 
+def _read_file(
+    run: RunDirectory, subject: Subject, name: str, decode: Callable[[bytes], Any]
+) -> Any:
+    """Read a file that ``evaluate`` wrote beside the page."""
+    file = run.report(subject.title) / name
+    command = f"`primaps-pipe evaluate {run.quoted}{subject.options}`"
+    try:
+        return decode(file.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{file} is gone; run {command} again.") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error}); run {command} again.") from error
+
+
 def _build_gallery(
     artefacts: Artefacts,
-    settings: EvaluateSettings,
+    settings: ReportSettings,
     metrics: Mapping[str, Any],
     scores: Mapping[str, ImageScores],
     given: Mapping[int, str],
 ) -> tuple[tuple[GalleryItem, ...], str]:
     """Show the images that are chosen of every split, as long as there is room; say which."""
     images = artefacts.manifest.images
-    splits = list(settings.splits)
+    splits = list(scores)
     choices = [_choose_images(artefacts, scores[split], settings.gallery) for split in splits]
     order = rank_choices(choices)
     if not order:
@@ -117,7 +138,7 @@ def _build_gallery(
         exhibit = gather_exhibit(
             artefacts,
             images[scores[split].images[position]],
-            refined=settings.crf != "none",
+            refined=metrics["crf"] != "none",
             device=settings.device,
         )
         values = scores[split].read(position)
@@ -237,8 +258,3 @@ def _choose_looks(
 
     plain = choose(block["assignment"])
     return plain, plain if block["assignment_crf"] is None else choose(block["assignment_crf"])
-
-
-def label_file(folder: Path, image: Image) -> Path:
-    """Return where the label map of an image lies."""
-    return folder / image.split / f"{image.id}.png"

@@ -7,25 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
-from pipeline.run.ledger import StageRecord, read_record
+from pipeline.run.ledger import list_sources
 from pipeline.settings import StageSettings, option_name
 
 # Settings whose value is a name that is meant anyway where it is the default.
 _NAMES = ("name", "em")
-
-
-def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
-    """List the records of all that a stage was made from, each after those that it reads."""
-    records: dict[str, StageRecord] = {}
-
-    def visit(key: str) -> None:
-        record = read_record(run, key)
-        for source in record.inputs:
-            visit(source)
-        records.setdefault(key, record)
-
-    visit(key)
-    return records
 
 
 def list_commands(
@@ -41,6 +27,12 @@ def list_commands(
     }
     if any(source.partition("/")[0] == "views" for source in sources):
         options["extract"] += write_options(classes["views"], run.read_given("views"))
+    for source, record in sources.items():
+        # the verb makes the report, too, and takes its options
+        if record.stage == "evaluate":
+            given = run.read_given(source.replace("evaluate", "report", 1))
+            own = {n: given[n] for n in given if n not in classes["evaluate"].model_fields}
+            options[source] += write_options(classes["report"], own)
     return tuple(
         f"primaps-pipe {sources[source].stage} {run.quoted}{text}"
         for source, text in options.items()

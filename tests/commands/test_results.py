@@ -27,6 +27,7 @@ def test_status_is_a_table(call: Call, finished: Path) -> None:
         ["masks", "fresh"],
         ["em/default", "fresh"],
         ["evaluate/default", "fresh"],
+        ["report/default", "fresh"],
     ]
     assert all(re.fullmatch(r"\d+/\d+", row[2]) for row in rows)
     assert max(map(len, result.output.splitlines())) <= 80
@@ -35,7 +36,9 @@ def test_status_is_a_table(call: Call, finished: Path) -> None:
 
 def test_status_for_programs(call: Call, finished: Path) -> None:
     rows = json.loads(call("status", finished, "--json").output)
-    assert [row["stage"] for row in rows] == ["extract", "masks", "em/default", "evaluate/default"]
+    assert [row["stage"] for row in rows] == [
+        *("extract", "masks", "em/default", "evaluate/default", "report/default")
+    ]
     names = {
         *("stage", "state", "shards_done", "shards_total"),
         *("bytes", "seconds", "crf", "reason"),

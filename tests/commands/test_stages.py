@@ -240,15 +240,15 @@ def test_a_dry_run_says_what_becomes_of_every_stage(
     assert not (tmp_path / "run").exists()
     lines = first.output.splitlines()
     assert "shards to compute" in lines[0]
-    later = ["masks", "em/default", "evaluate/default"]
-    assert [line.partition(":")[0] for line in lines[1:4]] == later
-    assert all("after extract, for the first time" in line for line in lines[1:4])
+    later = ["masks", "em/default", "evaluate/default", "report/default"]
+    assert [line.partition(":")[0] for line in lines[1:5]] == later
+    assert all("after extract, for the first time" in line for line in lines[1:5])
     assert lines[-1].startswith("dry run: extract would be run")
     result = call(*run_scenes)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "run/report/index.html")
     again = call(*run_scenes, "--dry-run").output
-    assert again.count("nothing to do") == 4
+    assert again.count("nothing to do") == 5
     assert "would be run" not in again
     changed = call(
         *run_scenes, "--set", "masks.threshold=0.5", "--set", "em.epochs=3", "--dry-run"

@@ -76,6 +76,7 @@ def test_a_head_its_codes_and_what_is_made_of_them(run: Path, invoke: Invoke, me
     assert [row["stage"] for row in rows] == [
         *("extract", "views", "masks", f"head/{method}", f"encode/{method}", "em/on"),
         *sorted([f"evaluate/head-{method}", "evaluate/on"]),
+        *sorted([f"report/head-{method}", "report/on"]),
     ]
 
 

@@ -59,19 +59,20 @@ def test_the_page_shows_the_worst_the_best_and_cutouts(finished: Path) -> None:
 
 
 def test_names_make_the_report_anew_and_nothing_else(run: Path, invoke: Invoke) -> None:
-    labels, state = list_times(run / "labels"), hash_tree(run / "state/evaluate/default/shards")
+    labels, state = list_times(run / "labels"), hash_tree(run / "state/evaluate/default")
     assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
     (run / "names.yaml").write_text("0: tarmac <b>\n", encoding="utf-8")
     row = json.loads(invoke("status", run, "--json").stdout)[-1]
-    assert (row["stage"], row["state"]) == ("evaluate/default", "incomplete"), row["reason"]
-    assert row["shards_done"] == row["shards_total"] == 3
+    assert (row["stage"], row["state"]) == ("report/default", "incomplete"), row["reason"]
+    assert row["shards_done"] == row["shards_total"] == 1
     assert "names.yaml is not what the report was made with" in row["reason"]
     output = invoke("evaluate", run, "--no-progress").output
-    assert "shards are fresh, the summary is made again" in output
+    assert "evaluate/default: fresh, nothing to do" in output
+    assert "report/default: 1 of 1 shard to compute" in output
     page = read_page(run)
     assert "tarmac &lt;b&gt;" in page and "tarmac <b>" not in page
     assert list_times(run / "labels") == labels
-    assert hash_tree(run / "state/evaluate/default/shards") == state
+    assert hash_tree(run / "state/evaluate/default") == state
     rows = json.loads(invoke("status", run, "--json").stdout)
     assert {row["state"] for row in rows} == {"fresh"}
     assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
@@ -103,7 +104,8 @@ def test_names_that_are_none_are_refused_before_anything_is_done(
 def test_another_gallery_computes_nothing(run: Path, invoke: Invoke) -> None:
     labels = list_times(run / "labels")
     output = invoke("evaluate", run, "--gallery", 2, "--no-progress").output
-    assert "shards are fresh, the summary is made again" in output
+    assert "evaluate/default: fresh, nothing to do" in output
+    assert "report/default: 1 shard is stale: gallery 12 -> 2" in output
     assert "2 of 9 images" in read_page(run)
     invoke("evaluate", run, "--gallery", 0, "--no-progress")
     assert ";base64," not in read_page(run)
@@ -143,7 +145,8 @@ def test_damaged_counts_are_found_and_made_again(run: Path, invoke: Invoke) -> N
 def test_counts_of_shards_that_are_no_more_are_removed(run: Path, invoke: Invoke) -> None:
     stray = run / "state/evaluate/default/images/000099.parquet"
     stray.write_bytes(b"of an earlier evaluation")
-    invoke("evaluate", run, "--gallery", 1, "--no-progress")
+    (run / "report/images.parquet").unlink()
+    assert "the summary is made again" in invoke("evaluate", run, "--no-progress").output
     assert not stray.exists()
 
 

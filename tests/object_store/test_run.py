@@ -138,7 +138,7 @@ def test_finished_run_has_nothing_to_do(
     run, _ = remote
     before = store.read("some runs/remote")
     results = compute(invoke, run, f"{store.url}/dàta set")
-    assert [result.output.count("nothing to do") for result in results] == [1, 1, 1, 1]
+    assert [result.output.count("nothing to do") for result in results] == [1, 1, 1, 2]
     after = store.read("some runs/remote")
     assert {n: c for n, c in after.items() if "lock" not in n} == {
         n: c for n, c in before.items() if "lock" not in n
@@ -148,7 +148,7 @@ def test_finished_run_has_nothing_to_do(
 def test_status_of_a_run_in_a_store(invoke: Invoke, local: Path, remote: tuple[str, str]) -> None:
     ours = json.loads(invoke("status", remote[0], "--json").output)
     theirs = json.loads(invoke("status", local, "--json").output)
-    assert [row["state"] for row in ours] == ["fresh"] * 4
+    assert [row["state"] for row in ours] == ["fresh"] * 5
     sizes = {row["stage"].partition("/")[0]: row["bytes"] for row in ours}
     for row in theirs:
         assert sizes[row["stage"].partition("/")[0]] == pytest.approx(row["bytes"], rel=0.02)

@@ -21,7 +21,7 @@ def test_every_dataset_has_a_recipe() -> None:
 @pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipes_resolve(name: str) -> None:
     settings = resolve_recipe(read_recipe(name), ROOT)
-    assert list(settings) == ["extract", "masks", "em", "evaluate"]
+    assert list(settings) == ["extract", "masks", "em", "evaluate", "report"]
     dataset = get_dataset(settings["extract"].model_dump()["dataset"])
     names = dataset.class_names()
     if names:
@@ -56,6 +56,16 @@ def test_set_takes_the_names_of_options_and_single_values() -> None:
 def test_evaluation_follows_the_recipes_own_fit() -> None:
     settings = resolve_recipe(read_recipe("camvid"), {**ROOT, "em": {"name": "k11"}})
     assert settings["evaluate"].model_dump()["em"] == "k11"
+    assert settings["report"].model_dump()["em"] == "k11"
+
+
+def test_the_report_takes_its_settings_from_the_section_of_evaluate() -> None:
+    given = {"evaluate": {"gallery": 3, "crf": "none", "head": "stego"}}
+    settings = resolve_recipe(read_recipe("camvid"), {**ROOT, **given})
+    shown = settings["report"].model_dump()
+    assert (shown["gallery"], shown["em"], shown["head"]) == (3, None, "stego")
+    settings = resolve_recipe(read_recipe("camvid"), {**ROOT, **given, "report": {"gallery": 5}})
+    assert settings["report"].model_dump()["gallery"] == 5
 
 
 @pytest.mark.parametrize(

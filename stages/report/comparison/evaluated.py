@@ -8,9 +8,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import list_sources
 from pipeline.settings import field_extra
 from stages import SETTINGS
-from stages.report.reproduction import list_sources
 
 
 def list_settings(run: RunDirectory, key: str) -> dict[str, Any]:

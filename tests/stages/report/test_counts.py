@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.run.ledger import ShardRecord, StageRecord
-from stages.report.counts import (
-    count_reasons,
-    count_unusual,
-    describe_repeatability,
-    describe_unusual,
-)
+from stages.evaluate.unusual import count_reasons, count_unusual
+from stages.report.counts import describe_repeatability, describe_unusual
 
 
 def make_stage(*results: dict[str, Any], **facts: Any) -> tuple[StageRecord, list[ShardRecord]]:

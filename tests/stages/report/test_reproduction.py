@@ -14,6 +14,7 @@ from stages.em.settings import EmSettings
 from stages.evaluate.settings import EvaluateSettings
 from stages.extract.settings import ExtractSettings
 from stages.report.reproduction import write_options
+from stages.report.settings import ReportSettings
 
 HOSTILE = 'a b\'; rm -rf ~ "$HOME" ünï'
 
@@ -48,4 +49,4 @@ def test_a_stage_is_named_once_and_the_default_never() -> None:
     given = {"name": "k12", "classes": 12}
     assert write_options(EmSettings, given, " --name k12") == " --name k12 --classes 12"
     assert write_options(EvaluateSettings, {"em": "default", "head": None, "splits": []}) == ""
-    assert write_options(EvaluateSettings, {"no_longer": 3, "gallery": 0}) == " --gallery 0"
+    assert write_options(ReportSettings, {"no_longer": 3, "gallery": 0}) == " --gallery 0"

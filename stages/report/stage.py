@@ -1,0 +1,100 @@
+"""The report stage: what was evaluated -> one page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.scheduler import announce
+from pipeline.progress import Screen
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Ledger, ShardRecord, read_record
+from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.run.subject import choose_subject, read_given_names
+from pipeline.storage.files import fingerprint, write_text
+from stages.outside import NAMES
+from stages.report.budget import fit_page
+from stages.report.document import render_report
+from stages.report.exhibition import build_content
+from stages.report.settings import ReportSettings
+
+
+class Report(Stage[ReportSettings]):
+    """An evaluation, and what it was made from -> ``report/index.html``."""
+
+    name: ClassVar[str] = "report"
+    unit: ClassVar[str] = "pages"
+    verb: ClassVar[str] = "evaluate"
+    settings_class = ReportSettings
+
+    def key(self, settings: ReportSettings) -> str:
+        """Return ``report/<name of the fit>``, or ``report/head-<name of the head>``."""
+        return f"report/{settings.subject.title}"
+
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
+        """Return ``report/<name>`` for the fit or head given, or the fit that is meant."""
+        subject = choose_subject(run.require(), given.get("em"), given.get("head"))
+        return f"report/{subject.title}"
+
+    def name_options(self, settings: ReportSettings) -> str:
+        """Return ``--head``, or ``--em`` where the fit is not the default."""
+        return settings.subject.options
+
+    def inputs(self, run: RunDirectory, settings: ReportSettings) -> list[str]:
+        """Return the evaluation, and the fit or head that it is one of."""
+        return [f"evaluate/{settings.subject.title}", settings.subject.key]
+
+    def resolve(self, run: RunDirectory, settings: ReportSettings) -> ReportSettings:
+        """Name the fit."""
+        subject = choose_subject(run.require(), settings.em, settings.head)
+        return settings.replace(em=subject.name if subject.kind == "em" else None)
+
+    def plan(self, run: RunDirectory, settings: ReportSettings, screen: Screen) -> Plan:
+        """Plan the page, which is one shard: made from an evaluation and the names of clusters."""
+        evaluate, made = self.inputs(run, settings)
+        digests = {key: read_record(run, key).digest for key in (evaluate, made)}
+        given = read_given_names(run, settings.subject.title)
+        names = {str(cluster): given[cluster] for cluster in sorted(given)}
+        old = Ledger(run.state(self.key(settings))).read_stage()
+        if (
+            given
+            and old is not None
+            and old.inputs.get(made, digests[made]) != digests[made]
+            and old.facts.get(NAMES) == names
+        ):
+            screen.warn(
+                f"{run.names_file(settings.subject.title)} was written for an earlier {made}, "
+                "whose numbers stood for other clusters: look whether its names still fit."
+            )
+        print_ = fingerprint(
+            self.name, self.version, settings.output_settings(), list(digests.values()), names
+        )
+        return Plan([ShardPlan(print_, 1)], {NAMES: names} if names else {})
+
+    def shares_work(self, settings: ReportSettings) -> bool:
+        """Draw the page in this process: it takes all cores itself."""
+        return True
+
+    def prepare(self, run: RunDirectory, settings: ReportSettings, plan: Plan) -> None:
+        """Allocate nothing: the page is written in one go."""
+
+    def compute(self, run: RunDirectory, settings: ReportSettings, shard: int) -> dict[str, Any]:
+        """Draw the page and write it."""
+        content = build_content(run, settings)
+        file = run.report(settings.subject.title) / "index.html"
+        write_text(file, fit_page(content, render_report))
+        announce(advance=1)
+        return {"device": resolve_device(settings.device).type}
+
+    def finish(
+        self,
+        run: RunDirectory,
+        settings: ReportSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
+    ) -> list[str]:
+        """Say where the page is."""
+        return [
+            f"{self.verb}: report in {run.report(settings.subject.title) / 'index.html'}",
+        ]
