@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import colorsys
-import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, UsageError
+from pipeline.wording import did_you_mean
 
 Colour = tuple[int, int, int]
 
@@ -87,22 +88,31 @@ class Sample:
         return None if self.label is None else (labels or root) / self.label
 
 
-class Dataset(Protocol):
-    """A source of images in a known layout."""
+class Dataset(ABC):
+    """A source of images in a known layout: the class to derive another one from."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What the user calls it."""
 
     @property
+    @abstractmethod
+    def layout(self) -> str:
+        """The files that the root must hold, for error messages."""
+
+    @property
+    @abstractmethod
     def default_frame(self) -> Frame:
         """Which part of an image the dataset's protocol looks at."""
 
     @property
+    @abstractmethod
     def default_splits(self) -> tuple[str, ...]:
         """The splits that are read when none is asked for."""
 
     @property
+    @abstractmethod
     def palette(self) -> tuple[Colour, ...]:
         """One colour per class, 0..255; 255 of them where the classes are unknown."""
 
@@ -112,6 +122,7 @@ class Dataset(Protocol):
 
         None where the name alone says it all.
         """
+        return None
 
     def find_root(self, given: Path | None) -> Path:
         """Give the folder that the images' paths start from.
@@ -121,15 +132,20 @@ class Dataset(Protocol):
         UsageError
             It has to be given, and was not.
         """
-        ...
+        if given is None:
+            raise UsageError(
+                f"extract needs --root (setting extract.root): the folder that holds {self.layout}"
+            )
+        return given
 
-    def fetch(self, root: Path, say: Say) -> None:
+    def fetch(self, root: Path, say: Say) -> None:  # noqa: B027  # most have nothing to fetch
         """Put the images below the root, where they are not there and can be had."""
 
     def class_names(self, labels: Path | None = None) -> tuple[str, ...]:
         """Give the names of the classes 0..C-1; empty where nobody has named them."""
-        ...
+        return ()
 
+    @abstractmethod
     def list_samples(
         self,
         root: Path,
@@ -157,8 +173,8 @@ class Dataset(Protocol):
         UsageError
             A split or a labels folder that this dataset cannot have.
         """
-        ...
 
+    @abstractmethod
     def read_label(self, path: Path) -> NDArray[np.uint8]:
         """Read a label map as classes 0..C-1 with 255 = ignore, [y, x].
 
@@ -167,7 +183,6 @@ class Dataset(Protocol):
         ImageError
             The file cannot be read, or holds ids that the dataset does not have.
         """
-        ...
 
 
 def id_table(classes: Mapping[int, int], ignored: Collection[int] = ()) -> NDArray[np.int16]:
@@ -219,19 +234,9 @@ def require_splits(splits: Sequence[str]) -> None:
         raise UsageError(f"name each split once, at least one; got: {', '.join(splits) or 'none'}")
 
 
-def require_given(root: Path | None, layout: str) -> Path:
-    """Give back the root, and refuse to go on without one."""
-    if root is None:
-        raise UsageError(
-            f"extract needs --root (setting extract.root): the folder that holds {layout}"
-        )
-    return root
-
-
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     """Say that a name is unknown, which ones exist, and which one was perhaps meant."""
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    hint = did_you_mean(name.lower(), known)
     return f"unknown {kind} '{name}'{hint}: choose from {', '.join(known)}"
 
 

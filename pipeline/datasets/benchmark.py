@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline.datasets.base import (
     Colour,
+    Dataset,
     Frame,
     Sample,
-    Say,
     id_table,
     map_ids,
-    require_given,
     require_splits,
     unknown_name,
 )
@@ -40,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Defined:
+class Defined(Dataset):
     """What every dataset has that is made of a definition: classes, and label maps read as them."""
 
     definition: Definition
@@ -51,9 +50,9 @@ class Defined:
         return self.definition.name
 
     @property
-    def about(self) -> Mapping[str, str]:
-        """Title, source, licence and remarks."""
-        return self.definition.about
+    def layout(self) -> str:
+        """The files that the root must hold."""
+        return self.definition.layout
 
     @property
     def default_frame(self) -> Frame:
@@ -71,16 +70,6 @@ class Defined:
         return self.definition.palette
 
     @property
-    def classes(self) -> Mapping[int, int]:
-        """Raw id in a label map -> class 0..C-1."""
-        return self.definition.class_of
-
-    @property
-    def ignored(self) -> tuple[int, ...]:
-        """Raw ids that mean ignore; -1 and 255 always do. Any other id is refused."""
-        return self.definition.ignored
-
-    @property
     def content(self) -> dict[str, Any]:
         """What a run keeps: the definition."""
         return self.definition.describe()
@@ -89,25 +78,18 @@ class Defined:
         """Give the class names in class order; none where they are unknown."""
         return self.definition.names
 
-    def find_root(self, given: Path | None) -> Path:
-        """Give the root, which has to be given."""
-        return require_given(given, self.definition.layout)
-
-    def fetch(self, root: Path, say: Say) -> None:
-        """Do nothing: the images are where the root says."""
-
     def read_label(self, path: Path) -> NDArray[np.uint8]:
         """Read a label map as classes 0..C-1 with 255 = ignore, [y, x]."""
         return map_ids(read_label(path), self._table)
 
     @cached_property
     def _table(self) -> NDArray[np.int16]:
-        return id_table(self.classes, self.ignored)
+        return id_table(self.definition.class_of, self.definition.ignored)
 
 
 @dataclass(frozen=True, eq=False)
 class Benchmark(Defined):
-    """A dataset whose images and label maps lie where patterns say; a `Dataset`.
+    """A dataset whose images and label maps lie where patterns say.
 
     A split is what its lists name, in any of its images' patterns, or every image of the patterns
     where it has no lists. The id of an image is what the stars of its pattern stand for.
@@ -124,8 +106,7 @@ class Benchmark(Defined):
         refuse_labels(self.name, labels)
         require_splits(splits)
         forget_listings()
-        layout = self.definition.layout
-        require_root(root, layout)
+        require_root(root, self.layout)
         samples: list[Sample] = []
         for split in splits:
             if split not in self.definition.splits:
@@ -134,7 +115,7 @@ class Benchmark(Defined):
             found = sorted(self._list_split(root, split), key=lambda sample: sample.id)
             if not found:
                 raise DatasetError(
-                    f"no images of the split '{split}' in {root}: {self.name} wants {layout}"
+                    f"no images of the split '{split}' in {root}: {self.name} wants {self.layout}"
                 )
             self._refuse_twins(found)
             samples += found
@@ -167,7 +148,7 @@ class Benchmark(Defined):
             if files and not self.definition.lists_optional:
                 raise DatasetError(
                     f"no list of images at {' or '.join(str(root / file) for file in files)}: "
-                    f"{self.name} wants {self.definition.layout}"
+                    f"{self.name} wants {self.layout}"
                 )
             return None
         for file in files:

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from pipeline.datasets.base import (
     IGNORE,
     Colour,
+    Dataset,
     Frame,
     Sample,
-    Say,
     distinct_colours,
     id_table,
     map_ids,
-    require_given,
     require_splits,
     unknown_name,
 )
@@ -34,6 +33,7 @@ from pipeline.datasets.listing import (
     is_folder,
     is_text,
     list_objects,
+    name_images,
     read_lines,
     require_root,
 )
@@ -57,8 +57,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Images below a folder, with label maps in a second folder or none; a `Dataset`.
+class Folder(Dataset):
+    """Images below a folder, with label maps in a second folder or none.
 
     The split ``all`` is every image below the root. Any other split is a subfolder directly in the
     root, and its ids are relative to that subfolder. Symbolic links to folders are followed, and no
@@ -73,6 +73,7 @@ class Folder:
     """
 
     name: str = "folder"
+    layout: str = LAYOUT
     default_frame: Frame = "whole"
     default_splits: tuple[str, ...] = (EVERYTHING,)
 
@@ -80,17 +81,6 @@ class Folder:
     def palette(self) -> tuple[Colour, ...]:
         """Colours for as many classes as a label map can hold."""
         return distinct_colours(IGNORE)
-
-    @property
-    def content(self) -> None:
-        """Nothing: the name says it all."""
-
-    def find_root(self, given: Path | None) -> Path:
-        """Give the root, which has to be given."""
-        return require_given(given, LAYOUT)
-
-    def fetch(self, root: Path, say: Say) -> None:
-        """Do nothing: the images are where the root says."""
 
     def class_names(self, labels: Path | None = None) -> tuple[str, ...]:
         """Give the names in the labels folder's ``classes.txt``; without it none are known."""
@@ -168,18 +158,14 @@ def _samples(
         path for path in _walk(root / top, exclude, odd) if path.suffix.lower() in IMAGE_SUFFIXES
     )
     stems = Counter(str(path.with_suffix("")) for path in images)
-    names = {str(path) for path in images}
     samples = [
         Sample(str(path), split, str(PurePosixPath(top) / path), None, reason)
         for path, reason in odd.items()
     ]
-    for path in images:
-        stem = str(path.with_suffix(""))
-        # 'a.jpg' beside 'a.png' or beside 'a.jpg.png': only whole names tell such files apart.
-        alone = stems[stem] == 1 and stem not in names
+    for path, name in zip(images, name_images([str(path) for path in images]), strict=True):
         image = PurePosixPath(top) / path
-        label = None if labels is None else _label(labels, image, stems[stem] == 1)
-        name = stem if alone else str(path)
+        alone = stems[str(path.with_suffix(""))] == 1
+        label = None if labels is None else _label(labels, image, alone)
         samples.append(Sample(name, split, str(image), label, find_excess(name)))
     return sorted(_part_shared_labels(samples), key=lambda sample: sample.id)
 

@@ -291,7 +291,7 @@ _DATA = (".arrow", ".parquet", ".json")
 
 @dataclass(frozen=True, eq=False)
 class HuggingFace(Benchmark):
-    """The images of a Hugging Face dataset, unpacked from its rows; a `Dataset`.
+    """The images of a Hugging Face dataset, unpacked from its rows.
 
     Image and label map are columns of the feature ``Image``, or a label map is a table of ids.
     Classes have the names of the label column's ``ClassLabel``, or of ``id2label.json``, and the

@@ -6,7 +6,6 @@ import csv
 import io
 import logging
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,13 @@ from pipeline.datasets.base import Sample, require_splits, unknown_name
 from pipeline.datasets.benchmark import Defined, refuse_labels
 from pipeline.datasets.definition import EVERYTHING, Definition, name_classes
 from pipeline.datasets.folder import read_class_names
-from pipeline.datasets.listing import existing, find_excess, forget_listings, require_root
+from pipeline.datasets.listing import (
+    existing,
+    find_excess,
+    forget_listings,
+    name_images,
+    require_root,
+)
 from pipeline.errors import DatasetError, UsageError
 from pipeline.wording import did_you_mean
 
@@ -42,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Listed(Defined):
-    """The images that a CSV file lists; a `Dataset`.
+    """The images that a CSV file lists.
 
     The column ``image`` is needed; ``label`` and ``split`` are not, and others are not read. Paths
     are relative to the root, which is the CSV's folder where none is given, or absolute below it.
@@ -102,13 +107,8 @@ class Listed(Defined):
 
     def _list_split(self, root: Path, split: str, rows: Sequence[Row]) -> list[Sample]:
         chosen = [row for row in rows if row.split == split]
-        stems = Counter(str(PurePosixPath(row.image).with_suffix("")) for row in chosen)
-        images = {row.image for row in chosen}
         samples = []
-        for row in chosen:
-            stem = str(PurePosixPath(row.image).with_suffix(""))
-            # 'a.jpg' beside 'a.png' or beside 'a.jpg.png': only whole names tell such files apart
-            name = stem if stems[stem] == 1 and stem not in images else row.image
+        for row, name in zip(chosen, name_images([row.image for row in chosen]), strict=True):
             label = row.label and existing(root, row.label)
             samples.append(Sample(name, split, row.image, label, find_excess(name)))
         return sorted(samples, key=lambda sample: sample.id)

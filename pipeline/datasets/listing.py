@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.datasets.base import Sample
@@ -107,6 +108,17 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def name_images(paths: Sequence[str]) -> list[str]:
+    """Name images after their paths without suffix, where that tells each from all the others.
+
+    ``a.jpg`` beside ``a.png``, or beside ``a.jpg.png``, keeps its whole name.
+    """
+    stems = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    counts, names = Counter(stems), set(paths)
+    alone = [counts[stem] == 1 and stem not in names for stem in stems]
+    return [stem if it else path for path, stem, it in zip(paths, stems, alone, strict=True)]
 
 
 def find_excess(name: str) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets import IGNORE, Benchmark
 from pipeline.progress import Screen
 from workflows.export.folder import Folder
 from workflows.export.photographs import JPEG, choose_suffix, export_photograph
@@ -63,9 +63,9 @@ def read_raw_ids(source: Source) -> list[int] | None:
 
     None where the label maps hold clusters, or the dataset numbers its classes as we do.
     """
-    mapping = getattr(source.dataset, "classes", None)
-    if source.ids != "classes" or not mapping:
+    if source.ids != "classes" or not isinstance(source.dataset, Benchmark):
         return None
+    mapping = source.dataset.definition.class_of
     first: dict[int, int] = {}
     for raw in sorted(mapping):
         first.setdefault(mapping[raw], raw)

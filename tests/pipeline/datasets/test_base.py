@@ -57,8 +57,8 @@ def test_a_benchmark_is_complete(name: str, count: int) -> None:
     assert isinstance(dataset, Benchmark)
     names = dataset.class_names()
     assert len(names) == len(set(names)) == count == len(dataset.palette)
-    assert set(dataset.classes.values()) == set(range(count))
-    assert not set(dataset.ignored) & set(dataset.classes)
+    assert set(dataset.definition.class_of.values()) == set(range(count))
+    assert not set(dataset.definition.ignored) & set(dataset.definition.class_of)
     wanted = ("train",) if name == "kitti" else ("train", "val")
     assert dataset.default_frame == "centre" and dataset.default_splits == wanted
     assert all(0 <= value <= 255 for colour in dataset.palette for value in colour)

@@ -55,8 +55,8 @@ def test_without_the_list_every_image_counts_and_it_is_said(
 
 def test_every_fine_id_has_one_class() -> None:
     assert isinstance(COCOSTUFF, Benchmark)
-    assert sorted(COCOSTUFF.classes) == list(range(182))
-    things = {fine for fine, index in COCOSTUFF.classes.items() if index < 12}
+    assert sorted(COCOSTUFF.definition.class_of) == list(range(182))
+    things = {fine for fine, index in COCOSTUFF.definition.class_of.items() if index < 12}
     assert things == set(range(91))
 
 
