@@ -224,10 +224,14 @@ def run_one(
     execution: Execution,
     screen: Screen,
 ) -> StageRecord | None:
-    """Bring one stage up to date, with what was given to it before and is given now."""
+    """Bring one stage up to date, with what was given to it before and is given now.
+
+    Returns the record of its last run, if there is one and no dry run leaves it to do.
+    """
     from pipeline.run.directory import RunDirectory
     from stages import recall_settings, run_stage
 
     run: RunDirectory = RunDirectory(path)
     settings = recall_settings(name, run, given, forget=forget)
-    return run_stage(name, run, settings, execution, screen)
+    records = run_stage(name, run, settings, execution, screen)
+    return records[-1] if records else None

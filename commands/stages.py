@@ -76,7 +76,7 @@ def extract(run: Path, forget: bool, execution: Execution, screen: Screen, **opt
     record = run_one("extract", run, given_settings(SETTINGS["extract"], options), **how)
     # extra views are a stage of their own, which most runs do without
     given = given_settings(SETTINGS["views"], options)
-    if record is not None and (given or RunDirectory(run).has_been_run("views")):
+    if record is not None and (given or RunDirectory(run).names("views")):
         run_one("views", run, given, **how)
 
 

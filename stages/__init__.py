@@ -29,6 +29,7 @@ from pipeline.run.ledger import StageRecord
 from pipeline.run.runner import run_stage as run_any_stage
 from pipeline.run.stage import Stage
 from pipeline.settings import StageSettings, make_settings
+from pipeline.storage.files import confine_writes
 from stages.em.settings import EmSettings
 from stages.evaluate.settings import EvaluateSettings
 from stages.extract.settings import ExtractSettings, ViewSettings
@@ -76,9 +77,21 @@ def load_stage(name: str) -> Stage[Any]:
 
 def run_stage(
     name: str, run: RunDirectory, settings: StageSettings, execution: Execution, screen: Screen
-) -> StageRecord | None:
-    """Bring one stage of a run up to date (see :func:`pipeline.run.runner.run_stage`)."""
-    return run_any_stage(load_stage(name), run, settings, execution, screen, VERSIONS)
+) -> list[StageRecord] | None:
+    """Bring all that is asked of a stage up to date (:func:`pipeline.run.runner.run_stage`).
+
+    Returns the records of its runs; None where a dry run leaves one to do.
+    """
+    stage = load_stage(name)
+    if not execution.dry_run:
+        with confine_writes(run.path):
+            stage.adopt(run, settings, wait=execution.wait)
+    records = [
+        run_any_stage(stage, run, part, execution, screen, VERSIONS)
+        for part in stage.divide(settings)
+    ]
+    found = [record for record in records if record is not None]
+    return found if len(found) == len(records) else None
 
 
 def share_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

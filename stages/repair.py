@@ -52,8 +52,7 @@ def sort_keys(keys: Iterable[str]) -> list[str]:
 def _find_owner(run: RunDirectory, damage: Damage) -> str:
     """Return the key of the stage that makes a damaged file again; nothing for the run's own."""
     if damage.key:
-        # the parts of the views are computed by one stage
-        return "views" if damage.key.startswith("views/") else damage.key
+        return damage.key
     store, _, name = damage.file.rpartition("/")
     if name != "zarr.json":
         return ""
@@ -92,51 +91,37 @@ def _restore_settings(run: RunDirectory, damages: Sequence[Damage]) -> None:
 
 def _forget(run: RunDirectory, key: str, damages: Sequence[Damage]) -> None:
     """Take what is damaged out of the ledgers, and files that would be read out of the run."""
-    keys = run.keys()
-    parts = [part for part in keys if part.startswith(f"{key}/")]
     for damage in damages:
         if damage.shard is None:
             remove_file(run.path / damage.file)
-            if damage.key != key:
-                # the plan of a part is written with that of its stage
-                remove_file(Ledger(run.state(key)).file(None))
-            continue
-        for name in {key, damage.key, *parts}:
-            ledger = Ledger(run.state(name))
-            if name in (key, damage.key) or _names(ledger, damage):
-                ledger.drop(damage.shard)
-
-
-def _names(ledger: Ledger, damage: Damage) -> bool:
-    """Whether a ledger says of a damaged file that its shard is finished."""
-    assert damage.shard is not None
-    try:
-        record = ledger.read_shard(damage.shard)
-    except DamageError:
-        return True
-    return record is not None and damage.file in record.files
+        else:
+            Ledger(run.state(key)).drop(damage.shard)
 
 
 def _read_settings(run: RunDirectory, key: str) -> StageSettings:
     """Return the settings with which a stage was run last; those given stay those given."""
     name = key.partition("/")[0]
-    resolved = run.read_settings(key)
-    if not resolved:
+    # of a stage that is asked for as a whole, a part's own settings, or else those of the whole
+    known = next((k for k in (key, name) if run.read_settings(k)), None)
+    if known is None:
         raise RunError(f"{run.settings_file} knows nothing of {key}; run the stage again.")
-    settings = make_settings(SETTINGS[name], name, share_settings(name, resolved))
-    given = set(run.read_given(key))
+    cls = SETTINGS[name] if known == name else load_stage(name).settings_class
+    settings = make_settings(cls, name, share_settings(name, run.read_settings(known)))
+    given = set(run.read_given(known))
     return settings.model_construct(_fields_set=given, **dict(settings))
 
 
 def _check_inputs(run: RunDirectory, key: str, screen: Screen) -> None:
     """Refuse to repair a stage whose images are others now: more than the damage would change."""
     stage: Any = load_stage(key.partition("/")[0])
-    ledger = Ledger(run.state(key))
-    record = ledger.read_stage()
-    if record is None:
-        return  # what it was made from cannot be known
-    plan = stage.plan(run, stage.resolve(run, _read_settings(run, key)), screen)
-    if [shard.fingerprint for shard in plan.shards] != record.shards:
+    for settings in stage.divide(_read_settings(run, key)):
+        settings = stage.resolve(run, settings)
+        record = Ledger(run.state(stage.key(settings))).read_stage()
+        if record is None:
+            continue  # what it was made from cannot be known
+        plan = stage.plan(run, settings, screen)
+        if [shard.fingerprint for shard in plan.shards] == record.shards:
+            continue
         raise StaleError(
             f"{key} in {run.path} cannot be repaired alone: what it was made from has changed "
             f"since; run `primaps-pipe {record.command} {run.quoted}{record.options}` instead."

@@ -42,9 +42,7 @@ def inspect_run(run: RunDirectory) -> list[StageStatus]:
     Stages that were never run are listed as missing, in the order of the pipeline, but for those
     that a run may do without.
     """
-    known_keys = run.require().keys()
-    # the parts of views are one row
-    known = [key for key in known_keys if not key.startswith("views/")]
+    known = run.require().keys()
     keys = []
     for stage in SETTINGS:
         named = [key for key in known if key.partition("/")[0] == stage]
@@ -109,16 +107,17 @@ def _inspect_key(
 def list_artefacts(run: RunDirectory, key: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
     stage, _, name = key.partition("/")
-    extra = [*run.features.glob("photometric*"), *run.features.glob("crop_*")]
-    extra += run.features.glob("attention")
     if stage == "extract":
         # the group itself where its arrays are gone with it
-        views = [path for path in run.features.glob("*") if path not in extra]
-        return [run.manifest_file, run.windows_file, *(views or [run.features])]
-    if stage in ("views", "masks"):
-        return sorted(extra) if stage == "views" else [run.masks]
+        names = ("zarr.json", "clean", "mirror") if run.features.is_dir() else ("",)
+        return [run.manifest_file, run.windows_file, *(run.features / name for name in names)]
+    if stage == "masks":
+        return [run.masks]
     if not name:
         return []
+    if stage == "views":
+        record = Ledger(run.state(key)).read_stage()
+        return [run.features / array for array in record.facts["arrays"]] if record else []
     report = run.report(name)
     return {
         "head": [run.heads / name],

@@ -156,13 +156,14 @@ def run_recipe(
     first = ""
     for name in SETTINGS:
         chosen = settings.get(name)
-        if chosen is None and name == "views" and run.has_been_run(name):
+        if chosen is None and name == "views" and run.names(name):
             # views of another time keep step with the images
             chosen = recall_settings(name, run, {}, forget=False)
         if chosen is None:
             continue
         if first:
-            screen.note(_foresee(name, run, chosen, first))
+            for part in load_stage(name).divide(chosen):
+                screen.note(_foresee(name, run, part, first))
         elif run_stage(name, run, chosen, execution, screen) is None:
             first = name
     if first:

@@ -151,6 +151,26 @@ def read_record(run: RunDirectory, key: str) -> StageRecord:
     return record
 
 
+def list_records(run: RunDirectory, stage: str) -> dict[str, StageRecord]:
+    """Return what a stage was run for under each of its names, but for those not asked for now."""
+    if run.has_been_run(stage):
+        # a version before this kept a ledger for all of them, which alone says what is asked for
+        command = f"`primaps-pipe {read_record(run, stage).command} {run.quoted}`"
+        raise StaleError(
+            f"{stage} in {run.path} were made by an earlier version; run {command} once, which "
+            "takes them over and computes none again."
+        )
+    # the shorter ones first, which brings numbers at their ends in order
+    names = sorted(run.names(stage), key=lambda name: (len(name), name))
+    records = {name: read_record(run, f"{stage}/{name}") for name in names}
+    return {name: record for name, record in records.items() if "dropped" not in record.facts}
+
+
+def list_photometric(run: RunDirectory) -> list[str]:
+    """Name the augmented views that the features are there of."""
+    return [name for name in list_records(run, "views") if name.startswith("photometric")]
+
+
 def require_fresh(
     run: RunDirectory, key: str, versions: Mapping[str, int] | None = None
 ) -> StageRecord:

@@ -229,7 +229,9 @@ class Run:
                 f"no view {view!r}; the run has {', '.join(self.views)}"
                 f"{did_you_mean(view, self.views)}."
             )
-        record = self._require("extract" if view in ("clean", "mirror") else "views")
+        keys = [f"views/{name}" for name in self.directory.names("views")]
+        owners = {a: key for key in keys for a in read_record(self.directory, key).facts["arrays"]}
+        record = self._require(owners.get(view, "extract"))
         return self._give_rows((self.directory.features, view), record, split, image, as_)
 
     def codes(
@@ -493,8 +495,7 @@ class Run:
 
     def _describe(self) -> list[tuple[str, str]]:
         """Describe the run in rows of a name and a text, whatever state it is in."""
-        known = self.directory.keys()
-        keys = [key for key in known if not key.startswith("views/")]
+        keys = self.directory.keys()
         records = {key: read_record(self.directory, key) for key in keys}
         rows = []
         extract = records.get("extract")
@@ -600,8 +601,9 @@ def _judge(records: Mapping[str, StageRecord], key: str) -> str:
     """Judge a stage by the plans alone: ``finished``, ``stale`` or ``unfinished``."""
     record = records[key]
     for name, digest in record.inputs.items():
-        # parts of views are not among the records, and go with theirs
-        if name in records and (records[name].digest != digest or _judge(records, name) == "stale"):
+        if name not in records or records[name].digest != digest:
+            return "stale"
+        if _judge(records, name) == "stale":
             return "stale"
     return "finished" if record.finished else "unfinished"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
@@ -84,6 +84,19 @@ class Stage(ABC, Generic[S]):
     def name_options(self, settings: S) -> str:
         """Return the command-line options that name the key, with a space in front, or nothing."""
         return ""
+
+    def divide(self, settings: StageSettings) -> list[S]:
+        """Return the settings of the single runs, each under a key of its own, that are asked for.
+
+        One, with the settings themselves, but for a stage whose settings ask for several at once.
+        """
+        return [cast(S, settings)]
+
+    def adopt(self, run: RunDirectory, settings: StageSettings, *, wait: bool) -> None:
+        """Take over settings that ask for several runs, before the first: refuse or remember them.
+
+        ``wait`` says whether to wait for a run that another process is at work on.
+        """
 
     def inputs(self, run: RunDirectory, settings: S) -> list[str]:
         """Return the keys of the stages that this one reads."""

@@ -72,8 +72,7 @@ def verify_run(run: RunDirectory, count: Callable[[int], Counter]) -> Findings:
         listed, broken = _list_entries(run, key)
         damages += broken
         for entry in listed:
-            # a file of a part of a stage is the stage's, whose key comes first
-            entries.setdefault(entry.file, entry)
+            entries[entry.file] = entry
     size = 0
     with count(len(entries)) as counter:
         threads = count_threads()

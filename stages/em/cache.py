@@ -17,7 +17,7 @@ from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import Team
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import Batch, BatchStream, Choose, Part
-from pipeline.run.ledger import inspect_stage, read_record
+from pipeline.run.ledger import list_photometric, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import open_arrays, take_rows
 from stages.em.pieces import GROUP, FitBatch
@@ -256,8 +256,7 @@ def list_augmented(run: RunDirectory, head: str | None) -> list[str]:
     """Name the augmented views that the features, or a head's codes, are there of."""
     if head is not None:
         return list(read_record(run, f"encode/{head}").facts["augmented"])
-    record = inspect_stage(run, "views").record
-    return [] if record is None else list(record.facts["views"])
+    return list_photometric(run)
 
 
 def read_pooled(run: RunDirectory, windows: np.ndarray) -> NDArray[np.float32]:

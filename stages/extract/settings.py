@@ -1,7 +1,4 @@
-"""Settings of the extract stage.
-
-Settings of the views stage: what is cached beside the clean features and their mirror image.
-"""
+"""Settings of extract, and of the views that are cached beside the clean ones."""
 
 from __future__ import annotations
 
@@ -97,6 +94,26 @@ class ViewSettings(StageSettings):
     def _check_views(cls, views: str) -> str:
         parse_views(views)
         return views
+
+    @property
+    def parts(self) -> list[PartSettings]:
+        """What is run one by one, each under a ledger key of its own."""
+        numbers = range(1, parse_views(self.views) + 1)
+        parts = [PartSettings(part=f"photometric_{n}", seed=self.seed) for n in numbers]
+        if self.crops == "five":
+            parts.append(PartSettings(part="crops"))
+        if self.attention:
+            parts.append(PartSettings(part="attention"))
+        return parts
+
+
+class PartSettings(StageSettings):
+    """Which of the further views one run of the stage extracts."""
+
+    version: ClassVar[int] = ViewSettings.version
+
+    part: str = setting(..., "photometric_N, crops or attention")
+    seed: int = setting(0, "names the augmentations", ge=0)
 
 
 def parse_views(views: str) -> int:

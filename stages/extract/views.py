@@ -1,18 +1,16 @@
 """The views stage: augmented views, crops and attention, cached beside the clean features.
 
 A stage of its own, so that the clean features, and all that was made from them, stay valid when
-views are added later. Views of one kind are a part of every shard: a part has a ledger of its own
-below the stage's (``views/photometric_1``, ``views/crops``), so that a shard whose settings have
-changed computes the parts that it lacks, and a later stage depends on the parts that it reads.
-
-The parts of the views: which arrays each has, and where it keeps its ledger.
+views are added later. Views that are computed together are a part, with a ledger key of its own
+(``views/photometric_1``, ``views/crops``): a later stage depends on the parts that it reads, and
+parts come and go one by one.
 """
 
 from __future__ import annotations
 
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,20 +21,18 @@ from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_windows, shard_ranges
-from pipeline.run.ledger import (
-    Ledger,
-    ShardRecord,
-    StageRecord,
-    find_lost,
-    list_files,
-    note_files,
-    read_record,
-)
+from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, read_record, require_fresh
 from pipeline.run.manifest import Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
-from pipeline.settings import make_settings
-from pipeline.storage.arrays import ArraySpec, consolidate, prepare_arrays, write_shard
-from pipeline.storage.files import fingerprint, note_writes, read_json, remove_tree
+from pipeline.settings import StageSettings, make_settings
+from pipeline.storage.arrays import (
+    ArraySpec,
+    consolidate,
+    prepare_arrays,
+    read_metadata,
+    write_shard,
+)
+from pipeline.storage.files import fingerprint, remove_file, remove_tree
 from stages.extract.arrays import attention_spec, features_spec, group_attributes
 from stages.extract.passes import (
     check_finite,
@@ -46,342 +42,277 @@ from stages.extract.passes import (
     gather_batches,
     load_backbone,
 )
-from stages.extract.settings import ExtractSettings, ViewSettings, parse_views
+from stages.extract.settings import ExtractSettings, PartSettings, ViewSettings
 
 if TYPE_CHECKING:
     from stages.extract.backbones import Backbone
-
-STAGE = "views"
-"""The stage, below whose ledger those of the parts lie."""
 
 CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
 CROP_ARRAYS = tuple(f"crop_{number}" for number in range(1, len(CROPS) + 1))
 
 
+class Part(ABC):
+    """Views that are computed together: which arrays they fill, and from which pictures."""
+
+    # of every window, mirror images not counted
+    pictures: ClassVar[int] = 1
+    # images that are decoded ahead; None: two batches
+    ahead: ClassVar[int | None] = None
+
+    @abstractmethod
+    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
+        """Give the arrays by their names."""
+
+    def place(self, window: Window) -> list[Window]:
+        """Place the pictures of a window."""
+        return [window]
+
+    @abstractmethod
+    def look(
+        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        """Give what goes into each array, from all pictures of some windows."""
+
+
 @dataclass(frozen=True)
-class Part:
-    """Views that are computed together."""
+class Photometric(Part):
+    """One photometrically augmented view, and its mirror image."""
 
-    name: str
-    arrays: tuple[str, ...]
-    view: int = 0
+    number: int
+    seed: int
 
-    @property
-    def pictures(self) -> int:
-        """How many pictures of every window are looked at, mirror images not counted."""
-        return len(self.arrays) if self.name == "crops" else 1
+    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
+        """Give two arrays of features."""
+        name, text = f"photometric_{self.number}", f"photometrically augmented view {self.number}"
+        return {
+            name: features_spec(facts, f"features of {text}"),
+            f"{name}_mirror": features_spec(
+                facts, f"features of {text}, mirrored like the mirror of the clean one"
+            ),
+        }
 
+    def look(
+        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        """Give the features of the augmented windows and of their mirror images."""
+        import torch
 
-def list_parts(settings: ViewSettings) -> list[Part]:
-    """List what the settings ask for, in the order of the arrays."""
-    parts = [
-        Part(name, (name, f"{name}_mirror"), view)
-        for view in range(1, parse_views(settings.views) + 1)
-        for name in [f"photometric_{view}"]
-    ]
-    if settings.crops == "five":
-        parts.append(Part("crops", CROP_ARRAYS))
-    if settings.attention:
-        parts.append(Part("attention", ("attention",)))
-    return parts
+        from stages.extract.photometric import augment, draw_augmentation
 
-
-def lay_out(part: Part, facts: dict[str, Any]) -> list[tuple[str, ArraySpec]]:
-    """Give the arrays of a part."""
-    if part.name == "attention":
-        return [(part.name, attention_spec(facts))]
-    if part.name == "crops":
-        texts = [f"features of the {where} half-size crop at twice the scale" for where in CROPS]
-    else:
-        text = f"features of photometrically augmented view {part.view}"
-        texts = [text, f"{text}, mirrored like the mirror of the clean one"]
-    return [
-        (name, features_spec(facts, text)) for name, text in zip(part.arrays, texts, strict=True)
-    ]
+        windows = [manifest.windows[row] for row in rows]
+        augmentations = [
+            draw_augmentation(manifest.images[w.image].digest, w.box, self.number, self.seed)
+            for w in windows
+        ]
+        # on the processor whatever the device: the pictures are then the same everywhere
+        images = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), augmentations)
+        return extract_views(backbone, images.permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def open_ledger(run: RunDirectory, part: str) -> Ledger:
-    """Return the ledger of a part by its name."""
-    return Ledger(run.state(f"{STAGE}/{part}"))
+class Crops(Part):
+    """The five half-size crops of a window, at twice its scale."""
+
+    pictures = len(CROPS)
+    # at twice the scale an image fills tens of megabytes
+    ahead = 8
+
+    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
+        """Give an array of features for each."""
+        return {
+            name: features_spec(facts, f"features of the {where} half-size crop at twice the scale")
+            for name, where in zip(CROP_ARRAYS, CROPS, strict=True)
+        }
+
+    def place(self, window: Window) -> list[Window]:
+        """Place the crops on the window's image at twice the scale."""
+        size = window.size
+        corners = ((0, 0), (size, 0), (0, size), (size, size), (size // 2, size // 2))
+        return [
+            Window(
+                window.index,
+                window.image,
+                2 * window.left + left,
+                2 * window.top + top,
+                size,
+                2 * window.width,
+                2 * window.height,
+            )
+            for left, top in corners
+        ]
+
+    def look(
+        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        """Give the features of the first crops, of the second ones, and so on."""
+        features = extract_clean(backbone, pixels)
+        return [features[number :: self.pictures] for number in range(self.pictures)]
 
 
-def remove_outgrown(
-    run: RunDirectory, wanted: dict[str, ArraySpec], total: int, grid: Sequence[int]
-) -> None:
-    """Remove views that are wanted no more and fit the windows no more.
+class Attention(Part):
+    """The last block's attention of every position to its neighbourhood."""
 
-    One that still fits is left: wanted again, it needs no work. One of another length would keep
-    the whole group from being opened as one dataset.
-    """
-    store = run.features
-    old = [
-        path.name
-        for pattern in ("photometric_*", "crop_*", "attention")
-        for path in sorted(store.glob(pattern))
-        if path.name not in wanted and not _fits(path, total, grid)
-    ]
-    # before the arrays: what a ledger names and is not there counts as lost
-    for part in sorted({_name_part(name) for name in old}):
-        remove_tree(open_ledger(run, part).folder)
-    for name in old:
-        remove_tree(store / name)
-    if old:
-        consolidate(store)
+    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
+        """Give one array."""
+        return {"attention": attention_spec(facts)}
+
+    def look(
+        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        """Give the attention in the windows as they are."""
+        return [extract_attention(backbone, pixels)]
 
 
-def _name_part(array: str) -> str:
-    return "crops" if array in CROP_ARRAYS else array.removesuffix("_mirror")
+def open_part(settings: PartSettings) -> Part:
+    """Return the part that settings name."""
+    if settings.part == "crops":
+        return Crops()
+    if settings.part == "attention":
+        return Attention()
+    return Photometric(int(settings.part.rpartition("_")[2]), settings.seed)
 
 
-def _fits(array: Path, total: int, grid: Sequence[int]) -> bool:
-    metadata = read_json(array / "zarr.json") or {}
-    return metadata.get("shape", [])[:3] == [total, *grid]
-
-
-# As many images at a time are decoded ahead: at twice the scale one fills tens of megabytes.
-_AHEAD = 8
-
-
-class Views(Stage[ViewSettings]):
-    """The images -> further arrays of ``features.zarr``."""
+class Views(Stage[PartSettings]):
+    """The images -> further arrays of ``features.zarr``, one part a run."""
 
     name: ClassVar[str] = "views"
     unit: ClassVar[str] = "pictures"
     verb: ClassVar[str] = "extract"
-    settings_class = ViewSettings
+    settings_class = PartSettings
 
-    def inputs(self, run: RunDirectory, settings: ViewSettings) -> list[str]:
+    def key(self, settings: PartSettings) -> str:
+        """Return ``views/<part>``."""
+        return f"{self.name}/{settings.part}"
+
+    def inputs(self, run: RunDirectory, settings: PartSettings) -> list[str]:
         """Return ``extract``."""
         return ["extract"]
 
-    def plan(self, run: RunDirectory, settings: ViewSettings, screen: Screen) -> Plan:
+    def divide(self, settings: StageSettings) -> list[PartSettings]:
+        """Return the settings of every part that is asked for."""
+        if isinstance(settings, PartSettings):
+            return [settings]
+        assert isinstance(settings, ViewSettings)
+        return settings.parts
+
+    def adopt(self, run: RunDirectory, settings: StageSettings, *, wait: bool) -> None:
+        """Remember which views are asked for, and put the others away.
+
+        One that still fits the windows is left: asked for again, it needs no work. One of another
+        length would keep the whole group from being opened as one dataset.
+        """
+        if not isinstance(settings, ViewSettings):
+            return
+        extract = require_fresh(run, "extract")
+        if settings.attention:
+            _check_attention(extract)
+        resolved = settings.model_dump(mode="json")
+        given = {name: resolved[name] for name in resolved if name in settings.model_fields_set}
+        run.write_settings(self.name, resolved, given)
+        shape = [len(read_manifest(run).windows), *extract.facts["grid"]]
+        wanted = {self.key(part) for part in settings.parts}
+        keys = [f"{self.name}/{name}" for name in run.names(self.name)]
+        # a version before this kept a ledger for all parts, beside theirs
+        keys += [self.name] if run.has_been_run(self.name) else []
+        for key in keys:
+            with run.lock(key, wait=wait):
+                _put_away(run, key, shape, dropped=key not in wanted)
+
+    def plan(self, run: RunDirectory, settings: PartSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features."""
         extract = read_record(run, "extract")
-        if settings.attention:
-            from stages.extract.backbones import check_attention
-
-            check_attention(extract.facts["backbone"])
-        manifest = read_manifest(run)
-        parts = list_parts(settings)
-        pictures = sum(part.pictures for part in parts)
-        total = len(manifest.windows)
+        if settings.part == "attention":
+            _check_attention(extract)
+        part, manifest = open_part(settings), read_manifest(run)
+        seed = settings.seed if isinstance(part, Photometric) else None
         shards = []
-        ranges = shard_ranges(total, extract.settings["shard_size"])
-        for source, rows in zip(_fingerprint_sources(manifest, extract), ranges, strict=True):
-            prints = [self._fingerprint_part(part, settings, source) for part in parts]
-            shards.append(ShardPlan(fingerprint(self.name, prints), len(rows) * pictures))
-        facts = {
-            "views": [part.name for part in parts if part.view],
-            "crops": len(CROPS) if settings.crops == "five" else 0,
-            "attention": settings.attention,
-        }
-        known = Ledger(run.state(self.name)).read_shards()
-        right = [
-            number
-            for number, shard in enumerate(shards)
-            if number in known and known[number].fingerprint == shard.fingerprint
-        ]
-        return Plan(shards, facts, payload=(extract, total, right))
+        ranges = shard_ranges(len(manifest.windows), extract.settings["shard_size"])
+        for print_, rows in zip(extract.shards, ranges, strict=True):
+            # an image that was rejected and is mended has features that extract's own print of the
+            # shard cannot tell from its gap
+            used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
+            source = fingerprint(print_, used)
+            made = fingerprint(self.name, self.version, settings.part, seed, source)
+            shards.append(ShardPlan(made, len(rows) * part.pictures))
+        facts: dict[str, Any] = {"arrays": list(part.lay_out(extract.facts))}
+        old = Ledger(run.state(self.key(settings))).read_stage()
+        if old is not None and "dropped" in old.facts:
+            facts["dropped"] = True
+        return Plan(shards, facts, payload=(extract, len(manifest.windows)))
 
-    def prepare(self, run: RunDirectory, settings: ViewSettings, plan: Plan) -> None:
+    def prepare(self, run: RunDirectory, settings: PartSettings, plan: Plan) -> None:
         """Allocate the arrays, beside those that are there."""
-        extract, total, right = plan.payload
-        parts = list_parts(settings)
-        ledger = Ledger(run.state(self.name))
-        # right when it was planned and forgotten since: it is lost
-        lost = {number for number in right if ledger.read_shard(number) is None}
-        for number in lost | plan.redo:
-            for part in parts:
-                open_ledger(run, part.name).drop(number)
-        specs = {name: spec for part in parts for name, spec in lay_out(part, extract.facts)}
-        prepare_arrays(
-            run.features,
-            specs,
-            total,
-            extract.settings["shard_size"],
-            group_attributes(extract.facts),
-        )
-        remove_outgrown(run, specs, total, extract.facts["grid"])
+        extract, total = plan.payload
+        specs = open_part(settings).lay_out(extract.facts)
+        rows = extract.settings["shard_size"]
+        prepare_arrays(run.features, specs, total, rows, group_attributes(extract.facts))
 
-    def compute(self, run: RunDirectory, settings: ViewSettings, shard: int) -> dict[str, Any]:
-        """Compute the parts of one block of windows that are not there yet."""
-        begun = time.perf_counter()
-        manifest = read_manifest(run)
+    def compute(self, run: RunDirectory, settings: PartSettings, shard: int) -> dict[str, Any]:
+        """Compute one block of windows."""
+        part, manifest = open_part(settings), read_manifest(run)
         extract = read_record(run, "extract")
         size = extract.settings["shard_size"]
         rows = shard_ranges(len(manifest.windows), size)[shard]
-        source = _fingerprint_sources(manifest, extract)[shard]
-        prints = {
-            part: self._fingerprint_part(part, settings, source) for part in list_parts(settings)
-        }
-        held = {part: _find_part(run, part, shard, prints[part]) for part in prints}
-        missing = [part for part, record in held.items() if record is None]
-        announce(advance=len(rows) * sum(p.pictures for p in prints if p not in missing))
-        for part in missing:
-            open_ledger(run, part.name).drop(shard)
         blocks = {
             name: np.zeros((len(rows), *spec.shape), spec.dtype)
-            for part in missing
-            for name, spec in lay_out(part, extract.facts)
+            for name, spec in part.lay_out(extract.facts).items()
         }
-        if missing:
-            how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
-            backbone = load_backbone(how, extract.facts["weights_digest"])
-            block = _Block(manifest, rows, backbone, how.batch_size)
-            for part in missing:
-                if part.name == "crops":
-                    _fill_crops(blocks, block)
-            _fill_views(blocks, block, [p for p in missing if p.name != "crops"], settings.seed)
-            shown = [manifest.images[manifest.windows[row].image].path for row in rows]
-            check_finite(blocks, shown, self.name)
-        seconds = round(time.perf_counter() - begun, 3)
-        for part, record in held.items():
-            if record is not None:
-                note_files(run, record.files)
-                continue
-            own = {name: blocks[name] for name in part.arrays}
-            with note_writes() as written:
-                write_shard(run.features, own, shard, size)
-            files = list_files(run, written)
-            note_files(run, files)
-            result = {"device": backbone.device.type}
-            record = ShardRecord(shard, prints[part], seconds, len(rows), result, files)
-            open_ledger(run, part.name).commit(record)
-        return {"computed": [part.name for part in missing]}
+        how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
+        backbone = load_backbone(how, extract.facts["weights_digest"])
+        usable = manifest.usable_windows(rows.start, rows.stop)
+        pictures = [picture for window in usable for picture in part.place(window)]
+        frames = read_windows(manifest, pictures, part.ahead or 2 * how.batch_size)
+        # whole windows: their pictures come together
+        together = max(1, how.batch_size // part.pictures) * part.pictures
+        for numbers, pixels in gather_batches(frames, together):
+            found = part.look(backbone, manifest, numbers, pixels)
+            for block, values in zip(blocks.values(), found, strict=True):
+                block[numbers[:: part.pictures] - rows.start] = values
+            announce(advance=len(numbers))
+        shown = [manifest.images[manifest.windows[row].image].path for row in rows]
+        check_finite(blocks, shown, self.name)
+        write_shard(run.features, blocks, shard, size)
+        return {"device": backbone.device.type}
 
     def finish(
         self,
         run: RunDirectory,
-        settings: ViewSettings,
+        settings: PartSettings,
         records: dict[int, ShardRecord],
         screen: Screen,
     ) -> list[str]:
-        """Finish the ledger of every part, and say what is there."""
-        extract = read_record(run, "extract")
-        sources = _fingerprint_sources(read_manifest(run), extract)
-        for part in list_parts(settings):
-            record = StageRecord(
-                stage=self.name,
-                version=self.version,
-                settings={},
-                inputs={"extract": extract.digest},
-                shards=[self._fingerprint_part(part, settings, source) for source in sources],
-                facts={"arrays": list(part.arrays)},
-                verb=self.verb,
-                finished=True,
-            )
-            open_ledger(run, part.name).write_stage(record)
-        photometric = parse_views(settings.views)
-        kinds = [
-            f"{photometric} photometric views" if photometric else "",
-            "five crops" if settings.crops == "five" else "",
-            "attention" if settings.attention else "",
-        ]
-        what = ", ".join(kind for kind in kinds if kind) or "nothing but the clean views"
-        return [f"views: {what} of every window in {run.features}"]
-
-    def _fingerprint_part(self, part: Part, settings: ViewSettings, source: str) -> str:
-        seed = settings.seed if part.view else None
-        return fingerprint(self.name, self.version, part.name, seed, source)
+        """Say what is there."""
+        return [f"views: {settings.part.replace('_', ' ')} of every window in {run.features}"]
 
 
-def place_crops(window: Window) -> list[Window]:
-    """Place the five half-size crops of a window, on its image at twice the scale."""
-    size = window.size
-    corners = ((0, 0), (size, 0), (0, size), (size, size), (size // 2, size // 2))
-    return [
-        Window(
-            window.index,
-            window.image,
-            2 * window.left + left,
-            2 * window.top + top,
-            size,
-            2 * window.width,
-            2 * window.height,
-        )
-        for left, top in corners
-    ]
+def _check_attention(extract: StageRecord) -> None:
+    from stages.extract.backbones import check_attention
+
+    check_attention(extract.facts["backbone"])
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The windows of one shard, and what their features are computed with."""
-
-    manifest: Manifest
-    rows: range
-    backbone: Backbone
-    batch: int
-
-    @property
-    def windows(self) -> list[Window]:
-        return self.manifest.usable_windows(self.rows.start, self.rows.stop)
-
-
-def _fill_views(
-    blocks: dict[str, np.ndarray], block: _Block, parts: Sequence[Part], seed: int
-) -> None:
-    """Fill in photometric views and attention, which look at the windows as they are."""
-    if not parts:
+def _put_away(run: RunDirectory, key: str, shape: list[int], *, dropped: bool) -> None:
+    """Mark whether a part is asked for; remove one that is not, and would be of no use later."""
+    ledger = Ledger(run.state(key))
+    record = ledger.read_stage()
+    if record is None:
         return
-    frames = read_windows(block.manifest, block.windows, 2 * block.batch)
-    for rows, pixels in gather_batches(frames, block.batch):
-        places = rows - block.rows.start
-        for part in parts:
-            views: tuple[np.ndarray, ...]
-            if part.view:
-                pictures = _augment(block.manifest, rows, pixels, part.view, seed)
-                views = extract_views(block.backbone, pictures)
-            else:
-                views = (extract_attention(block.backbone, pixels),)
-            for name, values in zip(part.arrays, views, strict=True):
-                blocks[name][places] = values
-            announce(advance=len(rows))
+    if "arrays" not in record.facts:
+        remove_tree(ledger.folder / "shards")
+        remove_file(ledger.file(None))
+        return
+    arrays = [run.features / name for name in record.facts["arrays"]]
+    whole = record.finished and len(ledger.list_shards()) == len(record.shards)
+    if dropped and not (whole and all(_fits(array, shape) for array in arrays)):
+        # before the arrays: what a ledger names and is not there counts as lost
+        remove_tree(ledger.folder)
+        for array in arrays:
+            remove_tree(array)
+        consolidate(run.features)
+    elif dropped != ("dropped" in record.facts):
+        facts = {name: fact for name, fact in record.facts.items() if name != "dropped"}
+        ledger.write_stage(replace(record, facts=facts | ({"dropped": True} if dropped else {})))
 
 
-def _augment(
-    manifest: Manifest, rows: np.ndarray, pixels: np.ndarray, view: int, seed: int
-) -> np.ndarray:
-    """Give one photometric view of some windows, uint8 [window, y, x, rgb]."""
-    import torch
-
-    from stages.extract.photometric import augment, draw_augmentation
-
-    windows = [manifest.windows[row] for row in rows]
-    augmentations = [
-        draw_augmentation(manifest.images[w.image].digest, w.box, view, seed) for w in windows
-    ]
-    # on the processor whatever the device: the pictures are then the same everywhere
-    images = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), augmentations)
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _fill_crops(blocks: dict[str, np.ndarray], block: _Block) -> None:
-    """Fill in the five crops, which are read at twice the scale."""
-    crops = [crop for window in block.windows for crop in place_crops(window)]
-    count = len(CROPS)
-    # Whole windows: an image's crops come in fives.
-    together = max(1, block.batch // count) * count
-    for rows, pixels in gather_batches(read_windows(block.manifest, crops, _AHEAD), together):
-        features = extract_clean(block.backbone, pixels)
-        for number, name in enumerate(CROP_ARRAYS):
-            blocks[name][rows[number::count] - block.rows.start] = features[number::count]
-        announce(advance=len(rows))
-
-
-def _fingerprint_sources(manifest: Manifest, extract: StageRecord) -> list[str]:
-    """Fingerprint what every shard is made from."""
-    prints = []
-    ranges = shard_ranges(len(manifest.windows), extract.settings["shard_size"])
-    for print_, rows in zip(extract.shards, ranges, strict=True):
-        # an image that was rejected and is mended has features that extract's own print of the
-        # shard cannot tell from its gap
-        used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
-        prints.append(fingerprint(print_, used))
-    return prints
-
-
-def _find_part(run: RunDirectory, part: Part, shard: int, print_: str) -> ShardRecord | None:
-    """Return the record of a part of a shard where what it wrote is there."""
-    record = open_ledger(run, part.name).read_shard(shard)
-    right = record is not None and record.fingerprint == print_ and not find_lost(run, record.files)
-    return record if right else None
+def _fits(array: Path, shape: list[int]) -> bool:
+    metadata = read_metadata(array)
+    return metadata is not None and metadata["shape"][:3] == shape

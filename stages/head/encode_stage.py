@@ -14,7 +14,7 @@ from pipeline.compute.scheduler import announce
 from pipeline.errors import RunError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import ShardRecord, inspect_stage, read_record
+from pipeline.run.ledger import ShardRecord, list_photometric, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import (
@@ -52,7 +52,7 @@ class Encode(Stage[EncodeSettings]):
 
     def inputs(self, run: RunDirectory, settings: EncodeSettings) -> list[str]:
         """Return ``extract``, the augmented views, and the head."""
-        views = [f"views/{view}" for view in _list_augmented(run)]
+        views = [f"views/{view}" for view in list_photometric(run)]
         return ["extract", *views, f"head/{settings.head}"]
 
     def plan(self, run: RunDirectory, settings: EncodeSettings, screen: Screen) -> Plan:
@@ -68,7 +68,7 @@ class Encode(Stage[EncodeSettings]):
         ]
         facts = {
             "views": names,
-            "augmented": _list_augmented(run),
+            "augmented": list_photometric(run),
             "channels": head.facts["dim"],
         }
         return Plan(shards, facts)
@@ -162,11 +162,6 @@ def load_head(run: RunDirectory, name: str) -> ProjectionHead:
     return head.eval()
 
 
-def _list_augmented(run: RunDirectory) -> list[str]:
-    record = inspect_stage(run, "views").record
-    return [] if record is None else list(record.facts["views"])
-
-
 def _list_views(run: RunDirectory) -> list[str]:
-    augmented = _list_augmented(run)
+    augmented = list_photometric(run)
     return ["clean", "mirror", *augmented, *(f"{view}_mirror" for view in augmented)]

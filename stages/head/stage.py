@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipeline.compute.scheduler import announce
 from pipeline.errors import RunError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import ShardRecord, inspect_stage, read_record
+from pipeline.run.ledger import ShardRecord, list_photometric, list_records, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import consolidate, open_arrays, write_group
@@ -58,9 +58,7 @@ class Head(Stage[HeadSettings]):
 
     def inputs(self, run: RunDirectory, settings: HeadSettings) -> list[str]:
         """Return ``extract``, and the crops, augmented views and attention that are used."""
-        names = _list_views(run, settings)
-        parts = [part for group, arrays in names.items() for part in _name_parts(group, arrays)]
-        return ["extract", *(f"views/{part}" for part in parts)]
+        return ["extract", *(f"views/{name}" for name in _list_views(run, settings))]
 
     def resolve(self, run: RunDirectory, settings: HeadSettings) -> HeadSettings:
         """Fill in what the method and the dataset decide."""
@@ -96,7 +94,7 @@ class Head(Stage[HeadSettings]):
                 f"{', '.join(settings.splits)}; a head needs two at least."
             )
         views = _list_views(run, settings)
-        if settings.method == "hp" and not {"augmented", "attention"} <= views.keys():
+        if settings.method == "hp" and not {"photometric_1", "attention"} <= views.keys():
             raise UsageError(
                 "--method hp needs augmented views and the last block's attention: run "
                 f"`primaps-pipe extract {run.quoted} --views clean,photometric --attention` first."
@@ -180,29 +178,16 @@ class Head(Stage[HeadSettings]):
 
 
 def _list_views(run: RunDirectory, settings: HeadSettings) -> dict[str, list[str]]:
-    """Name the extra arrays that a method trains on, of those that the run holds."""
-    record = inspect_stage(run, "views").record
-    if record is None:
-        return {}
-    facts, names = record.facts, {}
-    if settings.method == "stego" and facts["crops"]:
-        names["crops"] = [f"crop_{i + 1}" for i in range(facts["crops"])]
-    if settings.method == "hp":
-        if facts["views"]:
-            names["augmented"] = facts["views"]
-        if facts["attention"]:
-            names["attention"] = ["attention"]
-    return names
-
-
-def _name_parts(group: str, arrays: list[str]) -> list[str]:
-    """Name the parts of the views stage that make some arrays."""
-    return ["crops"] if group == "crops" else arrays
+    """List the further views that a method trains on, of those that the run holds: their arrays."""
+    records = list_records(run, "views")
+    used = {"stego": ["crops"], "hp": [*list_photometric(run), "attention"]}
+    names = [name for name in used.get(settings.method, ()) if name in records]
+    return {name: records[name].facts["arrays"] for name in names}
 
 
 def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
     names = _list_views(run, settings)
-    arrays = open_arrays(run.features, ["clean", *(n for group in names.values() for n in group)])
+    arrays = open_arrays(run.features, ["clean", *chain.from_iterable(names.values())])
 
     def choose(*chosen: str) -> tuple[Any, ...]:
         return tuple(arrays[name] for name in chosen)
@@ -216,7 +201,7 @@ def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
         batch=settings.batch_size,
         seed=settings.seed,
         device=resolve_device(settings.device),
-        augmented=choose(*names.get("augmented", [])),
+        augmented=choose(*(name for name in names if name.startswith("photometric"))),
         attention=arrays.get("attention"),
     )
     if settings.method != "stego":

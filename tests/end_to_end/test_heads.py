@@ -74,7 +74,9 @@ def test_a_head_its_codes_and_what_is_made_of_them(run: Path, invoke: Invoke, me
     rows = json.loads(invoke("status", run, "--json").stdout)
     assert {row["state"] for row in rows} == {"fresh"}
     assert [row["stage"] for row in rows] == [
-        *("extract", "views", "masks", f"head/{method}", f"encode/{method}", "em/on"),
+        "extract",
+        *(f"views/{part}" for part in ("attention", "crops", "photometric_1", "photometric_2")),
+        *("masks", f"head/{method}", f"encode/{method}", "em/on"),
         *sorted([f"evaluate/head-{method}", "evaluate/on"]),
         *sorted([f"report/head-{method}", "report/on"]),
     ]
@@ -104,7 +106,9 @@ def test_masks_stay_fresh_when_views_are_added(
     invoke("extract", run, "--views", "clean,photometric:3", "--no-progress")
     rows = {row["stage"]: row for row in json.loads(invoke("status", run, "--json").stdout)}
     assert rows["masks"]["state"] == "fresh"
-    assert rows["views"]["state"] == "fresh"
+    views = {name.partition("/")[2]: row for name, row in rows.items() if "views/" in name}
+    assert {f"photometric_{number}" for number in (1, 2, 3)} <= views.keys()
+    assert {row["state"] for row in views.values()} == {"fresh"}
 
 
 @pytest.mark.parametrize(

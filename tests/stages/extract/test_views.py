@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 from safetensors.torch import save_file
 from torch import Tensor
 
+import stages
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import ImageError, PipelineError, RunError, StaleError, UsageError
 from pipeline.images.windows import Window
@@ -23,7 +24,13 @@ from pipeline.progress import Screen
 from pipeline.run import frames
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_frame
-from pipeline.run.ledger import Ledger, StageRecord, inspect_stage, read_record, require_fresh
+from pipeline.run.ledger import (
+    StageRecord,
+    inspect_stage,
+    list_records,
+    read_record,
+    require_fresh,
+)
 from pipeline.run.manifest import read_manifest
 from pipeline.run.runner import run_stage
 from pipeline.storage.arrays import open_arrays, read_rows
@@ -31,7 +38,7 @@ from stages.extract import passes, photometric, views
 from stages.extract.handcrafted import CHANNELS, compute_features
 from stages.extract.settings import ExtractSettings, ViewSettings
 from stages.extract.stage import Extract
-from stages.extract.views import CROP_ARRAYS, Views, place_crops
+from stages.extract.views import CROP_ARRAYS, Crops
 from stages.masks.settings import MaskSettings
 from stages.masks.stage import Masks
 
@@ -64,10 +71,13 @@ def extract(path: Path, pictures: Path, **settings: Any) -> RunDirectory:
     return run
 
 
-def view(run: RunDirectory, settings: ViewSettings, **execution: Any) -> StageRecord:
-    record = run_stage(Views(), run, settings, Execution(**execution), QUIET)
-    assert record is not None
-    return record
+def view(run: RunDirectory, settings: ViewSettings, **execution: Any) -> dict[str, StageRecord]:
+    assert stages.run_stage("views", run, settings, Execution(**execution), QUIET) is not None
+    return list_records(run, "views")
+
+
+def judge(run: RunDirectory) -> dict[str, str]:
+    return {name: inspect_stage(run, f"views/{name}").state for name in run.names("views")}
 
 
 def read_all(run: RunDirectory) -> dict[str, np.ndarray]:
@@ -97,7 +107,7 @@ def compare(found: np.ndarray, images: Tensor) -> None:
 
 
 def test_the_boxes_of_the_crops_by_hand() -> None:
-    crops = place_crops(Window(7, 3, left=10, top=0, size=32, width=47, height=32))
+    crops = Crops().place(Window(7, 3, left=10, top=0, size=32, width=47, height=32))
     assert [crop.box for crop in crops] == [
         (20, 0, 52, 32),
         (52, 0, 84, 32),
@@ -110,11 +120,10 @@ def test_the_boxes_of_the_crops_by_hand() -> None:
 
 def test_arrays_hold_what_their_names_say(tmp_path: Path, pictures: Path) -> None:
     run = extract(tmp_path / "run", pictures, frame="whole")
-    record = view(run, ALL)
-    assert record.facts == {
-        "views": ["photometric_1", "photometric_2"],
-        "crops": 5,
-        "attention": False,
+    assert {name: record.facts for name, record in view(run, ALL).items()} == {
+        "crops": {"arrays": list(CROP_ARRAYS)},
+        "photometric_1": {"arrays": ["photometric_1", "photometric_1_mirror"]},
+        "photometric_2": {"arrays": ["photometric_2", "photometric_2_mirror"]},
     }
     manifest = read_manifest(run)
     assert len(manifest.windows) > len(manifest.images)
@@ -219,11 +228,7 @@ def test_views_added_later_leave_all_others_as_they_are(tmp_path: Path, pictures
     view(run, ViewSettings(views="clean,photometric:2"))
     view(run, ALL)
     assert list_times(run, *arrays) == times
-    assert all(
-        record.result["computed"] == ["crops"]
-        for record in Ledger(run.state("views")).read_shards().values()
-    )
-    assert {inspect_stage(run, key).state for key in ("extract", "masks", "views")} == {"fresh"}
+    assert {inspect_stage(run, key).state for key in run.keys()} == {"fresh"}  # noqa: SIM118
     # all of them at once are the same bytes
     other = extract(tmp_path / "other", pictures)
     view(other, ALL)
@@ -236,18 +241,19 @@ def test_a_view_wanted_no_more_is_kept_while_it_fits(tmp_path: Path, pictures: P
     run = extract(tmp_path / "run", pictures)
     view(run, ALL)
     times = list_times(run, *read_all(run))
-    record = view(run, ViewSettings(views="clean,photometric"))
-    assert record.facts == {"views": ["photometric_1"], "crops": 0, "attention": False}
-    view(run, ALL)
+    assert list(view(run, ViewSettings(views="clean,photometric"))) == ["photometric_1"]
+    assert run.names("views") == ["crops", "photometric_1", "photometric_2"]
+    assert set(judge(run).values()) == {"fresh"}
+    assert list(view(run, ALL)) == ["crops", "photometric_1", "photometric_2"]
     assert list_times(run, *read_all(run)) == times
     # more images: what is wanted grows, the rest goes
     write_pictures(pictures, range(15, 17))
     extract(tmp_path / "run", pictures)
-    assert inspect_stage(run, "views").state == "stale"
+    assert set(judge(run).values()) == {"stale"}
     with pytest.raises(
-        StaleError, match=r"views is stale .*; run `primaps-pipe extract \S+` again"
+        StaleError, match=r"views/crops is stale .*; run `primaps-pipe extract \S+` again"
     ):
-        require_fresh(run, "views")
+        require_fresh(run, "views/crops")
     view(run, ViewSettings(views="clean,photometric"))
     assert set(read_all(run)) == {"clean", "mirror", "photometric_1", "photometric_1_mirror"}
     # whole shards of old images were not computed again
@@ -308,10 +314,10 @@ def test_an_interrupted_shard_goes_on_with_the_parts_it_lacks(
     with pytest.raises(PipelineError, match="the disk is full"):
         view(run, ALL)
     monkeypatch.undo()
-    assert inspect_stage(run, "views").state == "incomplete"
+    assert judge(run) == {"photometric_1": "fresh", "photometric_2": "incomplete"}
+    times = list_times(run, "photometric_1")
     view(run, ALL)
-    results = [r.result["computed"] for r in Ledger(run.state("views")).read_shards().values()]
-    assert results == [["photometric_2", "crops"]] * 3
+    assert list_times(run, "photometric_1") == times
     other = extract(tmp_path / "other", pictures)
     view(other, ALL)
     expected, found = read_all(other), read_all(run)
@@ -335,7 +341,7 @@ def test_an_image_that_changed_is_stale(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(Exception, match=r"12\.png has changed since it was extracted") as caught:
         view(run, ALL)
     assert isinstance(caught.value.__cause__ or caught.value, StaleError)
-    assert inspect_stage(run, "views").done == 2
+    assert inspect_stage(run, "views/photometric_1").done == 2
 
 
 def test_an_image_that_can_no_longer_be_read_is_named(
@@ -364,7 +370,7 @@ def test_attention_of_handcrafted_features_is_refused_before_anything_is_written
 
 def test_nothing_asked_is_nothing_done(tmp_path: Path, pictures: Path) -> None:
     run = extract(tmp_path / "run", pictures)
-    assert view(run, ViewSettings()).facts == {"views": [], "crops": 0, "attention": False}
+    assert view(run, ViewSettings()) == {}
     assert set(read_all(run)) == {"clean", "mirror"}
 
 
