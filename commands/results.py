@@ -298,7 +298,7 @@ def compare(
     subjects = [(RunDirectory(run), *name) for run, name in product(runs, names or [(None, None)])]
     if len(subjects) < 2:
         raise UsageError("compare takes two runs or more, or two names of one run (--em, --head).")
-    from stages.report.comparison.comparison import compare_runs
+    from stages.report.comparison import compare_runs
 
     page = compare_runs(subjects, out, images=images, screen=screen)
     screen.result(f"the comparison is at {page.absolute()}", page=page.absolute())

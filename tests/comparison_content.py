@@ -7,11 +7,10 @@ from functools import cache
 
 import numpy as np
 
-from stages.report.comparison.page import (
+from stages.report.comparison import (
     Column,
     ComparedImage,
     ComparisonContent,
-    Curves,
     Row,
     Table,
 )
@@ -69,7 +68,7 @@ def make_comparison(names: tuple[str, ...] = ("default", "k-means")) -> Comparis
         gallery_note="Half of them are those on which the label maps differ most.",
         legend=tuple(zip(NAMES, COLOURS, strict=False)),
         other_colours=True,
-        curves=tuple(Curves(name, (("Loss", draw_loss((3.0, 2.0, 1.5))),)) for name in names),
+        curves=tuple((name, (("Loss", draw_loss((3.0, 2.0, 1.5))),)) for name in names),
         commands=tuple(f"primaps-pipe evaluate {name}" for name in names),
         version="1.2.3",
     )

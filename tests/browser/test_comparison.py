@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages.report.comparison.page import render_comparison
+from stages.report.comparison import render_comparison
 from tests.browser.conftest import Open, overflow
 from tests.browser.test_appearance import CONTRAST
 from tests.comparison_content import make_comparison, make_hostile

@@ -88,7 +88,7 @@ def test_why_a_stage_is_stale_wraps_in_a_terminal_and_states_have_colours(
 def test_a_comparison_takes_every_run_with_every_name(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from stages.report.comparison import comparison
+    from stages.report import comparison
 
     seen: dict[str, Any] = {}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.storage.places import parse_place
-from stages.report.comparison.comparison import compare_runs
+from stages.report.comparison import compare_runs
 from stages.report.inspection.inspection import inspect_image
 from tests.scenes import FAST_EM, Invoke, write_scenes
 

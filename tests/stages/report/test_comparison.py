@@ -1,27 +1,44 @@
-"""Several evaluations on one page: what is compared, and what is refused."""
+"""Several evaluations on one page: what is compared, what is refused, and what the page says."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.manifest import Image as Row
 from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.storage.files import read_json
-from stages.report.comparison.colours import Paint
-from stages.report.comparison.common_images import choose_rows
-from stages.report.comparison.comparison import build_comparison, compare_runs
-from stages.report.comparison.gallery import draw_gallery
-from stages.report.comparison.page import ComparisonContent
+from stages.report.agreement import Name, Paint
+from stages.report.comparison import (
+    CommonImages,
+    ComparisonContent,
+    build_comparison,
+    choose_rows,
+    compare_runs,
+    draw_gallery,
+    find_best,
+    find_common,
+    find_differences,
+    name_columns,
+    render_comparison,
+    sample_common,
+)
+from tests.comparison_content import make_comparison, make_hostile
 from tests.scenes import FAST_EM, Invoke, write_scenes
 
 SCREEN = Screen(progress=False)
@@ -207,7 +224,7 @@ def test_a_photograph_that_is_gone_is_said(fits: Path, monkeypatch: pytest.Monke
     def refuse(*_: Any) -> None:
         raise ImageError("no such file")
 
-    monkeypatch.setattr("stages.report.comparison.gallery.read_frame", refuse)
+    monkeypatch.setattr("stages.report.comparison.read_frame", refuse)
     content = build_comparison(open_both(fits), 2, SCREEN)
     assert all(image.photograph is None for image in content.gallery)
     assert any(
@@ -287,3 +304,221 @@ def test_runs_of_other_photographs_are_refused(fits: Path, tmp_path: Path, invok
     subjects: list[Subject] = [(RunDirectory(path), None, None) for path in (fits, run)]
     with pytest.raises(RunError, match="no image of the same size in common"):
         compare_runs(subjects, tmp_path / "a.html", images=2, screen=SCREEN)
+
+
+def make_listing(*names: str, width: int = 8, digest: str = "") -> dict[Name, Row]:
+    listing = {}
+    for number, name in enumerate(names):
+        split, _, identity = name.partition("/")
+        path = f"{identity}.png"
+        image = Row(number, identity, split, path, None, width, 6, 1, 0, digest or name)
+        listing[split, identity] = image
+    return listing
+
+
+def test_images_are_matched_by_split_and_id() -> None:
+    first = make_listing("train/a", "train/b", "val/a", "val/c")
+    second = make_listing("val/c", "train/b", "train/c", "val/d", "val/e")
+    common = find_common([first, second])
+    assert common.splits == {"train": ["b"], "val": ["c"]}
+    assert common.others == (2, 3)
+    assert (common.count, common.resized, common.changed) == (2, 0, 0)
+
+
+def test_another_size_is_another_image() -> None:
+    first = make_listing("train/a") | make_listing("train/b")
+    second = make_listing("train/a", width=9) | make_listing("train/b")
+    common = find_common([first, second])
+    assert common.splits == {"train": ["b"]}
+    assert (common.others, common.resized) == ((1, 1), 1)
+
+
+def test_another_file_of_the_same_size_is_said() -> None:
+    common = find_common([make_listing("train/a"), make_listing("train/a", digest="other")])
+    assert (common.count, common.changed) == (1, 1)
+
+
+def test_nothing_in_common_is_refused() -> None:
+    first, second = make_listing("train/a"), make_listing("train/x")
+    with pytest.raises(RunError, match=r"no image in common.*train/a of 8 x 6, another train/x"):
+        find_common([first, first, second])
+    with pytest.raises(RunError, match="no image of the same size in common"):
+        find_common([first, make_listing("train/a", width=9)])
+    with pytest.raises(RunError, match="another none at all"):
+        find_common([first, {}])
+
+
+def test_the_sample_is_even_in_every_split() -> None:
+    ids = [str(i) for i in range(9)]
+    common = CommonImages({"train": ids, "val": ids[:2]}, (0, 0), 0, 0)
+    assert sample_common(common, 3) == [
+        ("train", "1"),
+        ("train", "4"),
+        ("train", "7"),
+        ("val", "0"),
+        ("val", "1"),
+    ]
+
+
+def test_those_that_differ_most_come_first() -> None:
+    differences = {("train", str(i)): float(i % 7) for i in range(14)}
+    differences["train", "nothing"] = float("nan")
+    differences["val", "a"] = 1.0
+    rows = choose_rows(differences, 5)
+    chosen = [identity for split, identity in rows if split == "train"]
+    assert chosen[:3] == ["13", "6", "12"]
+    assert [rows["train", i] for i in chosen] == ["most"] * 3 + ["sample"] * 2
+    assert rows["val", "a"] == "most"
+    assert "nothing" not in chosen
+    assert choose_rows(differences, 0) == {}
+    assert list(choose_rows(differences, 99))[14] == ("train", "nothing"), "the last of its split"
+
+
+@given(
+    values=st.lists(st.floats(0, 100) | st.just(float("nan")), max_size=40),
+    wanted=st.integers(0, 50),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_rows_are_as_many_as_wanted_in_order(values: list[float], wanted: int) -> None:
+    differences = {("val", f"{i:02d}"): value for i, value in enumerate(values)}
+    rows = choose_rows(differences, wanted)
+    assert len(rows) == min(wanted, len(values))
+    shown = [differences[name] for name in rows]
+    known = [value for value in shown if not np.isnan(value)]
+    assert known == sorted(known, reverse=True)
+    assert shown[: len(known)] == known
+
+
+def test_fits_of_one_run_are_called_by_their_names() -> None:
+    run = Path("/runs/a")
+    assert name_columns([(run, "default"), (run, "head stego")]) == ["default", "head stego"]
+
+
+def test_runs_are_called_by_theirs() -> None:
+    places = [(Path("/runs/a"), "default"), (Path("/runs/b"), "default")]
+    assert name_columns(places) == ["a", "b"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
+    places = [(Path("/x/here/a"), "default"), (Path("/x/there/a"), "default")]
+    assert name_columns(places) == ["here/a", "there/a"]
+    places = [(Path("/a"), "default"), (Path("/x/a"), "default")]
+    assert len(set(name_columns(places))) == 2
+
+
+def test_runs_and_fits_are_called_by_both() -> None:
+    places = [(Path("/r/a"), "default"), (Path("/r/b"), "default"), (Path("/r/b"), "k12")]
+    assert name_columns(places) == ["a · default", "b · default", "b · k12"]
+
+
+def test_only_what_differs_is_listed() -> None:
+    first = {"extract.size": 320, "em.seed": 0, "em.splits": ["train"], "masks.gain": 10.0}
+    second = {"extract.size": 320, "em.seed": 1, "em.splits": ["train"], "em.student": "clean"}
+    assert find_differences([first, second, first]) == {
+        "em.seed": (0, 1, 0),
+        "masks.gain": (10.0, None, 10.0),
+        "em.student": (None, "clean", None),
+    }
+    assert find_differences([first, dict(first)]) == {}
+
+
+class Page(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.parts: list[str] = []
+        self.inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("style", "script"):
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.parts).split())
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([1.0, 3.0, 2.0], (1,)),
+        ([3.0, None, 3.001], ()),
+        ([3.0, None, 3.0, 1.0], (0, 2)),
+        ([3.0, None], ()),
+        ([], ()),
+        ([float("nan"), 1.0, 2.0], (2,)),
+    ],
+)
+def test_the_best_is_the_largest_where_they_differ(
+    values: list[float | None], best: tuple[int, ...]
+) -> None:
+    assert find_best(values) == best
+
+
+def test_the_page_says_all() -> None:
+    text = Page(render_comparison(make_comparison())).text
+    for said in (
+        "Comparison of default, k-means",
+        "1.0 points above the next",
+        "30 images are in common.",
+        "Mean IoU with CRF, %",
+        "41.5 (best)",
+        "Not as many images in all.",
+        "71.2",
+        "em.method",
+        "primaps-pipe evaluate k-means",
+        "sky",
+        "labels differ on 60.0 %",
+        "no ground truth",
+        "1.2.3",
+    ):
+        assert said in text, said
+
+
+def test_every_picture_is_in_its_row() -> None:
+    page = render_comparison(make_comparison(("a", "b", "c")))
+    rows = [row.split("</li>")[0] for row in page.split('<li class="panel"')[1:]]
+    assert len(rows) == 4
+    assert [row.count("<figure") for row in rows] == [5] * 4
+    assert [len(re.findall(r'src="data:image/', row)) for row in rows] == [5, 5, 5, 4]
+
+
+def test_the_page_needs_nothing_but_itself() -> None:
+    html = render_comparison(make_hostile())
+    page = Page(html)
+    for tag, attributes in page.tags:
+        for name in ("src", "href"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("data:", "#")), f"{tag} asks for {value[:80]}"
+        assert not any(name.startswith("on") for name in attributes)
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert "default-src 'none'" in html
+
+
+def test_what_is_not_there_is_left_out() -> None:
+    bare = replace(
+        make_comparison(), gallery=(), classes=(), settings=(), curves=(), notes=(), legend=()
+    )
+    html = render_comparison(bare)
+    for place in ("gallery", "classes", "curves"):
+        assert f'id="{place}"' not in html
+        assert f'href="#{place}"' not in html
+    assert "None: every setting that changes a result is the same in all." in Page(html).text
+
+
+def test_pictures_from_elsewhere_are_refused() -> None:
+    content = make_comparison()
+    image = replace(content.gallery[0], photograph="https://example.org/a.png")
+    with pytest.raises(ValueError, match="no data URI"):
+        render_comparison(replace(content, gallery=(image,)))
+
+
+def test_the_same_content_gives_the_same_page() -> None:
+    assert render_comparison(make_comparison()) == render_comparison(make_comparison())

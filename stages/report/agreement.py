@@ -1,0 +1,217 @@
+"""How far label maps of several evaluations say the same, and colours in which the eye can tell.
+
+Clusters have other numbers in every evaluation. Those of one are matched one to one to those of
+another by the pixels that they have in common, so that the agreement is largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.datasets import IGNORE
+from pipeline.datasets.base import Colour
+from pipeline.progress import Screen
+from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.subject import ClusterLook, Evaluation
+from stages.evaluate.metrics import UNMATCHED, match_clusters
+
+Name = tuple[str, str]  # split and id of an image
+Pair = tuple[int, int]  # positions of two evaluations, the smaller first
+_MOST = 254  # the last index of a palette that does not mean ignore
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """How often clusters of two label maps meet: cells are 256 * first + second, none is 0."""
+
+    cells: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+
+
+def count_pairs(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> PairCounts:
+    """Count which clusters two label maps of one image give to the same pixels."""
+    if first.shape != second.shape:
+        raise ValueError(f"label maps of shapes {first.shape} and {second.shape}")
+    counts = np.bincount((first.astype(np.intp) * 256 + second).ravel(), minlength=256 * 256)
+    counts = counts.reshape(256, 256)
+    counts[IGNORE, :] = counts[:, IGNORE] = 0
+    return pack_pairs(counts)
+
+
+def pack_pairs(total: NDArray[np.int64]) -> PairCounts:
+    """Turn a matrix, int64 [first, second], into its non-zero counts."""
+    rows, columns = np.nonzero(total)
+    return PairCounts(rows * 256 + columns, total[rows, columns])
+
+
+def add_pairs(total: NDArray[np.int64], counts: PairCounts) -> None:
+    """Add the counts of an image to ``total``, int64 [first, second] of at most 256 x 256."""
+    rows, columns = np.divmod(counts.cells, 256)
+    total[rows, columns] += counts.pixels
+
+
+def match_pairs(total: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Match the clusters of one labelling to those of another by the pixels in common.
+
+    ``total`` is int64 [first, second]; given is the first's cluster of every one of the second's.
+    """
+    matched = match_clusters(total.T)
+    apart = np.array([m != UNMATCHED and not total[m, k] for k, m in enumerate(matched)], bool)
+    matched[apart] = UNMATCHED
+    return matched
+
+
+def invert_matching(matching: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Turn a matching to ``count`` clusters around."""
+    inverse = np.full(count, UNMATCHED, np.int64)
+    matched = np.flatnonzero(matching != UNMATCHED)
+    inverse[matching[matched]] = matched
+    return inverse
+
+
+def measure_agreement(counts: PairCounts, matching: NDArray[np.int64]) -> float:
+    """Measure on which share of the pixels that both label two labellings agree; NaN of none."""
+    if not len(counts.cells):
+        return float("nan")
+    rows, columns = np.divmod(counts.cells, 256)
+    same = counts.pixels[matching[columns] == rows].sum()
+    return float(same / counts.pixels.sum())
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """What comparing the label maps of every two evaluations gave; shares are in per cent."""
+
+    clusters: tuple[int, ...]
+    matchings: dict[Pair, NDArray[np.int64]]
+    shares: dict[Pair, float]
+    differences: dict[Name, float]
+
+    def find_matching(self, entry: int, reference: int) -> NDArray[np.int64]:
+        """Return the reference's cluster of every cluster of an evaluation, int64 [cluster]."""
+        if entry == reference:
+            return np.arange(self.clusters[entry])
+        if reference < entry:
+            return self.matchings[reference, entry]
+        return invert_matching(self.matchings[entry, reference], self.clusters[entry])
+
+    @property
+    def table(self) -> tuple[tuple[float | None, ...], ...]:
+        """``shares`` as a matrix; None on the diagonal, and where there is none."""
+        count = range(len(self.clusters))
+        return tuple(tuple(self._find_share(a, b) for b in count) for a in count)
+
+    def _find_share(self, first: int, second: int) -> float | None:
+        share = self.shares.get((min(first, second), max(first, second)), float("nan"))
+        return None if np.isnan(share) else share
+
+
+def compare_labels(
+    opened: Sequence[Evaluation], chosen: Sequence[Name], screen: Screen
+) -> Pairwise:
+    """Compare the label maps of every two evaluations, pixel by pixel."""
+    pairs = list(combinations(range(len(opened)), 2))
+    totals = {
+        (a, b): np.zeros((opened[a].clusters, opened[b].clusters), np.int64) for a, b in pairs
+    }
+
+    def count(name: Name) -> dict[Pair, PairCounts]:
+        maps = [entry.read_labels(entry.images[name]) for entry in opened]
+        return {(a, b): count_pairs(maps[a], maps[b]) for a, b in pairs}
+
+    threads = count_threads()
+    counts: dict[Name, dict[Pair, PairCounts]] = {}
+    with screen.count("compare", len(chosen), "images") as counter:
+        found = map_ahead(count, chosen, threads, threads)
+        for name, of_pairs in zip(chosen, found, strict=True):
+            counts[name] = of_pairs
+            for pair, cells in of_pairs.items():
+                add_pairs(totals[pair], cells)
+            counter.advance()
+    matchings = {pair: match_pairs(total) for pair, total in totals.items()}
+    return Pairwise(
+        clusters=tuple(entry.clusters for entry in opened),
+        matchings=matchings,
+        shares={
+            pair: 100 * measure_agreement(pack_pairs(total), matchings[pair])
+            for pair, total in totals.items()
+        },
+        differences={name: _measure(of_pairs, matchings) for name, of_pairs in counts.items()},
+    )
+
+
+def _measure(counts: dict[Pair, PairCounts], matchings: dict[Pair, NDArray[np.int64]]) -> float:
+    """Measure how far the label maps of an image differ, in per cent, as a mean over the pairs."""
+    shares = [measure_agreement(cells, matchings[pair]) for pair, cells in counts.items()]
+    known = [share for share in shares if not np.isnan(share)]
+    return 100 * (1 - float(np.mean(known))) if known else float("nan")
+
+
+@dataclass(frozen=True)
+class Paint:
+    """The colours of one evaluation's clusters in one split, uint8 [256, rgb].
+
+    They are taken ``by`` the class, by the pixels in common with other clusters, or are its own.
+    """
+
+    palette: NDArray[np.uint8]
+    by: str
+
+
+def choose_reference(looks: Sequence[ClusterLook]) -> int:
+    """Choose whose colours the others take: the first that has classes, else the first."""
+    return next((i for i, look in enumerate(looks) if look.classes is not None), 0)
+
+
+def paint_looks(
+    looks: Sequence[ClusterLook],
+    classes: Sequence[Sequence[str]],
+    matchings: Sequence[NDArray[np.int64]],
+    reference: int,
+) -> list[Paint]:
+    """Choose comparable colours for the label maps of several evaluations."""
+    base = looks[reference]
+    paints = []
+    for look, names, matching in zip(looks, classes, matchings, strict=True):
+        if base.classes and look.classes and _are_same(names, classes[reference]):
+            paints.append(Paint(look.palette[look.index], "class"))
+        elif look is base:
+            paints.append(Paint(look.palette[look.index], "itself"))
+        else:
+            paints.append(Paint(_borrow_colours(base, matching), "pixels"))
+    return paints
+
+
+def _are_same(first: Sequence[str], second: Sequence[str]) -> bool:
+    # labels without a name are numbered behind the others, as far as they occur in a split
+    shared = min(len(first), len(second))
+    return shared > 0 and list(first[:shared]) == list(second[:shared])
+
+
+def _borrow_colours(base: ClusterLook, matching: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Give clusters the colours of those they are matched to, and the others unused ones."""
+    used = base.index[: len(base.names)]
+    taken = set(used.tolist())
+    free = [i for i in range(int(used.max(initial=0)) + 1, _MOST + 1) if i not in taken]
+    index = np.full(256, 255, np.uint8)
+    spare = 0
+    for cluster, matched in enumerate(matching):
+        if matched == UNMATCHED:
+            index[cluster] = free[spare % len(free)] if free else _MOST
+            spare += 1
+        else:
+            index[cluster] = base.index[matched]
+    return base.palette[index]
+
+
+def list_legend(look: ClusterLook, class_names: Sequence[str]) -> list[tuple[str, Colour]]:
+    """List what the colours mean: the classes, or the clusters where there are none."""
+    if look.classes is not None:
+        rows = look.palette[: len(class_names)].tolist()
+        return [(n, (r, g, b)) for n, (r, g, b) in zip(class_names, rows, strict=True)]
+    return list(zip(look.names, look.colours, strict=True))

@@ -1,1 +1,0 @@
-"""Several evaluations side by side, on one page."""

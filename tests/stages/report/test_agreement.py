@@ -1,0 +1,197 @@
+"""How far two labellings say the same, and colours in which that can be seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pipeline.run.subject import choose_look
+from stages.evaluate.metrics import UNMATCHED
+from stages.report.agreement import (
+    PairCounts,
+    Pairwise,
+    add_pairs,
+    choose_reference,
+    count_pairs,
+    list_legend,
+    match_pairs,
+    measure_agreement,
+    pack_pairs,
+    paint_looks,
+)
+
+FIRST = np.array([[0, 0, 0, 1], [1, 1, 2, 255]], np.uint8)
+SECOND = np.array([[1, 1, 0, 0], [0, 0, 3, 3]], np.uint8)
+
+
+def total_of(first: np.ndarray, second: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    total = np.zeros(shape, np.int64)
+    add_pairs(total, count_pairs(first, second))
+    return total
+
+
+def test_pairs_are_counted_by_hand() -> None:
+    counts = count_pairs(FIRST, SECOND)
+    pairs = dict(zip(counts.cells.tolist(), counts.pixels.tolist(), strict=True))
+    assert pairs == {0 * 256 + 0: 1, 0 * 256 + 1: 2, 1 * 256 + 0: 3, 2 * 256 + 3: 1}
+
+
+def test_counts_add_up_over_images() -> None:
+    total = total_of(FIRST, SECOND, (3, 4))
+    add_pairs(total, count_pairs(FIRST, SECOND))
+    assert total.tolist() == [[2, 4, 0, 0], [6, 0, 0, 0], [0, 0, 0, 2]]
+    again = np.zeros_like(total)
+    add_pairs(again, pack_pairs(total))
+    np.testing.assert_array_equal(again, total)
+
+
+def test_matching_and_agreement_by_hand() -> None:
+    total = total_of(FIRST, SECOND, (3, 4))
+    matching = match_pairs(total)
+    # cluster 2 of the second labelling never occurs
+    assert matching.tolist() == [1, 0, UNMATCHED, 2]
+    # of seven pixels that both label, one is 0 here and 0 there, which is matched to 1
+    assert measure_agreement(count_pairs(FIRST, SECOND), matching) == pytest.approx(6 / 7)
+
+
+def test_of_more_clusters_some_are_left() -> None:
+    first = np.zeros((1, 4), np.uint8)
+    second = np.array([[0, 1, 1, 1]], np.uint8)
+    matching = match_pairs(total_of(first, second, (1, 2)))
+    assert matching.tolist() == [UNMATCHED, 0]
+    assert measure_agreement(count_pairs(first, second), matching) == 0.75
+    turned = match_pairs(total_of(second, first, (2, 1)))
+    assert turned.tolist() == [1]
+    assert measure_agreement(count_pairs(second, first), turned) == 0.75
+
+
+def test_nothing_in_common_is_no_agreement() -> None:
+    empty = count_pairs(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
+    assert np.isnan(measure_agreement(empty, np.zeros(1, np.int64)))
+    assert match_pairs(np.zeros((2, 2), np.int64)).tolist() == [UNMATCHED, UNMATCHED]
+    assert isinstance(empty, PairCounts)
+
+
+def test_maps_of_other_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 2\) and \(2, 3\)"):
+        count_pairs(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
+
+
+maps = arrays(np.uint8, (6, 7), elements=st.sampled_from([0, 1, 2, 3, 4, 255]))
+
+
+@given(first=maps, second=maps, order=st.permutations(range(5)))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_numbers_of_clusters_do_not_matter(
+    first: np.ndarray, second: np.ndarray, order: list[int]
+) -> None:
+    def agree(a: np.ndarray, b: np.ndarray) -> float:
+        return measure_agreement(count_pairs(a, b), match_pairs(total_of(a, b, (5, 5))))
+
+    table = np.arange(256, dtype=np.uint8)
+    table[:5] = order
+    one = agree(first, second)
+    np.testing.assert_allclose(agree(first, table[second]), one)
+    np.testing.assert_allclose(agree(second, first), one)
+    if (first != 255).any():
+        assert agree(first, table[first]) == 1
+
+
+# three clusters against four, and against two
+PAIRS = Pairwise(
+    clusters=(3, 4, 2),
+    matchings={
+        (0, 1): np.array([2, UNMATCHED, 0, 1]),
+        (0, 2): np.array([1, 2]),
+        (1, 2): np.array([3, UNMATCHED]),
+    },
+    shares={(0, 1): 80.0, (0, 2): float("nan"), (1, 2): 12.5},
+    differences={},
+)
+
+
+def test_a_matching_may_be_turned_around() -> None:
+    assert PAIRS.find_matching(1, 0).tolist() == [2, UNMATCHED, 0, 1]
+    assert PAIRS.find_matching(0, 1).tolist() == [2, 3, 0]
+    assert PAIRS.find_matching(0, 2).tolist() == [UNMATCHED, 0, 1]
+    assert PAIRS.find_matching(1, 2).tolist() == [UNMATCHED, UNMATCHED, UNMATCHED, 0]
+    assert PAIRS.find_matching(1, 1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_table_is_symmetric() -> None:
+    assert PAIRS.table == ((None, 80.0, None), (80.0, None, 12.5), (None, 12.5, None))
+
+
+NAMES = ["sky", "road", "tree"]
+COLOURS = ((1, 2, 3), (40, 50, 60), (7, 80, 90))
+
+
+def same(count: int) -> np.ndarray:
+    return np.arange(count)
+
+
+def test_the_reference_is_the_first_with_classes() -> None:
+    plain = choose_look(2, None, [], ())
+    matched = choose_look(2, [0, 1], NAMES, COLOURS)
+    assert choose_reference([plain, matched, matched]) == 1
+    assert choose_reference([plain, plain]) == 0
+
+
+def test_matched_clusters_have_the_colours_of_their_classes() -> None:
+    looks = [
+        choose_look(3, [2, 0, 1], NAMES, COLOURS),
+        choose_look(4, [None, 1, 0, 2], NAMES, COLOURS),
+    ]
+    # which pixels they have in common does not matter
+    first, second = paint_looks(looks, [NAMES, [*NAMES, "class 3"]], [same(3), same(4)], 0)
+    assert (first.by, second.by) == ("class", "class")
+    assert [tuple(row) for row in first.palette[:3]] == [COLOURS[2], COLOURS[0], COLOURS[1]]
+    assert [tuple(row) for row in second.palette[1:4]] == [COLOURS[1], COLOURS[0], COLOURS[2]]
+    assert tuple(second.palette[0]) not in COLOURS
+    np.testing.assert_array_equal(first.palette[255], 0)
+
+
+def test_others_borrow_by_pixels_in_common() -> None:
+    looks = [choose_look(3, [2, 0, None], NAMES, COLOURS), choose_look(4, None, [], ())]
+    matching = np.array([UNMATCHED, 1, 2, UNMATCHED])
+    first, second = paint_looks(looks, [NAMES, []], [same(3), matching], 0)
+    assert second.by == "pixels"
+    np.testing.assert_array_equal(second.palette[1], first.palette[1])
+    np.testing.assert_array_equal(second.palette[2], first.palette[2])
+    shown = {tuple(row) for row in first.palette[:3]} | set(COLOURS)
+    left = [tuple(second.palette[0]), tuple(second.palette[3])]
+    assert left[0] != left[1]
+    assert shown.isdisjoint(left), "a cluster of its own has a colour of its own"
+    np.testing.assert_array_equal(second.palette[255], first.palette[255])
+
+
+def test_classes_of_other_names_are_other_classes() -> None:
+    looks = [choose_look(2, [0, 1], NAMES, COLOURS), choose_look(2, [0, 1], ["a", "b"], COLOURS)]
+    _, second = paint_looks(looks, [NAMES, ["a", "b"]], [same(2), np.array([1, 0])], 0)
+    assert second.by == "pixels"
+    assert [tuple(row) for row in second.palette[:2]] == [COLOURS[1], COLOURS[0]]
+
+
+def test_without_any_classes_the_first_keeps_its_own() -> None:
+    looks = [choose_look(2, None, [], ()), choose_look(2, None, [], ())]
+    first, second = paint_looks(looks, [[], []], [same(2), np.array([1, 0])], 0)
+    assert (first.by, second.by) == ("itself", "pixels")
+    np.testing.assert_array_equal(second.palette[:2], first.palette[[1, 0]])
+
+
+@pytest.mark.parametrize("clusters", [255, 200])
+def test_there_are_colours_for_as_many_clusters_as_there_may_be(clusters: int) -> None:
+    looks = [choose_look(255, None, [], ()), choose_look(clusters, None, [], ())]
+    matching = np.full(clusters, UNMATCHED)
+    _, second = paint_looks(looks, [[], []], [same(255), matching], 0)
+    assert second.palette.shape == (256, 3)
+
+
+def test_the_legend_names_classes_or_clusters() -> None:
+    look = choose_look(2, [2, None], NAMES, COLOURS)
+    assert list_legend(look, NAMES) == list(zip(NAMES, COLOURS, strict=True))
+    plain = choose_look(2, None, [], (), {1: "grass"})
+    assert [name for name, _ in list_legend(plain, [])] == ["cluster 0", "grass"]
