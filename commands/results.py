@@ -236,7 +236,7 @@ def inspect(
     run: Path, image: str, em: str | None, head: str | None, out: Path | None, screen: Screen
 ) -> None:
     """Draw what every stage has made of one image, into one PNG."""
-    from stages.report.inspection.inspection import inspect_image
+    from stages.report.inspection import inspect_image
 
     # no name that an image or its label map has
     place = out or Path(f"{Path(image).name}-inspect.png")

@@ -53,6 +53,11 @@ class Subject:
         return "" if default else f" --{self.kind} {self.name}"
 
     @property
+    def names(self) -> tuple[str | None, str | None]:
+        """The name of the fit and that of the head, of which one is None."""
+        return (self.name, None) if self.kind == "em" else (None, self.name)
+
+    @property
     def inputs(self) -> list[str]:
         """Keys of the stages that an evaluation reads."""
         codes = [f"encode/{self.name}"] if self.kind == "head" else []

@@ -175,31 +175,7 @@ def compare_runs(
     images: int,
     screen: Screen,
 ) -> Path:
-    """Write one page that compares several evaluated fits or heads.
-
-    Parameters
-    ----------
-    subjects
-        Of each the run, and the name of the fit or that of the head, or neither.
-    out
-        The page; what is there already must be an earlier comparison.
-    images
-        How many images of every split are shown.
-    screen
-        Where progress is shown.
-
-    Returns
-    -------
-    Path
-        The page.
-
-    Raises
-    ------
-    RunError
-        One was not evaluated, or its labels are stale; or they have no image in common.
-    UsageError
-        They are fewer than two, or too many, or one is given twice; or the page cannot be there.
-    """
+    """Write one page that compares several evaluated fits or heads."""
     if images < 0:
         raise UsageError(f"--images {images}: give 0 or more.")
     # not over anything but an earlier comparison, such as a report

@@ -8,7 +8,7 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.storage.places import parse_place
 from stages.report.comparison import compare_runs
-from stages.report.inspection.inspection import inspect_image
+from stages.report.inspection import inspect_image
 from tests.scenes import FAST_EM, Invoke, write_scenes
 
 

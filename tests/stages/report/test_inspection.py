@@ -12,10 +12,10 @@ from PIL import Image
 from pipeline.errors import RunError, StaleError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.subject import open_evaluation
+from stages.report import inspection
 from stages.report.gallery import RIGHT_COLOUR, WRONG_COLOUR
-from stages.report.inspection import inspection
-from stages.report.inspection.drawing import Sheet, draw_sheet
-from stages.report.inspection.inspection import inspect_image
+from stages.report.inspection import inspect_image
+from stages.report.sheet import Sheet, draw_sheet
 from tests.scenes import FAST_EM, Invoke
 
 QUIET = "--no-progress"

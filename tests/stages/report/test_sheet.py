@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.report.inspection.drawing import Legend, Panel, Sheet, draw_sheet, wrap_text
+from stages.report.sheet import Legend, Panel, Sheet, draw_sheet, wrap_text
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
 
