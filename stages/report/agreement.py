@@ -21,7 +21,7 @@ from pipeline.run.subject import ClusterLook, Evaluation
 from stages.evaluate.metrics import UNMATCHED, match_clusters
 
 Name = tuple[str, str]  # split and id of an image
-Pair = tuple[int, int]  # positions of two evaluations, the smaller first
+Pair = tuple[int, int]  # positions of two evaluations
 _MOST = 254  # the last index of a palette that does not mean ignore
 
 
@@ -85,30 +85,15 @@ def measure_agreement(counts: PairCounts, matching: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class Pairwise:
-    """What comparing the label maps of every two evaluations gave; shares are in per cent."""
+    """What comparing the label maps of every two of some evaluations gave.
 
-    clusters: tuple[int, ...]
+    ``matchings`` has for a pair the first's cluster of every one of the second's, both ways around
+    and of each with itself; ``shares`` and ``differences`` are in per cent, or NaN.
+    """
+
     matchings: dict[Pair, NDArray[np.int64]]
     shares: dict[Pair, float]
     differences: dict[Name, float]
-
-    def find_matching(self, entry: int, reference: int) -> NDArray[np.int64]:
-        """Return the reference's cluster of every cluster of an evaluation, int64 [cluster]."""
-        if entry == reference:
-            return np.arange(self.clusters[entry])
-        if reference < entry:
-            return self.matchings[reference, entry]
-        return invert_matching(self.matchings[entry, reference], self.clusters[entry])
-
-    @property
-    def table(self) -> tuple[tuple[float | None, ...], ...]:
-        """``shares`` as a matrix; None on the diagonal, and where there is none."""
-        count = range(len(self.clusters))
-        return tuple(tuple(self._find_share(a, b) for b in count) for a in count)
-
-    def _find_share(self, first: int, second: int) -> float | None:
-        share = self.shares.get((min(first, second), max(first, second)), float("nan"))
-        return None if np.isnan(share) else share
 
 
 def compare_labels(
@@ -134,9 +119,10 @@ def compare_labels(
                 add_pairs(totals[pair], cells)
             counter.advance()
     matchings = {pair: match_pairs(total) for pair, total in totals.items()}
+    turned = {(b, a): invert_matching(m, opened[a].clusters) for (a, b), m in matchings.items()}
+    same = {(a, a): np.arange(entry.clusters) for a, entry in enumerate(opened)}
     return Pairwise(
-        clusters=tuple(entry.clusters for entry in opened),
-        matchings=matchings,
+        matchings={**matchings, **turned, **same},
         shares={
             pair: 100 * measure_agreement(pack_pairs(total), matchings[pair])
             for pair, total in totals.items()

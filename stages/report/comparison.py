@@ -31,6 +31,7 @@ from stages.outside import find_upstream_changes
 from stages.report.agreement import (
     Name,
     Paint,
+    Pair,
     Pairwise,
     choose_reference,
     compare_labels,
@@ -60,8 +61,10 @@ _SCORES = (
 )
 # what has no better and worse between one method and another
 _FIGURES = (("coverage", "Coverage, %"), ("confidence", "Confidence, %"))
-# names of fits and heads: the columns are called by them
-_NAMES = frozenset({"em.name", "evaluate.em", "evaluate.head", "head.name", "encode.head"})
+# names of fits and heads, by which the columns are called, and of a view's parts
+_NAMES = frozenset(
+    {"em.name", "evaluate.em", "evaluate.head", "head.name", "encode.head", "views.part"}
+)
 _LONGEST_VALUE = 120
 
 Role = Literal["most", "sample"]
@@ -248,7 +251,7 @@ def build_comparison(
         scores=tuple(_tabulate_scores(opened, split) for split in _list_splits(opened)),
         classes=tabulate_classes(opened),
         settings=list_differences(opened),
-        agreement=pairs.table,
+        agreement=tabulate_agreement(pairs.shares, len(opened)),
         agreement_note=_count_compared(len(chosen), common),
         gallery=gallery.images,
         gallery_note=_describe_gallery(names, gallery, paints[main], reference),
@@ -289,7 +292,7 @@ def _choose_paints(
     """Choose whose colours the others take, and the colours of every split."""
     looks = {split: [entry.look(split) for entry in opened] for split in splits}
     reference = choose_reference(looks[splits[0]])
-    matchings = [pairs.find_matching(entry, reference) for entry in range(len(opened))]
+    matchings = [pairs.matchings[reference, entry] for entry in range(len(opened))]
     names = {split: [e.metrics["splits"][split]["class_names"] for e in opened] for split in splits}
     return reference, {
         split: paint_looks(looks[split], names[split], matchings, reference) for split in splits
@@ -487,6 +490,14 @@ def _rank(names: Sequence[str], opened: Sequence[Evaluation]) -> str:
     if not told:
         return "There are no labels to score these by: look at the images."
     return f"Highest mean IoU of the final labels on {'; on '.join(told)}."
+
+
+def tabulate_agreement(
+    shares: Mapping[Pair, float], count: int
+) -> tuple[tuple[float | None, ...], ...]:
+    """Make a matrix of the shares; None on the diagonal, and where there is none."""
+    known = {frozenset(pair): share for pair, share in shares.items() if not np.isnan(share)}
+    return tuple(tuple(known.get(frozenset((a, b))) for b in range(count)) for a in range(count))
 
 
 # --- the images ----------------------------------------------------------------------------------

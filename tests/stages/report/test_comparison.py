@@ -37,6 +37,7 @@ from stages.report.comparison import (
     name_columns,
     render_comparison,
     sample_common,
+    tabulate_agreement,
 )
 from tests.comparison_content import make_comparison, make_hostile
 from tests.scenes import FAST_EM, Invoke, write_scenes
@@ -103,6 +104,12 @@ def test_the_agreement_is_that_of_the_best_matching(fits: Path, content: Compari
     assert one is other is None
     assert share == same == pytest.approx(agree(*joined), abs=1e-9)
     assert "All 9 images in common were compared" in content.agreement_note
+
+
+def test_the_table_of_agreement_is_symmetric() -> None:
+    shares = {(0, 1): 80.0, (0, 2): float("nan"), (1, 2): 12.5}
+    table = tabulate_agreement(shares, 3)
+    assert table == ((None, 80.0, None), (80.0, None, 12.5), (None, 12.5, None))
 
 
 def test_the_scores_are_those_of_the_evaluations(fits: Path, content: ComparisonContent) -> None:
