@@ -14,10 +14,10 @@ from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import GRID, PHOTOGRAPHS, draw_features, load_square
 from pipeline.datasets import IGNORE
-from stages.em.fit import FitState, find_initial_directions, run_em_epoch
-from stages.em.pieces import FitBatch
-from stages.em.prototypes import make_prototypes
+from stages.em.methods import FitState, run_em_epoch
+from stages.em.pieces import FitBatch, make_prototypes
 from stages.em.settings import EmSettings
+from stages.em.start import find_initial_directions
 from stages.masks.proposals import propose_masks, score_proposals
 from stages.masks.settings import MaskSettings
 from stages.masks.stage import enlarge_scores, take_largest

@@ -100,7 +100,7 @@ def measure_fit(store: Path, windows: int, classes: int, channels: int, side: in
     import torch
 
     from stages.em.cache import Cache
-    from stages.em.fit import initialise, run_em_epoch
+    from stages.em.methods import Primaps, run_em_epoch
     from stages.em.settings import EmSettings
 
     torch.set_num_threads(1)
@@ -108,7 +108,7 @@ def measure_fit(store: Path, windows: int, classes: int, channels: int, side: in
     start = read_memory("VmRSS")
     arrays = open_arrays(store, ["clean", "proposals"])
     cache = Cache(arrays, np.arange(windows), settings, torch.device("cpu"))
-    state = initialise(cache.read_sample, cache.read_epoch, cache.steps, settings)
+    state = Primaps().initialise(cache.read_sample, cache.read_epoch, cache.steps, settings)
     times = []
     for epoch in range(EPOCHS):
         waited = [0.0]

@@ -11,6 +11,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from commands.verbs import HOW, WHAT, Option
+from pipeline.errors import UsageError
+from pipeline.registry import Registry
 from pipeline.settings import (
     Bounds,
     StageSettings,
@@ -112,10 +114,30 @@ def settings_options(
             complete = (completers or {}).get(name)
             place = section if field_extra(settings, name, "affects_output") else HOW
             place = (sections or {}).get(name, place)
-            command = _make_option(settings, name, kind, place, complete)(command)
+            words, facts = _describe_option(settings, name, kind, place, complete)
+            command = click.option(*words, cls=Option, **facts)(command)
         return command
 
     return decorate
+
+
+def variant_options(
+    variants: Registry[Any], settings: type[StageSettings]
+) -> list[click.Parameter]:
+    """Make options of the settings that variants of other packages have of their own."""
+    found: dict[str, click.Parameter] = {}
+    for variant in variants.brought:
+        try:
+            theirs: type[StageSettings] = variants[variant].settings_class
+        except UsageError:
+            continue  # why it cannot be imported is said when it is asked for
+        section = f"Of the {variants.kind} {variant}"
+        for name in theirs.model_fields:
+            if name in settings.model_fields or name in found:
+                continue
+            words, facts = _describe_option(theirs, name, None, section, None)
+            found[name] = Option(words, **facts)
+    return list(found.values())
 
 
 def given_settings(settings: type[StageSettings], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,13 +147,14 @@ def given_settings(settings: type[StageSettings], values: Mapping[str, Any]) -> 
     }
 
 
-def _make_option(
+def _describe_option(
     settings: type[StageSettings],
     name: str,
     kind: click.ParamType | None,
     section: str,
     complete: Completer | None,
-) -> Callable[[C], C]:
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the words and the facts of the option of a setting, as click takes them."""
     field = settings.model_fields[name]
     annotation, multiple = _strip(field.annotation)
     option, default = option_name(settings, name), field.default
@@ -149,17 +172,14 @@ def _make_option(
     if bounds is not None:
         facts.append(str(bounds))
     text = field.description or ""
-    return click.option(
-        option,
-        name,
-        cls=Option,
-        section=section,
-        type=kind or _click_type(annotation, bounds, find_choices(field)),
-        multiple=multiple,
-        default=None,
-        shell_complete=complete,
-        help=f"{text}  [{'; '.join(facts)}]" if facts else text,
-    )
+    return [option, name], {
+        "section": section,
+        "type": kind or _click_type(annotation, bounds, find_choices(field)),
+        "multiple": multiple,
+        "default": None,
+        "shell_complete": complete,
+        "help": f"{text}  [{'; '.join(facts)}]" if facts else text,
+    }
 
 
 def _strip(annotation: Any) -> tuple[Any, bool]:

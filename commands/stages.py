@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from commands.completion import complete_datasets, complete_fits, complete_heads, complete_recipes
-from commands.options import given_settings, settings_options
+from commands.options import ChoiceType, given_settings, settings_options, variant_options
 from commands.shared import CRF_TYPE, RUN, RUN_TEXT, execution_options, run_one
 from commands.verbs import FINE, WHAT, Argument, how, verb, what
 from pipeline.compute.scheduler import Execution
@@ -19,6 +19,7 @@ from pipeline.run.subject import name_subject
 from pipeline.settings import field_extra
 from pipeline.storage.places import PlaceType
 from stages import SETTINGS
+from stages.em.settings import METHODS
 
 FORGET = how(
     "--forget",
@@ -138,10 +139,12 @@ def head(run: Path, forget: bool, execution: Execution, screen: Screen, **option
             "Estimates the number of classes; a run holds as many fits as there are names.",
         ),
     ),
+    more=lambda: variant_options(METHODS, SETTINGS["em"]),
 )
 @RUN
 @settings_options(
     SETTINGS["em"],
+    {"method": ChoiceType(lambda: METHODS)},
     sections=_sort(
         "em",
         ("classes", "method", "head", "student", "epochs", "seed", "name", "splits"),
@@ -155,7 +158,8 @@ def em(run: Path, forget: bool, execution: Execution, screen: Screen, **options:
 
     The third stage: needs what extract and masks have made.
     """
-    given = given_settings(SETTINGS["em"], options)
+    # those of a method of another package, too
+    given = {name: value for name, value in options.items() if value not in (None, ())}
     run_one("em", run, given, forget=forget, execution=execution, screen=screen)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -99,12 +99,23 @@ class Verb(click.Command):
         examples: Sequence[tuple[str, str]] = (),
         lists: Callable[[], Mapping[str, Rows]] = dict,
         events: bool = False,
+        more: Callable[[], Sequence[click.Parameter]] = list,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._more = more
         self.examples = tuple(examples)
         self.lists = lists
         self.events = events
+
+    @cached_property
+    def more(self) -> Sequence[click.Parameter]:
+        """Options that depend on what is installed, looked up when the verb is called."""
+        return self._more()
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all options."""
+        return [*super().get_params(ctx), *self.more]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; wrong use is an event, too, where events are asked for."""
@@ -155,10 +166,16 @@ def verb(
     examples: Sequence[tuple[str, str]],
     events: bool = True,
     lists: Callable[[], Mapping[str, Rows]] = dict,
+    more: Callable[[], Sequence[click.Parameter]] = list,
 ) -> Callable[[Callable[..., Any]], Verb]:
     """Make a verb of a function; see :class:`Verb`."""
     return click.command(
-        cls=Verb, context_settings=CONTEXT, examples=examples, events=events, lists=lists
+        cls=Verb,
+        context_settings=CONTEXT,
+        examples=examples,
+        events=events,
+        lists=lists,
+        more=more,
     )
 
 

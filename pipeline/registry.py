@@ -52,7 +52,16 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._ours
-        yield from sorted(self._theirs.keys() - self._ours.keys())
+        yield from self.brought
+
+    @property
+    def brought(self) -> list[str]:
+        """The names of the variants that other packages bring."""
+        return sorted(self._theirs.keys() - self._ours.keys())
+
+    def brings(self, name: str) -> bool:
+        """Whether another package has the variant of a name."""
+        return name not in self._ours and name in self._theirs
 
     def __len__(self) -> int:
         return len(self._ours.keys() | self._theirs.keys())

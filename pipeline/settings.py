@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from pipeline.errors import UsageError
 from pipeline.wording import did_you_mean
@@ -71,8 +73,29 @@ def find_bounds(field: FieldInfo) -> Bounds | None:
     return Bounds(**found) if found else None
 
 
+class OneOf:
+    """Rule of a setting that is one of the names of a registry: ``Annotated[str, OneOf(names)]``.
+
+    The names are looked up when they are asked for: other packages may bring some.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return no_info_before_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if not isinstance(value, str) or value not in self.names:
+            raise PydanticCustomError("literal_error", "Input should be one of the known names")
+        return value
+
+
 def find_choices(field: FieldInfo) -> tuple[str, ...]:
     """Return the words that a setting may be, which may also be a number; empty: any."""
+    for rule in field.metadata:
+        if isinstance(rule, OneOf):
+            return tuple(rule.names)
     return tuple(
         str(word)
         for part in _list_parts(field.annotation)
@@ -176,6 +199,14 @@ class StageSettings(BaseModel):
         frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True
     )
 
+    @classmethod
+    def choose(cls, values: Mapping[str, Any]) -> type[Self]:
+        """Return the class of some values: a variant of another package may have one of its own.
+
+        Raises a UsageError where nobody has the variant.
+        """
+        return cls
+
     def output_settings(self) -> dict[str, Any]:
         """Return the settings that change what the stage writes, as plain YAML values."""
         values = self.model_dump(mode="json")
@@ -225,6 +256,7 @@ def make_settings(
     names = {option_name(cls, name)[2:].replace("-", "_"): name for name in cls.model_fields}
     for layer in layers:
         values.update({names.get(name, name): value for name, value in layer.items()})
+    cls = cls.choose(values)
     for name in values:
         if name not in cls.model_fields:
             raise UsageError(

@@ -8,14 +8,17 @@ shard can be computed again alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import ShardRecord
+from pipeline.run.ledger import ShardRecord, read_record
 from pipeline.settings import StageSettings
+from pipeline.storage.files import Checkpoint, fingerprint
 
 S = TypeVar("S", bound=StageSettings)
 
@@ -131,3 +134,45 @@ class Stage(ABC, Generic[S]):
     ) -> list[str]:
         """Do what needs all shards; return lines for the screen."""
         return []
+
+
+class Training(Stage[S]):
+    """A stage of one shard that learns, goes on from its last checkpoint, and writes at its end."""
+
+    checkpoint_file: ClassVar[str]
+
+    def plan_one(
+        self,
+        run: RunDirectory,
+        settings: S,
+        windows: Sequence[Window],
+        items: int,
+        facts: dict[str, Any],
+    ) -> Plan:
+        """Plan the shard, made from some windows of what the inputs hold."""
+        sources = {key: read_record(run, key).digest for key in self.inputs(run, settings)}
+        print_ = fingerprint(
+            self.name,
+            settings.version,
+            settings.output_settings(),
+            sources,
+            [window.index for window in windows],
+        )
+        return Plan([ShardPlan(print_, items)], facts)
+
+    def prepare(self, run: RunDirectory, settings: S, plan: Plan) -> None:
+        """Nothing to allocate: what is learned is small and written at the end."""
+
+    def checkpoint(self, run: RunDirectory, settings: S, print_: str = "") -> Checkpoint:
+        """Return where the training of a fingerprint is saved as it goes."""
+        return Checkpoint(run.state(self.key(settings)) / self.checkpoint_file, print_)
+
+    def close(self, run: RunDirectory, settings: S, store: Path, screen: Screen) -> None:
+        """Make the store whole, and forget the checkpoint."""
+        # help pages, which need the stages' settings, do without zarr
+        from pipeline.storage.arrays import consolidate
+
+        with run.lock(store.name, wait=True, say=screen.warn):
+            consolidate(store)
+        # not before the training is in the ledger: a kill between costs nothing
+        self.checkpoint(run, settings).remove()

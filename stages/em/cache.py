@@ -21,7 +21,7 @@ from pipeline.run.ledger import list_photometric, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import open_arrays, take_rows
 from stages.em.pieces import GROUP, FitBatch
-from stages.em.settings import EmSettings
+from stages.em.settings import METHODS, EmSettings
 
 _BLOCK = 256
 
@@ -47,11 +47,11 @@ class Cache:
 
     def read_averaged(self) -> Iterator[FitBatch]:
         """Read the sample's features, averaged with those of the mirror images, and proposals."""
-        for batch in self._stream(self.sample, self.arrays).read_epoch():
-            clean, mirror, ids = (
-                torch.from_numpy(batch.arrays[name]) for name in ("clean", "mirror", "proposals")
-            )
-            yield FitBatch((clean.float() + mirror.float().flip(2)) / 2, ids)
+        names = [n for n in ("clean", "mirror", "proposals") if n in self.arrays]
+        for batch in self._stream(self.sample, names).read_epoch():
+            found = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+            mean = (found["clean"].float() + found["mirror"].float().flip(2)) / 2
+            yield FitBatch(mean, found.get("proposals"))
 
     def read_sample(self) -> Iterator[Tensor]:
         """Read the features of the windows that the PCA sees, each batch over the last."""
@@ -92,7 +92,8 @@ class Cache:
         return stream, seed, self._draw_views if epoch >= 0 else None
 
     def _name_arrays(self, clean: bool) -> Iterable[str]:
-        return ["clean"] if clean else self.arrays
+        # mirror images beside the clean ones are for averages alone
+        return ["clean"] if clean else [n for n in self.arrays if n != "mirror"]
 
     def _finish(self, batch: Batch, clean: _Wide, student: _Wide) -> FitBatch:
         ids = batch.arrays.get("proposals")
@@ -230,26 +231,24 @@ def draw_sample(windows: np.ndarray, settings: EmSettings) -> np.ndarray:
 def open_cache(run: RunDirectory, settings: EmSettings, device: torch.device) -> Cache:
     """Open what a fit reads, as its settings say."""
     store = run.features if settings.head is None else run.codes(settings.head)
-    windows = list_windows(run, settings)
-    if settings.method == "kmeans":
-        return Cache(open_arrays(store, ["clean"]), windows, settings, device)
-    if settings.method == "robust":
-        both = {**open_arrays(store, ["clean", "mirror"]), **open_arrays(run.masks, ["proposals"])}
-        return Cache(both, windows, settings, device)
+    method = METHODS[settings.method]
 
     def open_views(names: Mapping[str, str]) -> tuple[zarr.Array, ...]:
-        wanted = [n for pair in names.items() for n in (pair if settings.mirror else pair[:1])]
+        both = method.has_student and settings.mirror
+        wanted = [n for pair in names.items() for n in (pair if both else pair[:1])]
         arrays = open_arrays(store, wanted)
         return tuple(arrays[name] for name in wanted)
 
     arrays: dict[str, zarr.Array | tuple[zarr.Array, ...]] = {
         "clean": open_views({"clean": "mirror"}),
-        **open_arrays(run.masks, ["proposals"]),
+        **open_arrays(store, ["mirror"]),
     }
+    if method.needs_proposals:
+        arrays |= open_arrays(run.masks, ["proposals"])
     if settings.student == "photometric":
         views = {view: f"{view}_mirror" for view in list_augmented(run, settings.head)}
         arrays["student"] = open_views(views)
-    return Cache(arrays, windows, settings, device)
+    return Cache(arrays, list_windows(run, settings), settings, device)
 
 
 def list_augmented(run: RunDirectory, head: str | None) -> list[str]:

@@ -8,12 +8,10 @@ The weight needs the mean over the whole batch before any gradient, so the windo
 twice: :func:`sum_probabilities`, then, with what :func:`weigh_classes` makes of all windows' sums,
 :func:`differentiate`. On the processor no logit at image size is ever stored.
 
-Exponential and logarithm of rows of float32, without branches and calls.
-
-A loop over such a row fills the vector registers, which a call of the mathematical library for
-every number does not. Strict floating-point rules hold: the same bytes come out on every processor.
-
-The M-step on the processor: softmax, cross entropy and gradient in one pass over the pixels.
+The compiled loops make softmax, cross entropy and gradient in one pass over the pixels, by
+exponentials and logarithms of whole rows of float32, without branches and calls: a loop over such a
+row fills the vector registers, which a call of the mathematical library for every number does not.
+Strict floating-point rules hold: the same bytes come out on every processor.
 
 Between the centres of two rows of the grid every logit is linear in y, so its exponential follows a
 geometric progression down the rows of pixels: one exponential for its start, one for its ratio, and
@@ -23,8 +21,8 @@ the largest logits at both ends, and progressions are so short that no class goe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import factorial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,18 +31,18 @@ from torch import Tensor
 
 from pipeline.datasets import IGNORE
 from stages.crf.vectors import compile_kernel
-from stages.em.interpolation import (
+from stages.em.pixels import (
     Taps,
     allocate_rows,
     downsample,
     find_taps,
+    hold_rows,
     map_windows,
     narrow_row,
     pad_classes,
     runs_compiled,
     split_windows,
     upsample,
-    widen_row,
 )
 
 # Adding and subtracting 1.5 * 2^23 rounds a small float32 to the nearest integer.
@@ -63,15 +61,8 @@ ALMOST_ONE = np.int32(0x7FFFFF)
 
 @compile_kernel
 def exponentiate(exponents: NDArray[np.float32]) -> None:
-    """Replace each number by its exponential, in place, within one unit in the last place.
+    """Replace each number, from -87 to 87, by its exponential, within one unit in the last place.
 
-    Parameters
-    ----------
-    exponents : float32 [number]
-        From -87 to 87.
-
-    Notes
-    -----
     e^x = 2^n e^r with integer n and |r| <= ln(2) / 2, and the Taylor series of e^r up to r^7.
     """
     for index in range(len(exponents)):
@@ -91,15 +82,9 @@ def exponentiate(exponents: NDArray[np.float32]) -> None:
 
 @compile_kernel
 def take_logarithms(numbers: NDArray[np.float32]) -> None:
-    """Replace each number by its natural logarithm, in place, within 1e-7 absolute or relative.
+    """Replace each number, positive and normal, by its natural logarithm, within 1e-7.
 
-    Parameters
-    ----------
-    numbers : float32 [number]
-        Positive, normal.
-
-    Notes
-    -----
+    That is absolute or relative.
     log(2^n m) = n ln(2) + 2 atanh((m - 1) / (m + 1)) with sqrt(1/2) < m <= sqrt(2), and the series
     of atanh up to the ninth power.
     """
@@ -127,91 +112,16 @@ REACH = np.float32(20.0)
 FLOOR = np.float32(-50.0)
 
 
-def sum_softmax(
-    logits: NDArray[np.float32],
-    width: int,
-    normaliser: NDArray[np.float32],
-    sums: NDArray[np.float64],
-) -> None:
-    """Sum the softmax of up-sampled logits over the pixels of every window.
-
-    Parameters
-    ----------
-    logits : float32 [window, class, row, column]
-        Finite; an even number of classes.
-    width : int
-        Pixels of a row without its padding.
-    normaliser : float32 [window, y, x]
-        Written, for :func:`differentiate_windows`; rows as of ``allocate_rows``.
-    sums : float64 [window, class]
-        Written.
-    """
-    classes, *grid = logits.shape[1:]
-    rows, columns = find_taps(grid[0], normaliser.shape[1]), find_taps(grid[1], width)
-    planes, band = allocate_rows(5, classes, width), allocate_rows(LONGEST + 4, width)
-    for one, inverse, target in zip(logits, normaliser, sums, strict=True):
-        _sum_softmax(one, rows, columns, planes, band, inverse, target)
-
-
-def differentiate_windows(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.uint8],
-    weight: NDArray[np.float32],
-    normaliser: NDArray[np.float32],
-    losses: NDArray[np.float64],
-    gradient: NDArray[np.float32],
-) -> None:
-    """Compute the weighted cross entropy of every window, and its gradient on the grid.
-
-    Parameters
-    ----------
-    logits : float32 [window, class, row, column]
-        Finite; an even number of classes.
-    labels : uint8 [window, y, x]
-        A class, or a number that is none.
-    weight : float32 [256]
-        Of every label; 0 of one that is no class.
-    normaliser : float32 [window, y, x]
-        What :func:`sum_softmax` wrote for these logits.
-    losses : float64 [window]
-        Written: sum over the pixels of - weight of the label * log softmax of the label.
-    gradient : float32 [window, class, row, column]
-        Written: of the loss with respect to the logits.
-    """
-    classes, *grid = logits.shape[1:]
-    height, width = labels.shape[1:]
-    rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
-    planes, band = allocate_rows(6, classes, width), allocate_rows(LONGEST + 4, width)
-    for window in range(len(logits)):
-        losses[window] = _differentiate(
-            logits[window],
-            labels[window],
-            weight,
-            rows,
-            columns,
-            planes,
-            band,
-            normaliser[window],
-            gradient[window],
-        )
-
-
 @compile_kernel
 def _sum_softmax(  # type: ignore[no-untyped-def]
     logits, rows: Taps, columns: Taps, planes, band, normaliser, sums
 ):
-    first, second, starts, share = rows
+    starts, share = rows.starts, rows.share
     upper, lower, power, ratio, shares = planes[0], planes[1], planes[2], planes[3], planes[4]
     inverse, moving, line = band[:LONGEST], band[LONGEST : LONGEST + 2], band[LONGEST + 2 :]
     shares[:] = 0.0
-    held = -1
-    for strip in range(len(first)):
-        if held == first[strip]:
-            upper, lower = lower, upper
-        else:
-            widen_row(logits[:, first[strip]], columns, upper)
-        widen_row(logits[:, second[strip]], columns, lower)
-        held = second[strip]
+    for strip in range(len(rows.first)):
+        upper, lower = hold_rows(logits, rows, columns, strip, upper, lower)
         start, stop = starts[strip], starts[strip + 1]
         length = _choose_length(upper, lower, share[start:stop], line)
         for low in range(start, stop, length):
@@ -348,14 +258,12 @@ def _differentiate(  # type: ignore[no-untyped-def]
     held = -1
     for strip in range(len(first)):
         if held == first[strip]:
-            upper, lower = lower, upper
             to_upper, to_lower = to_lower, to_upper
         else:
             if held >= 0:
                 narrow_row(to_lower, columns, gradient[:, held])
-            widen_row(logits[:, first[strip]], columns, upper)
             to_upper[:] = 0.0
-        widen_row(logits[:, second[strip]], columns, lower)
+        upper, lower = hold_rows(logits, rows, columns, strip, upper, lower)
         to_lower[:] = 0.0
         held = second[strip]
         start, stop = starts[strip], starts[strip + 1]
@@ -445,42 +353,21 @@ def _add_gradient(  # type: ignore[no-untyped-def]
 _NUMBERS = 256
 
 
-@dataclass(frozen=True)
-class Softmax:
-    """What the second pass over some windows needs of the first.
+class Softmax(NamedTuple):
+    """What the second pass over some windows needs of the first."""
 
-    Attributes
-    ----------
-    sums
-        float64 [window, class]: the softmax, summed over the pixels.
-    logits
-        float [window, class, row, column]; of the compiled loops, with an even number of classes.
-    labels
-        Integers [window, y, x], ``IGNORE`` where unlabelled.
-    normaliser
-        float32 [window, y, x] of the compiled loops; None where they did not run.
-    """
-
-    sums: Tensor
-    logits: Tensor
-    labels: Tensor
+    sums: Tensor  # float64 [window, class]: the softmax, summed over the pixels
+    logits: Tensor  # [window, class, row, column]; an even number of classes in compiled loops
+    labels: Tensor  # integers [window, y, x], ``IGNORE`` where unlabelled
+    # float32 [window, y, x] of the compiled loops; None where they did not run
     normaliser: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """Loss of some windows and its gradient, N times those of the formula.
+class Gradient(NamedTuple):
+    """Loss of some windows and its gradient, N times those of the formula."""
 
-    Attributes
-    ----------
-    loss
-        float64 [window].
-    logits
-        [window, class, row, column]: d loss / d logits on the grid.
-    """
-
-    loss: Tensor
-    logits: Tensor
+    loss: Tensor  # float64 [window]
+    logits: Tensor  # [window, class, row, column]: d loss / d logits on the grid
 
 
 def sum_probabilities(logits: Tensor, labels: Tensor) -> Softmax:
@@ -501,11 +388,17 @@ def sum_probabilities(logits: Tensor, labels: Tensor) -> Softmax:
         return Softmax(torch.cat(sums).double(), logits, labels)
     padded, targets = pad_classes(logits), labels.to(torch.uint8).contiguous()
     windows, height, width = targets.shape
+    _, classes, *grid = padded.shape
+    rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
     normaliser = allocate_rows(windows, height, width)
     totals = np.empty(padded.shape[:2])
 
     def add(run: slice) -> None:
-        sum_softmax(padded[run], width, normaliser[run], totals[run])
+        planes, band = allocate_rows(5, classes, width), allocate_rows(LONGEST + 4, width)
+        for window in range(run.start, run.stop):
+            _sum_softmax(
+                padded[window], rows, columns, planes, band, normaliser[window], totals[window]
+            )
 
     map_windows(add, windows)
     known = torch.from_numpy(totals)[:, : logits.shape[1]]
@@ -513,22 +406,7 @@ def sum_probabilities(logits: Tensor, labels: Tensor) -> Softmax:
 
 
 def weigh_classes(total: Tensor, pixels: int, focus: float) -> Tensor:
-    """Weigh the classes of a batch.
-
-    Parameters
-    ----------
-    total
-        float64 [class]: the softmax, summed over all pixels of the batch.
-    pixels
-        N.
-    focus
-        gamma of the weight.
-
-    Returns
-    -------
-    Tensor
-        float64 [class].
-    """
+    """Weigh the classes of a batch by its softmax summed over its N pixels, float64 [class]."""
     return (1 - total / pixels) ** focus
 
 
@@ -551,15 +429,27 @@ def _differentiate_compiled(softmax: Softmax, weight: Tensor) -> Gradient:
     assert normaliser is not None
     of_label = np.zeros(_NUMBERS, np.float32)
     of_label[: len(weight)] = weight.numpy()
-    losses = np.empty(len(targets))
-    gradient = np.empty_like(padded)
+    windows, height, width = targets.shape
+    _, classes, *grid = padded.shape
+    rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
+    losses, gradient = np.empty(windows), np.empty_like(padded)
 
     def compute(run: slice) -> None:
-        differentiate_windows(
-            padded[run], targets[run], of_label, normaliser[run], losses[run], gradient[run]
-        )
+        planes, band = allocate_rows(6, classes, width), allocate_rows(LONGEST + 4, width)
+        for window in range(run.start, run.stop):
+            losses[window] = _differentiate(
+                padded[window],
+                targets[window],
+                of_label,
+                rows,
+                columns,
+                planes,
+                band,
+                normaliser[window],
+                gradient[window],
+            )
 
-    map_windows(compute, len(targets))
+    map_windows(compute, windows)
     return Gradient(torch.from_numpy(losses), torch.from_numpy(gradient)[:, : len(weight)])
 
 

@@ -1,14 +1,10 @@
 """What is computed of the windows of a step, piece by piece, and what of it is summed.
 
-Every function here takes some whole groups of a step's windows (see ``stages.em.pieces``) and gives
-sums per group, on the device of the prototypes that it was given. All but the features stay small.
-
-Windows one by one, and sums over them in a fixed order.
-
 A fit's result may not depend on how many threads or processes computed it. So on the processor
 every window is computed alone, by one thread, wherever the windows beside it are; and what is
 summed over windows is summed in groups of ``GROUP``, then group by group, in the order of the
-batch. Whoever computes some whole groups of a batch gets their sums to the last bit.
+batch. Whoever computes some whole groups of a batch, a piece, gets their sums to the last bit.
+Pieces give sums per group on the device of the prototypes; all but the features stay small.
 """
 
 from __future__ import annotations
@@ -18,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from stages.clustering import measure_clusters
-from stages.em.expectation import assign_proposals
-from stages.em.interpolation import map_windows
 from stages.em.maximisation import Softmax, differentiate, sum_probabilities
-from stages.em.prototypes import compute_logits, compute_weight_gradient
+from stages.em.pixels import assign_proposals, map_windows
 
 GROUP = 8
 # Libraries of linear algebra may round differently on memory that begins in mid of a cache line.
@@ -36,19 +32,10 @@ _LINE = 64
 def apply_windows(
     function: Callable[..., tuple[Tensor, ...]], *batches: Tensor
 ) -> tuple[Tensor, ...]:
-    """Apply a function to every window of a batch, on the processor one by one.
+    """Apply a function to every window of batches [window, ...], on the processor one by one.
 
-    Parameters
-    ----------
-    function
-        Takes a run of windows of every batch, gives tensors [window, ...].
-    *batches
-        [window, ...], all of as many windows. On another device the function gets them whole.
-
-    Returns
-    -------
-    tuple of Tensor
-        [window, ...].
+    It takes a run of windows of every batch, all of them on another device, and gives tensors
+    [window, ...].
     """
     if batches[0].device.type != "cpu":
         return function(*batches)
@@ -94,6 +81,71 @@ def add_in_order(values: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Prototypes:
+    """One prototype per class, its length learned apart from its direction.
+
+    ``direction`` is float32 [class, channel], its own length means nothing; ``norm`` [class, 1].
+    """
+
+    direction: Tensor
+    norm: Tensor
+
+    def weight(self) -> Tensor:
+        """Return float32 [class, channel]: the directions, scaled to their norms."""
+        return self.norm * F.normalize(self.direction, dim=1)
+
+    def copy(self) -> Prototypes:
+        """Return a copy that shares no memory and needs no gradient."""
+        return Prototypes(self.direction.detach().clone(), self.norm.detach().clone())
+
+
+def make_prototypes(directions: Tensor) -> Prototypes:
+    """Start prototypes of norm 1 at the given directions, [class, channel]."""
+    return Prototypes(directions.clone(), directions.new_ones(len(directions), 1))
+
+
+def measure_turn(before: Prototypes, after: Prototypes) -> float:
+    """Return the mean angle between the directions of two sets of prototypes, in degrees."""
+    one, other = (F.normalize(p.direction.double(), dim=1) for p in (before, after))
+    # the chord, for the cosine of a small angle has no digits left for it
+    chord = (one - other).norm(dim=1).clamp_max(2)
+    return float(torch.rad2deg(2 * torch.asin(chord / 2)).mean())
+
+
+def update_momentum(
+    momentum: Prototypes, running: Prototypes, decay: float, updates: int
+) -> Prototypes:
+    """Move the momentum prototypes theta_M, updated so often before, towards the running theta_R.
+
+    ``theta_M <- d * theta_M + (1 - d) * theta_R`` for directions and norms (PriMaPs, section 3.2),
+    with ``d = min(decay, updates / (updates + 1))``: a plain average until there are enough updates
+    for the exponential one. The authors' code warms up in the same way; without it the few hundred
+    steps of a small set leave theta_M near the initialisation.
+    """
+    decay = min(decay, updates / (updates + 1))
+    return Prototypes(
+        torch.lerp(running.direction.detach(), momentum.direction, decay),
+        torch.lerp(running.norm.detach(), momentum.norm, decay),
+    )
+
+
+def compute_logits(features: Tensor, weight: Tensor) -> Tensor:
+    """Multiply features [window, row, column, channel] by prototypes [class, channel].
+
+    Gives float32 [window, class, row, column]. Up-sampling is linear and so is this, hence logits
+    are up-sampled instead of features.
+    """
+    # prototypes times positions: the other way round the same product takes half as long again
+    positions = features.flatten(1, 2).transpose(1, 2)
+    return (weight @ positions).unflatten(2, features.shape[1:3])
+
+
+def compute_weight_gradient(gradient: Tensor, features: Tensor) -> Tensor:
+    """Carry a gradient [window, class, row, column] back: to float32 [window, class, channel]."""
+    return torch.bmm(gradient.flatten(2), features.flatten(1, 2))
+
+
+@dataclass(frozen=True)
 class FitBatch:
     """The windows of one step, or of a piece of one.
 
@@ -102,7 +154,7 @@ class FitBatch:
     features
         float32 [window, row, column, channel]: what the momentum prototypes see.
     proposals
-        uint8 [window, y, x]; None where the method needs none.
+        uint8 [window, y, x]: 0 = no proposal; None where the method needs none.
     student
         The same windows as the running prototypes see them; None: as the momentum prototypes do.
     """
@@ -112,101 +164,43 @@ class FitBatch:
     student: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """Cosine K-means of some windows.
+class Clusters(NamedTuple):
+    """Cosine K-means of some windows, summed over them."""
 
-    Attributes
-    ----------
-    loss
-        float64 [group]: summed over the windows.
-    gradient
-        float32 [group, class, channel]: of that, with respect to the directions at unit length.
-    usage
-        int64 [class]: positions nearest to each prototype.
-    windows
-        How many.
-    """
-
-    loss: Tensor
-    gradient: Tensor
-    usage: Tensor
+    loss: Tensor  # float64 [group]
+    gradient: Tensor  # float32 [group, class, channel], of the directions at unit length
+    usage: Tensor  # int64 [class]: positions nearest to each prototype
     windows: int
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """Some windows between the two passes of the M-step; it stays where it was computed.
+class Predicted(NamedTuple):
+    """Some windows between the two passes of the M-step; it stays where it was computed."""
 
-    Attributes
-    ----------
-    seen
-        float32 [window, row, column, channel]: what the running prototypes saw.
-    softmax
-        The first pass.
-    usage
-        int64 [class]: labelled pixels of each class.
-    agreed
-        int64, a scalar: those of them whose own class is that of their proposal.
-    home
-        Where its sums go.
-    """
-
-    seen: Tensor
-    softmax: Softmax
-    usage: Tensor
-    agreed: Tensor
-    home: torch.device
+    seen: Tensor  # float32 [window, row, column, channel]: what the running prototypes saw
+    softmax: Softmax  # the first pass
+    usage: Tensor  # int64 [class]: labelled pixels of each class
+    agreed: Tensor  # int64, a scalar: those of them whose own class is that of their proposal
+    home: torch.device  # where its sums go
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What a step must know of all its windows before any gradient.
+class Sums(NamedTuple):
+    """What a step must know of all its windows before any gradient."""
 
-    Attributes
-    ----------
-    softmax
-        float64 [group, class].
-    usage
-        int64 [class].
-    agreed
-        int64, a scalar.
-    pixels
-        Of the windows, together.
-    """
-
-    softmax: Tensor
-    usage: Tensor
-    agreed: Tensor
-    pixels: int
+    softmax: Tensor  # float64 [group, class]
+    usage: Tensor  # int64 [class]
+    agreed: Tensor  # int64, a scalar
+    pixels: int  # of the windows, together
 
 
-@dataclass(frozen=True)
-class PieceGradient:
-    """Loss and gradient of some windows, summed over their pixels.
+class PieceGradient(NamedTuple):
+    """Loss and gradient of some windows, summed over their pixels."""
 
-    Attributes
-    ----------
-    loss
-        float64 [group].
-    weight
-        float32 [group, class, channel]: with respect to the prototypes.
-    """
-
-    loss: Tensor
-    weight: Tensor
+    loss: Tensor  # float64 [group]
+    weight: Tensor  # float32 [group, class, channel]: with respect to the prototypes
 
 
 def cluster_piece(batch: FitBatch, unit: Tensor) -> Clusters:
-    """Compute the loss of cosine K-means, its gradient, and the usage of the prototypes.
-
-    Parameters
-    ----------
-    batch
-        The windows.
-    unit
-        float32 [class, channel] at unit length.
-    """
+    """Compute cosine K-means with prototypes [class, channel] at unit length, and its gradient."""
     here = unit.to(batch.features.device)
     loss, gradient, usage = apply_windows(
         lambda runs: measure_clusters(runs, here), batch.features.flatten(1, 2)
@@ -221,29 +215,26 @@ def cluster_piece(batch: FitBatch, unit: Tensor) -> Clusters:
 
 
 def predict_piece(batch: FitBatch, momentum: Tensor, running: Tensor) -> Predicted:
-    """Label the proposals by the momentum prototypes, and sum the running ones' softmax.
-
-    Parameters
-    ----------
-    batch
-        The windows, with proposals.
-    momentum, running
-        float32 [class, channel].
-    """
+    """Label the proposals by the momentum prototypes, and sum the running ones' softmax."""
     if batch.proposals is None:
         raise ValueError("PriMaPs-EM needs proposals")
     device = batch.features.device
     weights = momentum.to(device), running.to(device)
     if batch.student is None:
         # one product reads the features once for both
-        teacher, student = multiply(batch.features, torch.cat(weights)).chunk(2, dim=1)
+        teacher, student = _multiply(batch.features, torch.cat(weights)).chunk(2, dim=1)
         seen = batch.features
     else:
-        teacher, student = multiply(batch.features, weights[0]), multiply(batch.student, weights[1])
-        seen = batch.student
+        teacher = _multiply(batch.features, weights[0])
+        student, seen = _multiply(batch.student, weights[1]), batch.student
     assignment = assign_proposals(teacher, batch.proposals)
     softmax = sum_probabilities(student, assignment.labels)
     return Predicted(seen, softmax, assignment.usage, assignment.agreed, running.device)
+
+
+def _multiply(features: Tensor, weight: Tensor) -> Tensor:
+    (logits,) = apply_windows(lambda windows: (compute_logits(windows, weight),), features)
+    return logits
 
 
 def sum_piece(predicted: Predicted) -> Sums:
@@ -257,14 +248,9 @@ def sum_piece(predicted: Predicted) -> Sums:
 
 
 def differentiate_piece(predicted: Predicted, weight: Tensor) -> PieceGradient:
-    """Make the second pass, and carry the gradient back to the prototypes.
+    """Make the second pass, with the step's weights of the classes, float64 [class].
 
-    Parameters
-    ----------
-    predicted
-        The windows after the first pass.
-    weight
-        float64 [class]: of the step (see :func:`stages.em.maximisation.weigh_classes`).
+    The gradient is carried back to the prototypes.
     """
     found = differentiate(predicted.softmax, weight.to(predicted.seen.device))
     (gradient,) = apply_windows(
@@ -274,22 +260,3 @@ def differentiate_piece(predicted: Predicted, weight: Tensor) -> PieceGradient:
     )
     home = predicted.home
     return PieceGradient(sum_groups(found.loss).to(home), sum_groups(gradient).to(home))
-
-
-def multiply(features: Tensor, weight: Tensor) -> Tensor:
-    """Multiply features by prototypes (see ``compute_logits``), window by window.
-
-    Parameters
-    ----------
-    features
-        float32 [window, row, column, channel].
-    weight
-        float32 [class, channel].
-
-    Returns
-    -------
-    Tensor
-        float32 [window, class, row, column].
-    """
-    (logits,) = apply_windows(lambda windows: (compute_logits(windows, weight),), features)
-    return logits

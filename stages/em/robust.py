@@ -1,25 +1,22 @@
 """The robust fit: proposals clustered by agreement, positions classified by linear discriminants.
 
-What K-means and PriMaPs-EM do pixel by pixel, from one start, is done here in two steps. The
-proposals of a sample of windows, each weighted alike, so that a small thing is as much a vote as
-the road, are clustered by evidence accumulation; then the positions of each group make a Gaussian
-class, all with one covariance. No step learns by gradients, and none has a rate to tune.
-
-Evidence accumulation: many clusterings of the same units, and the one that they agree on.
+What K-means and PriMaPs-EM do pixel by pixel, from one start, is done here in two steps, of which
+none learns by gradients and none has a rate to tune. The proposals of a sample of windows, each
+weighted alike, so that a small thing is as much a vote as the road, are clustered by evidence
+accumulation; then the positions of each group make a Gaussian class, all with one covariance.
 
 A single K-means of a few hundred proposals depends on where it starts, and draws round borders of
-equal size whatever the data. How often two units fall together, over many clusterings that differ
-in start, number of clusters and share of context, is a similarity that does not, and average
+equal size whatever the data. How often two proposals fall together, over many clusterings that
+differ in start, number of clusters and share of context, is a similarity that does not, and average
 linkage on it finds groups of any shape and size (Fred & Jain, "Combining multiple clusterings
 using evidence accumulation", 2005).
-
-Linear discriminants: from sums over labelled positions to one weight vector and bias a class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +26,12 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from pipeline.compute.scheduler import announce
 from pipeline.errors import UsageError
+from pipeline.wording import count_of
+from stages.em.methods import Fit, Method, Task
 from stages.em.pieces import FitBatch
+from stages.em.settings import EmSettings
 
 # A clustering has between K and this many times K clusters: with K alone it would have to cut
 # every group to a ball of about the same size.
@@ -42,25 +43,10 @@ _PASSES = 10
 def cluster_units(
     units: Tensor, context: Tensor, classes: int, *, clusterings: int, seed: int
 ) -> NDArray[np.int64]:
-    """Cluster units by the agreement of many clusterings.
+    """Cluster units, float64 [unit, channel], by the agreement of many clusterings.
 
-    Parameters
-    ----------
-    units
-        float64 [unit, channel]: the features of proposals.
-    context
-        float64 [unit, channel]: the mean feature of each unit's window.
-    classes
-        K, at most the number of units.
-    clusterings
-        How many clusterings are asked.
-    seed
-        Names all draws.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 [unit]: all of 0..K-1 occur.
+    ``context`` is the mean feature of each unit's window, of the same shape. Gives int64 [unit]:
+    all of 0..K-1 occur.
     """
     return link_units(count_agreement(units, context, classes, clusterings, seed), classes)
 
@@ -68,22 +54,12 @@ def cluster_units(
 def count_agreement(
     units: Tensor, context: Tensor, classes: int, clusterings: int, seed: int
 ) -> NDArray[np.float32]:
-    """Count in which share of clusterings two units fall together.
+    """Count in which share of clusterings two units fall together, float32 [unit, unit].
 
     Every clustering is one spherical K-means from one k-means++ start. It draws its number of
     clusters from K..3K and how much of the context is taken off the units from 0..1: what a
     proposal shares with its window tells scenes apart, what it does not tells objects apart, and
     how much of either makes a class is not known beforehand.
-
-    Parameters
-    ----------
-    units, context, classes, clusterings, seed
-        As of :func:`cluster_units`.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 [unit, unit] in [0, 1], symmetric, 1 on the diagonal.
     """
     generator = np.random.default_rng(seed)
     together = np.zeros((len(units), len(units)), np.float32)
@@ -100,17 +76,7 @@ def count_agreement(
 def link_units(agreement: NDArray[np.float32], classes: int) -> NDArray[np.int64]:
     """Merge units by average linkage on their agreement until K groups are left.
 
-    Parameters
-    ----------
-    agreement
-        float32 [unit, unit] in [0, 1], symmetric.
-    classes
-        K, in 1..unit.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 [unit] in 0..K-1, all of which occur, numbered by first unit.
+    They are numbered by their first unit, int64 [unit].
     """
     units = len(agreement)
     if units == 1:
@@ -125,26 +91,11 @@ def link_units(agreement: NDArray[np.float32], classes: int) -> NDArray[np.int64
 
 
 def cluster_directions(points: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
-    """Cluster points on the sphere by K-means from one k-means++ start.
+    """Cluster points on the sphere, float64 [point, channel], by K-means from one k-means++ start.
 
-    Parameters
-    ----------
-    points
-        float64 [point, channel] at unit length.
-    clusters
-        Number of clusters; some may stay empty.
-    generator
-        Of the start.
-
-    Returns
-    -------
-    Tensor
-        int64 [point].
-
-    References
-    ----------
-    Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007; Dhillon & Modha,
-    "Concept decompositions for large sparse text data using clustering", 2001.
+    Some clusters may stay empty. Gives int64 [point]. Arthur & Vassilvitskii, "k-means++: the
+    advantages of careful seeding", 2007; Dhillon & Modha, "Concept decompositions for large sparse
+    text data using clustering", 2001.
     """
     centres = points[_choose_starts(points, clusters, generator)]
     labels = (points @ centres.T).argmax(dim=1)
@@ -182,53 +133,24 @@ GAINS = tuple(2.0 ** (1 - step / 4) for step in range(33))
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over labelled positions; those of parts of the data add up.
+    """Sums over labelled positions, in float64; those of parts of the data add up."""
 
-    Attributes
-    ----------
-    origin
-        float64 [channel]: the point that features are taken relative to. Sums about a point near
-        the mean lose no digits.
-    count
-        float64 [class]: positions of each class.
-    total
-        float64 [class, channel]: sum of the features of each class.
-    scatter
-        float64 [channel, channel]: sum of the outer products of all features.
-    """
-
+    # [channel]: what features are taken relative to; about a point near the mean no digits are lost
     origin: Tensor
-    count: Tensor
-    total: Tensor
-    scatter: Tensor
+    count: Tensor  # [class]: positions of each class
+    total: Tensor  # [class, channel]: sum of the features of each class
+    scatter: Tensor  # [channel, channel]: sum of the outer products of all features
 
 
-@dataclass(frozen=True)
-class Discriminant:
-    """A linear classifier: logits = weight @ feature + bias.
-
-    Attributes
-    ----------
-    weight
-        float64 [class, channel].
-    bias
-        float64 [class].
-    """
+class Discriminant(NamedTuple):
+    """A linear classifier in float64: logits = weight [class, channel] @ feature + bias [class]."""
 
     weight: Tensor
     bias: Tensor
 
     def classify(self, features: Tensor) -> Tensor:
-        """Return the logits of float64 [..., channel], float64 [..., class]."""
+        """Return the logits of features [..., channel], [..., class]."""
         return features @ self.weight.T + self.bias
-
-    def take(self, order: Tensor) -> Discriminant:
-        """Return the classes in another order, int64 [class]."""
-        return Discriminant(self.weight[order], self.bias[order])
-
-    def scale(self, gain: float) -> Discriminant:
-        """Return the classifier whose logits are ``gain`` times as large."""
-        return Discriminant(gain * self.weight, gain * self.bias)
 
 
 def start_moments(origin: Tensor, classes: int) -> Moments:
@@ -243,17 +165,7 @@ def start_moments(origin: Tensor, classes: int) -> Moments:
 
 
 def add_positions(moments: Moments, features: Tensor, labels: Tensor) -> Moments:
-    """Add labelled positions.
-
-    Parameters
-    ----------
-    moments
-        What there is already.
-    features
-        float64 [position, channel].
-    labels
-        int64 [position]: a class each.
-    """
+    """Add positions, float64 [position, channel], with a class each, int64 [position]."""
     centred = features - moments.origin
     members = F.one_hot(labels, len(moments.count)).to(centred.dtype)
     return Moments(
@@ -273,17 +185,8 @@ def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
     b_k = log p_k - 1/2 m_k' S^-1 m_k. Directions in which positions of one class vary, such as
     where in the image they lie, count less than those in which classes differ.
 
-    Parameters
-    ----------
-    moments
-        Of at least one position.
-    shrinkage
-        Share of the identity in the covariance, in [0, 1]; its scale is the mean variance.
-
-    Returns
-    -------
-    Discriminant
-        Relative to 0, not to ``moments.origin``. A class without positions never wins.
+    ``shrinkage`` is the share of the identity, whose scale is the mean variance. The classifier is
+    relative to 0, not to ``moments.origin``; a class without positions never wins.
     """
     count, positions = moments.count, moments.count.sum()
     means = moments.total / count.clamp_min(1)[:, None]
@@ -298,24 +201,13 @@ def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
 
 
 def measure_gains(logits: Tensor, labels: Tensor) -> Tensor:
-    """Measure how well the logits tell the labels of positions at each of ``GAINS``.
+    """Measure how well logits [position, class] tell the labels [position], at each of ``GAINS``.
 
+    Gives float64 [gain]: minus the summed log-likelihood; those of parts of the data add up.
     Neighbouring positions are much alike, so Gaussian classes, which take them as independent
     draws, are several times too sure. One factor on all logits, that under which the labels are
     likeliest, mends that and moves no border (Guo et al., "On calibration of modern neural
     networks", 2017).
-
-    Parameters
-    ----------
-    logits
-        float64 [position, class].
-    labels
-        int64 [position].
-
-    Returns
-    -------
-    Tensor
-        float64 [gain]: minus the summed log-likelihood; those of parts of the data add up.
     """
     own = logits.gather(1, labels[:, None]).sum()
     return torch.stack([(gain * logits).logsumexp(dim=1).sum() - gain * own for gain in GAINS])
@@ -335,80 +227,32 @@ MOST_UNITS = 4096
 _NUMBERS = 256
 
 
-@dataclass(frozen=True)
-class RobustSettings:
-    """How the robust fit goes about it.
+class RobustFit(NamedTuple):
+    """A fitted classifier of positions, the classes by falling size of their groups.
 
-    Attributes
-    ----------
-    classes
-        K.
-    seed
-        Names the sample of proposals and the starts.
-    clusterings
-        How many clusterings vote which proposals belong together.
-    shrinkage
-        Share of the identity in the covariance of the discriminants, in [0, 1].
+    The logits, prototypes @ feature + bias, are calibrated: their softmax is about as sure as it is
+    right about the groups.
     """
 
-    classes: int
-    seed: int
-    clusterings: int
-    shrinkage: float
+    prototypes: Tensor  # float32 [class, channel]
+    bias: Tensor  # float32 [class]
+    groups: Tensor  # float64 [class]: share of the clustered proposals' positions of each group
+    usage: Tensor  # float64 [class]: share of all positions that the classifier gives each class
+    units: int  # proposals that were clustered
 
 
-@dataclass(frozen=True)
-class RobustFit:
-    """A fitted classifier of positions: logits = prototypes @ feature + bias.
+class Units(NamedTuple):
+    """Proposals as points."""
 
-    The logits are calibrated: their softmax is about as sure as it is right about the groups.
-
-    Attributes
-    ----------
-    prototypes
-        float32 [class, channel]; the classes by falling size of their groups.
-    bias
-        float32 [class].
-    groups
-        float64 [class]: share of the clustered proposals' positions that each group has.
-    usage
-        float64 [class]: share of all positions of the sample that the classifier gives each class.
-        A class near 0 has died, one near 1 has swallowed the others.
-    units
-        Number of proposals that were clustered.
-    """
-
-    prototypes: Tensor
-    bias: Tensor
-    groups: Tensor
-    usage: Tensor
-    units: int
-
-
-@dataclass(frozen=True)
-class Units:
-    """Proposals as points.
-
-    Attributes
-    ----------
-    number
-        int64 [unit], ascending: 256 x place of the window in the sample + number of the proposal.
-    feature
-        float64 [unit, channel]: mean feature of the proposal's positions.
-    context
-        float64 [unit, channel]: mean feature of its window.
-    """
-
+    # int64 [unit], ascending: 256 x place of the window in the sample + number of the proposal
     number: Tensor
-    feature: Tensor
-    context: Tensor
-
-    def take(self, rows: Tensor) -> Units:
-        """Return some of the units, int64 [unit]."""
-        return Units(self.number[rows], self.feature[rows], self.context[rows])
+    feature: Tensor  # float64 [unit, channel]: mean feature of the proposal's positions
+    context: Tensor  # float64 [unit, channel]: mean feature of its window
 
 
-def fit_robust(read_sample: ReadSample, settings: RobustSettings) -> RobustFit:
+def fit_robust(
+    read_sample: ReadSample, *, classes: int, seed: int, clusterings: int, shrinkage: float
+) -> RobustFit:
     """Fit class prototypes to the proposals of a sample of windows.
 
     Parameters
@@ -417,8 +261,14 @@ def fit_robust(read_sample: ReadSample, settings: RobustSettings) -> RobustFit:
         Gives the same batches in the same order at every call; it is called three times, and no
         batch is kept, only one feature a proposal. Features are best the mean of those of the
         window and of its mirror image: where in the image a thing lies then counts for less.
-    settings
-        Number of classes, seed, and the fit's constants.
+    classes
+        K.
+    seed
+        Names the sample of proposals and the starts.
+    clusterings
+        How many clusterings vote which proposals belong together.
+    shrinkage
+        Share of the identity in the covariance of the discriminants, in [0, 1].
 
     Returns
     -------
@@ -432,28 +282,27 @@ def fit_robust(read_sample: ReadSample, settings: RobustSettings) -> RobustFit:
         There are fewer proposals than classes.
     """
     units = _collect_units(read_sample())
-    if len(units.number) < settings.classes:
+    if len(units.number) < classes:
         raise UsageError(
-            f"--classes {settings.classes}: the sample holds only {len(units.number)} proposals; "
+            f"--classes {classes}: the sample holds only {len(units.number)} proposals; "
             "ask for fewer classes, or give more images."
         )
-    units = _sample_units(units, settings.seed)
+    units = _sample_units(units, seed)
     groups = cluster_units(
         units.feature,
         units.context,
-        settings.classes,
-        clusterings=settings.clusterings,
-        seed=settings.seed,
+        classes,
+        clusterings=clusterings,
+        seed=seed,
     )
     labels = torch.from_numpy(groups)
-    moments = _sum_positions(read_sample(), units, labels, settings.classes)
-    found = find_discriminant(moments, shrinkage=settings.shrinkage)
+    moments = _sum_positions(read_sample(), units, labels, classes)
+    found = find_discriminant(moments, shrinkage=shrinkage)
     gain, usage = _measure_use(read_sample(), units, labels, found)
     order = moments.count.argsort(descending=True, stable=True)
-    scaled = found.scale(gain).take(order)
     return RobustFit(
-        scaled.weight.float(),
-        scaled.bias.float(),
+        (gain * found.weight)[order].float(),
+        (gain * found.bias)[order].float(),
         moments.count[order] / moments.count.sum(),
         usage[order],
         len(units.number),
@@ -461,18 +310,10 @@ def fit_robust(read_sample: ReadSample, settings: RobustSettings) -> RobustFit:
 
 
 def read_positions(batch: FitBatch) -> tuple[Tensor, Tensor]:
-    """Read off the proposal of every position of a batch.
+    """Read off the features and the proposal of every position of a batch.
 
-    Returns
-    -------
-    features, proposals
-        float64 [window, position, channel] and int64 [window, position]: the number of the proposal
-        at the centre of the position's patch, 0 where there is none.
-
-    Raises
-    ------
-    ValueError
-        The batch has no proposals.
+    Gives float64 [window, position, channel], and int64 [window, position]: the number of the
+    proposal at the centre of the position's patch, 0 where there is none.
     """
     if batch.proposals is None:
         raise ValueError("the robust fit needs proposals")
@@ -485,14 +326,9 @@ def read_positions(batch: FitBatch) -> tuple[Tensor, Tensor]:
 
 
 def pool_units(features: Tensor, proposals: Tensor, first: int) -> Units:
-    """Pool the features of the proposals of some windows.
+    """Pool the features of the proposals of windows as of :func:`read_positions`.
 
-    Parameters
-    ----------
-    features, proposals
-        As of :func:`read_positions`.
-    first
-        Place of the first window in the sample.
+    ``first`` is the place of the first window in the sample.
     """
     numbers = _number(proposals, first)
     held = proposals > 0
@@ -516,19 +352,15 @@ def _collect_units(batches: Iterable[FitBatch]) -> Units:
         first += len(features)
     if not parts:
         raise ValueError("a fit needs batches")
-    return Units(
-        torch.cat([part.number for part in parts]),
-        torch.cat([part.feature for part in parts]),
-        torch.cat([part.context for part in parts]),
-    )
+    return Units(*(torch.cat(same) for same in zip(*parts, strict=True)))
 
 
 def _sample_units(units: Units, seed: int) -> Units:
     if len(units.number) <= MOST_UNITS:
         return units
     generator = np.random.default_rng([seed, MOST_UNITS])
-    rows = generator.choice(len(units.number), MOST_UNITS, replace=False)
-    return units.take(torch.from_numpy(np.sort(rows)))
+    rows = np.sort(generator.choice(len(units.number), MOST_UNITS, replace=False))
+    return Units(*(values[torch.from_numpy(rows)] for values in units))
 
 
 def _sum_positions(
@@ -559,11 +391,8 @@ def _find_units(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Find the positions of some units.
 
-    Yields
-    ------
-    features, known, place
-        float64 [window, position, channel]; bool [window, position]: whether the position's
-        proposal is one of the units; int64 [window, position]: which, where it is.
+    Gives float64 [window, position, channel]; bool [window, position]: whether the position's
+    proposal is one of the units; int64 [window, position]: which, where it is.
     """
     first = 0
     for batch in batches:
@@ -572,3 +401,30 @@ def _find_units(
         place = torch.searchsorted(units.number, number).clamp_max(len(units.number) - 1)
         yield features, units.number[place] == number, place
         first += len(features)
+
+
+class Robust(Method):
+    """The robust fit: one worker makes it, in float64 on the processor, whatever the device."""
+
+    def count_epochs(self, settings: EmSettings) -> int:
+        """Return 1: nothing is learned in steps."""
+        return 1
+
+    def fit(self, task: Task) -> Fit:
+        """Fit a sample of the windows."""
+        settings = task.settings
+        fit = fit_robust(
+            task.cache.read_averaged,
+            classes=settings.classes,
+            seed=settings.seed,
+            clusterings=settings.clusterings,
+            shrinkage=settings.shrinkage,
+        )
+        announce(advance=1)
+        windows = count_of(len(task.cache.sample), "windows")
+        return Fit(
+            fit.prototypes,
+            [fit.usage.float().tolist()],
+            f"{fit.units} proposals of {windows}",
+            bias=fit.bias,
+        )

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.errors import UsageError
+from pipeline.registry import Registry
 from pipeline.run.directory import DEFAULT_NAME, check_name
-from pipeline.settings import StageSettings, execution_setting, setting
+from pipeline.settings import (
+    OneOf,
+    StageSettings,
+    execution_setting,
+    explain,
+    setting,
+    show_value,
+)
+
+if TYPE_CHECKING:
+    from stages.em.methods import Method
+
+# A method is a subclass of ``stages.em.methods.Method``, imported when it is asked for.
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "primaps_pipe.methods",
+    {
+        "primaps": "stages.em.methods:Primaps",
+        "kmeans": "stages.em.methods:Kmeans",
+        "robust": "stages.em.robust:Robust",
+    },
+)
 
 
 class EmSettings(StageSettings):
-    """How class prototypes are fitted."""
+    """How class prototypes are fitted.
+
+    A method of another package that has settings of its own brings a subclass: its fields become
+    options of ``em``, and its ``version`` is the method's.
+    """
 
     version: ClassVar[int] = 5
 
@@ -21,7 +49,7 @@ class EmSettings(StageSettings):
         "whose probe says it",
     )
     most_classes: int = setting(64, "most classes that auto tries", ge=2, le=255)
-    method: Literal["primaps", "kmeans", "robust"] = setting(
+    method: Annotated[str, OneOf(METHODS)] = setting(
         "primaps",
         "primaps: PriMaPs-EM on the proposals; kmeans: the cosine K-means baseline; robust: "
         "proposals clustered by agreement, positions classified by linear discriminants",
@@ -62,6 +90,19 @@ class EmSettings(StageSettings):
         0.1, "share of the identity in the discriminants' covariance (robust)", ge=0, le=1
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    @classmethod
+    def choose(cls, values: Mapping[str, Any]) -> type[Self]:
+        """Return the settings class of the method, where another package brings it."""
+        method = values.get("method")
+        if not isinstance(method, str):
+            return cls
+        if method not in METHODS:
+            # before its own settings, which nobody knows without it, are called unknown
+            wanted = explain(cls.model_fields["method"], "--method", "literal_error", method)
+            raise UsageError(f"em.method = {show_value(method)}: {wanted}.")
+        found: type[Any] = METHODS[method].settings_class if METHODS.brings(method) else cls
+        return found
 
     @model_validator(mode="after")
     def _need_classes(self) -> EmSettings:

@@ -184,6 +184,11 @@ def _read_classifiers(
         logits=logits,
         gain=gain,
     )
-    if attributes.get("method") != "primaps" or "prototypes" not in tensors:
-        return {MAIN: main}
-    return {MAIN: main, RUNNING: Classifier(tensors["prototypes"], logits=logits, gain=gain)}
+    # fits that were written before they said so: PriMaPs-EM alone had another classifier
+    before = {RUNNING: "prototypes"} if attributes.get("method") == "primaps" else {}
+    others = attributes.get("others", before)
+    return {MAIN: main} | {
+        name: Classifier(tensors[array], logits=logits, gain=gain)
+        for name, array in others.items()
+        if array in tensors
+    }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from pipeline.errors import UsageError
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.ledger import list_sources
 from pipeline.settings import StageSettings, option_name
@@ -41,6 +43,9 @@ def list_commands(
 
 def write_options(settings: type[StageSettings], given: Mapping[str, Any], own: str = "") -> str:
     """Write settings as a shell takes them, with a space in front, or nothing."""
+    # those of a variant whose package is gone are not known any more
+    with suppress(UsageError):
+        settings = settings.choose(given)
     written = set(shlex.split(own))
     words = []
     for name, value in given.items():

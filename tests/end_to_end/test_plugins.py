@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.run.directory import RunDirectory
+from pipeline.storage.arrays import read_group
 from tests.conftest import REPOSITORY
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -68,3 +72,85 @@ def test_a_registry_finds_what_a_package_brings(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split("\n")[0] == "['a-thing'] a_thing_plugin"
+
+
+METHOD = """
+    from typing import ClassVar
+
+    import numpy as np
+    from pipeline.compute.scheduler import announce
+    from pipeline.settings import setting
+    from stages.em.methods import Fit, Method
+    from stages.em.settings import EmSettings
+
+    class MineSettings(EmSettings):
+        version: ClassVar[int] = 1
+
+        stride: int = setting(3, "positions from one prototype to the next", ge=1)
+
+    class Variant(Method):
+        settings_class = MineSettings
+        needs_proposals = False
+
+        def fit(self, task):
+            settings, sums = task.settings, 0
+            saved = task.checkpoint.load()
+            for (batch,) in task.cache.read_epoch(0):
+                sums = sums + batch.features.double().sum(dim=0)
+                assert batch.proposals is None
+            task.checkpoint.save({"sums": sums.numpy()}, {"epoch": 1})
+            announce(advance=settings.epochs)
+            rows = sums.flatten(0, 1)[:: settings.stride][: settings.classes].float()
+            return Fit(
+                rows,
+                [[1 / settings.classes] * settings.classes],
+                f"{len(task.cache.windows)} windows, every {settings.stride} positions",
+                bias=rows.new_zeros(len(rows)),
+                logits="cosine",
+                arrays={
+                    "halves": (rows.numpy() / 2, ("class", "channel")),
+                    "score_made_up": (np.ones(1, np.float32), ("epoch",)),
+                },
+                others={"half_as_long": "halves"},
+                attributes={"score_units": {"made_up": "%"}},
+            )
+"""
+
+
+def test_a_method_of_another_package_fits_and_is_evaluated(
+    tmp_path: Path, finished: Path, command: Command
+) -> None:
+    write_package(tmp_path / "site", "primaps_pipe.methods", "mine", METHOD)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    page = command("em", "--help").stdout
+    assert "[primaps|kmeans|robust|mine]" in page
+    assert "Of the method mine:\n  --stride INTEGER" in page
+    assert "positions from one prototype to the next" in page
+
+    fit = ("em", run, "--classes", 3, "--name", "mine", "--no-progress")
+    message = command(*fit, "--method", "min", code=2).stderr
+    assert "(did you mean 'mine'?) is none of primaps, kmeans, robust, mine" in message
+    assert "must be at least 1" in command(*fit, "--method", "mine", "--stride", 0, code=2).stderr
+    command(*fit, "--method", "mine", "--stride", 2)
+    assert "fresh" in command(*fit).stderr + command(*fit).stdout
+    arrays, attributes = read_group(run / "em.zarr", "mine")
+    assert {"momentum_prototypes", "bias", "halves", "score_made_up"} <= arrays.keys()
+    assert (attributes["method"], attributes["logits"]) == ("mine", "cosine")
+    assert RunDirectory(run).read_given("em/mine")["stride"] == 2
+
+    command("evaluate", run, "--em", "mine", "--crf", "none", "--no-progress")
+    metrics = json.loads((run / "report-mine/metrics.json").read_text())
+    # a prototype half as long has the same cosines
+    assert metrics["half_as_long"]["miou"] == metrics["miou"]
+    assert list((run / "labels-mine").rglob("*.png"))
+    # the commands that make the run again, in the report
+    page = (run / "report-mine/index.html").read_text()
+    assert "--method mine --stride 2" in page
+    assert "mine" in command("status", run).stdout
+    assert "all as written" in command("verify", run, "--repair", "--no-progress").stdout
+
+    # without the package its fit is still a classifier, but cannot be made again
+    shutil.rmtree(tmp_path / "site")
+    command("evaluate", run, "--em", "mine", "--crf", "none", "--force", "--no-progress")
+    assert "--method must be one of" in command(*fit, code=2).stderr

@@ -225,7 +225,7 @@ def test_a_fit_that_was_stopped_before_its_end_is_no_damage(
     def stop(store: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stages.em.stage.consolidate", stop)
+    monkeypatch.setattr("pipeline.storage.arrays.consolidate", stop)
     invoke("em", run, "--name", "k4", "--classes", 4, *FAST_EM, "--no-progress", code=None)
     monkeypatch.undo()
     assert (run / "em.zarr/k4").is_dir()

@@ -15,14 +15,13 @@ from torch import Tensor
 from pipeline.datasets import IGNORE
 from pipeline.errors import UsageError
 from stages.clustering import cluster_loss, list_unused, measure_clusters
-from stages.em.class_count import estimate_classes
-from stages.em.expectation import assign_proposals
-from stages.em.fit import FitState, initialise, run_epochs
 from stages.em.maximisation import differentiate, sum_probabilities, weigh_classes
-from stages.em.pieces import FitBatch
-from stages.em.prototypes import make_prototypes
-from stages.em.robust import RobustSettings, fit_robust
-from stages.em.settings import EmSettings
+from stages.em.methods import FitState
+from stages.em.pieces import FitBatch, make_prototypes
+from stages.em.pixels import assign_proposals
+from stages.em.robust import fit_robust
+from stages.em.settings import METHODS, EmSettings
+from stages.em.start import estimate_classes
 
 GRID, SCALE, CHANNELS = 4, 3, 6
 KINDS = ("zeros", "constant", "line", "two values", "one position")
@@ -60,8 +59,9 @@ def fit(features: Tensor, proposals: Tensor, **given: Any) -> FitState:
         for rows in torch.arange(len(features)).split(chosen.batch_size):
             yield [FitBatch(features[rows], proposals[rows])]
 
-    state = initialise(lambda: [features], read_epoch, 2, chosen)
-    for _ in run_epochs(state, read_epoch, chosen):
+    method = METHODS[chosen.method]()
+    state = method.initialise(lambda: [features], read_epoch, 2, chosen)
+    for _ in method.run_epochs(state, read_epoch, chosen):
         pass
     return state
 
@@ -133,13 +133,13 @@ def test_a_feature_of_zero_length_has_no_cosine() -> None:
 @pytest.mark.parametrize("proposals", ["none", "all", "last"])
 def test_the_robust_fit_is_finite_or_one_sentence(kind: str, proposals: str) -> None:
     batch = FitBatch(make_features(kind, 3, 0), make_proposals(proposals, 3))
-    chosen = RobustSettings(classes=2, seed=0, clusterings=10, shrinkage=0.0)
+    chosen: Any = {"classes": 2, "seed": 0, "clusterings": 10, "shrinkage": 0.0}
     if proposals != "all":
         held = {"none": 0, "last": 1}[proposals]
         with pytest.raises(UsageError, match=f"holds only {held} proposals"):
-            fit_robust(lambda: [batch], chosen)
+            fit_robust(lambda: [batch], **chosen)
         return
-    fits = [fit_robust(lambda: [batch], chosen) for _ in range(2)]
+    fits = [fit_robust(lambda: [batch], **chosen) for _ in range(2)]
     for found in fits:
         assert found.prototypes.isfinite().all() and found.bias.isfinite().all()
         assert float(found.groups.sum()) == pytest.approx(1)

@@ -17,17 +17,14 @@ from torch import Tensor
 
 from pipeline.datasets import IGNORE
 from stages.em import maximisation
-from stages.em.interpolation import allocate_rows
 from stages.em.maximisation import (
     LONGEST,
     REACH,
     Gradient,
     Softmax,
     differentiate,
-    differentiate_windows,
     exponentiate,
     sum_probabilities,
-    sum_softmax,
     take_logarithms,
     weigh_classes,
 )
@@ -176,12 +173,9 @@ Result = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def compute(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Result:
     """Return sums of softmax [window, class], losses [window] and gradient, as compiled."""
-    windows, height, width = labels.shape
-    normaliser = allocate_rows(windows, height, width)
-    sums, losses, gradient = np.empty(logits.shape[:2]), np.empty(windows), np.empty_like(logits)
-    sum_softmax(logits, width, normaliser, sums)
-    differentiate_windows(logits, labels, weight, normaliser, losses, gradient)
-    return sums, losses, gradient
+    softmax = sum_probabilities(torch.from_numpy(logits), torch.from_numpy(labels))
+    found = differentiate(softmax, torch.from_numpy(weight[: logits.shape[1]]))
+    return softmax.sums.numpy(), found.loss.numpy(), found.logits.numpy()
 
 
 def compute_exactly(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Result:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.em.class_count import estimate_classes, list_numbers
+from stages.em.start import estimate_classes, list_numbers
 
 
 def draw_proposals(classes: int, each: int, seed: int) -> NDArray[np.float32]:

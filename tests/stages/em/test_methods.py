@@ -17,19 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.em.fit import (
-    FitState,
-    ReadEpoch,
-    find_initial_directions,
-    initialise,
-    run_em_epoch,
-    run_epochs,
-    run_kmeans_epoch,
-)
-from stages.em.pieces import FitBatch
-from stages.em.prototypes import Prototypes, compute_logits, make_prototypes
-from stages.em.settings import EmSettings
-from stages.em.stage import _pack, _unpack
+from stages.em.methods import FitState, ReadEpoch, run_em_epoch, run_kmeans_epoch
+from stages.em.pieces import FitBatch, Prototypes, compute_logits, make_prototypes
+from stages.em.settings import METHODS, EmSettings
+from stages.em.start import find_initial_directions
 
 GRID, SCALE, CHANNELS = 4, 4, 8
 
@@ -73,6 +64,16 @@ def make_settings(method: Literal["primaps", "kmeans"] = "primaps", **changes: A
     )
 
 
+def initialise(
+    read_sample: Any, read_epoch: ReadEpoch, steps: int, settings: EmSettings
+) -> FitState:
+    return METHODS[settings.method]().initialise(read_sample, read_epoch, steps, settings)
+
+
+def run_epochs(state: FitState, read_epoch: ReadEpoch, settings: EmSettings) -> Iterator[FitState]:
+    return METHODS[settings.method]().run_epochs(state, read_epoch, settings)
+
+
 def fit(windows: Windows, settings: EmSettings) -> FitState:
     state = initialise(windows.read_sample, windows.read_epoch, 3, settings)
     for _ in run_epochs(state, windows.read_epoch, settings):
@@ -82,13 +83,13 @@ def fit(windows: Windows, settings: EmSettings) -> FitState:
 
 def reload(state: FitState) -> FitState:
     """Save a state and read it back; nothing is shared with the one saved."""
-    arrays, values = _pack(state)
+    arrays, values = state.pack()
     copies = {name: array.copy() for name, array in arrays.items()}
-    return _unpack(copies, json.loads(json.dumps(values)), torch.device("cpu"))
+    return FitState.unpack(copies, json.loads(json.dumps(values)), torch.device("cpu"))
 
 
 def assert_same(one: FitState, other: FitState) -> None:
-    (arrays, values), (expected, expected_values) = _pack(one), _pack(other)
+    (arrays, values), (expected, expected_values) = one.pack(), other.pack()
     assert arrays.keys() == expected.keys()
     for name in arrays:
         np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
