@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.storage.files import (
     note_file,
     read_checked_json,
     remove_file,
+    stamp,
     write_checked_json,
 )
 from pipeline.storage.places import is_remote, map_requests
@@ -71,7 +72,7 @@ class StageRecord:
         """The verb of the command line that runs the stage."""
         return self.verb or self.stage
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The fingerprint of everything that the stage writes."""
         return fingerprint(self.shards, self.findings)
@@ -87,6 +88,14 @@ class Ledger:
         """Return the plan prepared last, or None."""
         content = read_checked_json(self.file(None))
         return None if content is None else _make(StageRecord, content, self.folder)
+
+    def recall_stage(self) -> StageRecord | None:
+        """Return the plan prepared last, read once in a process for every time it was written.
+
+        It names every shard, and every shard asks for it.
+        """
+        now = stamp(self.file(None))
+        return None if now is None else _recall_stage(self, now)
 
     def write_stage(self, record: StageRecord) -> None:
         """Write the plan."""
@@ -132,6 +141,11 @@ class Ledger:
         return self.folder / "shards" / f"{shard:06d}.json"
 
 
+@lru_cache(maxsize=64)
+def _recall_stage(ledger: Ledger, _stamp: tuple[int, int, int]) -> StageRecord | None:
+    return ledger.read_stage()
+
+
 def _make(cls: type[Any], content: Any, folder: Path) -> Any:
     try:
         files = {name: tuple(facts) for name, facts in content.pop("files").items()}
@@ -145,7 +159,7 @@ def _make(cls: type[Any], content: Any, folder: Path) -> Any:
 
 def read_record(run: RunDirectory, key: str) -> StageRecord:
     """Return what a stage was last prepared to do, without judging it."""
-    record = Ledger(run.state(key)).read_stage()
+    record = Ledger(run.state(key)).recall_stage()
     if record is None:
         raise RunError(f"{key} has not been run in {run.path}; run it first.")
     return record
@@ -200,9 +214,9 @@ def require_fresh(
 
 def require_unchanged(run: RunDirectory, key: str) -> None:
     """Refuse to go on where what a stage reads is not what it was when the stage began."""
-    record = Ledger(run.state(key)).read_stage()
+    record = Ledger(run.state(key)).recall_stage()
     for name, digest in ({} if record is None else record.inputs).items():
-        upstream = Ledger(run.state(name)).read_stage()
+        upstream = Ledger(run.state(name)).recall_stage()
         if upstream is None or not upstream.finished or upstream.digest != digest:
             raise StaleError(
                 f"{name} in {run.path} has changed while {key} was computed from it; "

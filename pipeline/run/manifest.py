@@ -18,7 +18,7 @@ from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import did_you_mean
-from pipeline.storage.files import decode_table, fingerprint, write_changed
+from pipeline.storage.files import decode_table, fingerprint, stamp, write_changed
 from pipeline.storage.places import parse_place
 
 _IMAGE_SCHEMA = pa.schema(
@@ -176,15 +176,7 @@ class Manifest:
 
 def read_manifest(run: RunDirectory) -> Manifest:
     """Read both files of a run; at once where they are those read last in this process."""
-    return _read_manifest(run, _stamp(run.manifest_file), _stamp(run.windows_file))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return _read_manifest(run, stamp(run.manifest_file), stamp(run.windows_file))
 
 
 @lru_cache(maxsize=1)

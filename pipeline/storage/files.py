@@ -261,6 +261,20 @@ def measure_file(path: Path) -> Stored:
     return Stored(path, size, digest.hexdigest())
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from a later one at its place; None where there is none."""
+    try:
+        if is_remote(path):
+            status = path.stat()
+        else:
+            # opened: to a mere stat network file systems say what was there seconds ago
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, so that they survive a power loss."""
     missing = []

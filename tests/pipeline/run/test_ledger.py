@@ -145,3 +145,23 @@ def test_files_that_are_gone_or_of_another_size_are_lost(tmp_path: Path) -> None
     (tmp_path / "cut").write_bytes(b"12")
     assert find_lost(run, files) == ["gone", "cut"]
     assert find_lost(run, {"kept/inside": (1, "")}) == ["kept/inside"]
+
+
+def test_a_plan_is_read_once_for_every_time_it_was_written(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    read = Ledger.read_stage
+
+    def look(self: Ledger) -> StageRecord | None:
+        reads.append(self.folder)
+        return read(self)
+
+    monkeypatch.setattr(Ledger, "read_stage", look)
+    assert ledger.recall_stage() is None
+    for record in (STAGE, replace(STAGE, shards=["q", "p"])):
+        ledger.write_stage(record)
+        assert [ledger.recall_stage() for _ in range(3)] == [record] * 3
+    assert len(reads) == 2
+    ledger.file(None).unlink()
+    assert ledger.recall_stage() is None
