@@ -8,13 +8,12 @@ from typing import Literal
 
 import click
 
-from commands.options import ChoiceType, NumberType
+from commands.options import ChoiceType, NumberType, PlaceType
 from commands.shared import CRF_TYPE, RUN, em_option, head_option, screen_options
 from commands.verbs import Argument, how, verb, what
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import Bounds
-from pipeline.storage.places import PlaceType
 
 
 def list_formats() -> Mapping[str, str]:

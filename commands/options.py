@@ -21,7 +21,7 @@ from pipeline.settings import (
     find_choices,
     option_name,
 )
-from pipeline.storage.places import PlaceType
+from pipeline.storage.places import is_remote, parse_place
 from pipeline.wording import did_you_mean
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -91,6 +91,31 @@ class NumberType(click.ParamType):
     ) -> list[CompletionItem]:
         """Complete a word."""
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+class PlaceType(click.ParamType):
+    """A local path or an object-store URL on the command line, as :func:`parse_place` reads it."""
+
+    name = "path"
+
+    def __init__(self, *, folder: bool = False) -> None:
+        self.folder = folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the place, or end the command with the reason why it is none."""
+        try:
+            place = parse_place(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+        if self.folder and not is_remote(place) and place.is_file():
+            self.fail(f"Directory {str(place)!r} is a file.", param, ctx)
+        return place
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete names of files, or of folders alone."""
+        return [CompletionItem(incomplete, type="dir" if self.folder else "file")]
 
 
 def settings_options(

@@ -16,7 +16,7 @@ from textwrap import wrap
 import click
 
 from commands.completion import complete_images
-from commands.options import NumberType
+from commands.options import NumberType, PlaceType
 from commands.shared import (
     AS_JSON,
     PROGRESS,
@@ -37,7 +37,6 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
-from pipeline.storage.places import PlaceType
 from pipeline.wording import count_of, show_bytes, show_controls, show_seconds
 from stages import FOLLOWED_BY
 from stages.status import StageStatus

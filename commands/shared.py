@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from commands.completion import complete_fits, complete_heads
-from commands.options import ChoiceType, Completer, NumberType
+from commands.options import ChoiceType, Completer, NumberType, PlaceType
 from commands.verbs import Argument, Verb, how, shown, what
 from pipeline.compute import signals
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import PipelineError, UsageError
 from pipeline.progress import EventScreen, Screen, print_event
 from pipeline.settings import Bounds
-from pipeline.storage.places import PlaceType
 from pipeline.wording import show_controls
 
 if TYPE_CHECKING:

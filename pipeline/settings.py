@@ -9,16 +9,26 @@ import reprlib
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+)
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from pipeline.errors import UsageError
+from pipeline.storage.places import is_remote, parse_place
 from pipeline.wording import did_you_mean
 
 _KINDS = {
@@ -325,3 +335,27 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
         for name in names
         if old.get(name) != new.get(name)
     ]
+
+
+def _parse_setting(value: Any) -> Path:
+    if not isinstance(value, str | Path) and not is_remote(value):
+        raise ValueError("give a path or an s3:// URL")
+    if "\0" in str(value):
+        raise ValueError("it holds a zero byte")
+    return parse_place(value)
+
+
+def _refuse_remote(value: Any) -> Any:
+    place = _parse_setting(value)
+    if is_remote(place):
+        raise ValueError("must lie on a local file system: copy it there first")
+    return place
+
+
+_AS_TEXT = PlainSerializer(str, return_type=str, when_used="json")
+
+Place = Annotated[Path, PlainValidator(_parse_setting), _AS_TEXT]
+"""The type of a setting that names a local folder or a prefix of an object store."""
+
+LocalPlace = Annotated[Path, BeforeValidator(_refuse_remote)]
+"""The type of a setting that names a file or folder of a local file system."""

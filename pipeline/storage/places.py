@@ -15,11 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
-
-import click
-from click.shell_completion import CompletionItem
-from pydantic import BeforeValidator, PlainSerializer, PlainValidator
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import RunError, UsageError
 
@@ -158,52 +154,3 @@ def copy_here(folder: Path) -> Iterator[Path]:
 
         map_requests(folder, fetch, find_files(folder))
         yield copy
-
-
-class PlaceType(click.ParamType):
-    """A local path or an object-store URL on the command line, as :func:`parse_place` reads it."""
-
-    name = "path"
-
-    def __init__(self, *, folder: bool = False) -> None:
-        self.folder = folder
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the place, or end the command with the reason why it is none."""
-        try:
-            place = parse_place(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-        if self.folder and not is_remote(place) and place.is_file():
-            self.fail(f"Directory {str(place)!r} is a file.", param, ctx)
-        return place
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Let the shell complete names of files, or of folders alone."""
-        return [CompletionItem(incomplete, type="dir" if self.folder else "file")]
-
-
-def _parse_setting(value: Any) -> Path:
-    if not isinstance(value, str | Path) and not is_remote(value):
-        raise ValueError("give a path or an s3:// URL")
-    if "\0" in str(value):
-        raise ValueError("it holds a zero byte")
-    return parse_place(value)
-
-
-def _refuse_remote(value: Any) -> Any:
-    place = _parse_setting(value)
-    if is_remote(place):
-        raise ValueError("must lie on a local file system: copy it there first")
-    return place
-
-
-_AS_TEXT = PlainSerializer(str, return_type=str, when_used="json")
-
-Place = Annotated[Path, PlainValidator(_parse_setting), _AS_TEXT]
-"""The type of a setting that names a local folder or a prefix of an object store."""
-
-LocalPlace = Annotated[Path, BeforeValidator(_refuse_remote)]
-"""The type of a setting that names a file or folder of a local file system."""

@@ -9,8 +9,7 @@ from pydantic import field_validator, model_validator
 
 from pipeline.dataset_names import DATASET_NAMES, needs_root
 from pipeline.errors import UsageError
-from pipeline.settings import StageSettings, execution_setting, setting
-from pipeline.storage.places import LocalPlace, Place
+from pipeline.settings import LocalPlace, Place, StageSettings, execution_setting, setting
 
 HANDCRAFTED = "handcrafted"
 

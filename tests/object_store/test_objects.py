@@ -310,8 +310,8 @@ def test_copies_are_gone_with_their_process(array: Path, tmp_path: Path) -> None
     code = "\n".join(
         [
             "import os, sys",
-            "from pipeline.places import parse_place",
-            "from pipeline.store import open_arrays, read_rows",
+            "from pipeline.storage.places import parse_place",
+            "from pipeline.storage.arrays import open_arrays, read_rows",
             "array = open_arrays(parse_place(sys.argv[1]), ['clean'])['clean']",
             "read_rows(array, 0, 5)",
             "print(len(os.listdir(os.environ['TMPDIR'])), flush=True)",

@@ -22,7 +22,7 @@ from pipeline.errors import RunError
 from pipeline.storage import locks
 from pipeline.storage.locks import FolderClaims, Lock, Owner, decode, hold_lock, name_self
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 WHAT = "em/k12 in here"
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -30,10 +30,10 @@ PRELUDE = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from pipeline import locks, owners
+from pipeline.storage import locks
 from pipeline.errors import RunError
-from pipeline.locks import hold_lock
-from pipeline.places import parse_place
+from pipeline.storage.locks import hold_lock
+from pipeline.storage.places import parse_place
 
 locks.BEAT_S, locks.LEASE_S, locks.SAY_AFTER_S = 0.1, 1.0, 0.1
 locks.REMOTE_PAUSES_S = 0.02, 0.1
@@ -56,7 +56,7 @@ say("outside")
 """
 
 # a name that the others do not share: to them, this is a machine whose processes they cannot see
-ELSEWHERE = "owners.name_machine = lambda: 'another'\n"
+ELSEWHERE = "locks.name_machine = lambda: 'another'\n"
 
 COUNT = """
 counter, rounds = Path(sys.argv[2]), int(sys.argv[3])
@@ -418,7 +418,7 @@ def test_a_fork_does_not_release_what_its_parent_holds(file: Path) -> None:
         code = (
             "import os, sys\n"
             "from pathlib import Path\n"
-            "from pipeline.locks import hold_lock\n"
+            "from pipeline.storage.locks import hold_lock\n"
             "with hold_lock(Path(sys.argv[1]), what='x', wait=False) as lock:\n"
             "    if (pid := os.fork()):\n"
             "        os.waitpid(pid, 0)\n"

@@ -13,12 +13,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from commands.options import PlaceType
 from pipeline.errors import RunError, UsageError
-from pipeline.settings import StageSettings, execution_setting, make_settings
+from pipeline.settings import LocalPlace, Place, StageSettings, execution_setting, make_settings
 from pipeline.storage.places import (
-    LocalPlace,
-    Place,
-    PlaceType,
     find_files,
     is_remote,
     make_absolute,
@@ -56,7 +54,7 @@ def test_a_text_without_scheme_is_a_local_path(text: str) -> None:
 
 def test_local_places_import_nothing_for_stores() -> None:
     code = (
-        "import sys, cli; from pipeline.places import *; from pathlib import Path;"
+        "import sys, cli; from pipeline.storage.places import *; from pathlib import Path;"
         "is_remote(parse_place('/a')); resolve_inside(Path('/a'), 'b'); open_zarr(Path('/a'));"
         "print([m for m in ('s3fs', 'botocore', 'upath', 'aiohttp') if m in sys.modules])"
     )
