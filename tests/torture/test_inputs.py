@@ -67,7 +67,7 @@ LIST = """
 import json, sys
 from pathlib import Path
 from pipeline.datasets import get_dataset
-from pipeline.manifest import Image
+from pipeline.run.manifest import Image
 from pipeline.progress import Counter
 from stages.extract.listing import list_images
 

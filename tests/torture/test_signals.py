@@ -64,7 +64,7 @@ def test_workers_end_with_the_command(workshop: Workshop, number: int, whom: str
 def test_the_second_signal_ends_at_once() -> None:
     code = (
         "import os, signal, time\n"
-        "from pipeline import signals\n"
+        "from pipeline.compute import signals\n"
         "signals._TOGETHER_S = 0.0\n"
         "with signals.watch_signals() as watch:\n"
         "    try:\n"

@@ -13,15 +13,16 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from pipeline.compute import cluster
-from pipeline.compute.cluster import (
+from pipeline.compute import scheduler
+from pipeline.compute.scheduler import (
+    Execution,
     Patience,
     choose_gpus,
+    compute_shards,
     count_neighbours,
     open_local,
     share_cores,
 )
-from pipeline.compute.scheduler import Execution, compute_shards
 from pipeline.errors import RunError, UsageError
 
 
@@ -63,7 +64,7 @@ def test_the_cluster_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("dask_cuda")
     module.__dict__["LocalCUDACluster"] = FakeCluster
     monkeypatch.setitem(sys.modules, "dask_cuda", module)
-    assert isinstance(cluster._make_cluster(2, "cuda"), FakeCluster)
+    assert isinstance(scheduler._make_cluster(2, "cuda"), FakeCluster)
     assert made[0]["CUDA_VISIBLE_DEVICES"] == [0, 1]
     assert made[0]["threads_per_worker"] == 1
 
@@ -72,7 +73,7 @@ def test_the_cluster_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpus_need_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     message = r"^--workers on GPUs needs dask-cuda; install `primaps-pipe\[cuda\]`"
-    with pytest.raises(UsageError, match=message), open_local(2, "cuda", failures=0):
+    with pytest.raises(UsageError, match=message), open_local(2, "cuda"):
         pass
 
 
@@ -87,7 +88,7 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tell_threads(_: int) -> tuple[list[str | None], int]:
-    return [os.environ.get(name) for name in cluster._THREADS], torch.get_num_threads()
+    return [os.environ.get(name) for name in scheduler._THREADS], torch.get_num_threads()
 
 
 def test_local_workers_are_told_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +158,10 @@ def test_patience_with_a_scheduler_that_has_no_workers(clock: list[float]) -> No
     clock[0] = 2000.0
     patience.look()
     client.workers = 0
-    for clock[0] in (2001.0, 2010.0, 2020.0, 2000.0 + cluster.WORKERLESS_S):
+    for clock[0] in (2001.0, 2010.0, 2020.0, 2000.0 + scheduler.WORKERLESS_S):
         patience.look()
     assert told == [{"warn": "the dask scheduler at tcp://there:1 has no workers; waiting."}]
-    clock[0] += cluster.LOOK_S
+    clock[0] += scheduler.LOOK_S
     with pytest.raises(RunError, match=r"has had no worker for 15 minutes; start some with `dask"):
         patience.look()
 
@@ -171,10 +172,10 @@ def test_a_worker_that_comes_starts_the_wait_anew(clock: list[float]) -> None:
     patience = Patience(client, told.append)
     for workers in (0, 1, 0):
         client.workers = workers
-        clock[0] += 0.9 * cluster.WORKERLESS_S
+        clock[0] += 0.9 * scheduler.WORKERLESS_S
         patience.look()
     assert len(told) == 2
-    clock[0] += 0.9 * cluster.WORKERLESS_S
+    clock[0] += 0.9 * scheduler.WORKERLESS_S
     with pytest.raises(RunError):
         patience.look()
 
@@ -184,9 +185,9 @@ def test_own_workers_that_do_not_come_back_are_made_anew(clock: list[float]) -> 
     own = SimpleNamespace(worker_spec={0: None, 1: None}, scale=scaled.append)
     client: Any = FakeClient(0, own)
     patience = Patience(client, print)
-    clock[0] = cluster.RENEW_S - 1
+    clock[0] = scheduler.RENEW_S - 1
     patience.look()
     assert scaled == []
-    clock[0] = cluster.RENEW_S + 9
+    clock[0] = scheduler.RENEW_S + 9
     patience.look()
     assert scaled == [0, 2]

@@ -156,7 +156,7 @@ def test_a_real_allocator_that_fails_halves_the_batch(kind: str) -> None:
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from pipeline import memory
+from pipeline.compute import memory
 said = []
 memory.announce = lambda **event: said.append(event["warn"])
 torch.ones(9).sum()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline.compute import cluster
+from pipeline.compute import scheduler
 from pipeline.compute.scheduler import (
     INLINE,
     ClusterTeam,
@@ -104,7 +104,7 @@ def dead_port() -> Iterator[int]:
 
 
 def test_a_scheduler_that_is_not_there(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(scheduler, "CONNECT_S", 0.5)
     address = f"tcp://127.0.0.1:{dead_port}"
     before = set(threading.enumerate())
     start = time.monotonic()
@@ -142,10 +142,10 @@ def test_a_caller_that_fails_is_not_taken_for_a_dead_scheduler(
             return None
 
     monkeypatch.setattr(distributed, "Client", FakeClient)
-    monkeypatch.setattr(cluster, "_check_scheduler", lambda address: None)
+    monkeypatch.setattr(scheduler, "_check_scheduler", lambda address: None)
     with (
         pytest.raises(ValueError, match="of my own"),
-        cluster.open_remote("tcp://somewhere:1") as client,
+        scheduler.open_remote("tcp://somewhere:1") as client,
     ):
         assert isinstance(client, FakeClient)
         assert client.address == "tcp://somewhere:1"
@@ -204,7 +204,7 @@ def see_the_team(number: int) -> tuple[int, int, list[int]]:
 
 def test_a_shard_that_shares_its_work_is_computed_here_with_a_team() -> None:
     events: list[Any] = []
-    with cluster.open_local(1, "cpu", failures=0) as client:
+    with scheduler.open_local(1, "cpu") as client:
         elsewhere = Execution(scheduler=client.scheduler.address)
         (end,) = compute_shards(see_the_team, [(5,)], elsewhere, events.append, shares_work=True)
     here, number, there = end.value

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pipeline.compute.scheduler import InlineTeam
+from pipeline.compute.scheduler import Team
 from stages.clustering import cluster_loss, measure_clusters
 from stages.em.methods import FitState, run_em_epoch, run_kmeans_epoch
 from stages.em.pieces import (
@@ -100,7 +100,7 @@ def test_pieces_change_no_bit(run: Callable[..., Any], student: bool) -> None:
         )
 
 
-class LateTeam(InlineTeam):
+class LateTeam(Team):
     """Ends the last pieces first, and gives all in their order."""
 
     def map(self, function: Callable[..., Any], tasks: Any) -> list[Any]:
