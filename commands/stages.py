@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from commands.completion import complete_datasets, complete_fits, complete_heads, complete_recipes
-from commands.options import ChoiceType, given_settings, settings_options, variant_options
+from commands.options import (
+    ChoiceType,
+    PlaceType,
+    given_settings,
+    settings_options,
+    variant_options,
+)
 from commands.shared import CRF_TYPE, RUN, RUN_TEXT, execution_options, run_one
 from commands.verbs import FINE, WHAT, Argument, how, verb, what
 from pipeline.compute.scheduler import Execution
@@ -17,7 +23,6 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.subject import name_subject
 from pipeline.settings import field_extra
-from pipeline.storage.places import PlaceType
 from stages import SETTINGS
 from stages.em.settings import METHODS
 

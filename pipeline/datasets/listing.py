@@ -9,14 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from pipeline.datasets.base import Sample
 from pipeline.errors import DatasetError
-from pipeline.storage.places import is_remote
-
-if TYPE_CHECKING:
-    from pipeline.storage.objects import ObjectStatus
+from pipeline.storage.places import ObjectStatus, find_objects, is_remote, list_names
 
 MAX_ID_BYTES = 2000
 """A longer path below the root is refused: systems end at 4096 bytes, run directory included."""
@@ -33,8 +29,6 @@ def list_objects(root: Path) -> Mapping[str, ObjectStatus]:
 
     A store answers for a thousand names as fast as for one; :func:`forget_listings` lists anew.
     """
-    from pipeline.storage.objects import find_objects
-
     return dict(find_objects(root))
 
 
@@ -72,8 +66,6 @@ def require_root(root: Path, layout: str) -> None:
 def folder_names(folder: Path) -> list[str]:
     """List the visible folders directly in a folder, sorted; none if it is missing."""
     if is_remote(folder):
-        from pipeline.storage.objects import list_names
-
         return [n for n, inner in list_names(folder) if inner and not n.startswith(".")]
     return [name for name, inner in visible_names(folder) if inner]
 

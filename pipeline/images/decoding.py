@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images.faults import damage_as_reason, memory_short, one_line, require_answer
 from pipeline.images.mat import read_array, read_shape
-from pipeline.storage.places import is_remote
-
-if TYPE_CHECKING:
-    from pipeline.storage.objects import ObjectStatus
+from pipeline.storage.places import ObjectPath, ObjectStatus, is_remote
 
 Ids = NDArray[np.integer[Any]]
 _STRIP_PIXELS = 2**22
@@ -469,12 +466,10 @@ def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
         raise AccessError(f"cannot be opened: {one_line(reason).lower()}") from error
 
 
-def _read_object(path: Path) -> tuple[bytes, ObjectStatus]:
-    from pipeline.storage.objects import read_object
-
+def _read_object(path: ObjectPath) -> tuple[bytes, ObjectStatus]:
     # a store that does not answer is no fault of the image, and stops the work instead
     try:
-        data, status = read_object(path, MAX_FILE_BYTES)
+        data, status = path.store.get(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise AccessError("no such file") from error
     if data is None:

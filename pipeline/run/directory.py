@@ -14,7 +14,7 @@ import yaml
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.storage.files import checksum, make_folder, remove_tree, write_bytes, write_text
 from pipeline.storage.locks import Lock, Say, hold_lock
-from pipeline.storage.places import is_remote, resolve_inside
+from pipeline.storage.places import is_remote, list_names, resolve_inside
 
 FORMAT = 2
 DEFAULT_NAME = "default"
@@ -270,8 +270,6 @@ class RunDirectory:
 
 
 def _list_keys(state: Path, above: str) -> list[str]:
-    from pipeline.storage.objects import list_names
-
     found = list_names(state / above)
     keys = [above] if above and ("stage.json", False) in found else []
     for name, inner in found:

@@ -30,7 +30,7 @@ from pipeline.storage.files import (
     stamp,
     write_checked_json,
 )
-from pipeline.storage.places import is_remote, map_requests
+from pipeline.storage.places import find_objects, is_remote, map_requests
 
 # Files under any other name were put there by somebody else.
 _NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
@@ -324,8 +324,6 @@ def list_sizes(run: RunDirectory) -> Mapping[str, int] | None:
     """
     if not is_remote(run.path):
         return None
-    from pipeline.storage.objects import find_objects
-
     return {name: status.st_size for name, status in find_objects(run.path)}
 
 

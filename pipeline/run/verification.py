@@ -14,9 +14,8 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import Files, Ledger, StageRecord
 from pipeline.run.manifest import read_manifest
-from pipeline.storage.arrays import METADATA, is_consolidated, is_damaged
+from pipeline.storage.arrays import METADATA, find_damaged, is_consolidated, is_damaged
 from pipeline.storage.files import Checkpoint, checksum
-from pipeline.storage.shards import find_damaged
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import numpy as np
 import platformdirs
 
 from pipeline.errors import DamageError, RunError
-from pipeline.storage.places import is_remote, resolve_inside
+from pipeline.storage.places import ObjectStatus, is_remote, resolve_inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -263,6 +263,7 @@ def measure_file(path: Path) -> Stored:
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
     """Return what tells a file from a later one at its place; None where there is none."""
+    status: os.stat_result | ObjectStatus
     try:
         if is_remote(path):
             status = path.stat()
@@ -305,9 +306,7 @@ def remove_tree(folder: Path) -> None:
     require_inside(folder)
     _ask_guard()
     if is_remote(folder):
-        from pipeline.storage.objects import remove_below
-
-        remove_below(folder)
+        folder.store.delete_below(folder)
         return
     try:
         shutil.rmtree(folder)

@@ -1,25 +1,17 @@
 """Locks that hold between processes, machines and object stores, and outlive no owner.
 
-A lock is a record of its owner (:mod:`pipeline.storage.locks`) in the run directory
-(:mod:`pipeline.storage.locks`). On the owner's machine the system says whether it still runs. From
-elsewhere its signs of life do: it renews the record every :data:`BEAT_S`, and who has seen the
-same record for :data:`LEASE_S`, by a clock of its own, takes the lock over. No two clocks are
-compared, and nothing relies on the locks of a file system.
+A lock is a record of its owner in the run directory: files of a folder (:class:`_FolderClaims`), or
+one object of a store (:class:`_ObjectClaim`). On the owner's machine the system says whether it
+still runs. From elsewhere its signs of life do: it renews the record every :data:`BEAT_S`, and who
+has seen the same record for :data:`LEASE_S`, by a clock of its own, takes the lock over. No two
+clocks are compared, and nothing relies on the locks of a file system.
 
 An owner that stood still for longer than that (a suspended machine) may have lost its lock. It
 asks with :meth:`Lock.check` before it commits anything.
-
-Who holds a lock: a process, told apart from every other, and whether it still runs.
-
-How a lock stands written: as files of a folder, or as one object of an object store.
-
-Both know the same five acts. None of them waits, and none removes or overwrites what another
-owner wrote, but :meth:`take` what it was told is stale, and only if nothing has changed since.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import logging
@@ -30,27 +22,63 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar
 from uuid import getnode, uuid4
 
-from pipeline.errors import RunError
-from pipeline.storage.places import is_remote
+from pydantic import TypeAdapter
 
-# every content of one owner has the same length: a renewal overwrites it in place
-_COUNT = "10d"
-_TIME = "14.3f"
+from pipeline.errors import RunError
+from pipeline.storage.places import ObjectPath, UnreachableError, is_remote
+
+BEAT_S = 5.0
+"""Seconds between two signs of life."""
+
+LEASE_S = 60.0
+"""Seconds without one after which an owner on another machine counts as ended."""
+
+SAY_AFTER_S = 1.0
+"""Seconds of waiting after which it is said: most locks are held for milliseconds."""
+
+PAUSES_S = (0.005, 0.5)
+REMOTE_PAUSES_S = (0.1, 2.0)
+"""Seconds between two looks, at first and at most."""
+
+ASK_S = 1.0
+"""Seconds for which who works for the owner takes the last answer: writes come in thousands."""
+
+REQUEST_S = 15.0
+"""Seconds after which a request to an object store counts as lost."""
+
+TRIES = 6
+"""How often in a row an object store may fail to answer before the lock is given up."""
+
+CLAIM_BYTES = 4096
+"""What a claim takes of a disk: a block, for its few hundred bytes."""
+
+Say = Callable[[str], None]
+
 _TOKEN = re.compile(r"[0-9a-f]{32}")
+_PART = ".part"
+# the file is gone; over NFS, what was opened as it went
+_GONE = {errno.ENOENT, errno.ESTALE}
+# a RunError: what an object store refuses for good
+_FAILURES = (OSError, RunError)
 
 # tokens of the locks that this process holds or is about to: `exec` keeps pid and start,
 # so these alone do not say that a lock is still in somebody's hands
 _held: set[str] = set()
+# when a lock was last found to be held, by its owner's token
+_asked: dict[str, float] = {}
+
+_log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -74,84 +102,54 @@ class Owner:
     beat: int
     seen: float
 
+    @classmethod
+    def here(cls) -> Owner:
+        """Return this process as the owner of a new lock."""
+        now, pid = round(time.time(), 3), os.getpid()
+        start, _ = _read_process(pid)
+        host, token = socket.gethostname(), uuid4().hex
+        return cls(host, name_machine(), pid, start, int(now), token, 0, now)
+
+    @classmethod
+    def decode(cls, content: bytes) -> Owner | None:
+        """Return the owner that a record names; None where the content is not whole."""
+        try:
+            owner = _RECORD.validate_json(content)
+            str(owner)  # a year that no calendar has
+        except (ValueError, OverflowError, OSError):
+            return None
+        # the name is printed, and the token names files
+        whole = owner.host.isprintable() and owner.pid > 0 and _TOKEN.fullmatch(owner.token)
+        return owner if whole else None
+
+    def encode(self) -> bytes:
+        """Return the record: one line of JSON, as long at every beat, which overwrites it."""
+        record = asdict(self) | {"beat": f"{self.beat:10d}", "seen": f"{self.seen:14.3f}"}
+        return (json.dumps(record) + "\n").encode("ascii")
+
     def beaten(self) -> Owner:
         """Return self with one more sign of life."""
         return replace(self, beat=self.beat + 1, seen=round(time.time(), 3))
 
-    def encode(self) -> bytes:
-        """Return the content of the lock file: one line of JSON, equally long at every beat."""
-        record = asdict(self) | {
-            "beat": f"{self.beat:{_COUNT}}",
-            "seen": f"{self.seen:{_TIME}}",
-        }
-        return (json.dumps(record) + "\n").encode("ascii")
+    def judge(self) -> State:
+        """Say whether the process still runs, as far as can be known from this machine."""
+        here = (name_machine(), socket.gethostname())
+        if not self.machine or (self.machine, self.host) != here:
+            return State.UNKNOWN
+        start, gone = _read_process(self.pid)
+        if gone or (None not in (start, self.start) and start != self.start):
+            return State.ENDED
+        if self.pid == os.getpid():
+            return State.RUNNING if self.token in _held else State.ENDED
+        # a number alone may have been given out again
+        return State.UNKNOWN if start is None or self.start is None else State.RUNNING
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return f"process {self.pid} on {self.host}, since {since}"
 
 
-def decode(content: bytes) -> Owner | None:
-    """Return the owner that a lock file names; None where the content is not whole."""
-    try:
-        record = json.loads(content)
-        start = record["start"]
-        owner = Owner(
-            host=str(record["host"]),
-            machine=str(record["machine"]),
-            pid=int(record["pid"]),
-            start=None if start is None else int(start),
-            since=int(record["since"]),
-            token=str(record["token"]),
-            beat=int(record["beat"]),
-            seen=float(record["seen"]),
-        )
-        str(owner)  # a year that no calendar has
-    except (ValueError, KeyError, TypeError, OverflowError, OSError):
-        return None
-    # the name is printed, and the token names files
-    whole = owner.host.isprintable() and owner.pid > 0 and _TOKEN.fullmatch(owner.token)
-    return owner if whole else None
-
-
-def name_self() -> Owner:
-    """Return this process as the owner of a new lock."""
-    now = round(time.time(), 3)
-    pid = os.getpid()
-    start, _ = _read_process(pid)
-    return Owner(
-        host=socket.gethostname(),
-        machine=name_machine(),
-        pid=pid,
-        start=start,
-        since=int(now),
-        token=uuid4().hex,
-        beat=0,
-        seen=now,
-    )
-
-
-def remember(token: str) -> None:
-    """Note that this process holds a lock, or is taking it."""
-    _held.add(token)
-
-
-def forget(token: str) -> None:
-    """Note that this process holds a lock no longer."""
-    _held.discard(token)
-
-
-def judge(owner: Owner) -> State:
-    """Say whether an owner still runs, as far as can be known from this machine."""
-    if not owner.machine or (owner.machine, owner.host) != (name_machine(), socket.gethostname()):
-        return State.UNKNOWN
-    start, gone = _read_process(owner.pid)
-    if gone or (None not in (start, owner.start) and start != owner.start):
-        return State.ENDED
-    if owner.pid == os.getpid():
-        return State.RUNNING if owner.token in _held else State.ENDED
-    # a number alone may have been given out again
-    return State.UNKNOWN if start is None or owner.start is None else State.RUNNING
+_RECORD = TypeAdapter(Owner)
 
 
 @cache
@@ -187,51 +185,52 @@ def _read_process(pid: int) -> tuple[int | None, bool]:
     return start, state in "ZX" and threads <= 1
 
 
-REQUEST_S = 15.0
-"""Seconds after which a request to an object store counts as lost."""
-
-_T = TypeVar("_T")
-
-# the file is gone; over NFS, what was opened as it went
-_GONE = {errno.ENOENT, errno.ESTALE}
-_PART = ".part"
-
-
-class UnreachableError(OSError):
-    """The object store gave no answer, or an error of its own: it may do so when asked again."""
-
-
 @dataclass(frozen=True)
 class Sight:
     """A lock as seen once."""
 
-    version: Hashable
+    version: Any
     owners: tuple[Owner | None, ...]
 
 
-class Claims(Protocol):
-    """The writing and reading of one lock; every act raises OSError where it cannot be done."""
+class Claims(ABC):
+    """How one lock stands written.
 
-    #: Whether an answer, or a request, may be lost on the way.
-    remote: bool
+    No act waits, and none removes or overwrites what another owner wrote, but :meth:`take` what it
+    was told is stale, and only if nothing has changed since. Each raises ``OSError`` where it
+    cannot be done.
+    """
 
+    remote: ClassVar[bool]
+    """Whether an answer, or a request, may be lost or late on the way."""
+
+    @abstractmethod
     def look(self) -> Sight | None:
         """Return what stands written, None if nothing does."""
 
+    @abstractmethod
     def take(self, owner: Owner, stale: Sight | None) -> bool:
         """Claim the lock if nothing but what was seen as stale stands written."""
 
+    @abstractmethod
     def renew(self, owner: Owner) -> bool:
         """Write a sign of life; false if the claim is gone."""
 
+    @abstractmethod
     def holds(self, owner: Owner) -> bool:
         """Whether the claim still stands."""
 
+    @abstractmethod
     def release(self, owner: Owner) -> None:
         """Remove the claim, if it still stands."""
 
 
-class FolderClaims:
+def open_claims(file: Path) -> Claims:
+    """Say how the lock of this file stands written."""
+    return _ObjectClaim(file) if is_remote(file) else _FolderClaims(file)
+
+
+class _FolderClaims(Claims):
     """A lock as files of one folder, one for each claim, named after its token.
 
     Whoever wants the lock writes a claim of its own and then lists the folder; it has the lock if
@@ -249,15 +248,13 @@ class FolderClaims:
         self._stem = file.name + "~"
 
     def look(self) -> Sight | None:
-        """See :class:`Claims`."""
         found = self._read_claims()
         if not found:
             return None
-        return Sight(frozenset(found.items()), tuple(map(decode, found.values())))
+        return Sight(frozenset(found.items()), tuple(map(Owner.decode, found.values())))
 
     def take(self, owner: Owner, stale: Sight | None) -> bool:
-        """See :class:`Claims`."""
-        known: frozenset[tuple[str, bytes]] = stale.version if stale else frozenset()  # type: ignore[assignment]
+        known = stale.version if stale else frozenset()
         claim = self._path(owner)
         part = claim.with_name(claim.name + _PART)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -288,22 +285,18 @@ class FolderClaims:
         return True
 
     def renew(self, owner: Owner) -> bool:
-        """See :class:`Claims`."""
-        try:
-            # in place: what another has removed is not made anew
-            with self._path(owner).open("r+b", buffering=0) as file:
-                file.write(owner.encode())
-        except OSError as error:
-            if error.errno in _GONE:
-                return False
-            raise
-        return True
+        # in place: what another has removed is not made anew
+        return self._open(owner, "r+b", owner.encode())
 
     def holds(self, owner: Owner) -> bool:
-        """See :class:`Claims`."""
+        # opened, for network file systems ask their server then, and may not for a stat
+        return self._open(owner, "rb", b"")
+
+    def _open(self, owner: Owner, mode: str, content: bytes) -> bool:
         try:
-            # opened, for network file systems ask their server then, and may not for a stat
-            self._path(owner).open("rb").close()
+            with self._path(owner).open(mode, buffering=0) as file:
+                if content:
+                    file.write(content)
         except OSError as error:
             if error.errno in _GONE:
                 return False
@@ -311,7 +304,6 @@ class FolderClaims:
         return True
 
     def release(self, owner: Owner) -> None:
-        """See :class:`Claims`."""
         self._path(owner).unlink(missing_ok=True)
 
     def _path(self, owner: Owner) -> Path:
@@ -344,8 +336,8 @@ class FolderClaims:
                     (self._folder / name).unlink(missing_ok=True)
 
 
-class ObjectClaim:
-    """A lock as one object of an S3 store, changed by conditional requests only.
+class _ObjectClaim(Claims):
+    """A lock as one object of a store, changed by conditional requests only.
 
     An answer may be lost, so the object is read back after every write that was not answered with
     a plain yes: the token in it says whose it is.
@@ -353,53 +345,46 @@ class ObjectClaim:
 
     remote = True
 
-    def __init__(self, path: Any) -> None:
-        self._store = path.fs
-        self._bucket, _, self._key = path.path.partition("/")
-        self._etag = ""
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+        self._tag = ""
 
     def look(self) -> Sight | None:
-        """See :class:`Claims`."""
-        found = self._read()
-        return None if found is None else Sight(found, (decode(found[1]),))
+        found = self._path.store.get_tagged(self._path, REQUEST_S)
+        return None if found is None else Sight(found, (Owner.decode(found[1]),))
 
     def take(self, owner: Owner, stale: Sight | None) -> bool:
-        """See :class:`Claims`."""
-        condition = {"IfMatch": stale.version[0]} if stale else {"IfNoneMatch": "*"}  # type: ignore[index]
         with suppress(UnreachableError):
-            self._change("put_object", Body=owner.encode(), **condition)
+            self._put(owner, stale.version[0] if stale else None)
         # even after a yes: of a store that knows no conditions, all but the last writer learn it so
         return self.holds(owner)
 
     def renew(self, owner: Owner) -> bool:
-        """See :class:`Claims`."""
         try:
-            etag = self._change("put_object", Body=owner.encode(), IfMatch=self._etag)
+            tag = self._put(owner, self._tag)
         except UnreachableError:
-            etag = None
-        if etag is None:
+            tag = None
+        if tag is None:
             return self.holds(owner)
-        self._etag = etag
+        self._tag = tag
         return True
 
     def holds(self, owner: Owner) -> bool:
-        """See :class:`Claims`."""
-        found = self._read()
-        current = None if found is None else decode(found[1])
+        found = self._path.store.get_tagged(self._path, REQUEST_S)
+        current = None if found is None else Owner.decode(found[1])
         if found is None or current is None or current.token != owner.token:
             return False
-        self._etag = found[0]
+        self._tag = found[0]
         return True
 
     def release(self, owner: Owner) -> None:
-        """See :class:`Claims`."""
         given_up = time.monotonic() + REQUEST_S
         # the tag is not known after a lost answer, and not right after that of a sign of life
-        for known in (bool(self._etag), False):
+        for known in (bool(self._tag), False):
             try:
                 if not known and not self.holds(owner):
                     return
-                if self._change("delete_object", IfMatch=self._etag) is not None:
+                if self._delete(self._tag):
                     return
             except UnreachableError:
                 # not for long: it is the last act, and the lock of an ended process falls anyway
@@ -410,116 +395,16 @@ class ObjectClaim:
                     raise
                 # a store without conditional removal
                 if self.holds(owner):
-                    self._change("delete_object")
+                    self._delete(None)
                 return
         if self.holds(owner):
             raise UnreachableError(errno.EIO, "the object store does not remove it")
 
-    def _read(self) -> tuple[str, bytes] | None:
-        async def read(client: Any) -> tuple[str, bytes]:
-            response = await client.get_object(Bucket=self._bucket, Key=self._key)
-            async with response["Body"] as body:
-                return response["ETag"], await body.read()
+    def _put(self, owner: Owner, tag: str | None) -> str | None:
+        return self._path.store.put_if(self._path, owner.encode(), tag, REQUEST_S)
 
-        try:
-            return self._ask(read)
-        except FileNotFoundError:
-            return None
-
-    def _change(self, act: str, **arguments: Any) -> str | None:
-        """Write or remove the object; return its new tag, None where a condition did not hold."""
-
-        async def change(client: Any) -> str:
-            response = await getattr(client, act)(Bucket=self._bucket, Key=self._key, **arguments)
-            return str(response.get("ETag", ""))
-
-        try:
-            return self._ask(change)
-        except (FileNotFoundError, FileExistsError):
-            return None
-
-    def _ask(self, question: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
-        # below the retries of the store's own calls: they may last longer than a lock
-        from aiohttp import ClientError as TransferError
-        from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
-        from fsspec.asyn import sync
-        from s3fs.errors import translate_boto_error
-
-        from pipeline.storage.objects import explaining
-
-        async def answer() -> _T:
-            await self._store.set_session()
-            client = await self._store.get_s3(self._bucket)
-            return await asyncio.wait_for(question(client), REQUEST_S)
-
-        with explaining(self._bucket, self._key):
-            try:
-                answered: _T = sync(self._store.loop, answer)
-            except ClientError as error:
-                code = error.response.get("Error", {}).get("Code")
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-                known = _KNOWN.get(status)
-                if known is not None and code != "NoSuchBucket":
-                    failure: OSError = known(status, str(code))
-                elif status >= 500 or code == "RequestTimeout":
-                    failure = UnreachableError(errno.EIO, f"the object store answers {code}")
-                else:
-                    raise translate_boto_error(error) from error
-            except TimeoutError:
-                reason = f"the object store gives no answer in {REQUEST_S:g} s"
-                failure = UnreachableError(errno.EIO, reason)
-            except (HTTPClientError, ConnectionError, TransferError) as error:
-                name = type(error).__name__
-                failure = UnreachableError(errno.EIO, f"the object store gives no answer ({name})")
-            else:
-                return answered
-        raise failure
-
-
-def _not_implemented(status: int, code: str) -> OSError:
-    return OSError(errno.ENOSYS, code)
-
-
-# 409: two conditional writes at once, of which this is not the first
-_KNOWN: dict[int, Callable[[int, str], OSError]] = {
-    404: FileNotFoundError,
-    409: FileExistsError,
-    412: FileExistsError,
-    501: _not_implemented,
-}
-
-
-CLAIM_BYTES = 4096
-"""What a claim takes of a disk: a block, for its few hundred bytes."""
-
-BEAT_S = 5.0
-"""Seconds between two signs of life."""
-
-LEASE_S = 60.0
-"""Seconds without one after which an owner on another machine counts as ended."""
-
-SAY_AFTER_S = 1.0
-"""Seconds of waiting after which it is said: most locks are held for milliseconds."""
-
-PAUSES_S = (0.005, 0.5)
-REMOTE_PAUSES_S = (0.1, 2.0)
-"""Seconds between two looks, at first and at most."""
-
-ASK_S = 1.0
-"""Seconds for which who works for the owner takes the last answer: writes come in thousands."""
-
-TRIES = 6
-"""How often in a row an object store may fail to answer before the lock is given up."""
-
-Say = Callable[[str], None]
-
-# when a lock was last found to be held, by its owner's token
-_asked: dict[str, float] = {}
-
-# a RunError: what an object store refuses for good
-_FAILURES = (OSError, RunError)
-
-_log = logging.getLogger(__name__)
+    def _delete(self, tag: str | None) -> bool:
+        return self._path.store.delete_if(self._path, tag, REQUEST_S)
 
 
 @dataclass(frozen=True)
@@ -534,13 +419,9 @@ class Permit:
         """Return if the lock is still held; asked for at most every :data:`ASK_S`."""
         if _now() - _asked.get(self.owner.token, -ASK_S) < ASK_S:
             return
-        if not _open_claims(self.file).holds(self.owner):
+        if not open_claims(self.file).holds(self.owner):
             raise _lost(self.what)
         _asked[self.owner.token] = _now()
-
-
-def _open_claims(file: Path) -> Claims:
-    return ObjectClaim(file) if is_remote(file) else FolderClaims(file)
 
 
 def _lost(what: str) -> RunError:
@@ -622,7 +503,7 @@ class Lock:
                 LEASE_S,
             )
         finally:
-            forget(self._owner.token)
+            _held.discard(self._owner.token)
             if mine:
                 self._turn.release()
 
@@ -630,7 +511,7 @@ class Lock:
 @contextmanager
 def hold_lock(file: Path, *, what: str, wait: bool, say: Say | None = None) -> Iterator[Lock]:
     """Keep every other process, on any machine, and every other thread out."""
-    claims = _open_claims(file)
+    claims = open_claims(file)
     lock = _Attempt(claims, file, what, wait, say or _log.warning).acquire()
     try:
         yield lock
@@ -638,25 +519,25 @@ def hold_lock(file: Path, *, what: str, wait: bool, say: Say | None = None) -> I
         lock._release()
 
 
+@dataclass
 class _Attempt:
     """One try to get a lock, and what it has seen so far."""
 
-    def __init__(self, claims: Claims, file: Path, what: str, wait: bool, say: Say) -> None:
-        self._claims = claims
-        self._file = file
-        self._what = what
-        self._wait = wait
-        self._say = say
-        self._begun = time.monotonic()
-        self._said = False
-        self._sight: Sight | None = None
-        self._looked = 0.0
-        # seconds for which the same thing has been seen
-        self._watched = 0.0
-        self._moved = False
+    claims: Claims
+    file: Path
+    what: str
+    wait: bool
+    say: Say
+    begun: float = field(default_factory=time.monotonic)
+    said: bool = False
+    sight: Sight | None = None
+    looked: float = 0.0
+    watched: float = 0.0
+    """Seconds for which the same thing has been seen."""
+    moved: bool = False
 
     def acquire(self) -> Lock:
-        pause, longest = REMOTE_PAUSES_S if self._claims.remote else PAUSES_S
+        pause, longest = REMOTE_PAUSES_S if self.claims.remote else PAUSES_S
         failures = 0
         while True:
             try:
@@ -677,38 +558,38 @@ class _Attempt:
 
     def _try_once(self) -> Lock | None:
         self._look()
-        ended = self._sight is not None and self._are_ended(self._sight)
-        if self._sight is not None and not ended:
-            self._stay_out(self._sight)
+        ended = self.sight is not None and self._are_ended(self.sight)
+        if self.sight is not None and not ended:
+            self._stay_out(self.sight)
             return None
-        owner = name_self()
-        remember(owner.token)
+        owner = Owner.here()
+        _held.add(owner.token)
         try:
-            if not self._claims.take(owner, self._sight):
-                forget(owner.token)
+            if not self.claims.take(owner, self.sight):
+                _held.discard(owner.token)
                 return None
-            if self._sight is not None:
-                self._say(f"took over {self._what} from {_name(self._sight)}, which {self._how()}.")
-            return Lock(self._claims, owner, self._what, self._file)
+            if self.sight is not None:
+                self.say(f"took over {self.what} from {_name(self.sight)}, which {self._how()}.")
+            return Lock(self.claims, owner, self.what, self.file)
         except BaseException:
             try:
-                self._claims.release(owner)
+                self.claims.release(owner)
             except _FAILURES as error:
                 _log.debug("a lock not wanted any more stays: %s", error)
-            forget(owner.token)
+            _held.discard(owner.token)
             raise
 
     def _look(self) -> None:
         before = time.monotonic()
-        sight = self._claims.look()
-        if sight is None or self._sight is None or sight.version != self._sight.version:
-            self._moved = self._sight is not None
-            self._watched = 0.0
+        sight = self.claims.look()
+        if sight is None or self.sight is None or sight.version != self.sight.version:
+            self.moved = self.sight is not None
+            self.watched = 0.0
         else:
             # a pause of this process, or of the store, is no silence of the owner
-            self._watched += min(before - self._looked, BEAT_S)
-        self._sight = sight
-        self._looked = time.monotonic()
+            self.watched += min(before - self.looked, BEAT_S)
+        self.sight = sight
+        self.looked = time.monotonic()
 
     def _are_ended(self, sight: Sight) -> bool:
         return all(self._is_ended(owner) for owner in sight.owners)
@@ -716,30 +597,30 @@ class _Attempt:
     def _is_ended(self, owner: Owner | None) -> bool:
         if owner is None:
             # power failed as it was written: who is at it now will be done by then
-            return self._watched >= min(2 * BEAT_S, LEASE_S)
+            return self.watched >= min(2 * BEAT_S, LEASE_S)
         state = self._judge(owner)
-        return state is State.ENDED or (state is State.UNKNOWN and self._watched >= LEASE_S)
+        return state is State.ENDED or (state is State.UNKNOWN and self.watched >= LEASE_S)
 
     def _judge(self, owner: Owner) -> State:
-        state = judge(owner)
+        state = owner.judge()
         # a request that was on its way for long may have written the lock after its release
-        return State.UNKNOWN if self._claims.remote and state is State.RUNNING else state
+        return State.UNKNOWN if self.claims.remote and state is State.RUNNING else state
 
     def _stay_out(self, sight: Sight) -> None:
-        if not self._wait and (self._moved or any(map(self._is_alive, sight.owners))):
+        if not self.wait and (self.moved or any(map(self._is_alive, sight.owners))):
             raise RunError(
-                f"another process is computing {self._what}: {_name(sight)}; "
+                f"another process is computing {self.what}: {_name(sight)}; "
                 "wait until it has ended."
             )
-        waited = time.monotonic() - self._begun
-        if self._said or (self._wait and waited < SAY_AFTER_S):
+        waited = time.monotonic() - self.begun
+        if self.said or (self.wait and waited < SAY_AFTER_S):
             return
-        self._said = True
-        if self._wait:
-            self._say(f"waiting for {self._what}: {_name(sight)}, holds it.")
+        self.said = True
+        if self.wait:
+            self.say(f"waiting for {self.what}: {_name(sight)}, holds it.")
         else:
-            self._say(
-                f"{self._what} is locked by {_name(sight)}, which may have ended; "
+            self.say(
+                f"{self.what} is locked by {_name(sight)}, which may have ended; "
                 f"watching it for {LEASE_S:g} s."
             )
 
@@ -752,7 +633,7 @@ class _Attempt:
         return state is State.RUNNING or (state is State.UNKNOWN and recent)
 
     def _how(self) -> str:
-        if self._watched >= LEASE_S:
+        if self.watched >= LEASE_S:
             return f"gave no sign of life for {LEASE_S:g} s"
         return "ended without releasing it"
 
@@ -763,7 +644,7 @@ class _Attempt:
             else "choose a folder that may be written, with space left"
         )
         return RunError(
-            f"cannot lock {self._what}: {_describe(error)} ({self._file.parent}, "
+            f"cannot lock {self.what}: {_describe(error)} ({self.file.parent}, "
             f"{CLAIM_BYTES} bytes); {advice}."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -14,8 +15,9 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.storage import locks
-from pipeline.storage.locks import ObjectClaim, Owner, UnreachableError, hold_lock, name_self
-from pipeline.storage.places import parse_place
+from pipeline.storage.locks import Owner, UnreachableError, hold_lock, open_claims
+from pipeline.storage.places import ObjectPath, parse_place
+from pipeline.storage.s3 import S3Store
 from tests.object_store.flaky import FlakyProxy
 from tests.pipeline.storage import test_locks as local
 from tests.pipeline.storage.test_locks import COUNT, ELSEWHERE, HOLD, Start, leave, read_line, tell
@@ -40,8 +42,8 @@ def hold(file: Path, **options: Any) -> Any:
 
 
 def leave_claim(file: Path, **change: Any) -> Owner:
-    owner = replace(name_self(), **change)
-    assert ObjectClaim(file).take(owner, None)
+    owner = replace(Owner.here(), **change)
+    assert open_claims(file).take(owner, None)
     return owner
 
 
@@ -55,22 +57,22 @@ def test_an_object_while_held_and_nothing_after(file: Path) -> None:
 
 def test_writes_are_conditional(file: Path) -> None:
     first = leave_claim(file)
-    claim, sight = ObjectClaim(file), ObjectClaim(file).look()
-    assert not claim.take(name_self(), None)
-    assert ObjectClaim(file).holds(first)
-    owner = ObjectClaim(file)
+    claim, sight = open_claims(file), open_claims(file).look()
+    assert not claim.take(Owner.here(), None)
+    assert open_claims(file).holds(first)
+    owner = open_claims(file)
     assert owner.holds(first)
     assert owner.renew(first.beaten())
     # seen as stale, but it has given a sign of life since
-    assert not claim.take(name_self(), sight)
-    new = name_self()
+    assert not claim.take(Owner.here(), sight)
+    new = Owner.here()
     assert claim.take(new, claim.look())
     assert not owner.holds(first)
     assert not owner.renew(first.beaten())
     owner.release(first)
     assert claim.holds(new)
     claim.release(new)
-    assert ObjectClaim(file).look() is None
+    assert open_claims(file).look() is None
     assert not claim.renew(new)
 
 
@@ -169,7 +171,7 @@ def test_a_write_that_arrives_after_the_release_is_taken_over(file: Path, quick:
     owner = leave_claim(file)
     said: list[str] = []
     with hold(file, say=said.append):
-        assert not ObjectClaim(file).holds(owner)
+        assert not open_claims(file).holds(owner)
     assert said[0].endswith("ended without releasing it.")
     leave_claim(file, pid=os.getppid(), start=local.read_start(os.getppid()))
     with hold(file, wait=True, say=said.append):
@@ -243,14 +245,14 @@ def test_a_bucket_that_is_not_there_is_one_sentence(bucket: str) -> None:
 
 
 def test_a_store_without_conditional_removal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change = ObjectClaim._change
+    delete = S3Store.delete_if
 
-    def refuse(self: ObjectClaim, act: str, **arguments: Any) -> str | None:
-        if act == "delete_object" and arguments:
-            raise locks._not_implemented(501, "NotImplemented")
-        return change(self, act, **arguments)
+    def refuse(self: S3Store, path: ObjectPath, tag: str | None, seconds: float) -> bool:
+        if tag is not None:
+            raise OSError(errno.ENOSYS, "NotImplemented")
+        return delete(self, path, tag, seconds)
 
-    monkeypatch.setattr(ObjectClaim, "_change", refuse)
+    monkeypatch.setattr(S3Store, "delete_if", refuse)
     with hold(file):
         pass
     assert not file.is_file()
@@ -264,5 +266,5 @@ def test_a_release_that_is_never_answered_ends(
         def refuse(*_: object, **__: object) -> None:
             raise UnreachableError(5, "no answer")
 
-        monkeypatch.setattr(ObjectClaim, "_ask", refuse)
+        monkeypatch.setattr(S3Store, "_ask_once", refuse)
     assert "could not be released (no answer)" in caplog.text

@@ -90,17 +90,17 @@ def test_a_store_reads_and_removes_as_a_disk_does(both: tuple[Path, Path]) -> No
 def test_more_objects_than_one_answer_lists(
     both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.storage.objects import ObjectStore
+    from pipeline.storage.s3 import FileSystem
 
     asked: list[str] = []
 
-    async def call(store: ObjectStore, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def call(store: FileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
         asked.append(method)
         more = {"MaxKeys": 2} if method == "list_objects_v2" else {}
         return await original(store, method, *args, **{**kwargs, **more})
 
-    original = ObjectStore._call_s3
-    monkeypatch.setattr(ObjectStore, "_call_s3", call)
+    original = FileSystem._call_s3
+    monkeypatch.setattr(FileSystem, "_call_s3", call)
     local, remote = both
     assert relative(find_files(remote), remote) == relative(find_files(local), local)
     assert len(asked) == 3
@@ -237,17 +237,17 @@ def take(array: Any, *numbers: int) -> list[float]:
 
 
 def test_each_shard_is_fetched_once(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.storage import shards
+    from pipeline.storage.s3 import S3Store
 
     fetched: list[str] = []
 
-    def read(path: Any, most: int) -> Any:
+    def read(store: S3Store, path: Any, most: int) -> Any:
         fetched.append(path.relative_to(array).as_posix())
-        return original(path, most)
+        return original(store, path, most)
 
-    original = shards.read_object
-    monkeypatch.setattr(shards, "read_object", read)
     clean = open_arrays(array, ["clean"])["clean"]
+    original = S3Store.get
+    monkeypatch.setattr(S3Store, "get", read)
     for _ in range(3):
         assert take(clean, 4, 0, 3) == [4, 0, 3]
         assert read_rows(clean, 1, 5)[:, 0, 0].tolist() == [1, 2, 3, 4]
@@ -257,11 +257,11 @@ def test_each_shard_is_fetched_once(array: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_array_larger_than_the_disk_is_read_row_by_row(
     array: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.storage import shards
+    from pipeline.storage import arrays
 
-    monkeypatch.setattr(shards, "read_object", None)
-    monkeypatch.setattr(shards, "current_spool", lambda: shards.Spool(Path("nowhere"), limit=100))
+    monkeypatch.setattr(arrays, "current_spool", lambda: arrays.Spool(Path("nowhere"), limit=100))
     clean = open_arrays(array, ["clean"])["clean"]
+    monkeypatch.setattr("pipeline.storage.s3.S3Store.get", None)
     assert take(clean, 4, 0, 3) == [4, 0, 3]
     assert read_rows(clean, 1, 5)[:, 0, 0].tolist() == [1, 2, 3, 4]
 
@@ -285,15 +285,15 @@ def test_a_damaged_shard_is_found_through_its_copy(array: Path) -> None:
 
 
 def test_copies_take_no_more_than_their_share(bucket: str, tmp_path: Path) -> None:
-    from pipeline.storage.shards import KEPT, Spool
+    from pipeline.storage.arrays import KEPT, Spool
 
     top = parse_place(f"{bucket}/many")
     for number in range(KEPT + 5):
         (top / str(number)).write_bytes(bytes([number]) * 100)
-    shards = Spool(tmp_path, limit=0)
+    arrays = Spool(tmp_path, limit=0)
 
     def read(number: int) -> bytes:
-        file, _ = shards.open(top / str(number % (KEPT + 5)))
+        file, _ = arrays.open(top / str(number % (KEPT + 5)))
         with file:
             return file.read()[:1]
 
@@ -303,7 +303,7 @@ def test_copies_take_no_more_than_their_share(bucket: str, tmp_path: Path) -> No
     # threads that were reading at the end may have kept theirs
     assert len(list(tmp_path.iterdir())) <= KEPT + 4
     with pytest.raises(FileNotFoundError):
-        shards.open(top / "gone")
+        arrays.open(top / "gone")
 
 
 def test_copies_are_gone_with_their_process(array: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.storage import locks
-from pipeline.storage.locks import FolderClaims, Lock, Owner, decode, hold_lock, name_self
+from pipeline.storage.locks import Lock, Owner, hold_lock, open_claims
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WHAT = "em/k12 in here"
@@ -142,8 +142,8 @@ def hold(file: Path, **options: Any) -> Any:
 
 def leave_claim(file: Path, **change: Any) -> Owner:
     """Write what an owner with other properties would have left."""
-    owner = replace(name_self(), **change)
-    assert FolderClaims(file).take(owner, None)
+    owner = replace(Owner.here(), **change)
+    assert open_claims(file).take(owner, None)
     return owner
 
 
@@ -154,7 +154,7 @@ def list_claims(file: Path) -> list[Path]:
 def test_a_lock_is_a_readable_record_while_held_and_nothing_after(file: Path) -> None:
     with hold(file) as lock:
         (claim,) = list_claims(file)
-        owner = decode(claim.read_bytes())
+        owner = Owner.decode(claim.read_bytes())
         assert owner is not None
         assert owner.pid == os.getpid()
         lock.check()
@@ -378,37 +378,37 @@ def test_half_written_records_are_cleared_away(file: Path) -> None:
 
 def test_a_claim_is_withdrawn_where_another_came_first(file: Path) -> None:
     stale = leave_claim(file, host="elsewhere")
-    sight = FolderClaims(file).look()
-    assert FolderClaims(file).take(name_self(), None) is False
-    FolderClaims(file).renew(stale.beaten())
+    sight = open_claims(file).look()
+    assert open_claims(file).take(Owner.here(), None) is False
+    open_claims(file).renew(stale.beaten())
     # seen as stale, but it has given a sign of life since
-    assert FolderClaims(file).take(name_self(), sight) is False
+    assert open_claims(file).take(Owner.here(), sight) is False
     assert len(list_claims(file)) == 1
-    new = name_self()
-    assert FolderClaims(file).take(new, FolderClaims(file).look()) is True
-    assert not FolderClaims(file).holds(stale)
-    assert not FolderClaims(file).renew(stale)
-    FolderClaims(file).release(stale)
-    assert FolderClaims(file).holds(new)
+    new = Owner.here()
+    assert open_claims(file).take(new, open_claims(file).look()) is True
+    assert not open_claims(file).holds(stale)
+    assert not open_claims(file).renew(stale)
+    open_claims(file).release(stale)
+    assert open_claims(file).holds(new)
 
 
 def test_of_two_that_take_at_once_at_most_one_gets_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every way in which the steps of two contenders can follow each other."""
-    first, second = FolderClaims(file), FolderClaims(file)
+    first, second = open_claims(file), open_claims(file)
     inner: list[bool] = []
-    read = FolderClaims._read_claims
+    read = locks._FolderClaims._read_claims
 
-    def interleave(self: FolderClaims) -> dict[str, bytes]:
+    def interleave(self: locks._FolderClaims) -> dict[str, bytes]:
         # the other one comes between the writing and the listing of this one
         if self is first and not inner:
             inner.append(False)
-            inner[0] = second.take(name_self(), None)
+            inner[0] = second.take(Owner.here(), None)
         return read(self)
 
-    monkeypatch.setattr(FolderClaims, "_read_claims", interleave)
-    outer = first.take(name_self(), None)
+    monkeypatch.setattr(locks._FolderClaims, "_read_claims", interleave)
+    outer = first.take(Owner.here(), None)
     assert [outer, *inner] in ([True, False], [False, True])
     assert len(list_claims(file)) == 1
 

@@ -17,11 +17,11 @@ from commands.options import PlaceType
 from pipeline.errors import RunError, UsageError
 from pipeline.settings import LocalPlace, Place, StageSettings, execution_setting, make_settings
 from pipeline.storage.places import (
+    ObjectStatus,
     find_files,
     is_remote,
     make_absolute,
     measure,
-    open_zarr,
     parse_place,
     resolve_inside,
 )
@@ -40,7 +40,6 @@ class Where(StageSettings):
 @pytest.fixture
 def _s3() -> None:
     pytest.importorskip("s3fs", reason="s3fs is not installed (the extra [s3])")
-    pytest.importorskip("upath", reason="universal_pathlib is not installed (the extra [s3])")
 
 
 @pytest.mark.parametrize("text", ["a/b", "/a b/ü", "s3:/bucket", "C:/x", ".", "a//b", "http:x"])
@@ -49,14 +48,13 @@ def test_a_text_without_scheme_is_a_local_path(text: str) -> None:
     assert place == Path(text)
     assert isinstance(place, Path)
     assert not is_remote(place)
-    assert open_zarr(place) is place
 
 
 def test_local_places_import_nothing_for_stores() -> None:
     code = (
         "import sys, cli; from pipeline.storage.places import *; from pathlib import Path;"
-        "is_remote(parse_place('/a')); resolve_inside(Path('/a'), 'b'); open_zarr(Path('/a'));"
-        "print([m for m in ('s3fs', 'botocore', 'upath', 'aiohttp') if m in sys.modules])"
+        "is_remote(parse_place('/a')); resolve_inside(Path('/a'), 'b'); find_files(Path('/a'));"
+        "print([m for m in ('s3fs', 'botocore', 'fsspec', 'aiohttp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -112,8 +110,7 @@ def test_what_is_no_place_is_refused_without_its_secret(text: str, words: str) -
 
 
 def test_missing_support_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pipeline.storage.objects", "pipeline.storage.objects"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "pipeline.storage.s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UsageError, match=r"pip install 'primaps-pipe\[s3\]'"):
         parse_place("s3://bucket/a")
@@ -208,33 +205,31 @@ def test_files_and_bytes_below_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_s3")
 def test_another_content_in_the_same_second_has_another_time() -> None:
-    from pipeline.storage.objects import _status
-
     written = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    first = _status({"ETag": '"a"', "LastModified": written, "size": 4, "type": "file"})
-    second = _status({"ETag": '"b"', "LastModified": written, "size": 4, "type": "file"})
+    first = ObjectStatus.of('"a"', 4, written)
+    second = ObjectStatus.of('"b"', 4, written)
     assert first.st_mtime_ns != second.st_mtime_ns
     assert first.st_mtime_ns // 10**9 == second.st_mtime_ns // 10**9 == int(written.timestamp())
     # a listing gives fractions of a second, a single answer does not
-    listed = {"ETag": '"a"', "LastModified": written.replace(microsecond=7), "size": 4}
-    assert _status(listed).st_mtime_ns == first.st_mtime_ns
+    listed = ObjectStatus.of('"a"', 4, written.replace(microsecond=7))
+    assert listed.st_mtime_ns == first.st_mtime_ns
 
 
 @pytest.mark.usefixtures("_s3")
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan"])
 def test_a_timeout_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.storage.objects import TIMEOUT_VARIABLE, connect
+    from pipeline.storage.s3 import TIMEOUT_VARIABLE, S3Store
 
     monkeypatch.setenv(TIMEOUT_VARIABLE, value)
     with pytest.raises(RunError, match=TIMEOUT_VARIABLE):
-        connect()
+        S3Store.connect()
 
 
 @pytest.mark.usefixtures("_s3")
 def test_a_failure_is_one_sentence_and_absence_stays_absence() -> None:
     from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
 
-    from pipeline.storage.objects import explaining
+    from pipeline.storage.s3 import explaining
 
     def fail(error: Exception) -> BaseException:
         with pytest.raises(Exception) as caught, explaining("bucket", "a/b"):

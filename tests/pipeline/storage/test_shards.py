@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from pipeline.errors import DamageError, RunError
-from pipeline.storage import shards as module
-from pipeline.storage.arrays import read_rows
-from pipeline.storage.shards import find_damaged, find_layout, read_shards
+from pipeline.storage import arrays as module
+from pipeline.storage.arrays import find_damaged, find_layout, read_rows, read_shards
 
 LENGTH, SHARD = 22, 8
 CODECS: dict[str, list[Any]] = {
