@@ -51,12 +51,7 @@ def make_batches(name: str) -> Batches:
     """
     features = draw_features(name, GRID)
     method = MaskSettings()
-    proposals = propose_masks(
-        features[None],
-        threshold=method.threshold,
-        leave=method.leave,
-        max_proposals=method.max_proposals,
-    )
+    proposals = propose_masks(features[None], **method.proposing())
     scores = score_proposals(proposals, gain=method.gain)[0]
     ids = take_largest(enlarge_scores(scores, SIZE))
     sides = [

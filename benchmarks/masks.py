@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,12 +19,7 @@ from stages.masks.settings import MaskSettings
 SIDES = (GRID, 40)
 # Multiplications by the covariance that a direction to five digits takes on such features.
 STEPS = 10
-_METHOD = MaskSettings()
-METHOD: dict[str, Any] = {
-    "threshold": _METHOD.threshold,
-    "leave": _METHOD.leave,
-    "max_proposals": _METHOD.max_proposals,
-}
+METHOD = MaskSettings().proposing()
 
 
 def propose_literally(features: Tensor) -> tuple[Tensor, list[Tensor]]:

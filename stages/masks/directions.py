@@ -1,10 +1,8 @@
-"""The first principal direction of many masked point sets at once.
+"""The first principal directions of masked point sets: all at once, or one by one in compiled code.
 
-The first principal direction of one point set, compiled for the processor.
-
-Every pass over the points is a sum of rows with weights, which the compiler turns into vector code
-although strict floating-point rules forbid it to reorder sums: hence the points are kept a second
-time, transposed.
+In the compiled code every pass over the points is a sum of rows with weights, which the compiler
+turns into vector code although strict floating-point rules forbid it to reorder sums: hence the
+points are kept a second time, transposed.
 """
 
 from __future__ import annotations
@@ -31,26 +29,11 @@ def find_direction(
     checked: tuple[int, ...],
     settled: float,
 ) -> NDArray[np.float32]:
-    """Find the first principal direction of the active positions by Lanczos iteration.
+    """Find the first principal direction, [channel], of the active positions by Lanczos iteration.
 
-    Parameters
-    ----------
-    features : float32 [position, channel]
-        The points, contiguous.
-    active : bool [position]
-        Those that count.
-    start : float32 [channel]
-        First vector of the iteration, unit length.
-    checked : tuple of int
-        Steps, ascending, after which it is asked whether the direction has settled; after the last
-        one the iteration ends.
-    settled : float
-        Sine of the angle to the exact direction below which it has.
-
-    Returns
-    -------
-    float32 [channel]
-        Unit length, the sign arbitrary; `start` where no direction is.
+    It starts at the unit vector ``start``, which is also the answer where no direction is. After so
+    many steps as ``checked`` says, ascending, it is asked whether the sine of the angle to the
+    exact direction is below ``settled``; after the last the iteration ends. The sign is arbitrary.
     """
     rows, columns = _centre(features, active)
     count, channels = rows.shape
@@ -140,12 +123,8 @@ def _sum_rows(
     whole = count // 4 * 4
     for row in range(0, whole, 4):
         a, b, c, d = weights[row], weights[row + 1], weights[row + 2], weights[row + 3]
-        first, second, third, fourth = (
-            matrix[row],
-            matrix[row + 1],
-            matrix[row + 2],
-            matrix[row + 3],
-        )
+        first, second = matrix[row], matrix[row + 1]
+        third, fourth = matrix[row + 2], matrix[row + 3]
         for at in range(length):
             total[at] += (a * first[at] + b * second[at]) + (c * third[at] + d * fourth[at])
     for row in range(whole, count):
@@ -189,14 +168,14 @@ def _solve(
     return leading, residual / gap if gap > 0 else (np.inf if residual > 0 else 0.0)
 
 
+# Most multiplications by the covariance; features of photographs settle after 7 to 13.
 STEPS = 40
-"""Most multiplications by the covariance; features of photographs settle after 7 to 13."""
+# Steps after which it is asked whether the direction has settled.
 CHECKED = (8, 10, 12, 14, 18, 23, 30, STEPS)
-"""Steps after which it is asked whether the direction has settled."""
+# Sine of the angle to the exact direction below which a direction has settled.
 SETTLED = 1e-5
-"""Sine of the angle to the exact direction below which a direction has settled."""
+# Squarings that part the largest eigenvalue from one that is 1e-6 of it smaller.
 SQUARINGS = 24
-"""Squarings that part the largest eigenvalue from one that is 1e-6 of it smaller."""
 
 
 def find_principal_directions(
@@ -294,17 +273,8 @@ def _iterate(points: Tensor, start: Tensor) -> Tensor:
 def find_leading_vectors(diagonal: Tensor, beside: Tensor) -> Tensor:
     """Find the leading eigenvectors of small tridiagonal matrices by squaring the matrices.
 
-    Unlike ``torch.linalg.eigh`` this reads nothing back from a GPU.
-
-    Parameters
-    ----------
-    diagonal, beside
-        float [matrix, step] and [matrix, step - 1]; no eigenvalue is negative.
-
-    Returns
-    -------
-    Tensor
-        float [matrix, step], unit length; 0 where the matrix is.
+    They have unit length, but are 0 where the matrix is; no eigenvalue is negative. Unlike
+    ``torch.linalg.eigh`` this reads nothing back from a GPU.
     """
     above = torch.diag_embed(beside.double(), 1)
     power = torch.diag_embed(diagonal.double()) + above + above.transpose(1, 2)

@@ -13,19 +13,12 @@ from stages.masks.directions import find_principal_directions
 
 @dataclass(frozen=True)
 class Proposals:
-    """Soft proposals on the feature grid.
+    """Soft proposals on the feature grid."""
 
-    Attributes
-    ----------
-    soft
-        float [window, proposal, row, column] in [0, 1]: cosine to the seed over the largest inside
-        a proposal, 0 outside. Unused proposals are 0 everywhere.
-    count
-        int64 [window]: the proposals that each window has.
-    """
-
+    # float [window, proposal, row, column] in [0, 1]: cosine to the seed over the largest inside a
+    # proposal, 0 outside; unused proposals are 0 everywhere
     soft: Tensor
-    count: Tensor
+    count: Tensor  # int64 [window]: the proposals that each window has
 
 
 def propose_masks(
@@ -58,10 +51,6 @@ def propose_masks(
     together
         Whether all windows take each round in one batch, as a GPU wants it; else window by window,
         as the processor's cache does. By default, whether the features are on a GPU.
-
-    Returns
-    -------
-    Proposals
 
     Notes
     -----
@@ -112,18 +101,7 @@ def _propose(
 
 
 def find_constant(features: Tensor) -> Tensor:
-    """Find the windows whose positions all have one feature, as those of a black image may.
-
-    Parameters
-    ----------
-    features
-        float [window, row, column, channel].
-
-    Returns
-    -------
-    Tensor
-        bool [window].
-    """
+    """Find the windows, bool [window], of one feature everywhere, as those of a black image."""
     return (features == features[:, :1, :1]).flatten(1).all(dim=1)
 
 
@@ -133,17 +111,7 @@ def score_proposals(proposals: Proposals, *, gain: float) -> Tensor:
     3 x 3 median filter over every soft proposal, gain, clamp to [0, 1]; background = clamp(mean of
     the window's non-zero values - sum over its proposals); log-softmax over the window's channels.
 
-    Parameters
-    ----------
-    proposals
-        As :func:`propose_masks` gives them.
-    gain
-        Factor before the clamp.
-
-    Returns
-    -------
-    Tensor
-        float [window, 1 + proposal, row, column]; channels that a window does not have are -inf.
+    Gives float [window, 1 + proposal, row, column]; channels that a window does not have are -inf.
     """
     soft = proposals.soft
     windows, most = soft.shape[:2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.settings import StageSettings, execution_setting, setting
 
@@ -26,3 +26,7 @@ class MaskSettings(StageSettings):
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
     batch_size: int = execution_setting(32, "windows whose PCA runs together", ge=1)
+
+    def proposing(self) -> dict[str, Any]:
+        """Return the settings of ``propose_masks``, which goes round by round."""
+        return self.model_dump(include={"threshold", "leave", "max_proposals"})

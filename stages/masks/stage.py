@@ -77,31 +77,20 @@ class Masks(Stage[MaskSettings]):
         extract, total = plan.payload
         size, channels = extract.facts["size"], extract.facts["channels"]
         most = settings.max_proposals
+
+        def spec(
+            dtype: str, name: str, units: str, dims: tuple[str, ...], shape: tuple[int, ...]
+        ) -> ArraySpec:
+            facts = {"long_name": name, "units": units}
+            return ArraySpec(shape, ("window", *dims), dtype, compress=True, attributes=facts)
+
+        pooled = "mean unit feature of proposal 1, 2, ..., scaled to unit length"
         specs = {
-            "proposals": ArraySpec(
-                (size, size),
-                ("window", "y", "x"),
-                "uint8",
-                compress=True,
-                attributes={"long_name": "proposal of every pixel, 0 = none", "units": "1"},
+            "proposals": spec(
+                "uint8", "proposal of every pixel, 0 = none", "1", ("y", "x"), (size, size)
             ),
-            "pooled": ArraySpec(
-                (most, channels),
-                ("window", "proposal", "channel"),
-                "float16",
-                compress=True,
-                attributes={
-                    "long_name": "mean unit feature of proposal 1, 2, ..., scaled to unit length",
-                    "units": "1",
-                },
-            ),
-            "area": ArraySpec(
-                (most,),
-                ("window", "proposal"),
-                "uint32",
-                compress=True,
-                attributes={"long_name": "area of proposal 1, 2, ...", "units": "pixels"},
-            ),
+            "pooled": spec("float16", pooled, "1", ("proposal", "channel"), (most, channels)),
+            "area": spec("uint32", "area of proposal 1, 2, ...", "pixels", ("proposal",), (most,)),
         }
         attributes = {"threshold": settings.threshold, "crf": settings.crf}
         prepare_arrays(run.masks, specs, total, extract.settings["shard_size"], attributes)
@@ -190,12 +179,7 @@ def _propose_batch(
     """Propose, up-sample and refine; return uint8 [window, y, x] beside the CRF, and the counts."""
 
     def propose(part: torch.Tensor) -> list[torch.Tensor]:
-        proposals = propose_masks(
-            part,
-            threshold=settings.threshold,
-            leave=settings.leave,
-            max_proposals=settings.max_proposals,
-        )
+        proposals = propose_masks(part, **settings.proposing())
         scores = place_beside(score_proposals(proposals, gain=settings.gain), backend)
         counts = proposals.count.tolist()
         return [window[: count + 1] for window, count in zip(scores, counts, strict=True)]
