@@ -101,6 +101,8 @@ def test_what_does_not_fit_is_cut_short() -> None:
     assert lines[-1].endswith("…")
 
 
-@pytest.mark.parametrize("name", ["äöü ß", "дорога", "δρόμος", "道路", "\u202e\x00\x07", "🌳"])
+@pytest.mark.parametrize(
+    "name", ["äöü ß", "$x^", "дорога", "δρόμος", "道路", "\u202e\x00\x07", "🌳"]
+)
 def test_names_of_any_alphabet_are_drawn(name: str) -> None:
     draw_sheet(replace(SHEET, title=name, legend=(Legend(RED, name, (name,)),)))
