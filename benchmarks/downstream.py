@@ -37,9 +37,9 @@ from benchmarks.students import (
 )
 from pipeline import Run
 from pipeline.errors import PipelineError
-from stages.evaluate.metrics import count_confusion, score_assignment
 from stages.labelling import scale_box
 from stages.report.gallery import colour_labels
+from stages.scores import count_confusion, score_assignment
 
 SIDE = 128
 SEEDS = (0, 1, 2)

@@ -23,8 +23,10 @@ from pipeline.run.manifest import Image, Manifest
 from stages.crf import Backend, CrfSettings
 from stages.crf.backends import refine_each
 
-# The classifier that makes the labels, among those that are scored.
+# The classifier that makes the labels, and those that may be scored beside it.
 MAIN = "momentum_prototypes"
+RUNNING = "running_prototypes"
+PROBE = "linear_probe"
 LOGITS = ("inner product", "cosine")
 # Rows of a label map that are resampled at a time.
 _ROWS = 64

@@ -25,10 +25,8 @@ from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.subject import Subject, name_subject
 from pipeline.storage.arrays import open_arrays, read_group, read_rows
 from stages.evaluate.settings import EvaluateSettings
-from stages.labelling import MAIN, Classifier, classify_windows
+from stages.labelling import MAIN, RUNNING, Classifier, classify_windows
 from stages.outside import stat_label
-
-RUNNING = "running_prototypes"
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,50 @@
-"""What evaluation counts of every image alone: one table for every shard, scored at the end.
+"""What evaluation counts of every image alone: one table for every shard, added up and scored.
 
 The matching of clusters to classes is that of a whole split, and so it is known only when all
-images are counted. Until then an image is the pairs of cluster and class that occur in it.
-
-The tables of single images: one of counts for every shard, and all of them scored.
+images are counted. Until then an image is, for its labels and every other classifier, the pairs of
+cluster and class that occur in it. ``images.parquet`` is what became of them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE
 from pipeline.errors import DamageError, RunError
 from pipeline.run.directory import RunDirectory
+from pipeline.run.frames import FETCH_THREADS, map_ahead
 from pipeline.run.manifest import Image
 from pipeline.run.subject import Subject
 from pipeline.storage.files import decode_table, remove_file
 from pipeline.storage.places import find_files
-from stages.evaluate.metrics import MAX_CLASSES, UNMATCHED
-from stages.labelling import Labelling
+from stages.labelling import PROBE, RUNNING, Labelling
+from stages.scores import MAX_CLASSES, count_confusion, read_assignment, score_pairs
 
-# Pair of cluster and class -> cluster * MAX_CLASSES + class.
-_PAIRS = pa.list_(pa.int32())
-_COUNTS = pa.list_(pa.int64())
+# What is counted against the truth: the labels without and with CRF, and the other classifiers.
+PLAIN, REFINED = "plain", "crf"
+_KINDS = (PLAIN, REFINED, RUNNING, PROBE)
 _COUNT_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("split", pa.string()),
+        # of the label PNG: all, and those of every cluster
         ("pixels", pa.int64()),
-        ("covered", pa.int64()),
+        ("usage", pa.list_(pa.int64())),
+        # of the windows: all, and the sum of their largest probabilities
         ("predicted", pa.int64()),
         ("confidence", pa.float64()),
-        ("pairs", _PAIRS),
-        ("counts", _COUNTS),
-        ("pairs_crf", _PAIRS),
-        ("counts_crf", _COUNTS),
+        # null without a truth, or without that kind; cluster * MAX_CLASSES + class, and how often
+        *((f"pairs_{kind}", pa.list_(pa.int32())) for kind in _KINDS),
+        *((f"counts_{kind}", pa.list_(pa.int64())) for kind in _KINDS),
     ]
 )
 _SCORE_SCHEMA = pa.schema(
@@ -61,20 +63,115 @@ _SCORE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class ImageCounts:
-    """Counts of one image."""
+def count_image(
+    image: Image,
+    labels: NDArray[np.uint8],
+    labelling: Labelling,
+    clusters: int,
+    truth: NDArray[np.uint8] | None = None,
+    others: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> dict[str, Any]:
+    """Count one image: a row of its shard's table.
 
-    id: str
-    split: str
-    pixels: int
-    covered: int
-    predicted: int
-    confidence: float
-    pairs: Sequence[int] = ()
-    counts: Sequence[int] = ()
-    pairs_crf: Sequence[int] = ()
-    counts_crf: Sequence[int] = ()
+    Parameters
+    ----------
+    image
+        Which.
+    labels
+        uint8 [y, x]: its label map.
+    labelling
+        What that was drawn from.
+    clusters
+        Number of clusters K.
+    truth
+        uint8 [y, x]: classes at the windows' scale, 255 = ignore; or None.
+    others
+        uint8 [y, x]: clusters, or classes, of every other classifier.
+    """
+    row: dict[str, Any] = {
+        "id": image.id,
+        "split": image.split,
+        "pixels": labels.size,
+        "usage": np.bincount(labels.ravel(), minlength=256)[:clusters].tolist(),
+        "predicted": labelling.plain.size,
+        "confidence": labelling.confidence,
+    }
+    kinds = {PLAIN: labelling.plain, REFINED: labelling.refined, **(others or {})}
+    for kind, prediction in kinds.items():
+        if truth is not None and prediction is not None:
+            confusion = count_confusion(prediction, truth, MAX_CLASSES, MAX_CLASSES).ravel()
+            pairs = np.flatnonzero(confusion)
+            row[f"pairs_{kind}"], row[f"counts_{kind}"] = pairs, confusion[pairs]
+    return row
+
+
+def encode_counts(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write counts as a parquet file whose pages carry checksums; equal counts, equal bytes."""
+    return _encode(pa.Table.from_pylist(rows, _COUNT_SCHEMA))
+
+
+def decode_counts(content: bytes) -> pa.Table:
+    """Read what :func:`encode_counts` wrote."""
+    return _decode(content, _COUNT_SCHEMA, "counts of images")
+
+
+@dataclass
+class Tally:
+    """Counts over the images of one split.
+
+    Attributes
+    ----------
+    clusters
+        Number of clusters K.
+    images, labelled
+        Images, and those of them that have a label map.
+    pixels, usage
+        All pixels of the label PNGs, and int64 [cluster].
+    predicted, confidence
+        The windows' pixels, and the sum of their largest probabilities.
+    confusions
+        int64 [cluster, class] over the windows' pixels, of every kind that was counted.
+    """
+
+    clusters: int
+    images: int = 0
+    labelled: int = 0
+    pixels: int = 0
+    predicted: int = 0
+    confidence: float = 0.0
+    usage: NDArray[np.int64] = field(init=False)
+    confusions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.usage = np.zeros(self.clusters, np.int64)
+
+    def add(self, table: pa.Table) -> None:
+        """Add the images of a table, all of them of the split."""
+        self.images += len(table)
+        self.labelled += len(table) - table[f"pairs_{PLAIN}"].null_count
+        self.pixels += sum(table["pixels"].to_pylist())
+        self.predicted += sum(table["predicted"].to_pylist())
+        self.confidence += sum(table["confidence"].to_pylist())
+        self.usage += _flatten(table["usage"])[1].reshape(-1, self.clusters).sum(axis=0)
+        for kind in _KINDS:
+            if table[f"pairs_{kind}"].null_count < len(table):
+                nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
+                total = self.confusions.setdefault(kind, nothing)
+                _, cluster, label, counts = _list_pairs(table, kind)
+                np.add.at(total, (cluster, label), counts)
+
+
+def _flatten(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the row and the value of all that is in lists."""
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(len(lists)), lengths), lists.flatten().to_numpy().astype(np.int64)
+
+
+def _list_pairs(table: pa.Table, kind: str) -> tuple[NDArray[np.int64], ...]:
+    """Return row, cluster, class and count of all pairs that occur in images."""
+    rows, pairs = _flatten(table[f"pairs_{kind}"])
+    return rows, *np.divmod(pairs, MAX_CLASSES), _flatten(table[f"counts_{kind}"])[1]
 
 
 @dataclass(frozen=True)
@@ -102,79 +199,40 @@ class ImageScores:
         return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
-def list_pairs(confusion: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """List what of a confusion, int64 [cluster, class], is not 0: pairs and counts as above."""
-    pairs = np.flatnonzero(confusion)
-    return pairs.tolist(), confusion.ravel()[pairs].tolist()
+def score_counts(table: pa.Table, block: Mapping[str, Any], rows: Mapping[str, int]) -> ImageScores:
+    """Score the images of one split by its matching, as ``metrics.json`` has it.
 
+    ``rows`` says which row of the manifest an id is.
+    """
 
-def encode_counts(counts: Sequence[ImageCounts]) -> bytes:
-    """Write counts as a parquet file whose pages carry checksums; equal counts, equal bytes."""
-    return _encode(pa.Table.from_pylist([asdict(count) for count in counts], _COUNT_SCHEMA))
+    def score(kind: str, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if block[key] is None:
+            nothing = np.full(len(table), np.nan)
+            return nothing, nothing
+        *pairs, counts = _list_pairs(table, kind)
+        matching, shape = read_assignment(block[key]), (len(table), MAX_CLASSES)
+        accuracy, miou, _ = score_pairs((pairs[0], pairs[1], pairs[2]), counts, matching, shape)
+        return 100 * accuracy, 100 * miou
 
+    def add(column: str) -> NDArray[np.float64]:
+        row, values = _flatten(table[column])
+        return np.bincount(row, values.astype(np.float64), len(table)).astype(np.float64)
 
-def decode_counts(content: bytes) -> list[ImageCounts]:
-    """Read what :func:`encode_counts` wrote."""
-    table = _decode(content)
-    if table.schema != _COUNT_SCHEMA:
-        raise ValueError("it holds other columns than counts of images")
-    return [ImageCounts(**row) for row in table.to_pylist()]
-
-
-def score_counts(
-    counts: Sequence[ImageCounts],
-    assignment: Sequence[int | None] | None,
-    assignment_crf: Sequence[int | None] | None,
-    rows: Mapping[str, int],
-) -> ImageScores:
-    """Score images of one split."""
-    plain = _score([c.pairs for c in counts], [c.counts for c in counts], assignment)
-    refined = _score([c.pairs_crf for c in counts], [c.counts_crf for c in counts], assignment_crf)
-    pixels = np.array([(c.covered, c.pixels, c.confidence, c.predicted) for c in counts])
-    covered, total, confidence, predicted = pixels.reshape(-1, 4).T
-    return ImageScores(
-        images=np.array([rows[c.id] for c in counts], np.int64),
-        coverage=100 * covered / np.maximum(total, 1),
-        confidence=100 * confidence / np.maximum(predicted, 1),
-        labelled_pixels=np.array([sum(c.counts) for c in counts], np.int64),
-        accuracy=plain[0],
-        miou=plain[1],
-        accuracy_crf=refined[0],
-        miou_crf=refined[1],
+    accuracy, miou = score(PLAIN, "assignment")
+    accuracy_crf, miou_crf = score(REFINED, "assignment_crf")
+    pixels, predicted, confidence = (
+        table[name].to_numpy() for name in ("pixels", "predicted", "confidence")
     )
-
-
-def _score(
-    pairs: Sequence[Sequence[int]],
-    counts: Sequence[Sequence[int]],
-    assignment: Sequence[int | None] | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute accuracy and mean IoU of every image, in per cent."""
-    nothing = np.full(len(pairs), np.nan)
-    flat = np.array([pair for image in pairs for pair in image], np.int64)
-    if assignment is None or not len(flat):
-        return nothing, nothing
-    number = np.array([count for image in counts for count in image], np.int64)
-    row = np.repeat(np.arange(len(pairs)), [len(image) for image in pairs])
-    cluster, label = np.divmod(flat, MAX_CLASSES)
-    match = np.array([UNMATCHED if k is None else k for k in assignment], np.int64)[cluster]
-
-    def add(chosen: NDArray[np.bool_], to: NDArray[np.int64]) -> NDArray[np.float64]:
-        total = np.zeros((len(pairs), MAX_CLASSES))
-        np.add.at(total, (row[chosen], to[chosen]), number[chosen])
-        return total
-
-    # pixels of unmatched clusters miss their class and belong to no other
-    labelled = add(np.ones(len(flat), np.bool_), label)
-    predicted = add(match != UNMATCHED, match)
-    hits = add(match == label, label)
-    union = labelled + predicted - hits
-    occurs = union > 0
-    with np.errstate(invalid="ignore"):
-        accuracy = hits.sum(axis=1) / labelled.sum(axis=1)
-        shares = np.where(occurs, hits / np.where(occurs, union, 1), 0)
-        miou = shares.sum(axis=1) / occurs.sum(axis=1)
-    return 100 * accuracy, 100 * miou
+    return ImageScores(
+        images=np.array([rows[id_] for id_ in table["id"].to_pylist()], np.int64),
+        coverage=100 * add("usage") / np.maximum(pixels, 1),
+        confidence=100 * confidence / np.maximum(predicted, 1),
+        labelled_pixels=add(f"counts_{PLAIN}").astype(np.int64),
+        accuracy=accuracy,
+        miou=miou,
+        accuracy_crf=accuracy_crf,
+        miou_crf=miou_crf,
+    )
 
 
 def join_scores(parts: Sequence[ImageScores]) -> ImageScores:
@@ -195,34 +253,24 @@ def encode_scores(scores: Mapping[str, ImageScores], ids: Sequence[str]) -> byte
     return _encode(pa.Table.from_arrays(arrays, schema=_SCORE_SCHEMA))
 
 
-def decode_scores(content: bytes) -> list[dict[str, Any]]:
-    """Read the rows of ``images.parquet``; values are None where there are none."""
-    table = _decode(content)
-    if table.schema.names != _SCORE_SCHEMA.names:
-        raise ValueError("it holds other columns than scores of images")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
-
-
 def read_scores(content: bytes, splits: Iterable[str]) -> dict[str, ImageScores]:
     """Read ``images.parquet`` as it was written from the scores of some splits."""
-    rows = decode_scores(content)
-    found = {}
-    for split in splits:
-        own = [row for row in rows if row["split"] == split]
-        columns: dict[str, Any] = {"images": np.array([row["image"] for row in own], np.int64)}
-        for field in fields(ImageScores)[1:]:
-            kind = np.int64 if field.name == "labelled_pixels" else np.float64
-            columns[field.name] = np.array([row[field.name] for row in own], kind)
-        found[split] = ImageScores(**columns)
-    return found
+    table = _decode(content, _SCORE_SCHEMA, "scores of images").drop_columns(["id"])
+    parts = {split: _choose(table, split).drop_columns(["split"]) for split in splits}
+    return {
+        split: ImageScores(*(column.to_numpy() for column in part.columns))
+        for split, part in parts.items()
+    }
 
 
-def _decode(content: bytes) -> pa.Table:
+def _decode(content: bytes, schema: pa.Schema, what: str) -> pa.Table:
     try:
-        return decode_table(content)
+        table = decode_table(content)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+    if table.schema != schema:
+        raise ValueError(f"it holds other columns than {what}")
+    return table
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -230,10 +278,6 @@ def _encode(table: pa.Table) -> bytes:
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     content: bytes = buffer.getvalue().to_pybytes()
     return content
-
-
-# int64 [cluster, class] without and with CRF; None where there are no labels, or no CRF.
-Confusions = tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
 
 
 def counts_file(run: RunDirectory, subject: Subject, shard: int) -> Path:
@@ -246,58 +290,13 @@ def left_out_file(run: RunDirectory, subject: Subject) -> Path:
     return run.state(f"evaluate/{subject.title}") / "left_out.json"
 
 
-def count_image(
-    image: Image, labels: NDArray[np.uint8], labelling: Labelling, confusions: Confusions
-) -> ImageCounts:
-    """Count one image."""
-    plain, refined = (((), ()) if c is None else list_pairs(c) for c in confusions)
-    return ImageCounts(
-        id=image.id,
-        split=image.split,
-        pixels=labels.size,
-        covered=int(np.count_nonzero(labels != IGNORE)),
-        predicted=labelling.plain.size,
-        confidence=labelling.confidence,
-        pairs=plain[0],
-        counts=plain[1],
-        pairs_crf=refined[0],
-        counts_crf=refined[1],
-    )
-
-
-def score_images(
-    run: RunDirectory,
-    subject: Subject,
-    blocks: Mapping[str, Any],
-    shards: Iterable[int],
-    images: Iterable[Image],
-) -> dict[str, ImageScores]:
-    """Score every image by the matching of its split, reading one shard after another."""
+def read_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> Iterator[pa.Table]:
+    """Read the tables of some shards, one after another."""
     files = [counts_file(run, subject, shard) for shard in sorted(shards)]
-    for old in set(find_files(counts_file(run, subject, 0).parent)) - set(files):
-        remove_file(old)
-    rows: dict[str, dict[str, int]] = {split: {} for split in blocks}
-    for image in images:
-        rows.setdefault(image.split, {})[image.id] = image.image
-    parts = {split: [_score_block(split, block, [], rows)] for split, block in blocks.items()}
-    for file in files:
-        counts = _read_counts(run, file)
-        for split, block in blocks.items():
-            parts[split].append(_score_block(split, block, counts, rows))
-    return {split: join_scores(found) for split, found in parts.items()}
+    return map_ahead(partial(_read_counts, run), files, FETCH_THREADS, FETCH_THREADS)
 
 
-def _score_block(
-    split: str,
-    block: Mapping[str, Any],
-    counts: Iterable[ImageCounts],
-    rows: Mapping[str, Mapping[str, int]],
-) -> ImageScores:
-    own = [count for count in counts if count.split == split]
-    return score_counts(own, block["assignment"], block["assignment_crf"], rows[split])
-
-
-def _read_counts(run: RunDirectory, file: Path) -> list[ImageCounts]:
+def _read_counts(run: RunDirectory, file: Path) -> pa.Table:
     try:
         return decode_counts(file.read_bytes())
     except OSError as error:
@@ -307,3 +306,39 @@ def _read_counts(run: RunDirectory, file: Path) -> list[ImageCounts]:
             f"{file} is not as it was written ({error}); "
             f"`primaps-pipe verify {run.quoted} --repair` puts it right."
         ) from error
+
+
+def tally_images(
+    tables: Iterable[pa.Table], splits: Sequence[str], clusters: int
+) -> dict[str, Tally]:
+    """Add up the images of every split."""
+    tallies = {split: Tally(clusters) for split in splits}
+    for table in tables:
+        for split, tally in tallies.items():
+            tally.add(_choose(table, split))
+    return tallies
+
+
+def score_images(
+    tables: Iterable[pa.Table], blocks: Mapping[str, Any], images: Iterable[Image]
+) -> dict[str, ImageScores]:
+    """Score every image by the matching of its split, as ``metrics.json`` has it."""
+    rows: dict[str, dict[str, int]] = {split: {} for split in blocks}
+    for image in images:
+        rows.setdefault(image.split, {})[image.id] = image.image
+    parts: dict[str, list[ImageScores]] = {split: [] for split in blocks}
+    for table in (_COUNT_SCHEMA.empty_table(), *tables):
+        for split, block in blocks.items():
+            parts[split].append(score_counts(_choose(table, split), block, rows[split]))
+    return {split: join_scores(found) for split, found in parts.items()}
+
+
+def remove_other_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> None:
+    """Remove the tables of shards that there are no more."""
+    files = {counts_file(run, subject, shard) for shard in shards}
+    for old in set(find_files(counts_file(run, subject, 0).parent)) - files:
+        remove_file(old)
+
+
+def _choose(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))

@@ -45,9 +45,8 @@ from stages.evaluate.artefacts import (
     open_artefacts,
     read_group_of,
 )
-from stages.evaluate.metrics import PROBE
 from stages.evaluate.settings import EvaluateSettings
-from stages.labelling import Classifier, average_views
+from stages.labelling import PROBE, Classifier, average_views
 from stages.outside import fingerprint_ids
 
 # From strong to weak. Which is best depends on how many images and classes there are: 0.1 on 80

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
@@ -30,18 +30,19 @@ from pipeline.storage.files import (
 )
 from pipeline.wording import count_of
 from stages.crf import CrfSettings, choose_backend
-from stages.evaluate.artefacts import Artefacts, fingerprint_image, label_file
+from stages.evaluate.artefacts import fingerprint_image, label_file
 from stages.evaluate.counts import (
-    Confusions,
-    ImageCounts,
     count_image,
     counts_file,
     encode_counts,
     encode_scores,
     left_out_file,
+    read_counts,
+    remove_other_counts,
     score_images,
+    tally_images,
 )
-from stages.evaluate.metrics import Tally, describe_metrics, summarise_splits, unpack_tally
+from stages.evaluate.metrics import describe_metrics, summarise_splits
 from stages.evaluate.probe import (
     fingerprint_probe,
     list_training_windows,
@@ -70,11 +71,6 @@ from stages.outside import (
     fingerprint_ids,
     fingerprint_labels,
 )
-
-# Label map, the labels it is drawn from, the truth or why it cannot be read, and what the other
-# classifiers say of an image that has one.
-_Map = NDArray[np.uint8]
-_Labelled = tuple[_Map, Labelling, _Map | ImageError | None, dict[str, _Map]]
 
 
 class Evaluate(Stage[EvaluateSettings]):
@@ -155,7 +151,10 @@ class Evaluate(Stage[EvaluateSettings]):
             facts["linear_probe"] = probe
         labels = fingerprint_labels(manifest, settings.splits)
         known = {LABELS: labels, CLASSES: fingerprint_classes(manifest)}
-        return Plan(shards, facts, sources=known)
+        # an earlier version counted otherwise; the label maps come out the same
+        done = Ledger(run.state(self.key(settings))).read_shards()
+        redo = frozenset(n for n, record in done.items() if "tallies" in record.result)
+        return Plan(shards, facts, redo=redo, sources=known)
 
     def prepare(self, run: RunDirectory, settings: EvaluateSettings, plan: Plan) -> None:
         """Train the linear probe that all shards score; there is nothing to allocate."""
@@ -178,42 +177,36 @@ class Evaluate(Stage[EvaluateSettings]):
         logits = artefacts.read_logits(images, device=settings.device)
         folder = run.labels(artefacts.subject.title)
 
-        tallies = {split: Tally(artefacts.clusters) for split in settings.splits}
-        counts: list[ImageCounts] = []
-        unreadable: dict[str, str] = {}
-
-        def finish(image: Image, labelling: Labelling) -> _Labelled:
+        def finish(image: Image, labelling: Labelling) -> tuple[dict[str, Any], str | None]:
             cover = artefacts.cover(image)
             labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
             write_label(label_file(folder, image), labels, png_palette(()))
+            count = partial(count_image, image, labels, labelling, artefacts.clusters)
             try:
                 truth = artefacts.read_truth(image)
             except ImageError as error:
-                return labels, labelling, error, {}
+                return count(), str(error)
+            if truth is None:
+                return count(), None
             others = {
                 name: take_clusters(values, cover.boxes, artefacts.size)
                 for name, values in logits[image.image].items()
-                if name != MAIN and truth is not None
+                if name != MAIN
             }
-            return labels, labelling, truth, others
+            return count(truth, others), None
 
         main = {row: values[MAIN] for row, values in logits.items()}
         ends = label_images(
             artefacts.manifest, images, main, artefacts.size, finish, backend, CrfSettings()
         )
-        for image, (labels, labelling, truth, others) in zip(images, ends, strict=True):
-            tally = tallies[image.split]
-            tally.count_labels(labels, labelling.confidence, labelling.plain.size)
-            confusions: Confusions = (None, None)
-            if isinstance(truth, ImageError):
-                unreadable[image.path] = str(truth)
-            elif truth is not None:
-                confusions = tally.count_truth(labelling.plain, labelling.refined, truth, others)
-            counts.append(count_image(image, labels, labelling, confusions))
+        rows, unreadable = [], {}
+        for image, (row, reason) in zip(images, ends, strict=True):
+            rows.append(row)
+            if reason is not None:
+                unreadable[image.path] = reason
             announce(advance=1)
-        write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(counts))
+        write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(rows))
         return {
-            "tallies": {split: tally.pack() for split, tally in tallies.items()},
             "unreadable_labels": unreadable,
             "device": resolve_device(settings.device).type,
         }
@@ -242,17 +235,30 @@ class Evaluate(Stage[EvaluateSettings]):
                 f"evaluate: removed {count_of(removed, 'label maps')} of an earlier evaluation"
             )
         unreadable = _collect_unreadable(run, settings, records)
-        metrics = _summarise_records(settings, artefacts, records)
-        metrics["counts"] = _count_unusual(run, settings, manifest, records, unreadable)
         for path, reason in list(unreadable.items())[:1]:
             more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             screen.warn(f"label map of {path} is left out of the scores: {reason}{more}")
-        write_json(left_out_file(run, artefacts.subject), unreadable)
+        subject = artefacts.subject
+        write_json(left_out_file(run, subject), unreadable)
+        remove_other_counts(run, subject, records)
+        tables = read_counts(run, subject, records)
+        tallies = tally_images(tables, settings.splits, artefacts.clusters)
+        others = [name for name in artefacts.classifiers if name != MAIN]
+        names = manifest.open_dataset().class_names(manifest.labels)
+        metrics = {
+            "em": settings.em,
+            "head": settings.head,
+            "crf": settings.crf,
+            **summarise_splits(tallies, names, others),
+        }
+        usage = np.sum([tally.usage for tally in tallies.values()], axis=0).tolist()
+        metrics["counts"] = _count_unusual(run, settings, manifest, records, unreadable, usage)
         report = run.report(title)
         write_json(report / "metrics.json", metrics)
-        scores = score_images(run, artefacts.subject, metrics["splits"], records, manifest.images)
-        names = [image.id for image in manifest.images]
-        write_bytes(report / "images.parquet", encode_scores(scores, names))
+        tables = read_counts(run, subject, records)
+        scores = score_images(tables, metrics["splits"], manifest.images)
+        ids = [image.id for image in manifest.images]
+        write_bytes(report / "images.parquet", encode_scores(scores, ids))
         return [
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
@@ -287,6 +293,7 @@ def _count_unusual(
     manifest: Manifest,
     records: dict[int, ShardRecord],
     unreadable: Mapping[str, str],
+    usage: Sequence[int],
 ) -> dict[str, Any]:
     """Count what was unusual in all that the evaluation was made from."""
     own = f"evaluate/{settings.subject.title}"
@@ -294,28 +301,10 @@ def _count_unusual(
         key: (record, list(Ledger(run.state(key)).read_shards().values()))
         for key, record in list_sources(run, own).items()
     }
-    tallies = [tally for r in records.values() for tally in r.result["tallies"].values()]
     return count_unusual(
         rejected=[str(image.reason) for image in manifest.rejected],
         listed=len(manifest.images),
         stages=sources | {own: (sources[own][0], list(records.values()))},
-        usage=np.sum([tally["usage"] for tally in tallies], axis=0).tolist(),
+        usage=usage,
         left_out=unreadable,
     )
-
-
-def _summarise_records(
-    settings: EvaluateSettings, artefacts: Artefacts, records: dict[int, ShardRecord]
-) -> dict[str, Any]:
-    manifest = artefacts.manifest
-    tallies = {
-        split: [unpack_tally(records[n].result["tallies"][split]) for n in sorted(records)]
-        for split in settings.splits
-    }
-    summary = summarise_splits(
-        tallies,
-        manifest.open_dataset().class_names(manifest.labels),
-        crf=settings.crf != "none",
-        others=[name for name in artefacts.classifiers if name != MAIN],
-    )
-    return {"em": settings.em, "head": settings.head, "crf": settings.crf, **summary}

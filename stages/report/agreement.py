@@ -18,7 +18,7 @@ from pipeline.datasets.base import Colour
 from pipeline.progress import Screen
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.subject import ClusterLook, Evaluation
-from stages.evaluate.metrics import UNMATCHED, match_clusters
+from stages.scores import UNMATCHED, match_clusters
 
 Name = tuple[str, str]  # split and id of an image
 Pair = tuple[int, int]  # positions of two evaluations

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.run.subject import ClusterLook
-from stages.evaluate.measures import measure_image
 from stages.report.gallery import (
     FeatureColours,
     colour_errors,
@@ -20,7 +19,8 @@ from stages.report.gallery import (
     make_thumbnail,
 )
 from stages.report.mosaic import join_pictures, join_proposals
-from stages.report.page import Curve, GalleryItem, Picture, PictureKey, Role, Series
+from stages.report.page import ClassPart, Curve, GalleryItem, Picture, PictureKey, Role, Series
+from stages.scores import list_parts
 
 _SCORE = "score_"
 
@@ -52,7 +52,6 @@ def build_item(
     """Turn the artefacts of an image into a row of pictures with its numbers."""
     plain_look, final_look = looks
     final = exhibit.plain if exhibit.refined is None else exhibit.refined
-    measures = measure_image(final, exhibit.truth, final_look.classes)
     colour_of = final_look.colours
     return GalleryItem(
         id=exhibit.id,
@@ -60,8 +59,14 @@ def build_item(
         role=role,
         pictures=tuple(_draw_pictures(exhibit, colours, plain_look, final_look, side)),
         parts=tuple(
-            replace(part, name=final_look.names[part.cluster], colour=colour_of[part.cluster])
-            for part in measures.parts
+            ClassPart(
+                part.cluster,
+                part.share,
+                part.iou,
+                name=final_look.names[part.cluster],
+                colour=colour_of[part.cluster],
+            )
+            for part in list_parts(final, exhibit.truth, final_look.classes)
         ),
         figures=(*describe_scores(scores), *exhibit.figures),
         accuracy=scores.get("accuracy_crf", scores.get("accuracy")),

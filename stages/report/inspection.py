@@ -35,7 +35,6 @@ from pipeline.storage.files import write_bytes
 from stages import VERSIONS
 from stages.crf import CrfSettings, choose_backend
 from stages.evaluate.artefacts import Artefacts, open_artefacts
-from stages.evaluate.measures import measure_image
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, label_images, take_clusters
 from stages.report.content import describe_scores
@@ -48,6 +47,7 @@ from stages.report.gallery import (
 )
 from stages.report.mosaic import join_pictures, join_proposals
 from stages.report.sheet import Legend, Panel, Sheet, draw_sheet
+from stages.scores import list_parts
 
 _DEVICE = "auto"
 # Key and value of the text in the PNG by which its pictures are known.
@@ -363,7 +363,7 @@ def _list_clusters(view: _View) -> Iterator[Legend]:
     look = labels.look
     truth = view.true_shares if look.classes is not None else {}
     found = set()
-    for part in measure_image(labels.final, view.truth, look.classes).parts:
+    for part in list_parts(labels.final, view.truth, look.classes):
         index = None if look.classes is None else look.classes[part.cluster]
         found.add(index)
         name = look.names[part.cluster]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Ledger
 from pipeline.run.subject import open_evaluation
 from tests.end_to_end.conftest import Invoke, hash_tree, list_times
 
@@ -140,6 +142,18 @@ def test_damaged_counts_are_found_and_made_again(run: Path, invoke: Invoke) -> N
     output = invoke("evaluate", run, "--no-progress").output
     assert "what 1 finished shard wrote is gone" in output.replace("\n", " ")
     assert file.is_file()
+
+
+def test_shards_that_an_earlier_version_counted_are_counted_anew(run: Path, invoke: Invoke) -> None:
+    before, labels = (run / "report/metrics.json").read_bytes(), hash_tree(run / "labels")
+    ledger = Ledger(run / "state/evaluate/default")
+    record = ledger.read_shard(1)
+    assert record is not None
+    ledger.commit(replace(record, result=record.result | {"tallies": {}}))
+    assert "1 of 3 shards to compute" in invoke("evaluate", run, "--no-progress").output
+    assert (run / "report/metrics.json").read_bytes() == before
+    assert hash_tree(run / "labels") == labels
+    assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
 
 
 def test_counts_of_shards_that_are_no_more_are_removed(run: Path, invoke: Invoke) -> None:

@@ -6,7 +6,7 @@ The tables of single images on disk: scored split by split, and damage is told.
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +15,58 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from pipeline.errors import DamageError, RunError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image
 from pipeline.run.subject import name_subject
 from stages.evaluate.counts import (
-    ImageCounts,
+    ImageScores,
+    Tally,
     counts_file,
     decode_counts,
-    decode_scores,
     encode_counts,
     encode_scores,
     join_scores,
-    list_pairs,
+    read_counts,
+    read_scores,
+    remove_other_counts,
     score_counts,
     score_images,
+    tally_images,
 )
-from stages.evaluate.metrics import UNMATCHED, count_confusion, score_assignment
+from stages.scores import UNMATCHED, count_confusion, score_assignment
+from tests.stages.evaluate.made_up import count, make_row
 
 ROWS = {str(row): row for row in range(10)}
 
 
-def make_counts(image: int, confusion: list[list[int]] | None, **changes: Any) -> ImageCounts:
-    values: dict[str, Any] = {
+def make_counts(image: int, confusion: list[list[int]] | None, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
         "id": str(image),
         "split": "val",
         "pixels": 200,
-        "covered": 150,
+        "usage": [100, 50, 0],
         "predicted": 8,
         "confidence": 6.0,
     }
     if confusion is not None:
-        wide = np.zeros((len(confusion), 255), np.int64)
-        wide[:, : len(confusion[0])] = confusion
-        values["pairs"], values["counts"] = list_pairs(wide)
-    return ImageCounts(**{**values, **changes})
+        row |= list_pairs(confusion)
+    return row | changes
+
+
+def list_pairs(confusion: Any, kind: str = "plain") -> dict[str, list[int]]:
+    places = [(k, c) for k, row in enumerate(confusion) for c, n in enumerate(row) if n]
+    return {
+        f"pairs_{kind}": [255 * k + c for k, c in places],
+        f"counts_{kind}": [int(confusion[k][c]) for k, c in places],
+    }
+
+
+def score(rows: list[dict[str, Any]], *assignments: list[int | None] | None) -> ImageScores:
+    block = dict(zip(("assignment", "assignment_crf"), assignments, strict=True))
+    return score_counts(decode_counts(encode_counts(rows)), block, ROWS)
 
 
 def test_an_image_scored_by_hand() -> None:
@@ -61,7 +76,7 @@ def test_an_image_scored_by_hand() -> None:
         make_counts(5, None),
         make_counts(9, [[0, 0], [0, 0], [0, 2]]),
     ]
-    scores = score_counts(images, [1, 0, None], None, ROWS)
+    scores = score(images, [1, 0, None], None)
     assert scores.images.tolist() == [3, 5, 9]
     assert_allclose(scores.accuracy, [60, np.nan, 0])
     # class 0: 2 of 3; class 1: 4 of 4 + 1 + 3
@@ -75,9 +90,8 @@ def test_an_image_scored_by_hand() -> None:
 
 
 def test_the_final_labels_are_those_with_crf_where_there_are_some() -> None:
-    pairs, counts = list_pairs(np.eye(255, dtype=np.int64)[:2])
-    image = make_counts(0, [[0, 1], [1, 0]], pairs_crf=pairs, counts_crf=counts)
-    scores = score_counts([image], [0, 1], [0, 1], ROWS)
+    image = make_counts(0, [[0, 1], [1, 0]], **list_pairs(np.eye(2), "crf"))
+    scores = score([image], [0, 1], [0, 1])
     assert (scores.accuracy[0], scores.accuracy_crf[0], scores.final[0]) == (0, 100, 100)
 
 
@@ -91,10 +105,9 @@ def test_images_are_scored_as_a_split_of_one_would_be(seed: int, images: int) ->
         truth = generator.choice([0, 1, 2, 255], size=(5, 6)).astype(np.uint8)
         labels = generator.integers(0, 5, size=(5, 6)).astype(np.uint8)
         confusion = count_confusion(labels, truth, 5, 255)
-        pairs, numbers = list_pairs(confusion)
-        counts.append(ImageCounts(str(image), "a", 30, 30, 30, 20.0, pairs, numbers))
+        counts.append(make_row(labels, truth, id=str(image), clusters=5))
         expected.append(score_assignment(confusion, assignment) if confusion.sum() else None)
-    scores = score_counts(counts, [None if k < 0 else int(k) for k in assignment], None, ROWS)
+    scores = score(counts, [None if k < 0 else int(k) for k in assignment], None)
     for image, found in enumerate(expected):
         want = (np.nan, np.nan) if found is None else (found.accuracy, found.miou)
         assert_allclose([scores.accuracy[image] / 100, scores.miou[image] / 100], want)
@@ -104,13 +117,10 @@ def test_what_is_written_is_read_back() -> None:
     counts = [make_counts(1, [[1, 2]]), make_counts(2, None, split="ünï")]
     content = encode_counts(counts)
     assert content == encode_counts(counts)
-    assert [
-        replace(c, **{n: tuple(getattr(c, n)) for n in LISTS}) for c in decode_counts(content)
-    ] == [replace(c, **{n: tuple(getattr(c, n)) for n in LISTS}) for c in counts]
-    assert decode_counts(encode_counts([])) == []
-
-
-LISTS = ("pairs", "counts", "pairs_crf", "counts_crf")
+    found = decode_counts(content).to_pylist()
+    assert [{name: row.get(name) for name in found[0]} for row in counts] == found
+    assert all(row.keys() <= found[0].keys() for row in counts)
+    assert decode_counts(encode_counts([])).to_pylist() == []
 
 
 def test_damage_is_noticed() -> None:
@@ -121,7 +131,7 @@ def test_damage_is_noticed() -> None:
         damaged[position] ^= 0xFF
         try:
             # what nothing is read from may be anything
-            assert decode_counts(bytes(damaged)) == decode_counts(content)
+            assert decode_counts(bytes(damaged)).equals(decode_counts(content))
             same += 1
         except ValueError as error:
             assert "\n" not in str(error)
@@ -133,16 +143,19 @@ def test_damage_is_noticed() -> None:
 
 
 def test_the_table_of_all_images() -> None:
-    first = score_counts([make_counts(0, [[4, 0], [1, 5]])], [0, 1], None, ROWS)
-    second = score_counts([make_counts(2, None)], [0, 1], None, ROWS)
-    other = score_counts([make_counts(1, None)], None, None, ROWS)
+    first = score([make_counts(0, [[4, 0], [1, 5]])], [0, 1], None)
+    second = score([make_counts(2, None)], [0, 1], None)
+    other = score([make_counts(1, None)], None, None)
     scores = {"val": join_scores([first, second]), "train": other}
     content = encode_scores(scores, ["a", "b/ü", "c"])
     table = pq.read_table(io.BytesIO(content))
     rows = table.to_pylist()
-    assert decode_scores(content) == rows
+    for name, part in read_scores(content, ["train", "val", "none"]).items():
+        for field in fields(part):
+            wanted = getattr(scores[name], field.name) if name in scores else []
+            assert_array_equal(getattr(part, field.name), wanted)
     with pytest.raises(ValueError, match="other columns"):
-        decode_scores(encode_counts([]))
+        read_scores(encode_counts([]), [])
     assert [(r["image"], r["id"], r["split"]) for r in rows] == [
         (0, "a", "val"),
         (2, "c", "val"),
@@ -164,7 +177,7 @@ BLOCKS: dict[str, Any] = {
 
 def write_shard(run: RunDirectory, shard: int, splits: dict[int, str]) -> None:
     # three pixels of cluster 0 in class 0, one in class 1
-    counts = [ImageCounts(str(i), s, 4, 4, 4, 2.0, [0, 1], [3, 1]) for i, s in splits.items()]
+    counts = [make_counts(i, [[3, 1]], split=split) for i, split in splits.items()]
     file = counts_file(run, SUBJECT, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode_counts(counts))
@@ -182,7 +195,7 @@ def make_images(count: int, *, first: int = 0) -> list[Image]:
 def test_rows_that_have_moved_are_found_by_their_ids(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     write_shard(run, 0, {0: "val", 1: "train"})
-    moved = score_images(run, SUBJECT, BLOCKS, [0], make_images(2, first=5))
+    moved = score_images(read_counts(run, SUBJECT, [0]), BLOCKS, make_images(2, first=5))
     assert moved["val"].images.tolist() == [5]
     assert moved["train"].images.tolist() == [8]
 
@@ -193,7 +206,8 @@ def test_every_split_is_scored_by_its_own_matching(tmp_path: Path) -> None:
     write_shard(run, 1, {4: "train"})
     write_shard(run, 10, {7: "val"})
     write_shard(run, 2, {9: "val"})
-    scores = score_images(run, SUBJECT, BLOCKS, [10, 0, 1], make_images(10))
+    remove_other_counts(run, SUBJECT, [10, 0, 1])
+    scores = score_images(read_counts(run, SUBJECT, [10, 0, 1]), BLOCKS, make_images(10))
     assert list(scores) == list(BLOCKS)
     assert scores["val"].images.tolist() == [0, 14]
     assert scores["train"].images.tolist() == [3, 9]
@@ -206,8 +220,75 @@ def test_every_split_is_scored_by_its_own_matching(tmp_path: Path) -> None:
 def test_a_table_that_is_gone_or_damaged_is_told(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     with pytest.raises(RunError, match="cannot read"):
-        score_images(run, SUBJECT, BLOCKS, [0], make_images(1))
+        list(read_counts(run, SUBJECT, [0]))
     write_shard(run, 0, {0: "val"})
     counts_file(run, SUBJECT, 0).write_bytes(b"PAR1")
     with pytest.raises(DamageError, match=r"verify .* --repair"):
-        score_images(run, SUBJECT, BLOCKS, [0], make_images(1))
+        list(read_counts(run, SUBJECT, [0]))
+
+
+CLUSTERS = 4
+
+
+def draw_row(seed: int, *, truth: bool = True, crf: bool = True) -> dict[str, Any]:
+    """Count one made-up image of 6 x 7 pixels."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice([0, 1, 2, 3, 255], size=(9, 11)).astype(np.uint8)
+    plain, refined = generator.integers(0, CLUSTERS, size=(2, 6, 7)).astype(np.uint8)
+    # a multiple of 1/8, so that sums are exact in any order
+    confidence = float(generator.integers(100, 300)) / 8
+    known = generator.choice([0, 1, 2, 255], size=(6, 7)).astype(np.uint8)
+    others = {"linear_probe": known.clip(0, 2), "running_prototypes": plain[::-1]}
+    return make_row(
+        plain,
+        known if truth else None,
+        refined if crf else None,
+        labels=labels,
+        confidence=confidence,
+        clusters=CLUSTERS,
+        **(others if truth and seed % 5 else {}),
+    )
+
+
+@given(groups=st.lists(st.lists(st.integers(0, 10**6), max_size=4), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_adding_is_counting_everything_at_once(groups: list[list[int]]) -> None:
+    rows = [[draw_row(n, truth=n % 3 > 0, crf=n % 2 > 0) for n in group] for group in groups]
+    total = Tally(CLUSTERS)
+    for group in rows:
+        total.add(decode_counts(encode_counts(group)))
+    whole = vars(count(*(row for group in rows for row in group), clusters=CLUSTERS))
+    found = vars(total)
+    assert whole.keys() == found.keys()
+    assert whole["confusions"].keys() == found["confusions"].keys()
+    for kind, confusion in whole.pop("confusions").items():
+        assert_array_equal(found["confusions"][kind], confusion, err_msg=kind)
+    for name, value in whole.items():
+        assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_what_is_counted_by_hand() -> None:
+    plain, labels = [[0, 1, 1], [0, 0, 1]], [[0, 255], [1, 0]]
+    truth, refined = [[5, 5, 255], [5, 254, 5]], [[1, 1, 1], [1, 1, 0]]
+    tally = count(
+        make_row(plain, truth, refined, labels=labels, confidence=2.5, running_prototypes=refined),
+        make_row(plain, labels=labels, confidence=0.5),
+    )
+    assert (tally.images, tally.labelled, tally.pixels, tally.predicted) == (2, 1, 8, 12)
+    assert tally.confidence == 3.0
+    assert tally.usage.tolist() == [4, 2]
+    assert tally.confusions.keys() == {"plain", "crf", "running_prototypes"}
+    assert tally.confusions["plain"].dtype == np.int64
+    assert tally.confusions["plain"][:2, [5, 254]].tolist() == [[2, 1], [2, 0]]
+    assert tally.confusions["crf"][:2, [5, 254]].tolist() == [[1, 0], [3, 1]]
+    assert tally.confusions["plain"].sum() == tally.confusions["crf"].sum() == 5
+
+
+def test_splits_are_added_up_on_their_own() -> None:
+    rows = [make_row([0, 1], [0, 0], split=split) for split in ("val", "train", "val")]
+    tallies = tally_images([decode_counts(encode_counts(rows))] * 2, ["train", "val", "test"], 2)
+    assert {split: tally.images for split, tally in tallies.items()} == {
+        "train": 2,
+        "val": 4,
+        "test": 0,
+    }

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.run.subject import choose_look
-from stages.evaluate.metrics import UNMATCHED
 from stages.report.agreement import (
     PairCounts,
     add_pairs,
@@ -22,6 +21,7 @@ from stages.report.agreement import (
     pack_pairs,
     paint_looks,
 )
+from stages.scores import UNMATCHED
 
 FIRST = np.array([[0, 0, 0, 1], [1, 1, 2, 255]], np.uint8)
 SECOND = np.array([[1, 1, 0, 0], [0, 0, 3, 3]], np.uint8)

@@ -1,0 +1,192 @@
+"""Pixel accuracy and IoU of clusters that are matched to classes, from counts that add up.
+
+Every score of the project is computed here: of a split, of each of many images, of one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from pipeline.datasets import IGNORE
+
+UNMATCHED = -1
+MAX_CLASSES = 255
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a matched prediction, as shares in [0, 1].
+
+    Attributes
+    ----------
+    accuracy
+        Right pixels over labelled pixels.
+    miou
+        Mean of ``iou`` over the classes that occur in the labels or the prediction.
+    iou
+        float64 [class]; NaN for a class that occurs in neither.
+    """
+
+    accuracy: float
+    miou: float
+    iou: NDArray[np.float64]
+
+
+def match_clusters(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Match clusters to classes one to one so that the matched pixels are most.
+
+    Parameters
+    ----------
+    confusion
+        int64 [cluster, class]: pixels of each cluster in each class.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [cluster]: the class, or ``UNMATCHED`` where there are more clusters than classes.
+
+    References
+    ----------
+    Kuhn, "The Hungarian method for the assignment problem", 1955; scipy solves it.
+    """
+    assignment = np.full(confusion.shape[0], UNMATCHED, np.int64)
+    clusters, classes = linear_sum_assignment(confusion, maximize=True)
+    assignment[clusters] = classes
+    return assignment
+
+
+def read_assignment(assignment: Sequence[int | None]) -> NDArray[np.int64]:
+    """Return a matching, as JSON has it, as :func:`match_clusters` gives it."""
+    return np.array([UNMATCHED if k is None else k for k in assignment], np.int64)
+
+
+def count_confusion(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], clusters: int, classes: int
+) -> NDArray[np.int64]:
+    """Count how often each cluster meets each class.
+
+    Parameters
+    ----------
+    prediction, truth
+        uint8, same shape; 255 in either leaves the pixel out.
+    clusters, classes
+        Numbers of clusters K and classes C.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [cluster, class].
+
+    Raises
+    ------
+    ValueError
+        A value is neither 255 nor below its number.
+    """
+    valid = (prediction != IGNORE) & (truth != IGNORE)
+    cluster, label = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
+    if cluster.size and (cluster.max() >= clusters or label.max() >= classes):
+        raise ValueError(
+            f"labels up to {label.max()} and clusters up to {cluster.max()} do not fit "
+            f"{classes} classes and {clusters} clusters"
+        )
+    counts = np.bincount(cluster * classes + label, minlength=clusters * classes)
+    return counts.reshape(clusters, classes)
+
+
+def score_pairs(
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    pixels: NDArray[np.int64],
+    assignment: NDArray[np.int64],
+    shape: tuple[int, int],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Score many predictions at once, from the pairs of cluster and class that occur in each.
+
+    Pixels of unmatched clusters count as wrong: they miss their class and belong to no other.
+
+    Parameters
+    ----------
+    pairs
+        int64 [pair] each: number of the prediction, cluster, and class.
+    pixels
+        int64 [pair]: how many pixels.
+    assignment
+        int64 [cluster]: class of each cluster, or ``UNMATCHED``.
+    shape
+        Numbers of predictions and of classes.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Accuracy and mean IoU, float64 [prediction], NaN where no pixel is labelled, and IoU,
+        float64 [prediction, class], as :class:`Scores` has them.
+    """
+    number, cluster, label = pairs
+    match = assignment[cluster]
+
+    def add(chosen: NDArray[np.bool_], to: NDArray[np.int64]) -> NDArray[np.float64]:
+        total = np.zeros(shape)
+        np.add.at(total, (number[chosen], to[chosen]), pixels[chosen])
+        return total
+
+    labelled = add(np.ones(len(label), np.bool_), label)
+    hits = add(match == label, label)
+    union = labelled + add(match != UNMATCHED, match) - hits
+    with np.errstate(invalid="ignore"):
+        iou = np.where(union > 0, hits / union, np.nan)
+        accuracy = hits.sum(axis=1) / labelled.sum(axis=1)
+        miou = np.nansum(iou, axis=1) / (union > 0).sum(axis=1)
+    return accuracy, miou, iou
+
+
+def score_assignment(confusion: NDArray[np.int64], assignment: NDArray[np.int64]) -> Scores:
+    """Score one prediction from its confusion, int64 [cluster, class]; as :func:`score_pairs`."""
+    cluster, label = np.nonzero(confusion)
+    pairs, shape = (np.zeros_like(cluster), cluster, label), (1, confusion.shape[1])
+    (accuracy,), (miou,), (iou,) = score_pairs(pairs, confusion[cluster, label], assignment, shape)
+    return Scores(float(accuracy), float(miou), iou)
+
+
+@dataclass(frozen=True)
+class Part:
+    """How much of an image belongs to a cluster, and its IoU where it has one; in per cent."""
+
+    cluster: int
+    share: float
+    iou: float | None
+
+
+def list_parts(
+    labels: NDArray[np.uint8],
+    truth: NDArray[np.uint8] | None,
+    classes: Sequence[int | None] | None,
+) -> list[Part]:
+    """List the clusters that an image is made of, the largest first.
+
+    Parameters
+    ----------
+    labels
+        uint8 [y, x]: clusters; 255 where there is none.
+    truth
+        uint8 [y, x]: classes, 255 = ignore; or None.
+    classes
+        Class of every cluster (None: unmatched); None where none is matched.
+    """
+    usage = np.bincount(labels.ravel(), minlength=256)[:IGNORE]
+    present = np.flatnonzero(usage)
+    order = present[np.argsort(-usage[present], kind="stable")]
+    shares = 100 * usage / max(int(usage.sum()), 1)
+    ious = np.full(IGNORE, np.nan)
+    if truth is not None and classes is not None:
+        match = read_assignment(classes)
+        confusion = count_confusion(labels, truth, len(match), MAX_CLASSES)
+        if confusion.any():
+            matched = np.flatnonzero(match != UNMATCHED)
+            ious[matched] = 100 * score_assignment(confusion, match).iou[match[matched]]
+    return [
+        Part(int(k), float(shares[k]), None if np.isnan(ious[k]) else float(ious[k])) for k in order
+    ]
