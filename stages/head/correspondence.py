@@ -1,12 +1,17 @@
-"""STEGO's loss: codes correspond where the frozen features do (Hamilton et al., ICLR 2022)."""
+"""STEGO: codes correspond where the frozen features do (Hamilton et al., ICLR 2022)."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from stages.head.material import HeadBatch
+from stages.head.methods import Method
+from stages.head.projection import drop_channels
 
 Terms = tuple[float, float, float]
 
@@ -202,3 +207,43 @@ def stego_loss(
         for other in strangers
     ]
     return loss + weights[2] * torch.stack(apart).mean()
+
+
+class Stego(Method):
+    """Correspondence distillation."""
+
+    dim: ClassVar[int] = 70
+    uses_crops: ClassVar[bool] = True
+    needs_neighbours: ClassVar[bool] = True
+
+    def compute_loss(
+        self, batch: HeadBatch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of STEGO, section 3.3, and the codes of the batch."""
+        assert batch.neighbours is not None
+        settings = self.settings
+        # two smaller passes stay in the processor's cache better than one
+        windows = (batch.features, batch.neighbours)
+        own, near = (
+            self.make_codes(drop_channels(grid, settings.dropout, generator)) for grid in windows
+        )
+        features, neighbours = (
+            drop_channels(grid, settings.dropout, generator) for grid in windows
+        )
+        loss = stego_loss(
+            features,
+            own,
+            neighbours,
+            near,
+            weights=_three(settings.term_weights),
+            shifts=_three(settings.term_shifts),
+            others=settings.others,
+            side=settings.side,
+            generator=generator,
+        )
+        return loss, own
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third

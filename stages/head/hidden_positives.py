@@ -6,15 +6,19 @@ local ones are mixed into an anchor's code, by the attention to its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Generator, Tensor, nn
+from torch.optim import AdamW, Optimizer
 
-from stages.head.projection import make_layer
-from stages.head.settings import COLDEST
+from stages.head.material import HeadBatch
+from stages.head.methods import Method, ReadPositions
+from stages.head.projection import ProjectionHead, drop_channels, make_layer
+from stages.head.settings import COLDEST, HeadSettings
 
 # Consecutive anchors that share one draw of candidates: their cosines are one small matrix product.
 _GROUP = 128
@@ -516,3 +520,80 @@ def _find_positives(vectors: Tensor, pool: Tensor) -> Tensor:
     """Find the other positions that are hidden positives, bool [position, position]."""
     unit = F.normalize(vectors.detach(), dim=1)
     return find_hidden_positives(unit, unit, pool).fill_diagonal_(False)
+
+
+class HiddenPositives(Method):
+    """Hidden positives.
+
+    Attributes
+    ----------
+    projector
+        Between the codes and the contrast.
+    average
+        The moving average of the head, whose codes fill the task-specific pool.
+    agnostic, specific
+        The reference pools, [reference, channel] and [reference, dim]; empty before the first step.
+    """
+
+    agnostic: Tensor
+    specific: Tensor
+
+    dim: ClassVar[int] = 512
+    needs_views: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        channels: int,
+        settings: HeadSettings,
+        generator: torch.Generator,
+        read_positions: ReadPositions,
+    ) -> None:
+        super().__init__(channels, settings, generator, read_positions)
+        assert settings.dim is not None
+        self.projector = Projector(settings.dim, generator)
+        self.average = ProjectionHead(channels, settings.dim, generator).requires_grad_(False)
+        self.average.load_state_dict(self.head.state_dict())
+        self.register_buffer("agnostic", torch.zeros(0))
+        self.register_buffer("specific", torch.zeros(0))
+
+    def compute_loss(
+        self, batch: HeadBatch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss, its pools renewed when it is time, and the codes of the batch."""
+        assert batch.augmented is not None and batch.attention is not None
+        settings = self.settings
+        assert settings.renew_every is not None and settings.temperature is not None
+        if step % settings.renew_every == 0:
+            pools = draw_pools(
+                self.read_positions(settings.pool, 3, step), self.average, settings.pool, generator
+            )
+            self.agnostic, self.specific = pools.agnostic, pools.specific
+        codes = self.make_codes(drop_channels(batch.features, settings.dropout, generator))
+        loss, _ = hp_loss(
+            codes,
+            HpBatch(batch.features, batch.augmented, batch.attention),
+            HpModules(self.make_codes, self.average, self.projector),
+            HpPools(self.agnostic, self.specific),
+            HpOptions(
+                settings.temperature, settings.positions, settings.negatives, settings.consistency
+            ),
+            share=specific_share(step, settings.warm_up * settings.steps, settings.steps),
+            generator=generator,
+        )
+        return loss, codes
+
+    def make_optimiser(self) -> Optimizer:
+        """Make AdamW."""
+        settings = self.settings
+        trained = self.list_trained()
+        return AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def finish_step(self) -> None:
+        """Move the averaged head."""
+        update_average(self.average, self.head, self.settings.average)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load a state; the pools have the size that they were saved with."""
+        for name in ("agnostic", "specific"):
+            setattr(self, name, torch.empty_like(state_dict[name], device=self.device))
+        return super().load_state_dict(state_dict, *args, **kwargs)

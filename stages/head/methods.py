@@ -1,28 +1,17 @@
-"""The methods that train a head: what each keeps, and its loss of one step."""
+"""What a method of training a head is: the class to derive one from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
-from stages.head.correspondence import stego_loss
-from stages.head.hidden_positives import (
-    HpBatch,
-    HpModules,
-    HpOptions,
-    HpPools,
-    Projector,
-    draw_pools,
-    hp_loss,
-    specific_share,
-    update_average,
-)
 from stages.head.material import HeadBatch
-from stages.head.projection import ProjectionHead, drop_channels
-from stages.head.settings import HeadSettings
+from stages.head.projection import ProjectionHead
+from stages.head.settings import METHODS, HeadSettings
 
 
 class ReadPositions(Protocol):
@@ -32,27 +21,61 @@ class ReadPositions(Protocol):
         """Read so many; the seed names the draw."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A head under training, with whatever else its method keeps.
+
+    A method of another package is a subclass, found by its entry point in ``primaps_pipe.heads``.
+    All that training needs to go on is in the module's ``state_dict``.
+
+    Parameters
+    ----------
+    channels
+        Channels of a feature.
+    settings
+        Resolved.
+    generator
+        Draws the weights; one of the CPU.
+    read_positions
+        Gives random features, where the method asks for more than its batches.
 
     Attributes
     ----------
-    head
+    dim : int
+        Channels of a code where the settings name none.
+    uses_crops : bool
+        Trains on the crops, too, where the run holds them.
+    needs_neighbours : bool
+        A batch brings one of the nearest neighbours of every window.
+    needs_views : bool
+        A batch brings an augmented view and the last block's attention; without them a run is
+        refused.
+    head : ProjectionHead
         The head itself.
     """
 
+    dim: ClassVar[int]
+    uses_crops: ClassVar[bool] = False
+    needs_neighbours: ClassVar[bool] = False
+    needs_views: ClassVar[bool] = False
     head: ProjectionHead
+
+    def __init__(
+        self,
+        channels: int,
+        settings: HeadSettings,
+        generator: torch.Generator,
+        read_positions: ReadPositions,
+    ) -> None:
+        super().__init__()
+        assert settings.dim is not None
+        self.settings = settings
+        self.read_positions = read_positions
+        self.head = ProjectionHead(channels, settings.dim, generator)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
-
-    def __init__(self, channels: int, settings: HeadSettings, generator: torch.Generator) -> None:
-        super().__init__()
-        assert settings.dim is not None
-        self.settings = settings
-        self.head = ProjectionHead(channels, settings.dim, generator)
 
     def make_codes(self, features: Tensor) -> Tensor:
         """Make float32 codes [..., dim] of features [..., channel], in the settings' precision."""
@@ -62,130 +85,44 @@ class Method(nn.Module):
         # the products of the head alone are worth reducing: cosines and losses are not
         return codes.float() if reduced else codes
 
+    @abstractmethod
     def compute_loss(
         self, batch: HeadBatch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the codes of the batch for the cluster probe."""
-        raise NotImplementedError
+        """Compute the loss of one step.
+
+        Parameters
+        ----------
+        batch
+            Features and what else was asked for, float32 [window, row, column, channel].
+        step
+            Finished steps.
+        generator
+            Of the CPU, named by seed and step: every draw of the step comes from it.
+
+        Returns
+        -------
+        loss : Tensor
+            Scalar.
+        codes : Tensor
+            float32 [window, row, column, dim], for the cluster probe.
+        """
 
     def finish_step(self) -> None:
         """Do what follows the optimiser's step."""
+
+    def make_optimiser(self) -> Optimizer:
+        """Make the optimiser of the parameters that are trained."""
+        return Adam(self.list_trained(), lr=self.settings.learning_rate)
 
     def list_trained(self) -> list[nn.Parameter]:
         """Return the parameters that the optimiser moves."""
         return [p for p in self.parameters() if p.requires_grad]
 
 
-class Stego(Method):
-    """Correspondence distillation (Hamilton et al., ICLR 2022)."""
-
-    def compute_loss(
-        self, batch: HeadBatch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss of STEGO, section 3.3, and the codes of the batch."""
-        assert batch.neighbours is not None
-        settings = self.settings
-        # two smaller passes stay in the processor's cache better than one
-        windows = (batch.features, batch.neighbours)
-        own, near = (
-            self.make_codes(drop_channels(grid, settings.dropout, generator)) for grid in windows
-        )
-        features, neighbours = (
-            drop_channels(grid, settings.dropout, generator) for grid in windows
-        )
-        loss = stego_loss(
-            features,
-            own,
-            neighbours,
-            near,
-            weights=_three(settings.term_weights),
-            shifts=_three(settings.term_shifts),
-            others=settings.others,
-            side=settings.side,
-            generator=generator,
-        )
-        return loss, own
-
-
-class HiddenPositives(Method):
-    """Hidden positives (Seong et al., CVPR 2023).
-
-    Attributes
-    ----------
-    projector
-        Between the codes and the contrast.
-    average
-        The moving average of the head, whose codes fill the task-specific pool.
-    agnostic, specific
-        The reference pools, [reference, channel] and [reference, dim]; empty before the first step.
-    """
-
-    agnostic: Tensor
-    specific: Tensor
-
-    def __init__(
-        self,
-        channels: int,
-        settings: HeadSettings,
-        generator: torch.Generator,
-        read_positions: ReadPositions,
-    ) -> None:
-        super().__init__(channels, settings, generator)
-        assert settings.dim is not None
-        self.read_positions = read_positions
-        self.projector = Projector(settings.dim, generator)
-        self.average = ProjectionHead(channels, settings.dim, generator).requires_grad_(False)
-        self.average.load_state_dict(self.head.state_dict())
-        self.register_buffer("agnostic", torch.zeros(0))
-        self.register_buffer("specific", torch.zeros(0))
-
-    def compute_loss(
-        self, batch: HeadBatch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss, its pools renewed when it is time, and the codes of the batch."""
-        assert batch.augmented is not None and batch.attention is not None
-        settings = self.settings
-        assert settings.renew_every is not None and settings.temperature is not None
-        if step % settings.renew_every == 0:
-            pools = draw_pools(
-                self.read_positions(settings.pool, 3, step), self.average, settings.pool, generator
-            )
-            self.agnostic, self.specific = pools.agnostic, pools.specific
-        codes = self.make_codes(drop_channels(batch.features, settings.dropout, generator))
-        loss, _ = hp_loss(
-            codes,
-            HpBatch(batch.features, batch.augmented, batch.attention),
-            HpModules(self.make_codes, self.average, self.projector),
-            HpPools(self.agnostic, self.specific),
-            HpOptions(
-                settings.temperature, settings.positions, settings.negatives, settings.consistency
-            ),
-            share=specific_share(step, settings.warm_up * settings.steps, settings.steps),
-            generator=generator,
-        )
-        return loss, codes
-
-    def finish_step(self) -> None:
-        """Move the averaged head."""
-        update_average(self.average, self.head, self.settings.average)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load a state; the pools have the size that they were saved with."""
-        for name in ("agnostic", "specific"):
-            setattr(self, name, torch.empty_like(state_dict[name], device=self.device))
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-
 def build_method(
     channels: int, settings: HeadSettings, read_positions: ReadPositions, device: torch.device
 ) -> Method:
-    """Build a method, its weights drawn from the seed."""
+    """Build a method; its weights are drawn from the seed, and the same on any device."""
     generator = torch.Generator().manual_seed(settings.seed)
-    if settings.method == "stego":
-        return Stego(channels, settings, generator).to(device)
-    return HiddenPositives(channels, settings, generator, read_positions).to(device)
-
-
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third
+    return METHODS[settings.method](channels, settings, generator, read_positions).to(device)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import field_validator
 
+from pipeline.registry import Registry
 from pipeline.run.directory import check_name
-from pipeline.settings import StageSettings, execution_setting, setting
+from pipeline.settings import OneOf, StageSettings, execution_setting, setting
+
+if TYPE_CHECKING:
+    from stages.head.methods import Method
+
+# A method is a subclass of ``stages.head.methods.Method``, imported when it is asked for.
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "primaps_pipe.heads",
+    {
+        "stego": "stages.head.correspondence:Stego",
+        "hp": "stages.head.hidden_positives:HiddenPositives",
+    },
+)
 
 # Lowest temperature of HP's contrast: of a colder one the exponentials overflow.
 COLDEST = 0.05
@@ -73,7 +87,7 @@ class HeadSettings(StageSettings):
 
     version: ClassVar[int] = 2
 
-    method: Literal["stego", "hp"] = setting(
+    method: Annotated[str, OneOf(METHODS)] = setting(
         "stego", "stego: correspondence distillation (STEGO); hp: hidden positives (HP)"
     )
     name: str | None = setting(

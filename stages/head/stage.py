@@ -16,13 +16,13 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import ShardRecord, list_photometric, list_records, read_record
 from pipeline.run.manifest import read_manifest
-from pipeline.run.stage import Plan, ShardPlan, Stage
-from pipeline.storage.arrays import consolidate, open_arrays, write_group
-from pipeline.storage.files import Checkpoint, fingerprint
+from pipeline.run.stage import Plan
+from pipeline.run.stage import Training as TrainingStage
+from pipeline.storage.arrays import open_arrays, write_group
 from stages.clustering import list_unused
 from stages.head.material import Material
 from stages.head.methods import build_method
-from stages.head.settings import HeadSettings, get_preset
+from stages.head.settings import METHODS, HeadSettings, get_preset
 from stages.head.training import (
     Training,
     pack_training,
@@ -32,15 +32,15 @@ from stages.head.training import (
 )
 
 _ROUND = 50
-_DIMS = {"stego": 70, "hp": 512}
 
 
-class Head(Stage[HeadSettings]):
+class Head(TrainingStage[HeadSettings]):
     """``features.zarr`` -> one group of ``heads.zarr``."""
 
     name: ClassVar[str] = "head"
     unit: ClassVar[str] = "steps"
     settings_class = HeadSettings
+    checkpoint_file: ClassVar[str] = "training.npz"
 
     def key(self, settings: HeadSettings) -> str:
         """Return ``head/<name>``."""
@@ -76,7 +76,7 @@ class Head(Stage[HeadSettings]):
             name=settings.name or settings.method,
             precision=resolve_precision(settings.precision, resolve_device(settings.device)),
             classes=classes,
-            dim=settings.dim or _DIMS[settings.method],
+            dim=settings.dim or METHODS[settings.method].dim,
             splits=splits,
             term_weights=settings.term_weights or preset.weights,
             term_shifts=settings.term_shifts or preset.shifts,
@@ -94,29 +94,20 @@ class Head(Stage[HeadSettings]):
                 f"{', '.join(settings.splits)}; a head needs two at least."
             )
         views = _list_views(run, settings)
-        if settings.method == "hp" and not {"photometric_1", "attention"} <= views.keys():
+        needed = {"photometric_1", "attention"}
+        if METHODS[settings.method].needs_views and not needed <= views.keys():
             raise UsageError(
-                "--method hp needs augmented views and the last block's attention: run "
-                f"`primaps-pipe extract {run.quoted} --views clean,photometric --attention` first."
+                f"--method {settings.method} needs augmented views and the last block's attention: "
+                f"run `primaps-pipe extract {run.quoted} --views clean,photometric --attention` "
+                "first."
             )
-        sources = {key: read_record(run, key).digest for key in self.inputs(run, settings)}
-        print_ = fingerprint(
-            self.name,
-            self.version,
-            settings.output_settings(),
-            sources,
-            [window.index for window in windows],
-        )
         facts = {
             "method": settings.method,
             "dim": settings.dim,
             "classes": settings.classes,
             "channels": read_record(run, "extract").facts["channels"],
         }
-        return Plan([ShardPlan(print_, settings.steps)], facts)
-
-    def prepare(self, run: RunDirectory, settings: HeadSettings, plan: Plan) -> None:
-        """Nothing to allocate: a head is small and written at its end."""
+        return self.plan_one(run, settings, windows, settings.steps, facts)
 
     @explain_shortage("head")
     def compute(self, run: RunDirectory, settings: HeadSettings, shard: int) -> dict[str, Any]:
@@ -127,7 +118,7 @@ class Head(Stage[HeadSettings]):
         record = read_record(run, self.key(settings))
         method = build_method(record.facts["channels"], settings, material.read_positions, device)
         training = start_training(method, material.read_positions, settings, device)
-        checkpoint = self._checkpoint(run, settings, record.shards[shard])
+        checkpoint = self.checkpoint(run, settings, record.shards[shard])
         saved = checkpoint.load()
         if saved is not None:
             restore_training(training, *saved)
@@ -155,10 +146,7 @@ class Head(Stage[HeadSettings]):
         screen: Screen,
     ) -> list[str]:
         """Say how the training ended, and whether clusters of the probe died."""
-        with run.lock("heads.zarr", wait=True, say=screen.warn):
-            consolidate(run.heads)
-        # not before the training is in the ledger: a kill between costs nothing
-        self._checkpoint(run, settings).remove()
+        self.close(run, settings, run.heads, screen)
         result = records[0].result
         dead = list_unused(result["usage"])
         if dead:
@@ -171,17 +159,14 @@ class Head(Stage[HeadSettings]):
             f"windows, loss {result['loss']:.4f}, in {run.heads / str(settings.name)}"
         ]
 
-    def _checkpoint(
-        self, run: RunDirectory, settings: HeadSettings, fingerprint: str = ""
-    ) -> Checkpoint:
-        return Checkpoint(run.state(self.key(settings)) / "training.npz", fingerprint)
-
 
 def _list_views(run: RunDirectory, settings: HeadSettings) -> dict[str, list[str]]:
     """List the further views that a method trains on, of those that the run holds: their arrays."""
     records = list_records(run, "views")
-    used = {"stego": ["crops"], "hp": [*list_photometric(run), "attention"]}
-    names = [name for name in used.get(settings.method, ()) if name in records]
+    method = METHODS[settings.method]
+    used = ["crops"] if method.uses_crops else []
+    used += [*list_photometric(run), "attention"] if method.needs_views else []
+    names = [name for name in used if name in records]
     return {name: records[name].facts["arrays"] for name in names}
 
 
@@ -204,7 +189,7 @@ def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
         augmented=choose(*(name for name in names if name.startswith("photometric"))),
         attention=arrays.get("attention"),
     )
-    if settings.method != "stego":
+    if not METHODS[settings.method].needs_neighbours:
         return material
     announce(say="neighbours")
     return material.with_neighbours(settings.neighbours)

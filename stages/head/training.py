@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, Optimizer
 
 from stages.clustering import cluster_loss
 from stages.head.material import HeadBatch
@@ -43,15 +43,11 @@ def start_training(
     11, which a fit that starts at the probe would inherit.
     """
     probe = nn.Parameter(_choose_codes(method, read_positions, settings).to(device))
-    trained = method.list_trained()
-    head: Optimizer = (
-        Adam(trained, lr=settings.learning_rate)
-        if settings.method == "stego"
-        else AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    )
-    return Training(
-        method, probe, {"head": head, "probe": Adam([probe], lr=settings.probe_learning_rate)}
-    )
+    optimisers = {
+        "head": method.make_optimiser(),
+        "probe": Adam([probe], lr=settings.probe_learning_rate),
+    }
+    return Training(method, probe, optimisers)
 
 
 def _choose_codes(method: Method, read_positions: ReadPositions, settings: HeadSettings) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.head import methods
+from stages.head import hidden_positives
 from stages.head.hidden_positives import HpBatch, HpModules, hp_loss
 from stages.head.material import HeadBatch
 from stages.head.methods import build_method
@@ -36,7 +36,7 @@ def test_the_augmented_view_is_coded_in_the_arithmetic_of_the_other(
         assert abs(float(parts.consistency)) < 1e-6
         return loss, parts
 
-    monkeypatch.setattr(methods, "hp_loss", record)
+    monkeypatch.setattr(hidden_positives, "hp_loss", record)
     features = torch.randn(2, 3, 3, 16, generator=torch.Generator().manual_seed(0))
     batch = HeadBatch(features, None, features, torch.full((2, 3, 3, 9), 0.1))
     method.compute_loss(batch, 0, torch.Generator().manual_seed(2))
