@@ -41,7 +41,7 @@ from pipeline.storage.files import (
     write_changed,
 )
 from pipeline.storage.locks import hold_lock
-from pipeline.storage.places import is_remote, make_absolute, resolve_inside
+from pipeline.storage.places import make_absolute, require_local, resolve_inside
 from stages.crf import Backend, choose_backend
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.listing import list_images, place_all
@@ -376,12 +376,9 @@ def _describe(manifest: Manifest, kept: int, left: int, out: Path) -> list[str]:
 
 
 def _check_out(out: Path, images: Path) -> None:
-    if is_remote(out):
-        raise UsageError(f"--out {out}: labels need a local folder; copy them there afterwards.")
+    require_local(out, f"--out {out}: labels need a local folder; copy them there afterwards.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder.")
-    if is_remote(images):
-        return
     if out.resolve() in (images.resolve(), *images.resolve().parents):
         raise UsageError(
             f"--out {out} holds the images too: label maps must not lie among them; "

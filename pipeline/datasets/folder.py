@@ -132,7 +132,7 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _require_labels(labels: Path, root: Path) -> None:
-    if not (list_objects(labels) if is_remote(labels) else labels.is_dir()):
+    if not labels.is_dir():
         raise DatasetError(f"no folder of label maps at {labels}")
     if labels.resolve() in (root.resolve(), *root.resolve().parents):
         raise UsageError(

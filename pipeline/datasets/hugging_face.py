@@ -28,7 +28,7 @@ from pipeline.datasets.benchmark import Benchmark
 from pipeline.datasets.definition import DatasetClass, Definition
 from pipeline.errors import DatasetError, UsageError
 from pipeline.storage.files import find_cache, fingerprint
-from pipeline.storage.places import is_remote
+from pipeline.storage.places import require_local
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".gif", ".bmp", ".bin")
 """What an unpacked image is called, by its first bytes; ``.bin`` where they say nothing."""
@@ -304,8 +304,7 @@ class HuggingFace(Benchmark):
     @classmethod
     def open(cls, folder: Path) -> HuggingFace:
         """Give the dataset of a folder, reading no more than a row of it."""
-        if is_remote(folder):
-            raise UsageError(f"huggingface:{folder} must be a local folder: copy it there first")
+        require_local(folder, f"huggingface:{folder} must be a local folder: copy it there first")
         if not folder.is_dir():
             raise DatasetError(
                 f"no folder of a dataset at {folder}: nothing is downloaded, give a local folder"
@@ -328,8 +327,7 @@ class HuggingFace(Benchmark):
 
     def find_root(self, given: Path | None) -> Path:
         """Give the folder that the images are unpacked into: in the cache, or below the given."""
-        if is_remote(given):
-            raise UsageError(f"{self.name} is unpacked into a local folder, and not into {given}")
+        require_local(given, f"{self.name} is unpacked into a local folder, and not into {given}")
         top = given or find_cache("datasets").absolute()
         # what a run remembers of an earlier time is such a folder already
         top = top.parent if top.name.startswith(_PREFIX) else top

@@ -14,7 +14,7 @@ import yaml
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.storage.files import checksum, make_folder, remove_tree, write_bytes, write_text
 from pipeline.storage.locks import Lock, Say, hold_lock
-from pipeline.storage.places import is_remote, list_names, resolve_inside
+from pipeline.storage.places import list_names, resolve_inside
 
 FORMAT = 2
 DEFAULT_NAME = "default"
@@ -98,25 +98,20 @@ class RunDirectory:
     def create(self) -> RunDirectory:
         """Make the directory."""
         try:
-            if is_remote(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-            else:
-                make_folder(self.path)
+            make_folder(self.path)
         except OSError as error:
             raise RunError(
                 f"cannot make the run directory {self.path}: {error.strerror}."
             ) from error
-        if is_remote(self.path) and self.settings_file.is_file():
-            return self  # rather than list all that the run holds
-        foreign = [p for p in self.path.iterdir() if not p.name.startswith(".")]
-        if foreign and not self.settings_file.exists():
+        if self.settings_file.exists():
+            return self
+        if any(not path.name.startswith(".") for path in self.path.iterdir()):
             self._refuse_lost()
             raise RunError(
                 f"{self.path} is not empty and holds no run.yaml; "
                 "give a new or empty folder for the run."
             )
-        if not self.settings_file.exists():
-            self._write({"format": FORMAT, "stages": {}})
+        self._write({"format": FORMAT, "stages": {}})
         return self
 
     def discard_unused(self, *, folder: bool) -> None:
@@ -175,11 +170,7 @@ class RunDirectory:
 
     def keys(self) -> list[str]:
         """Return the keys of all stages that were ever run here (``extract``, ``em/k12``, …)."""
-        state = self.path / "state"
-        if is_remote(state):
-            return _list_keys(state, "")
-        files = sorted(state.glob("*/stage.json")) + sorted(state.glob("*/*/stage.json"))
-        return [file.parent.relative_to(state).as_posix() for file in files]
+        return _list_keys(self.path / "state", "")
 
     def has_been_run(self, key: str) -> bool:
         """Whether a stage was ever run here."""
@@ -272,9 +263,10 @@ class RunDirectory:
 def _list_keys(state: Path, above: str) -> list[str]:
     found = list_names(state / above)
     keys = [above] if above and ("stage.json", False) in found else []
+    # what needs no listing: the records of shards may be many
+    skipped = "shards" if keys else "locks" if not above else None
     for name, inner in found:
-        # listed by name, for the records of shards may be many
-        if inner and name not in ("shards", "locks") and "/" not in above:
+        if inner and name != skipped and "/" not in above:
             keys += _list_keys(state, f"{above}/{name}" if above else name)
     return sorted(keys, key=lambda key: (key.count("/"), key))
 

@@ -24,13 +24,12 @@ from pipeline.images.decoding import read_rgb
 from pipeline.images.faults import require_answer
 from pipeline.images.windows import Window
 from pipeline.run.manifest import Image, Manifest
-from pipeline.storage.places import is_remote
+from pipeline.storage.places import count_requests, is_remote
 
 if TYPE_CHECKING:
     import zarr
 
 # Threads that wait for a store rather than decode.
-FETCH_THREADS = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -114,8 +113,7 @@ def read_windows(
         return group, cut_windows(frame, group)
 
     threads = count_threads()
-    if is_remote(manifest.root):
-        threads = max(threads, FETCH_THREADS)
+    threads = count_requests(manifest.root, threads)
     for group, pixels in map_ahead(read, by_image, threads, ahead):
         if not isinstance(pixels, ImageError):
             yield np.array([window.index for window in group]), pixels

@@ -278,6 +278,8 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, so that they survive a power loss."""
+    if is_remote(folder):
+        return  # a prefix is there with the first object below it
     missing = []
     at = folder
     while not at.is_dir():

@@ -316,9 +316,16 @@ class ObjectPath(_Path):
                 yield self / relative
 
 
-def list_names(path: Any) -> list[tuple[str, bool]]:
-    """List the names directly below a prefix, and whether each is a prefix itself."""
-    return sorted({(name, found.is_prefix) for name, found in path.store.list(path, deep=False)})
+def list_names(path: Path) -> list[tuple[str, bool]]:
+    """List the names directly below a place, sorted, and whether each is one of others."""
+    if is_remote(path):
+        found = path.store.list(path, deep=False)
+        return sorted({(name, status.is_prefix) for name, status in found})
+    try:
+        with os.scandir(path) as entries:
+            return sorted((entry.name, entry.is_dir()) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def find_objects(path: Any) -> list[tuple[str, ObjectStatus]]:
@@ -375,7 +382,7 @@ def is_remote(path: object) -> TypeGuard[ObjectPath]:
     return isinstance(path, ObjectPath)
 
 
-def require_local(path: Path, otherwise: str) -> None:
+def require_local(path: Path | None, otherwise: str) -> None:
     """Refuse a place in an object store, with a sentence."""
     if is_remote(path):
         raise UsageError(otherwise)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamageError, RunError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import FETCH_THREADS, map_ahead
+from pipeline.run.frames import map_ahead
 from pipeline.run.manifest import Image
 from pipeline.run.subject import Subject
 from pipeline.storage.files import decode_table, remove_file
-from pipeline.storage.places import find_files
+from pipeline.storage.places import REQUESTS, find_files
 from stages.labelling import PROBE, RUNNING, Labelling
 from stages.scores import MAX_CLASSES, count_confusion, read_assignment, score_pairs
 
@@ -293,7 +293,7 @@ def left_out_file(run: RunDirectory, subject: Subject) -> Path:
 def read_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> Iterator[pa.Table]:
     """Read the tables of some shards, one after another."""
     files = [counts_file(run, subject, shard) for shard in sorted(shards)]
-    return map_ahead(partial(_read_counts, run), files, FETCH_THREADS, FETCH_THREADS)
+    return map_ahead(partial(_read_counts, run), files, REQUESTS, REQUESTS)
 
 
 def _read_counts(run: RunDirectory, file: Path) -> pa.Table:

@@ -18,10 +18,10 @@ from pipeline.images.faults import require_answer
 from pipeline.images.windows import Window, fit_size, place_windows
 from pipeline.progress import Counter
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import FETCH_THREADS, map_ahead
+from pipeline.run.frames import map_ahead
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import fingerprint
-from pipeline.storage.places import is_remote, make_absolute
+from pipeline.storage.places import count_requests, make_absolute
 from stages.extract.settings import ExtractSettings
 
 PROBE_THREADS = 4
@@ -50,7 +50,7 @@ def list_images(
 
     images = []
     with count(len(samples)) as counter:
-        threads = FETCH_THREADS if is_remote(root) else PROBE_THREADS
+        threads = count_requests(root, PROBE_THREADS)
         for image in map_ahead(probe, range(len(samples)), threads, 4 * threads):
             images.append(image)
             counter.advance()

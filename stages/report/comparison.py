@@ -24,7 +24,6 @@ from pipeline.run.manifest import Image
 from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.settings import field_extra
 from pipeline.storage.files import write_text
-from pipeline.storage.places import is_remote
 from stages import SETTINGS, VERSIONS
 from stages.evaluate.artefacts import read_group_of
 from stages.outside import find_upstream_changes
@@ -218,7 +217,7 @@ def _check_subjects(opened: Sequence[Evaluation]) -> None:
 
 def _locate(run: RunDirectory) -> Path:
     """Return the one place of a run, by whatever way it was given."""
-    return run.path if is_remote(run.path) else run.path.resolve()
+    return run.path.resolve()
 
 
 def build_comparison(

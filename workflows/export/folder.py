@@ -25,7 +25,7 @@ from pipeline.storage.files import (
     write_json,
 )
 from pipeline.storage.locks import hold_lock
-from pipeline.storage.places import is_remote
+from pipeline.storage.places import require_local
 
 RECORD = "export.json"
 _LOCK = ".export.lock"
@@ -123,8 +123,7 @@ def open_folder(path: Path, record: dict[str, Any]) -> Iterator[Folder]:
 
 def check_local(path: Path) -> None:
     """Refuse an object store, and a file where a folder is meant."""
-    if is_remote(path):
-        raise UsageError(f"--out {path}: an export needs a local folder; copy it there afterwards.")
+    require_local(path, f"--out {path}: an export needs a local folder; copy it there afterwards.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; give a folder.")
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from pipeline.errors import ImageError, RunError, StaleError, UsageError
+from pipeline.errors import ImageError, RunError, StaleError
 from pipeline.images.decoding import FORMATS, read_rgb
 from pipeline.run.manifest import Image
 from pipeline.storage.files import checksum
-from pipeline.storage.places import is_remote
+from pipeline.storage.places import require_local
 from workflows.export.folder import Folder
 
 JPEG = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ".jpg")
@@ -45,8 +45,7 @@ def choose_suffix(path: str, accepted: Mapping[str, str]) -> str:
 
 def check_linkable(root: Path) -> None:
     """Refuse links into an object store."""
-    if is_remote(root):
-        raise UsageError(f"--images link: the photographs lie at {root}; take copy or none.")
+    require_local(root, f"--images link: the photographs lie at {root}; take copy or none.")
 
 
 def export_photograph(root: Path, image: Image, folder: Folder, name: str, images: str) -> None:

@@ -27,7 +27,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import read_record
 from pipeline.run.subject import open_evaluation
 from pipeline.storage.files import checksum, confine_writes, write_bytes
-from pipeline.storage.places import is_remote
+from pipeline.storage.places import require_local
 from stages import VERSIONS
 from stages.crf import CrfSettings
 from stages.evaluate.artefacts import open_artefacts
@@ -93,8 +93,7 @@ def export_prototypes(
     run: RunDirectory, out: Path, *, em: str | None, head: str | None
 ) -> list[str]:
     """Write the file of prototypes of a fit or head."""
-    if is_remote(out):
-        raise UsageError(f"--out {out}: an export needs a local folder; copy it there afterwards.")
+    require_local(out, f"--out {out}: an export needs a local folder; copy it there afterwards.")
     file = out if out.suffix == SUFFIX and not out.is_dir() else out / FILE
     facts, tensors = _gather(run, em, head)
     content = save(tensors, {KEY: facts.model_dump_json()})
