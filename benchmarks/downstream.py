@@ -38,7 +38,7 @@ from benchmarks.students import (
 from pipeline import Run
 from pipeline.errors import PipelineError
 from stages.labelling import scale_box
-from stages.report.gallery import colour_labels
+from stages.report.pictures import colour_labels
 from stages.scores import count_confusion, score_assignment
 
 SIDE = 128

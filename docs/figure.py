@@ -18,14 +18,15 @@ from pipeline.images.decoding import read_label
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.manifest import Image as Row
 from stages.evaluate.artefacts import Artefacts, open_artefacts
-from stages.report.gallery import (
+from stages.report.pictures import (
     FeatureColours,
     colour_features,
     colour_labels,
     colour_proposals,
     fit_feature_colours,
+    join_pictures,
+    join_proposals,
 )
-from stages.report.mosaic import join_pictures, join_proposals
 
 SIDE = 200
 GAP = 4
@@ -65,7 +66,7 @@ def _draw_strip(
 ) -> NDArray[np.uint8]:
     pixels = artefacts.read_pixels(image)
     boxes, shape = artefacts.cover(image).boxes, pixels.shape[:2]
-    coloured = colour_features(features, colours.basis, colours.mean, colours.low, colours.high)
+    coloured = colour_features(features, colours)
     proposals = join_proposals(artefacts.read_proposals(image), boxes, shape)
     labels = read_label(artefacts.run.labels(DEFAULT_NAME) / image.split / f"{image.id}.png")
     palette = np.frombuffer(png_palette(()), np.uint8).reshape(256, 3)

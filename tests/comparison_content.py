@@ -14,7 +14,7 @@ from stages.report.comparison import (
     Row,
     Table,
 )
-from stages.report.gallery import make_thumbnail
+from stages.report.pictures import make_thumbnail
 from stages.report.plots import draw_loss
 from tests.report_content import COLOURS, HOSTILE, NAMES, PALETTE
 from tests.scenes import draw_scene

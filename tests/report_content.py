@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.report.gallery import colour_errors, colour_proposals, make_thumbnail
-from stages.report.page import (
-    ClassPart,
+from stages.report.content import (
     ClusterCard,
     Curve,
-    Cutout,
     GalleryItem,
     Picture,
     ReportContent,
-    Role,
     Series,
 )
+from stages.report.pictures import Role, colour_errors, colour_proposals, make_thumbnail
+from stages.report.typical import Cutout
+from stages.scores import Part
 from tests.scenes import draw_scene
 
 HOSTILE = (
@@ -117,7 +116,7 @@ def _make_item(number: int, *, labels: bool, crf: bool) -> GalleryItem:
         pictures.append(Picture("errors", "errors", make_thumbnail(errors, "map")))
     found, counts = np.unique(plain, return_counts=True)
     parts = [
-        ClassPart(int(k), 100 * count / plain.size, 50.0 + k if labels and k < 3 else None)
+        Part(int(k), 100 * count / plain.size, 50.0 + k if labels and k < 3 else None)
         for k, count in zip(found, counts, strict=True)
     ]
     return GalleryItem(
@@ -126,6 +125,8 @@ def _make_item(number: int, *, labels: bool, crf: bool) -> GalleryItem:
         role=ROLES[number % 4],
         pictures=tuple(pictures),
         parts=tuple(sorted(parts, key=lambda part: -part.share)),
+        names=(*NAMES, "cluster 3") if labels else tuple(f"cluster {k}" for k in range(4)),
+        colours=COLOURS,
         figures=(("size", "160 x 120 px"), ("confidence", f"{60 + number} %")),
         accuracy=ACCURACY[number] if labels else None,
         confidence=60.0 + number,
@@ -190,7 +191,7 @@ def make_hostile() -> ReportContent:
         settings_yaml=HOSTILE,
         commands=(HOSTILE,),
         metrics={"em": HOSTILE, "split": HOSTILE, **block, "splits": {HOSTILE: block, "b": block}},
-        gallery=(evil, *content.gallery[1:]),
+        gallery=tuple(replace(item, names=(HOSTILE,) * 4) for item in (evil, *content.gallery[1:])),
         clusters=cards,
         warnings=(HOSTILE,),
         unusual=((HOSTILE, HOSTILE),),

@@ -257,6 +257,9 @@ def choose_look(
     return ClusterLook(index, palette, names, tuple(assignment))
 
 
+LEFT_OUT = "left_out.json"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A fit or head that was evaluated: its figures, its label maps, and how its clusters look."""
@@ -354,6 +357,12 @@ class Evaluation:
     def read_labels(self, image: Image) -> NDArray[np.uint8]:
         """Read the label map of an image; see :func:`read_labels`."""
         return read_labels(self.run, self.subject, image, self.clusters)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The label maps that the scores do without, by path: why they cannot be read."""
+        file = self.run.state(f"evaluate/{self.subject.title}") / LEFT_OUT
+        return read_json(file) or {}
 
     def read_scores(
         self, names: Collection[tuple[str, str]]

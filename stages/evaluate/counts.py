@@ -253,16 +253,6 @@ def encode_scores(scores: Mapping[str, ImageScores], ids: Sequence[str]) -> byte
     return _encode(pa.Table.from_arrays(arrays, schema=_SCORE_SCHEMA))
 
 
-def read_scores(content: bytes, splits: Iterable[str]) -> dict[str, ImageScores]:
-    """Read ``images.parquet`` as it was written from the scores of some splits."""
-    table = _decode(content, _SCORE_SCHEMA, "scores of images").drop_columns(["id"])
-    parts = {split: _choose(table, split).drop_columns(["split"]) for split in splits}
-    return {
-        split: ImageScores(*(column.to_numpy() for column in part.columns))
-        for split, part in parts.items()
-    }
-
-
 def _decode(content: bytes, schema: pa.Schema, what: str) -> pa.Table:
     try:
         table = decode_table(content)
@@ -283,11 +273,6 @@ def _encode(table: pa.Table) -> bytes:
 def counts_file(run: RunDirectory, subject: Subject, shard: int) -> Path:
     """Return where the counts of the images of one shard lie."""
     return run.state(f"evaluate/{subject.title}") / "images" / f"{shard:06d}.parquet"
-
-
-def left_out_file(run: RunDirectory, subject: Subject) -> Path:
-    """Return where it is noted which label maps could not be read, and why."""
-    return run.state(f"evaluate/{subject.title}") / "left_out.json"
 
 
 def read_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> Iterator[pa.Table]:

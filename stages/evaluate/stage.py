@@ -20,7 +20,7 @@ from pipeline.run.frames import shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
-from pipeline.run.subject import choose_subject, read_given_names
+from pipeline.run.subject import LEFT_OUT, choose_subject, read_given_names
 from pipeline.storage.files import (
     fingerprint,
     measure_file,
@@ -36,7 +36,6 @@ from stages.evaluate.counts import (
     counts_file,
     encode_counts,
     encode_scores,
-    left_out_file,
     read_counts,
     remove_other_counts,
     score_images,
@@ -239,7 +238,7 @@ class Evaluate(Stage[EvaluateSettings]):
             more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             screen.warn(f"label map of {path} is left out of the scores: {reason}{more}")
         subject = artefacts.subject
-        write_json(left_out_file(run, subject), unreadable)
+        write_json(run.state(self.key(settings)) / LEFT_OUT, unreadable)
         remove_other_counts(run, subject, records)
         tables = read_counts(run, subject, records)
         tallies = tally_images(tables, settings.splits, artefacts.clusters)

@@ -38,13 +38,10 @@ from stages.report.agreement import (
     paint_looks,
 )
 from stages.report.content import make_curve
-from stages.report.exhibition import find_version
-from stages.report.gallery import colour_labels, make_thumbnail
+from stages.report.page import check_picture, render_page
+from stages.report.pictures import colour_labels, make_thumbnail, sample_evenly
 from stages.report.plots import draw_loss, draw_usage
-from stages.report.rendering import check_picture, is_number, render_page
-from stages.report.reproduction import list_commands
-from stages.report.sample import sample_evenly
-from stages.report.scoreboard import count_effectively
+from stages.report.words import count_effectively, find_version, is_number, list_commands
 
 MOST_SUBJECTS = 12
 COMPARED = 200  # images of each split whose label maps are compared pixel by pixel

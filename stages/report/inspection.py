@@ -37,16 +37,17 @@ from stages.crf import CrfSettings, choose_backend
 from stages.evaluate.artefacts import Artefacts, open_artefacts
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, label_images, take_clusters
-from stages.report.content import describe_scores
-from stages.report.gallery import (
+from stages.report.pictures import (
     colour_errors,
     colour_features,
     colour_labels,
     colour_proposals,
     fit_feature_colours,
+    join_pictures,
+    join_proposals,
 )
-from stages.report.mosaic import join_pictures, join_proposals
 from stages.report.sheet import Legend, Panel, Sheet, draw_sheet
+from stages.report.words import describe_scores
 from stages.scores import list_parts
 
 _DEVICE = "auto"
@@ -314,7 +315,7 @@ def _draw_panels(view: _View) -> Iterator[Panel]:
     yield Panel(f"photograph{part}", view.frame, "photograph")
     features = artefacts.read_features(view.image)
     fitted = fit_feature_colours(features)
-    grids = colour_features(features, fitted.basis, fitted.mean, fitted.low, fitted.high)
+    grids = colour_features(features, fitted)
     what = "features" if artefacts.features == artefacts.run.features else "codes of the head"
     caption = f"{what}: the first three principal components as colours, of this image alone"
     yield Panel(caption, join_pictures(grids, cover.boxes, shape))

@@ -1,114 +1,299 @@
-"""What the report's page says, as records: gathered from a run, then rendered to HTML."""
+"""The page: one self-contained file of HTML, which any browser opens, whatever the run holds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
 
-PictureKey = Literal["image", "features", "proposals", "label", "label_crf", "truth", "errors"]
-Role = Literal["worst", "best", "sample"]
-Colour = tuple[int, int, int]
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
+from stages.report.content import ClusterCard, Curve, GalleryItem, ReportContent
+from stages.report.pictures import (
+    IGNORED_COLOUR,
+    RIGHT_COLOUR,
+    ROLES,
+    WRONG_COLOUR,
+    sample_evenly,
+)
+from stages.report.plots import draw_confusion, draw_loss, draw_scores, draw_series, draw_usage
+from stages.report.words import (
+    IN_USE,
+    count_effectively,
+    format_number,
+    format_percent,
+    is_number,
+    list_confusions,
+    list_others,
+    make_tiles,
+)
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture of an image."""
-
-    key: PictureKey
-    caption: str
-    source: str
-
-
-@dataclass(frozen=True)
-class ClassPart:
-    """How much of an image belongs to a cluster."""
-
-    cluster: int
-    share: float
-    iou: float | None = None
-    name: str = ""
-    colour: Colour | None = None
-
-
-@dataclass(frozen=True)
-class GalleryItem:
-    """One image of the gallery."""
-
-    id: str
-    split: str
-    role: Role
-    pictures: tuple[Picture, ...]
-    parts: tuple[ClassPart, ...] = ()
-    figures: tuple[tuple[str, str], ...] = ()
-    accuracy: float | None = None
-    confidence: float | None = None
-
-
-@dataclass(frozen=True)
-class Cutout:
-    """A proposal that is typical of a cluster, cut out of its photograph."""
-
-    source: str
-    image_id: str
-    split: str
-    similarity: float
-
-
-@dataclass(frozen=True)
-class ClusterCard:
-    """What is known of one cluster."""
-
-    cluster: int
-    name: str
-    colour: Colour
-    share: float | None = None
-    iou: float | None = None
-    iou_plain: float | None = None
-    class_name: str | None = None
-    nearest: int | None = None
-    similarity: float | None = None
-    cutouts: tuple[Cutout, ...] = ()
+PAGE_BYTES = 25_000_000
+_BREAKS = "/\\_.-"  # after these a path or an id may go on in the next line
+_STYLES = ("style.css", "scores.css", "gallery.css", "clusters.css")
+_SCRIPTS = ("common.js", "gallery.js", "clusters.js", "pointer.js", "viewer.js")
+_LAYERS = {
+    "features": "features (PCA)",
+    "proposals": "proposals",
+    "label": "label",
+    "label_crf": "label + CRF",
+    "truth": "ground truth",
+    "errors": "errors",
+}
+_MARKS = (("right", RIGHT_COLOUR), ("wrong", WRONG_COLOUR), ("not judged", IGNORED_COLOUR))
+# Without labels nobody knows which labels are good.
+_ROLE_NAMES = {"worst": "least confident", "best": "most confident"}
+_MEANINGS = {
+    "agreement": "Share of the labelled pixels whose own class is that of their proposal. "
+    "It rises while the prototypes learn what the proposals say.",
+    "turn": "Mean angle by which the prototypes were turned. Close to nothing, more epochs "
+    "change nothing.",
+    "effective classes": "Exponential of the entropy of the class usage. It falls when classes "
+    "die.",
+}
 
 
-@dataclass(frozen=True)
-class Series:
-    """A score that needs no labels, of every epoch."""
+def render_report(content: ReportContent) -> str:
+    """Render the page."""
+    for item in content.gallery:
+        for picture in item.pictures:
+            check_picture(picture.source, f"{picture.caption!r} of {item.id!r}")
+    for card in content.clusters:
+        for cutout in card.cutouts:
+            check_picture(cutout.source, f"of cluster {card.cluster} in {cutout.image_id!r}")
+    metrics = content.metrics
+    blocks = metrics.get("splits") or {metrics["split"]: metrics}
+    others = {name: list_others(block) for name, block in blocks.items()}
+    suffix = "_crf" if metrics["confusion_crf"] is not None else ""
+    counts, assignment = (metrics[f"{name}{suffix}"] for name in ("confusion", "assignment"))
+    classes = metrics["class_names"]
+    confusion = None
+    if counts and assignment and classes:
+        confusion = Markup(draw_confusion(np.array(counts, np.int64), assignment, classes))
+    cards = {card.cluster: card for card in content.clusters}
+    names = [cards[k].name if k in cards else f"cluster {k}" for k in range(metrics["classes"])]
+    return render_page(
+        "report.html.j2",
+        styles=_STYLES,
+        scripts=_SCRIPTS,
+        content=content,
+        metrics=metrics,
+        blocks=blocks,
+        has_labels=any(is_number(block["accuracy"]) for block in blocks.values()),
+        has_headline=is_number(metrics["accuracy"]),
+        has_crf=any(is_number(block["accuracy_crf"]) for block in blocks.values()),
+        tiles=make_tiles(metrics),
+        others=others,
+        notes=list(dict.fromkeys(note for found in others.values() for *_, note in found)),
+        gallery=list_choices(content),
+        pages={(item.split, item.id) for item in content.gallery},
+        cards=cards,
+        clusters=sort_clusters(content),
+        strip=list_covering(content),
+        unfound=list_unfound(content),
+        confusion=confusion,
+        confusions=list_confusions(counts, assignment, classes, names) if confusion else [],
+        curves=list(_plot_curves(content.curve, [card.colour for card in content.clusters])),
+    )
 
-    name: str
-    unit: str
-    values: tuple[float, ...]
+
+def list_choices(content: ReportContent) -> dict[str, Any]:
+    """List what the images of the gallery can be chosen and sorted by."""
+    items = content.gallery
+    score = next(
+        (
+            name
+            for name in ("accuracy", "confidence")
+            if any(is_number(getattr(item, name)) for item in items)
+        ),
+        "",
+    )
+    keys = {picture.key for item in items for picture in item.pictures}
+    present = {part.cluster for item in items for part in item.parts}
+    return {
+        "splits": list(dict.fromkeys(item.split for item in items)),
+        "roles": [role for role in ROLES if any(item.role == role for item in items)],
+        "layers": [(key, name) for key, name in _LAYERS.items() if key in keys],
+        "clusters": [card for card in content.clusters if card.cluster in present],
+        "score": score,
+        "role_names": _ROLE_NAMES if score == "confidence" else {},
+        "marks": _MARKS if "errors" in keys else (),
+    }
 
 
-@dataclass(frozen=True)
-class Curve:
-    """How a fit went."""
+def sort_clusters(content: ReportContent) -> list[ClusterCard]:
+    """Sort the clusters: those with a class in the order of the classes, then by size."""
+    names = content.metrics["class_names"]
 
-    loss: tuple[float, ...]
-    usage: tuple[tuple[float, ...], ...]
-    unit: str = "epoch"
-    classes: tuple[tuple[int, float], ...] = ()
-    classes_label: str = ""
-    chosen: int | None = None
-    scores: tuple[Series, ...] = ()
+    def rank(card: ClusterCard) -> tuple[int, float, int]:
+        place = names.index(card.class_name) if card.class_name in names else len(names)
+        return place, -card.share, card.cluster
+
+    return sorted(content.clusters, key=rank)
 
 
-@dataclass(frozen=True)
-class ReportContent:
-    """Everything that the page says."""
+def list_covering(content: ReportContent) -> list[ClusterCard]:
+    """List the clusters that cover something, the largest first."""
+    covering = [card for card in content.clusters if card.share >= IN_USE]
+    return sorted(covering, key=lambda card: (-card.share, card.cluster))
 
-    title: str
-    notice: str
-    facts: tuple[tuple[str, str], ...]
-    settings_yaml: str
-    commands: tuple[str, ...]
-    metrics: dict[str, Any]
-    gallery: tuple[GalleryItem, ...]
-    curve: Curve
-    clusters: tuple[ClusterCard, ...]
-    warnings: tuple[str, ...]
-    unusual: tuple[tuple[str, str], ...] = ()
-    repeatability: str = ""
-    sample_note: str = ""
-    cutout_note: str = ""
-    version: str = ""
-    suggestions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+def list_unfound(content: ReportContent) -> list[str]:
+    """List the classes that no cluster is matched to; none where there are no labels."""
+    found = {card.class_name for card in content.clusters if card.class_name}
+    return [name for name in content.metrics["class_names"] if found and name not in found]
+
+
+def _plot_curves(curve: Curve, palette: Sequence[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
+    def plot(title: str, svg: str, detail: str = "", *, legend: bool = False) -> dict[str, Any]:
+        return {"title": title, "svg": Markup(svg), "detail": detail, "legend": legend}
+
+    if curve.classes:
+        yield plot(
+            "Number of classes",
+            draw_scores(curve.classes, curve.chosen),
+            "What every number of classes scores without labels: "
+            f"{curve.classes_label}. The dot is the one that was fitted.",
+        )
+    if curve.loss:
+        yield plot("Loss", draw_loss(curve.loss, curve.unit))
+    if curve.usage and palette:
+        yield plot("Class usage", draw_usage(curve.usage, palette, curve.unit), legend=True)
+    for series in curve.scores:
+        if any(map(is_number, series.values)):
+            name = series.name.replace("_", " ")
+            title = f"{name[:1].upper()}{name[1:]}{', ' if series.unit else ''}{series.unit}"
+            svg = draw_series(series.name, series.values, curve.unit)
+            yield plot(title, svg, _MEANINGS.get(name, ""))
+
+
+# --- a page that is not too large -----------------------------------------------------------------
+
+
+def fit_page(
+    content: ReportContent, render: Callable[[ReportContent], str], most: int = PAGE_BYTES
+) -> str:
+    """Render the page; pictures are left out where it would be too large, and that is said."""
+    chosen = len(content.gallery)
+    page = render(content)
+    while (over := len(page.encode()) - most) > 0:
+        if content.gallery:
+            kept = _keep_images(content.gallery, over)
+            note = f"{_say_left_out(len(kept), chosen, most)} {content.sample_note}".strip()
+            page = render(replace(content, gallery=kept, sample_note=note))
+            content = replace(content, gallery=kept)
+        elif any(card.cutouts for card in content.clusters):
+            bare = tuple(replace(card, cutouts=()) for card in content.clusters)
+            left = f"There are no cut-outs, {_say_limit(most)}."
+            note = _say_left_out(0, chosen, most) if chosen else content.sample_note
+            content = replace(content, clusters=bare, cutout_note=left, sample_note=note)
+            page = render(content)
+        else:
+            break
+    return page
+
+
+def _keep_images(gallery: Sequence[GalleryItem], over: int) -> tuple[GalleryItem, ...]:
+    """Keep an even sample of the images, smaller by some bytes at least."""
+    share = 1 - over / max(sum(item.size for item in gallery), 1)
+    # a page may hold a picture more than once: no more than half are left out at a time
+    count = min(len(gallery) - 1, max(int(share * len(gallery)), len(gallery) // 2))
+    return tuple(gallery[i] for i in sample_evenly(len(gallery), count))
+
+
+def _say_left_out(kept: int, chosen: int, most: int) -> str:
+    return f"Only {kept} of the {chosen} chosen images are shown, {_say_limit(most)}."
+
+
+def _say_limit(most: int) -> str:
+    return f"so that the page stays below {most / 1e6:.0f} MB"
+
+
+# --- pages that need nothing but themselves, which comparisons are, too ---------------------------
+
+
+def render_page(
+    template: str,
+    *,
+    styles: Sequence[str] = ("style.css",),
+    scripts: Sequence[str] = ("common.js",),
+    **values: Any,
+) -> str:
+    """Render a template that extends ``base.html.j2``."""
+    script = "".join(_read(name) for name in scripts)
+    page = _ENVIRONMENT.get_template(template).render(
+        style=Markup("".join(_read(name) for name in styles)),
+        script=Markup(script),
+        script_digest=_digest(script),
+        **values,
+    )
+    # a file name that is no valid Unicode reaches us as lone surrogates, which no encoding takes
+    return _mend(page)
+
+
+def check_picture(source: str, what: str) -> None:
+    """Refuse a picture that would have to be fetched."""
+    if not source.startswith("data:image/"):
+        raise ValueError(f"the picture {what} is no data URI of an image")
+
+
+def format_colour(colour: Sequence[int]) -> str:
+    """Format red, green and blue, 0..255, as CSS does."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def name_fragment(*parts: object) -> str:
+    """Name a place in the page, such as ``image/val/a%20b``, from texts of any content."""
+    return "/".join(quote(_mend(str(part)), safe="") for part in parts)
+
+
+def break_path(text: object) -> Markup:
+    """Let a path or an id be broken after its separators, and nowhere else if that will do."""
+    escaped = []
+    for character in str(text):
+        escaped.append(escape(character))
+        if character in _BREAKS:
+            escaped.append(Markup("<wbr>"))
+    return Markup("").join(escaped)
+
+
+def _mend(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _digest(text: str) -> str:
+    """Name a script in a content policy, so that no other one may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _read(name: str) -> str:
+    """Read a file of the folder as it is: braces in a style are no template."""
+    return _LOADER.get_source(_ENVIRONMENT, name)[0]
+
+
+def _make_environment() -> Environment:
+    environment = Environment(
+        loader=_LOADER,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format_number,
+        "percent": format_percent,
+        "effective": count_effectively,
+        "colour": format_colour,
+        "breakable": break_path,
+    }
+    environment.globals["fragment"] = name_fragment
+    return environment
+
+
+_LOADER = PackageLoader("stages.report")
+_ENVIRONMENT = _make_environment()

@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from stages.report.page import Series
-
 # matplotlib has no notion of a CSS variable, so each theme colour is drawn as a stand-in
 _THEME = {
     "#0a0b1c": "currentColor",
@@ -62,10 +60,9 @@ def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) 
     return _render(figure, f"Score of {len(ordered)} numbers of classes")
 
 
-def draw_series(series: Series, unit: str = "epoch") -> str:
+def draw_series(name: str, values: Sequence[float], unit: str = "epoch") -> str:
     """Draw one score over the epochs."""
-    description = f"{series.name} of {len(series.values)} times one {unit}"
-    return _draw_epochs(series.values, unit, 0.1, description)
+    return _draw_epochs(values, unit, 0.1, f"{name} of {len(values)} times one {unit}")
 
 
 def _draw_epochs(values: Sequence[float], unit: str, margin: float, description: str) -> str:

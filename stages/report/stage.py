@@ -14,9 +14,8 @@ from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.subject import choose_subject, read_given_names
 from pipeline.storage.files import fingerprint, write_text
 from stages.outside import NAMES
-from stages.report.budget import fit_page
-from stages.report.document import render_report
-from stages.report.exhibition import build_content
+from stages.report.content import build_content
+from stages.report.page import fit_page, render_report
 from stages.report.settings import ReportSettings
 
 

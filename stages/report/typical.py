@@ -1,25 +1,53 @@
-"""Parts of images that are typical of a cluster: rated, chosen, and cut out."""
+"""What is typical of every cluster: parts of windows, rated, chosen, and cut out of photographs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+import zarr
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as PillowImage
 from scipy.ndimage import uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from pipeline.images.windows import Window
+from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.manifest import Image
+from pipeline.storage.arrays import open_arrays, read_rows
+from stages.evaluate.artefacts import Artefacts
+from stages.labelling import MAIN, classify
+from stages.report.pictures import make_thumbnail, sample_evenly
+
+WINDOWS = 512
+MOST = 10
+CUTOUT_BYTES = 8_000_000  # of the page
+_PER_IMAGE = 2
+_SIDE = 128
+# positions of the grid: a proposal of less has no feature of its own, a region of less is a speck
+_SMALLEST_PROPOSAL = 1.0
+_SMALLEST_REGION = 4.0
 # what is not part of a cut-out: its grey, dimmed, and lifted, so that dark photographs show it too
 _DIM, _LIFT = 0.5, 40
 _MARGIN = 1.15  # side of a cut-out over that of the part
 _SMALLEST = 0.2  # side of a cut-out over that of the window: less says nothing of the place
 _OUTLINE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A proposal that is typical of a cluster, cut out of its photograph."""
+
+    source: str
+    image_id: str
+    split: str
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -118,12 +146,12 @@ def draw_cutout(
     columns = np.arange(width) * mask.shape[1] // width
     mask = mask[rows[:, None], columns]
     area = _frame_part(mask)
-    picture = Image.fromarray(np.ascontiguousarray(frame[area]))
-    cover = Image.fromarray(mask[area].astype(np.uint8) * 255)
+    picture = PillowImage.fromarray(np.ascontiguousarray(frame[area]))
+    cover = PillowImage.fromarray(mask[area].astype(np.uint8) * 255)
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    pixels = np.asarray(picture.resize(size, Image.Resampling.LANCZOS)).astype(np.float64)
-    share = np.asarray(cover.resize(size, Image.Resampling.BILINEAR))[..., None] / 255
+    pixels = np.asarray(picture.resize(size, PillowImage.Resampling.LANCZOS)).astype(np.float64)
+    share = np.asarray(cover.resize(size, PillowImage.Resampling.BILINEAR))[..., None] / 255
     grey = pixels.mean(axis=-1, keepdims=True)
     drawn = share * pixels + (1 - share) * (_DIM * grey + _LIFT)
     # smoothed, so that specks have no outline
@@ -159,3 +187,161 @@ def _find_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(mask, 1)
     near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return near & ~mask
+
+
+def gather_typical(
+    artefacts: Artefacts, splits: Sequence[str]
+) -> tuple[dict[int, list[Cutout]], str]:
+    """Cut the most typical proposals of every cluster out of the photographs; say how.
+
+    Where there are no proposals at all, or none of the sample belongs to a cluster, connected
+    regions of the labels stand in for them.
+    """
+    windows = artefacts.manifest.usable_windows(splits=splits)
+    sample = [windows[i] for i in sample_evenly(len(windows), WINDOWS)]
+    reader = _open_reader(artefacts)
+    threads = count_threads()
+    rated = list(map_ahead(reader.rate, sample, threads, threads))
+    proposals = choose_typical(join_parts([own for own, _ in rated]), MOST, _PER_IMAGE)
+    regions = join_parts([others for _, others in rated])
+    lacking = np.flatnonzero(~np.isin(regions.clusters, proposals.clusters))
+    regions = choose_typical(regions.choose(lacking), MOST, _PER_IMAGE)
+    cutouts: dict[int, list[Cutout]] = {}
+    for parts, of_proposals in ((proposals, True), (regions, False)):
+        for cluster, cutout in zip(
+            parts.clusters.tolist(), reader.cut(parts, of_proposals), strict=True
+        ):
+            cutouts.setdefault(cluster, []).append(cutout)
+    note = _describe(
+        len(sample), len(windows), artefacts.has_proposals, np.unique(regions.clusters).tolist()
+    )
+    return trim_cutouts(cutouts), note
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The arrays that parts are read from; ``proposals`` is None where there are none."""
+
+    artefacts: Artefacts
+    features: zarr.Array
+    proposals: zarr.Array | None
+
+    def rate(self, window: Window) -> tuple[Parts, Parts]:
+        """Rate the proposals of a window, and the regions of its labels."""
+        features, logits = self._classify(window.index)
+        ids = self._read_proposals(window.index)
+        regions = find_regions(logits.argmax(dim=0).numpy())
+        prototypes = self.artefacts.classifiers[MAIN].prototypes.float()
+
+        def rate(ids: NDArray[np.integer], smallest: float) -> Parts:
+            rated = rate_parts(ids, features, logits, prototypes, smallest)
+            count = len(rated[0])
+            return Parts(
+                np.full(count, window.index, np.int64),
+                np.full(count, window.image, np.int64),
+                *rated,
+            )
+
+        proposals = join_parts([]) if ids is None else rate(ids, _SMALLEST_PROPOSAL)
+        return proposals, rate(regions, _SMALLEST_REGION)
+
+    def _classify(self, window: int) -> tuple[Tensor, Tensor]:
+        """Return features [row, column, channel] and logits [cluster, row, column], float32."""
+        features = torch.from_numpy(read_rows(self.features, window, window + 1)).float()
+        return features[0], classify(features, self.artefacts.classifiers[MAIN])[0]
+
+    def _read_proposals(self, window: int) -> NDArray[np.uint8] | None:
+        if self.proposals is None:
+            return None
+        ids: NDArray[np.uint8] = read_rows(self.proposals, window, window + 1)[0]
+        return ids
+
+    def _map_parts(self, window: int, of_proposals: bool) -> NDArray[np.integer]:
+        """Map the parts of a window again that :meth:`rate` has found, int [y, x]."""
+        ids = self._read_proposals(window) if of_proposals else None
+        return find_regions(self._classify(window)[1].argmax(dim=0).numpy()) if ids is None else ids
+
+    def cut(self, parts: Parts, of_proposals: bool) -> list[Cutout]:
+        """Cut parts out of their photographs, each of which is read once."""
+        rows = np.unique(parts.images).tolist()
+        cutouts: dict[int, Cutout] = {}
+
+        def draw(row: int) -> dict[int, Cutout]:
+            image = self.artefacts.manifest.images[row]
+            pixels = self.artefacts.read_pixels(image)
+            places = np.flatnonzero(parts.images == row).tolist()
+            return {
+                place: self._draw(image, pixels, parts, place, of_proposals) for place in places
+            }
+
+        threads = count_threads()
+        for drawn in map_ahead(draw, rows, threads, threads):
+            cutouts |= drawn
+        return [cutouts[place] for place in range(len(parts.windows))]
+
+    def _draw(
+        self,
+        image: Image,
+        pixels: NDArray[np.uint8],
+        parts: Parts,
+        place: int,
+        of_proposals: bool,
+    ) -> Cutout:
+        window = int(parts.windows[place])
+        cover = self.artefacts.cover(image)
+        left, top, right, bottom = cover.boxes[window - cover.rows.start]
+        ids = self._map_parts(window, of_proposals)
+        cutout = draw_cutout(pixels[top:bottom, left:right], ids == parts.numbers[place], _SIDE)
+        return Cutout(
+            source=make_thumbnail(cutout, "photograph", _SIDE),
+            image_id=image.id,
+            split=image.split,
+            similarity=float(parts.similarities[place]),
+        )
+
+
+def _open_reader(artefacts: Artefacts) -> _Reader:
+    features = open_arrays(artefacts.features, ["clean"])["clean"]
+    if not artefacts.has_proposals:
+        return _Reader(artefacts, features, None)
+    return _Reader(
+        artefacts, features, open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
+    )
+
+
+def _describe(sample: int, windows: int, has_proposals: bool, lacking: Sequence[int]) -> str:
+    """Say what the cut-outs are."""
+    source = (
+        f"all {windows} windows"
+        if sample == windows
+        else (f"{sample} of {windows} windows, evenly spaced")
+    )
+    if not has_proposals:
+        return (
+            f"Cut-outs: there are no proposals of these features, so that the connected regions of "
+            f"the labels that are nearest to the cluster's prototype are shown, of {source}."
+        )
+    note = (
+        f"Cut-outs: the proposals of the cluster that are nearest to its prototype, of {source}, "
+        f"at most {_PER_IMAGE} of one image."
+    )
+    if lacking:
+        listed = ", ".join(map(str, lacking[:20])) + (", …" if len(lacking) > 20 else "")
+        note += f" No proposal belongs to cluster {listed}: regions of the labels stand in."
+    return note
+
+
+def trim_cutouts(
+    cutouts: Mapping[int, Sequence[Cutout]], most: int = CUTOUT_BYTES
+) -> dict[int, list[Cutout]]:
+    """Leave the least typical cut-outs out where all would not fit, of every cluster alike."""
+    kept: dict[int, list[Cutout]] = {cluster: [] for cluster in cutouts}
+    size = 0
+    for round_ in zip_longest(*cutouts.values()):
+        size += sum(len(cutout.source) for cutout in round_ if cutout is not None)
+        if size > most:
+            break
+        for cluster, cutout in zip(cutouts, round_, strict=True):
+            if cutout is not None:
+                kept[cluster].append(cutout)
+    return kept

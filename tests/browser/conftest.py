@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages.report.document import render_report
+from stages.report.page import render_report
 from tests.report_content import make_content
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

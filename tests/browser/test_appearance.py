@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages.report.document import render_report
+from stages.report.page import render_report
 from tests.browser.conftest import Open, overflow
 from tests.report_content import make_content, make_hostile
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.report.document import render_report
+from stages.report.page import render_report
 from tests.browser.conftest import Open
 from tests.report_content import ACCURACY, make_content
 

@@ -30,7 +30,6 @@ from stages.evaluate.counts import (
     encode_scores,
     join_scores,
     read_counts,
-    read_scores,
     remove_other_counts,
     score_counts,
     score_images,
@@ -150,12 +149,12 @@ def test_the_table_of_all_images() -> None:
     content = encode_scores(scores, ["a", "b/ü", "c"])
     table = pq.read_table(io.BytesIO(content))
     rows = table.to_pylist()
-    for name, part in read_scores(content, ["train", "val", "none"]).items():
+    for name, part in scores.items():
+        own = [row for row in rows if row["split"] == name]
         for field in fields(part):
-            wanted = getattr(scores[name], field.name) if name in scores else []
-            assert_array_equal(getattr(part, field.name), wanted)
-    with pytest.raises(ValueError, match="other columns"):
-        read_scores(encode_counts([]), [])
+            column = "image" if field.name == "images" else field.name
+            written = np.array([row[column] for row in own], float)
+            assert_array_equal(written, getattr(part, field.name))
     assert [(r["image"], r["id"], r["split"]) for r in rows] == [
         (0, "a", "val"),
         (2, "c", "val"),

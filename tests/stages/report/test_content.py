@@ -1,4 +1,4 @@
-"""What the report shows of single images and of the fit."""
+"""What the report shows of single images, of the clusters, and of the fit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.run.subject import ClusterLook, choose_look
-from stages.report.content import Exhibit, build_item, count_effective, describe_facts, make_curve
-from stages.report.gallery import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, fit_feature_colours
-from stages.report.page import ClassPart, GalleryItem, Series
+from stages.report.content import (
+    Exhibit,
+    GalleryItem,
+    Series,
+    build_item,
+    count_effective,
+    find_nearest,
+    make_cards,
+    make_curve,
+)
+from stages.report.pictures import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, fit_feature_colours
+from stages.report.typical import Cutout
+from stages.report.words import describe_facts
+from stages.scores import Part
 
 NAMES = ("sky", "road")
 COLOURS = ((1, 2, 3), (4, 5, 6))
@@ -100,9 +111,10 @@ def test_the_numbers_of_an_image() -> None:
     )
     # one row is ignored, and all else is right
     assert item.parts == (
-        ClassPart(0, 50.0, 100.0, "road", COLOURS[1]),
-        ClassPart(1, 50.0, 100.0, "sky", COLOURS[0]),
+        Part(0, 50.0, 100.0),
+        Part(1, 50.0, 100.0),
     )
+    assert (item.names, item.colours) == (("road", "sky"), (COLOURS[1], COLOURS[0]))
     assert (build(make_exhibit(), look).accuracy, build(make_exhibit(), look).confidence) == (
         None,
         None,
@@ -191,3 +203,61 @@ def test_scores_without_labels_are_whatever_the_fit_has() -> None:
     np.testing.assert_allclose(effective.values, [2, 1, np.nan])
     np.testing.assert_allclose(count_effective(np.full((1, 7), 3.0)), [7])
     assert make_curve({}, {}).scores == ()
+
+
+BLOCK: dict[str, Any] = {
+    "class_names": ["sky", "road"],
+    "class_usage": [50.0, 30.0, 20.0],
+    "per_class": [
+        {"name": "sky", "iou": 10.0, "iou_crf": 11.0},
+        {"name": "road", "iou": 20.0, "iou_crf": 21.0},
+    ],
+    "assignment": [0, 1, None],
+    "assignment_crf": [1, None, 0],
+}
+PROTOTYPES = np.array([[1, 0], [0, 2], [3, 3.1]], np.float32)
+
+
+def test_the_nearest_cluster() -> None:
+    found = find_nearest(PROTOTYPES)
+    assert found is not None
+    assert found[0].tolist() == [2, 2, 1]
+    np.testing.assert_allclose(found[1], [3, 3.1, 3.1] / np.hypot(3, 3.1), rtol=1e-6)
+    assert find_nearest(PROTOTYPES[:1]) is None
+    zeros = find_nearest(np.zeros((3, 2), np.float32))
+    assert zeros is not None and zeros[0].tolist() == [1, 0, 0] and not zeros[1].any()
+
+
+def test_a_card_has_the_figures_of_its_own_cluster() -> None:
+    look = choose_look(3, BLOCK["assignment_crf"], BLOCK["class_names"], (), {1: "mine"})
+    cutout = Cutout("data:image/jpeg;base64,", "a", "val", 0.5)
+    cards = make_cards(BLOCK, look, PROTOTYPES, {2: [cutout]})
+    assert [card.cluster for card in cards] == [0, 1, 2]
+    assert [card.name for card in cards] == ["road", "mine", "sky"]
+    assert [card.class_name for card in cards] == ["road", None, "sky"]
+    assert [card.iou for card in cards] == [21.0, None, 11.0]
+    # the two matchings differ: without CRF, cluster 0 is sky
+    assert [card.iou_plain for card in cards] == [10.0, 20.0, None]
+    assert [card.share for card in cards] == [50.0, 30.0, 20.0]
+    assert [card.nearest for card in cards] == [2, 2, 1]
+    assert [len(card.cutouts) for card in cards] == [0, 0, 1]
+    assert len({card.colour for card in cards}) == 3
+
+
+def test_without_crf_there_is_one_iou() -> None:
+    block = BLOCK | {"assignment_crf": None}
+    look = choose_look(3, block["assignment"], block["class_names"], ())
+    cards = make_cards(block, look, PROTOTYPES, {})
+    assert [(card.iou, card.iou_plain) for card in cards] == [
+        (10.0, None),
+        (20.0, None),
+        (None, None),
+    ]
+
+
+def test_without_labels_there_is_none() -> None:
+    block = BLOCK | {"assignment_crf": None, "assignment": None}
+    cards = make_cards(block, choose_look(3, None, (), ()), PROTOTYPES[:3], {})
+    assert {(card.iou, card.iou_plain, card.class_name) for card in cards} == {(None, None, None)}
+    single = make_cards(block, choose_look(1, None, (), ()), PROTOTYPES[:1], {})
+    assert (single[0].nearest, single[0].similarity) == (None, None)

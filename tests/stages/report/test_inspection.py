@@ -13,8 +13,8 @@ from pipeline.errors import RunError, StaleError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.subject import open_evaluation
 from stages.report import inspection
-from stages.report.gallery import RIGHT_COLOUR, WRONG_COLOUR
 from stages.report.inspection import inspect_image
+from stages.report.pictures import RIGHT_COLOUR, WRONG_COLOUR
 from stages.report.sheet import Sheet, draw_sheet
 from tests.scenes import FAST_EM, Invoke
 

@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 import pytest
 
-from stages.report.page import Series
 from stages.report.plots import (
     draw_confusion,
     draw_loss,
@@ -37,7 +36,7 @@ def draw_all() -> list[str]:
         draw_loss([3.0, 2.0, 1.5]),
         draw_scores([(3, 0.1), (5, 0.4), (9, 0.3)], 5),
         draw_usage([[0.25] * 4, [0.4, 0.3, 0.2, 0.1]], palette),
-        draw_series(Series("consistency", "%", (1.0, 2.0, 2.5))),
+        draw_series("consistency", (1.0, 2.0, 2.5)),
         draw_confusion(CONFUSION, ASSIGNMENT, ["sky", "road", "tree"]),
     ]
 
@@ -131,7 +130,7 @@ def test_scores_of_numbers_of_classes_are_in_order_with_the_chosen_one_marked() 
 
 
 def test_a_series_leaves_out_what_is_not_finite():
-    svg = draw_series(Series("silhouette", "cosine", (0.1, float("nan"), 0.3, 0.2)), "round")
+    svg = draw_series("silhouette", (0.1, float("nan"), 0.3, 0.2), "round")
     assert "round" in read_texts(svg)
     assert "nan" not in svg.lower()
     assert parse(svg).get("aria-label") == "silhouette of 4 times one round"

@@ -1,10 +1,12 @@
-"""Pictures of the report: labels, proposals, features and errors in colour, as data URIs."""
+"""Pictures of the report: which images are shown, in which colours, and as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.datasets import IGNORE
+from pipeline.images.windows import Box
+
+Role = Literal["worst", "best", "sample"]
+# (position, why it is shown)
+Choice = tuple[int, Role]
+ROLES: tuple[Role, ...] = ("worst", "best", "sample")
 
 RIGHT_COLOUR = (184, 224, 186)
 WRONG_COLOUR = (200, 30, 45)
@@ -22,6 +30,44 @@ NO_PROPOSAL_COLOUR = (44, 44, 44)
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _SAMPLED_POSITIONS = 65_536
 _JPEG_QUALITY = 80
+_LARGEST_ID = 255  # ids are bytes; those above start again at 1
+
+
+def sample_evenly(count: int, wanted: int) -> list[int]:
+    """Choose ``wanted`` of ``count`` positions, evenly spaced, without chance."""
+    if wanted >= count:
+        return list(range(count))
+    return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]
+
+
+def choose_images(ids: Sequence[str], scores: NDArray[np.float64], wanted: int) -> list[Choice]:
+    """Choose the images of a split that are shown.
+
+    A third are the worst, a third the best, and the rest are evenly spaced among all others.
+    """
+    wanted = min(wanted, len(ids))
+    rated = [i for i in range(len(ids)) if not np.isnan(scores[i])]
+    worst = sorted(rated, key=lambda i: (scores[i], ids[i]))[: (wanted + 1) // 3]
+    left = set(rated) - set(worst)
+    best = sorted(left, key=lambda i: (-scores[i], ids[i]))[: wanted // 3]
+    shown = {*worst, *best}
+    others = [i for i in range(len(ids)) if i not in shown]
+    sample = sample_evenly(len(others), wanted - len(worst) - len(best))
+    return [
+        *((i, ROLES[0]) for i in worst),
+        *((i, ROLES[1]) for i in best),
+        *((others[i], ROLES[2]) for i in sample),
+    ]
+
+
+def rank_choices(choices: Sequence[Sequence[tuple[Any, Role]]]) -> list[tuple[int, int]]:
+    """Say in which order images are taken as long as there is room: fair to splits and roles."""
+    lists = [
+        [(split, n) for n, (_, found) in enumerate(chosen) if found == role]
+        for role in ROLES
+        for split, chosen in enumerate(choices)
+    ]
+    return [place for round_ in zip_longest(*lists) for place in round_ if place is not None]
 
 
 @dataclass(frozen=True)
@@ -71,15 +117,10 @@ def fit_feature_colours(features: NDArray[Any]) -> FeatureColours:
     return FeatureColours(basis, mean, low, high)
 
 
-def colour_features(
-    features: NDArray[Any],
-    basis: NDArray[np.float64],
-    mean: NDArray[np.float64],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-) -> NDArray[np.uint8]:
+def colour_features(features: NDArray[Any], colours: FeatureColours) -> NDArray[np.uint8]:
     """Colour features by their projections on three directions."""
-    projected = (features.astype(np.float64) - mean) @ basis
+    low, high = colours.low, colours.high
+    projected = (features.astype(np.float64) - colours.mean) @ colours.basis
     extent = high - low
     flat = extent <= np.finfo(np.float64).eps * np.maximum(np.abs(high), np.abs(low))
     scaled = (projected - low) / np.where(flat, 1.0, extent)
@@ -139,3 +180,65 @@ def _make_proposal_palette() -> NDArray[np.uint8]:
 
 
 _PROPOSAL_PALETTE = _make_proposal_palette()
+
+
+def join_pictures(
+    windows: NDArray[np.uint8],
+    boxes: Sequence[Box],
+    shape: tuple[int, ...],
+) -> NDArray[np.uint8]:
+    """Paste pictures of windows into one; where they overlap, one fades into the other."""
+    total = np.zeros((*shape[:2], 3), np.float32)
+    weights = np.zeros((*shape[:2], 1), np.float32)
+    for window, (left, top, right, bottom) in zip(windows, boxes, strict=True):
+        height, width = bottom - top, right - left
+        weight = np.minimum.outer(_ramp(height), _ramp(width))[..., None]
+        total[top:bottom, left:right] += weight * _enlarge(window, height, width)
+        weights[top:bottom, left:right] += weight
+    mean = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
+    return np.rint(mean).astype(np.uint8)
+
+
+def join_proposals(
+    windows: NDArray[np.uint8],
+    boxes: Sequence[Box],
+    shape: tuple[int, ...],
+) -> NDArray[np.uint8]:
+    """Paste the proposals of windows into one map; what two windows agree on keeps one id."""
+    joined = np.zeros(shape[:2], np.int64)
+    used = 0
+    for window, (left, top, right, bottom) in zip(windows, boxes, strict=True):
+        ids = _enlarge(window, bottom - top, right - left).astype(np.int64)
+        before = joined[top:bottom, left:right]
+        names, used = _match_ids(ids, before, used)
+        before[...] = np.where(before > 0, before, names[ids])
+    return np.where(joined > 0, (joined - 1) % _LARGEST_ID + 1, 0).astype(np.uint8)
+
+
+def _match_ids(
+    ids: NDArray[np.int64], before: NDArray[np.int64], used: int
+) -> tuple[NDArray[np.int64], int]:
+    """Choose the joined id of every id of a window; return them and the largest one in use."""
+    count = int(ids.max()) + 1
+    shared = (ids > 0) & (before > 0)
+    overlap = np.zeros((count, used + 1), np.int64)
+    np.add.at(overlap, (ids[shared], before[shared]), 1)
+    best = overlap.argmax(axis=1)
+    agreed = 2 * overlap[np.arange(count), best] > overlap.sum(axis=1)
+    names = np.where(agreed, best, 0)
+    new = np.setdiff1d(np.unique(ids), [0])
+    new = new[names[new] == 0]
+    names[new] = used + 1 + np.arange(len(new))
+    return names, used + len(new)
+
+
+def _ramp(length: int) -> NDArray[np.float32]:
+    """Return the distance of every pixel from the nearer end, half a pixel at the least."""
+    position = np.arange(length, dtype=np.float32) + 0.5
+    return np.minimum(position, length - position)
+
+
+def _enlarge(window: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    rows = np.arange(height) * window.shape[0] // height
+    columns = np.arange(width) * window.shape[1] // width
+    return window[rows[:, None], columns]

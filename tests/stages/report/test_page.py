@@ -1,4 +1,4 @@
-"""The HTML page of the report."""
+"""The HTML page of the report: what it says, that it needs nothing, and that it stays small."""
 
 from __future__ import annotations
 
@@ -7,11 +7,41 @@ import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stages.report.document import render_report
-from stages.report.page import Curve, Picture, ReportContent, Series
+from stages.report import page
+from stages.report.content import (
+    GALLERY_BYTES,
+    LARGE,
+    SMALL,
+    ClusterCard,
+    Curve,
+    GalleryItem,
+    Picture,
+    ReportContent,
+    Series,
+    choose_side,
+    take_within,
+)
+from stages.report.page import (
+    PAGE_BYTES,
+    break_path,
+    check_picture,
+    fit_page,
+    format_colour,
+    list_choices,
+    list_covering,
+    list_unfound,
+    name_fragment,
+    render_report,
+    sort_clusters,
+)
+from stages.report.typical import CUTOUT_BYTES, Cutout, trim_cutouts
 from tests.report_content import HOSTILE, make_block, make_content, make_hostile
 
 _VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "g", "wbr"}
@@ -159,8 +189,8 @@ def test_a_name_of_the_users_stands_beside_the_class():
 def test_an_image_of_another_split_has_the_names_of_its_own():
     content = make_content()
     item = content.gallery[0]
-    parts = (replace(item.parts[0], name="meadow", colour=(1, 2, 3)), *item.parts[1:])
-    html = render_report(replace(content, gallery=(replace(item, parts=parts),)))
+    own = replace(item, names=("meadow",) * 4, colours=((1, 2, 3),) * 4)
+    html = render_report(replace(content, gallery=(own,)))
     assert '<tr data-colour="#010203">' in html
     assert "meadow" in Page(html).text
 
@@ -358,3 +388,218 @@ def test_scores_without_labels_are_drawn():
 
 def test_the_maker_is_named():
     assert "Made by primaps-pipe\xa09.9." in "".join(Page(render_report(make_content())).texts)
+
+
+def find_items(content: ReportContent) -> list[dict[str, str | None]]:
+    return [tag for tag in Page(render_report(content)).find("li") if "data-parts" in tag]
+
+
+def test_what_there_is_to_choose_from() -> None:
+    choices = list_choices(make_content())
+    assert choices["splits"] == ["train", "val"]
+    assert choices["roles"] == ["worst", "best", "sample"]
+    assert [key for key, _ in choices["layers"]] == [
+        "features",
+        "proposals",
+        "label",
+        "label_crf",
+        "truth",
+        "errors",
+    ]
+    assert [(card.cluster, card.label) for card in choices["clusters"]] == [
+        (0, "sky (0)"),
+        (1, "field (1)"),
+        (2, "road (2)"),
+        (3, "cluster 3"),
+    ]
+    assert choices["score"] == "accuracy"
+
+
+def test_without_labels_images_are_sorted_by_confidence() -> None:
+    content = make_content(labels=False)
+    assert list_choices(content)["score"] == "confidence"
+    assert [item["data-score"] for item in find_items(content)] == [f"{60 + n}.0" for n in range(8)]
+    assert "IoU, %" not in Page(render_report(content)).text
+    assert "IoU, %" in Page(render_report(make_content())).text
+
+
+def test_an_image_without_labels_among_others_has_no_score() -> None:
+    content = make_content()
+    bare = replace(content.gallery[0], accuracy=None)
+    first, second, *_ = find_items(replace(content, gallery=(bare, *content.gallery[1:])))
+    assert "data-score" not in first
+    assert second["data-score"] == "97.2"
+
+
+def test_no_images() -> None:
+    content = replace(make_content(), gallery=())
+    assert find_items(content) == [] and list_choices(content)["score"] == ""
+
+
+def test_shares_are_what_the_filter_reads() -> None:
+    content = make_content()
+    parts = dict(part.split(":") for part in (find_items(content)[0]["data-parts"] or "").split())
+    assert {int(cluster) for cluster in parts} == {p.cluster for p in content.gallery[0].parts}
+    assert sum(map(float, parts.values())) == pytest.approx(100, abs=0.5)
+
+
+def test_clusters_stand_in_the_order_of_the_classes_then_by_size() -> None:
+    content = make_content()
+    cards = [
+        replace(content.clusters[0], class_name="road"),
+        replace(content.clusters[1], class_name=None, share=1.0),
+        replace(content.clusters[2], class_name="sky"),
+        replace(content.clusters[3], class_name=None, share=7.0),
+    ]
+    changed = replace(content, clusters=tuple(cards))
+    assert [card.cluster for card in sort_clusters(changed)] == [2, 0, 3, 1]
+    assert list_unfound(changed) == ["field"]
+
+
+def test_the_strip_holds_what_covers_something() -> None:
+    assert [card.cluster for card in list_covering(make_content())] == [0, 1, 2]
+
+
+def test_only_cutouts_of_images_that_are_shown_are_links() -> None:
+    page = Page(render_report(make_content()))
+    links = [tag.get("href") or "" for tag in page.find("a")]
+    links = [link for link in links if link.startswith("#image/")]
+    # of ten cut-outs of each of the four clusters, eight; and the heading of every image
+    assert links.count("#image/train/part%201%2Fscene%201") == 4 + 1
+    assert len(links) == 4 * 8 + 8
+
+
+def test_a_number_is_said_where_the_name_does_not() -> None:
+    card = make_content().clusters[0]
+    assert card.label == "sky (0)"
+    assert replace(card, name="cluster 0").label == "cluster 0"
+
+
+def make_item(name: int, size: int) -> GalleryItem:
+    picture = Picture("image", "image", "x" * size)
+    return GalleryItem(str(name), "val", "sample", (picture,))
+
+
+def make_sized(sizes: list[int], cutout: int = 0) -> ReportContent:
+    cutouts = (Cutout("x" * cutout, "a", "val", 0.5),) if cutout else ()
+    return ReportContent(
+        title="",
+        notice="",
+        facts=(),
+        settings_yaml="",
+        commands=(),
+        metrics={},
+        gallery=tuple(make_item(n, size) for n, size in enumerate(sizes)),
+        curve=Curve((), ()),
+        clusters=(ClusterCard(0, "a", (0, 0, 0), cutouts=cutouts),),
+        warnings=(),
+        sample_note="Chosen.",
+    )
+
+
+def render_sized(content: ReportContent) -> str:
+    """Render all pictures twice, as a page may, and a text of a thousand bytes."""
+    pictures = sum(item.size for item in content.gallery)
+    cutouts = sum(len(cutout.source) for card in content.clusters for cutout in card.cutouts)
+    return (
+        "x" * (2 * pictures + cutouts + 1000)
+        + f"{len(content.gallery)}|{content.sample_note}|{content.cutout_note}"
+    )
+
+
+def test_the_parts_leave_room_for_text() -> None:
+    assert GALLERY_BYTES + CUTOUT_BYTES <= PAGE_BYTES - 3_000_000
+    assert (choose_side(24), choose_side(61)) == (LARGE, SMALL)
+
+
+def test_images_are_taken_as_long_as_they_fit() -> None:
+    asked = []
+
+    def show() -> object:
+        for number in range(9):
+            asked.append(number)
+            yield make_item(number, 30)
+
+    assert [item.id for item in take_within(show(), 100)] == ["0", "1", "2"]  # type: ignore[arg-type]
+    assert asked == [0, 1, 2, 3], "no more than is needed"
+    assert take_within([make_item(0, 30)], 29) == []
+
+
+def test_every_cluster_keeps_its_most_typical() -> None:
+    cutouts = {
+        cluster: [Cutout("x" * 10, str(rank), "val", 1 - rank / 9) for rank in range(count)]
+        for cluster, count in ((3, 4), (5, 1), (8, 3))
+    }
+    kept = trim_cutouts(cutouts, 59)
+    assert {k: [c.image_id for c in v] for k, v in kept.items()} == {
+        3: ["0", "1"],
+        5: ["0"],
+        8: ["0", "1"],
+    }
+    assert trim_cutouts(cutouts) == cutouts
+    assert trim_cutouts({}) == {}
+
+
+def test_a_page_that_fits_is_left_alone() -> None:
+    content = make_sized([10, 20])
+    assert fit_page(content, render_sized, 2000) == render_sized(content)
+
+
+def test_a_page_that_does_not_fit_says_so() -> None:
+    page = fit_page(make_sized([1000] * 10), render_sized, 9000)
+    assert len(page) <= 9000
+    assert "Only 2 of the 10 chosen images are shown" in page
+    assert page.endswith("Chosen.|")
+    assert page.count("Only") == 1
+
+
+def test_cutouts_go_last() -> None:
+    page = fit_page(make_sized([5000], 5000), render_sized, 7000)
+    assert "0|Only 0 of the 1 chosen" in page and "no cut-outs" not in page
+    page = fit_page(make_sized([5000], 9000), render_sized, 7000)
+    assert "There are no cut-outs, so that the page" in page
+    assert len(fit_page(make_sized([]), render_sized, 10)) > 10, "its text alone is larger"
+
+
+@given(sizes=st.lists(st.integers(0, 3000), max_size=30), most=st.integers(1400, 50_000))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_any_page_fits_in_the_end(sizes: list[int], most: int) -> None:
+    assert len(fit_page(make_sized(sizes, 3000), render_sized, most)) <= most
+
+
+TEMPLATES = Path(page.__file__).parent / "templates"
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_a_fragment_can_be_read_again(parts: list[str]) -> None:
+    fragment = name_fragment(*parts)
+    assert fragment.isascii() and not set(fragment) & set(" \"'<>&#\n")
+    assert [unquote(part) for part in fragment.split("/")] == parts
+
+
+def test_a_fragment_of_what_is_no_unicode() -> None:
+    assert name_fragment("image", "caf\udce9") == "image/caf%5Cudce9"
+
+
+def test_paths_break_after_their_separators() -> None:
+    assert break_path("a/b_c.d") == "a/<wbr>b_<wbr>c.<wbr>d"
+    assert break_path("<b>/&") == "&lt;b&gt;/<wbr>&amp;"
+
+
+def test_a_colour() -> None:
+    assert format_colour((0, 15, 255)) == "#000fff"
+
+
+@pytest.mark.parametrize("source", ["", "https://a/b.png", "data:text/html,x", " data:image/png,"])
+def test_a_picture_is_a_data_uri(source: str) -> None:
+    with pytest.raises(ValueError, match="the picture of a is no data URI"):
+        check_picture(source, "of a")
+
+
+def test_scripts_and_styles_can_stand_inside_a_page() -> None:
+    for file in TEMPLATES.iterdir():
+        if file.suffix in (".js", ".css"):
+            text = file.read_text(encoding="utf-8")
+            assert "</" not in text, file
+            for word in ("innerHTML", "eval(", "document.write", "http"):
+                assert word not in text, (file, word)

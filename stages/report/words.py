@@ -1,0 +1,367 @@
+"""The report in words: figures, what was unusual, what to try next, how to make it again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeGuard
+
+from pipeline.errors import UsageError
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.ledger import list_sources
+from pipeline.run.subject import Subject
+from pipeline.settings import StageSettings, option_name
+from pipeline.wording import count_of
+from stages.clustering import UNUSED
+
+NOTHING = "–"
+IN_USE = 0.1  # per cent of the pixels from which on a class counts as used
+_LARGEST_CONFUSIONS = 6
+_LEAST_CONFUSION = 0.005  # of all labelled pixels
+_PROCESSOR = "cpu"
+_MOST_LISTED = 20
+# A fit with so much more classes is another view of the same images, and not the same again.
+_MORE = 1.5
+# Settings whose value is a name that is meant anyway where it is the default.
+_NAMES = ("name", "em")
+_MOST_LINES = 200
+_LONGEST_LINE = 600
+_LONGEST_SETTINGS = 100_000
+# What is scored beside the labels: its name in the metrics, in the table, and in a note.
+OTHERS = (
+    (
+        "running_prototypes",
+        "running prototypes",
+        "Running prototypes: those that the gradient moves, which the momentum prototypes, that "
+        "made the labels, follow; without CRF, matched to the classes on their own.",
+    ),
+    (
+        "linear_probe",
+        "linear probe",
+        "Linear probe: a linear classifier of the same features, trained on the labels of the "
+        "split train; without CRF. No choice of prototypes is likely to do better.",
+    ),
+)
+_IMAGE_FIGURES = (
+    ("accuracy_crf", "accuracy with CRF"),
+    ("accuracy", "accuracy without CRF"),
+    ("miou_crf", "mIoU with CRF"),
+    ("miou", "mIoU without CRF"),
+    ("coverage", "pixels with a cluster"),
+    ("confidence", "confidence"),
+)
+
+Tile = dict[str, str]
+# A sentence, and the commands that do what it says.
+Step = tuple[str, tuple[str, ...]]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether something is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def format_number(value: object, digits: int = 1) -> str:
+    """Format a number with so many decimals; a dash where there is none."""
+    return f"{value:.{digits}f}" if is_number(value) else NOTHING
+
+
+def format_percent(value: object) -> str:
+    """Format a share that is given in per cent."""
+    return f"{format_number(value)} %" if is_number(value) else NOTHING
+
+
+# --- what ran, and what it came to ----------------------------------------------------------------
+
+
+def find_version() -> str:
+    """Return the version of primaps-pipe that is installed, or nothing."""
+    try:
+        return version("primaps-pipe")
+    except PackageNotFoundError:
+        return ""  # run from its sources
+
+
+def describe_facts(
+    facts: Mapping[str, Any], metrics: Mapping[str, Any], dataset: str, root: str
+) -> tuple[tuple[str, str], ...]:
+    """List what ran on what, for the report's first screen."""
+    head = metrics.get("head")
+    maker = f"fit {metrics['em']}" if head is None else f"cluster probe of the head {head}"
+    return (
+        ("dataset", dataset),
+        ("folder", root),
+        ("images", ", ".join(f"{s}: {b['images']}" for s, b in metrics["splits"].items())),
+        ("backbone", str(facts["backbone"])),
+        ("weights", str(facts["weights_source"])),
+        ("window", f"{facts['size']} px, {facts['grid'][0]} x {facts['grid'][1]} positions"),
+        ("clusters", str(metrics["classes"])),
+        ("made by", maker),
+        ("CRF", str(metrics["crf"])),
+    )
+
+
+def describe_scores(scores: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
+    """Put the figures of an image into words, those that there are."""
+    return tuple(
+        (title, f"{scores[name]:.1f} %") for name, title in _IMAGE_FIGURES if name in scores
+    )
+
+
+def count_effectively(usage: Sequence[float]) -> float:
+    """Count the classes that are used, each by how much."""
+    total = math.fsum(usage)
+    shares = [share / total for share in usage if share > 0] if total > 0 else []
+    return math.exp(-math.fsum(p * math.log(p) for p in shares)) if shares else 0.0
+
+
+def make_tiles(metrics: Mapping[str, Any]) -> list[Tile]:
+    """Make the large figures: scores, or what can be said without labels."""
+    usage = metrics["class_usage"]
+    used = sum(share >= IN_USE for share in usage)
+    confidence = _make_tile(
+        "Confidence", metrics["confidence"], "mean probability of the most likely class"
+    )
+    balance = {
+        "name": "Class balance",
+        "value": f"{count_effectively(usage):.1f}",
+        "unit": f"of {len(usage)}",
+        "detail": f"effective number of classes; {used} cover at least {IN_USE:g} % each",
+    }
+    if not is_number(metrics["accuracy"]):
+        coverage = _make_tile("Coverage", metrics["coverage"], "pixels that were given a class")
+        return [coverage, confidence, balance]
+    scores = [
+        _make_score_tile(name, metrics, key)
+        for name, key in (("Pixel accuracy", "accuracy"), ("Mean IoU", "miou"))
+    ]
+    return [*scores, confidence, balance]
+
+
+def _make_score_tile(name: str, metrics: Mapping[str, Any], key: str) -> Tile:
+    refined = metrics[f"{key}_crf"]
+    if not is_number(refined):
+        return _make_tile(name, metrics[key], "without CRF")
+    return _make_tile(name, refined, f"with CRF; {format_number(metrics[key])} % without")
+
+
+def _make_tile(name: str, value: object, detail: str) -> Tile:
+    unit = "%" if is_number(value) else ""
+    return {"name": name, "value": format_number(value), "unit": unit, "detail": detail}
+
+
+def list_others(block: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
+    """List what else was scored in a split: what it is called, its scores, a note."""
+    return [
+        (title, block[name], note)
+        for name, title, note in OTHERS
+        if is_number(block.get(name, {}).get("accuracy"))
+    ]
+
+
+def list_confusions(
+    confusion: Sequence[Sequence[int]],
+    assignment: Sequence[int | None],
+    class_names: Sequence[str],
+    cluster_names: Sequence[str],
+) -> list[dict[str, str]]:
+    """List what is most often taken for something else."""
+    total = sum(map(sum, confusion))
+    sizes = [sum(column) for column in zip(*confusion, strict=True)]
+    wrong = [
+        (count, cluster, index)
+        for cluster, row in enumerate(confusion)
+        for index, count in enumerate(row)
+        if assignment[cluster] != index and count >= _LEAST_CONFUSION * total and count
+    ]
+    largest = sorted(wrong, key=lambda w: (-w[0], *w[1:]))[:_LARGEST_CONFUSIONS]
+    return [
+        {
+            "truth": class_names[index],
+            "prediction": cluster_names[cluster],
+            "share": format_number(100 * count / total),
+            "part": format_number(100 * count / sizes[index], 0),
+        }
+        for count, cluster, index in largest
+    ]
+
+
+# --- what was unusual -----------------------------------------------------------------------------
+
+
+def describe_unusual(counts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Put the counts that are not 0 into words."""
+    rows = [
+        (
+            "images rejected",
+            counts["images_rejected"],
+            f"of {counts['images']}: {_list_reasons(counts['rejected_for'])}",
+        ),
+        (
+            "windows whose features are not finite",
+            counts["windows_not_finite"],
+            f"of {counts['windows']}; their images are among the rejected",
+        ),
+        (
+            "windows whose features are all equal",
+            counts["windows_constant"],
+            f"of {counts['windows']}: nothing in them tells one place from another",
+        ),
+        (
+            "windows without a proposal",
+            counts["windows_without_proposal"],
+            f"of {counts['windows']}: no class is learned from them",
+        ),
+        (
+            "windows with exactly one proposal",
+            counts["windows_with_one_proposal"],
+            f"of {counts['windows']}",
+        ),
+        (
+            "windows with as many proposals as --max-proposals allows",
+            counts["windows_with_most_proposals"],
+            f"of {counts['windows']}: they may hold more",
+        ),
+        (
+            "classes that no pixel was given",
+            len(counts["classes_unused"]),
+            f"of {counts['classes']}: {_list_numbers(counts['classes_unused'])}",
+        ),
+        (
+            "label maps left out of the scores",
+            counts["label_maps_left_out"],
+            f"in all: {_list_reasons(counts['left_out_for'])}",
+        ),
+    ]
+    return tuple((name, f"{number} {text}") for name, number, text in rows if number)
+
+
+def describe_repeatability(counts: Mapping[str, Any]) -> str:
+    """Say whether the same commands give the same bytes, and which stage cannot promise it."""
+    if counts["same_bytes_again"]:
+        return (
+            "Computed on the processor: the same commands on the same machine give the same bytes, "
+            "with any number of workers and in any order of the shards."
+        )
+    others = [
+        f"{key} ({', '.join(device for device in devices if device != _PROCESSOR)})"
+        for key, devices in counts["devices"].items()
+        if devices != [_PROCESSOR]
+    ]
+    return (
+        f"Not promised to give the same bytes again: {', '.join(others)}. A GPU may add numbers in "
+        "another order every time, so a repeat can differ in the last digits of features and "
+        "prototypes, and in single pixels of the labels; with --device cpu it does not."
+    )
+
+
+def _list_reasons(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} ({number})" for reason, number in reasons.items())
+
+
+def _list_numbers(numbers: Sequence[int]) -> str:
+    more = len(numbers) - _MOST_LISTED
+    return ", ".join(map(str, numbers[:_MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
+
+
+def shorten_lines(lines: Sequence[str], more: str) -> list[str]:
+    """Shorten a list of sentences that would make the page too long to open."""
+    short = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…" for line in lines]
+    left = len(short) - _MOST_LINES
+    return short if left <= 0 else [*short[:_MOST_LINES], f"{left} {more}"]
+
+
+def shorten_settings(text: str, file: object) -> str:
+    """Cut settings that would make the page too long to open; ``file`` has all of them."""
+    if len(text) <= _LONGEST_SETTINGS:
+        return text
+    return f"{text[:_LONGEST_SETTINGS]}\n# … the rest is in {file}\n"
+
+
+# --- what to do next ------------------------------------------------------------------------------
+
+
+def suggest_steps(
+    run: RunDirectory, subject: Subject, metrics: Mapping[str, Any], *, named: bool
+) -> tuple[Step, ...]:
+    """Suggest what to try next."""
+    begin, classes = "primaps-pipe", int(metrics["classes"])
+    steps: list[Step] = []
+    if metrics["accuracy"] is None and not named:
+        file = run.names_file(subject.title)
+        text = f"Name the clusters in {file}, a line such as 7: water for each, and show them so"
+        steps.append((text, (f"{begin} evaluate {run.quoted}{subject.options}",)))
+    if subject.kind == "em":
+        dead = sum(share < 100 * UNUSED for share in metrics["class_usage"])
+        fewer = 0 < dead < classes - 1
+        other = classes - dead if fewer else min(max(classes + 1, round(_MORE * classes)), 255)
+        why = (
+            f"{count_of(dead, 'clusters')} hardly used: fit fewer" if fewer else "Fit more classes"
+        )
+        name = f"k{other}"
+        steps.append(
+            (
+                f"{why}, and look at both side by side; it costs only the fit",
+                (
+                    f"{begin} em {run.quoted} --classes {other} --name {name}",
+                    f"{begin} evaluate {run.quoted} --em {name}",
+                    f"{begin} compare {run.quoted} --em {subject.name} --em {name}",
+                ),
+            )
+        )
+    steps.append(
+        (
+            "Train on the labels: export --help lists the formats",
+            (f"{begin} export {run.quoted}{subject.options} --format mmseg --out training",),
+        )
+    )
+    return tuple(steps)
+
+
+def list_commands(
+    run: RunDirectory, key: str, classes: Mapping[str, type[StageSettings]]
+) -> tuple[str, ...]:
+    """List the commands that lead to a stage."""
+    sources = list_sources(run, key)
+    options = {
+        source: write_options(classes[record.stage], run.read_given(source), record.options)
+        for source, record in sources.items()
+        # one that has another stage's verb is run by the command of that stage
+        if not record.verb
+    }
+    if any(source.partition("/")[0] == "views" for source in sources):
+        options["extract"] += write_options(classes["views"], run.read_given("views"))
+    for source, record in sources.items():
+        # the verb makes the report, too, and takes its options
+        if record.stage == "evaluate":
+            given = run.read_given(source.replace("evaluate", "report", 1))
+            own = {n: given[n] for n in given if n not in classes["evaluate"].model_fields}
+            options[source] += write_options(classes["report"], own)
+    return tuple(
+        f"primaps-pipe {sources[source].stage} {run.quoted}{text}"
+        for source, text in options.items()
+    )
+
+
+def write_options(settings: type[StageSettings], given: Mapping[str, Any], own: str = "") -> str:
+    """Write settings as a shell takes them, with a space in front, or nothing."""
+    # those of a variant whose package is gone are not known any more
+    with suppress(UsageError):
+        settings = settings.choose(given)
+    written = set(shlex.split(own))
+    words = []
+    for name, value in given.items():
+        if name not in settings.model_fields or value in (None, [], ()):
+            continue
+        option = option_name(settings, name)
+        if option in written or (name in _NAMES and value == DEFAULT_NAME):
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else "--no-" + option.removeprefix("--"))
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"{option} {shlex.quote(str(each))}" for each in values]
+    return own + "".join(f" {word}" for word in words)
