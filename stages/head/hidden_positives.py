@@ -7,8 +7,7 @@ local ones are mixed into an anchor's code, by the attention to its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -275,103 +274,21 @@ class Projector(nn.Module):
         return projected
 
 
-@dataclass(frozen=True)
-class HpModules:
-    """The networks of the method.
+class HpModules(NamedTuple):
+    """The networks of the method."""
 
-    Attributes
-    ----------
-    make_codes
-        The head: features, float [..., channel] -> codes, float [..., dim]. In the arithmetic that
-        made the codes of the batch, or its rounding would pass for a view's inconsistency.
-    average
-        A head of the same architecture, the moving average of its weights.
-    projector
-        Codes -> projected codes.
-    """
-
+    # the head: features, float [..., channel] -> codes, float [..., dim]; in the arithmetic that
+    # made the codes of the batch, or its rounding would pass for a view's inconsistency
     make_codes: Callable[[Tensor], Tensor]
+    # a head of the same architecture, the moving average of its weights
     average: nn.Module
+    # codes -> projected codes
     projector: nn.Module
 
 
-@dataclass(frozen=True)
-class HpBatch:
-    """What the cache holds of the windows of one step.
+class HpPools(NamedTuple):
+    """The reference pools, [reference, channel] and [reference, dim], at unit length."""
 
-    Attributes
-    ----------
-    features
-        float [window, row, column, channel].
-    augmented
-        The same of a photometrically augmented view.
-    attention
-        float [window, row, column, 9], as for ``mixing.weigh_neighbours``.
-    """
-
-    features: Tensor
-    augmented: Tensor
-    attention: Tensor
-
-
-@dataclass(frozen=True)
-class HpPools:
-    """The reference pools.
-
-    Attributes
-    ----------
-    agnostic
-        float [reference, channel]: features at unit length.
-    specific
-        float [reference, dim]: codes of the averaged head at unit length.
-    """
-
-    agnostic: Tensor
-    specific: Tensor
-
-
-@dataclass(frozen=True)
-class HpOptions:
-    """How the terms are computed and weighed.
-
-    Attributes
-    ----------
-    temperature
-        Divides the cosines of the contrast.
-    positions
-        Drawn of every window, all of a smaller one.
-    negatives
-        Share of the negatives that is kept, in (0, 1].
-    consistency
-        Weight of the augmented view's term.
-    """
-
-    temperature: float
-    positions: int
-    negatives: float
-    consistency: float
-
-
-@dataclass(frozen=True)
-class HpParts:
-    """What the loss of a batch consists of, all scalars without gradient.
-
-    Attributes
-    ----------
-    whole
-        Contrast of the projected codes.
-    mixed
-        Contrast of the projected mixed codes.
-    consistency
-        Distance to the augmented view, before its weight.
-    agnostic, specific
-        Mean number of positives of an anchor, itself left out; 0 for a kind of share 0, which is
-        not looked for.
-    """
-
-    whole: Tensor
-    mixed: Tensor
-    consistency: Tensor
     agnostic: Tensor
     specific: Tensor
 
@@ -385,14 +302,14 @@ def draw_pools(features: Tensor, average: nn.Module, size: int, generator: Gener
 
 def hp_loss(
     codes: Tensor,
-    batch: HpBatch,
+    batch: HeadBatch,
     modules: HpModules,
     pools: HpPools,
-    options: HpOptions,
+    settings: HeadSettings,
     *,
     share: float,
     generator: Generator,
-) -> tuple[Tensor, HpParts]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss of Hidden Positives for one batch (Seong et al., CVPR 2023, section 3).
 
     With C_ag and C_ts the contrast with task-agnostic and task-specific hidden positives, z the
@@ -416,7 +333,7 @@ def hp_loss(
         Head, averaged head and projector.
     pools
         The reference pools.
-    options
+    settings
         Temperature, numbers of positions and negatives, weight of the consistency.
     share
         Of the task-specific positives, in [0, 1], as of :func:`specific_share`.
@@ -427,13 +344,15 @@ def hp_loss(
     -------
     loss : Tensor
         Scalar.
-    parts : HpParts
-        What it consists of.
+    parts : dict of Tensor
+        What it consists of, without gradient: the contrast of ``whole`` and of ``mixed`` codes, the
+        ``consistency`` before its weight, and the mean number of an anchor's positives,
+        ``agnostic`` and ``specific``, 0 for a kind of share 0, which is not looked for.
 
     Raises
     ------
     ValueError
-        The share, or an option, is out of its range.
+        The share, or a setting, is out of its range.
 
     Notes
     -----
@@ -444,8 +363,11 @@ def hp_loss(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share {share} of the task-specific positives is not in [0, 1]")
+    assert batch.augmented is not None and batch.attention is not None
+    assert settings.temperature is not None
+    temperature = settings.temperature
     windows, rows, columns, _ = codes.shape
-    drawn = draw_positions(windows, rows * columns, options.positions, generator).to(codes.device)
+    drawn = draw_positions(windows, rows * columns, settings.positions, generator).to(codes.device)
     features, chosen = _take(batch.features, drawn), _take(codes, drawn)
     weights = weigh_neighbours(batch.attention.to(codes.dtype))
     mixed = mix_positions(codes, weights, drawn).flatten(0, 1)
@@ -466,8 +388,8 @@ def hp_loss(
             loss = loss + shares[kind] * hidden_positive_loss(
                 projected,
                 found,
-                temperature=options.temperature,
-                negatives=options.negatives,
+                temperature=temperature,
+                negatives=settings.negatives,
                 generator=generator,
             )
         return loss
@@ -477,16 +399,10 @@ def hp_loss(
     distances = 1 - F.cosine_similarity(chosen, augmented, dim=1)
     # window by window: the mean of very many at once would depend on the number of threads
     consistency = distances.unflatten(0, drawn.shape).mean(dim=1).mean()
-    loss = whole + local + options.consistency * consistency
+    loss = whole + local + settings.consistency * consistency
     counts = {kind: found.count_nonzero() / len(found) for kind, found in positives.items()}
-    parts = HpParts(
-        whole=whole.detach(),
-        mixed=local.detach(),
-        consistency=consistency.detach(),
-        agnostic=counts.get("agnostic", torch.zeros_like(loss)),
-        specific=counts.get("specific", torch.zeros_like(loss)),
-    )
-    return loss, parts
+    parts = {"whole": whole.detach(), "mixed": local.detach(), "consistency": consistency.detach()}
+    return loss, parts | {kind: counts.get(kind, torch.zeros_like(loss)) for kind in shares}
 
 
 def draw_positions(windows: int, grid: int, positions: int, generator: Generator) -> Tensor:
@@ -560,9 +476,8 @@ class HiddenPositives(Method):
         self, batch: HeadBatch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return the loss, its pools renewed when it is time, and the codes of the batch."""
-        assert batch.augmented is not None and batch.attention is not None
         settings = self.settings
-        assert settings.renew_every is not None and settings.temperature is not None
+        assert settings.renew_every is not None
         if step % settings.renew_every == 0:
             pools = draw_pools(
                 self.read_positions(settings.pool, 3, step), self.average, settings.pool, generator
@@ -571,12 +486,10 @@ class HiddenPositives(Method):
         codes = self.make_codes(drop_channels(batch.features, settings.dropout, generator))
         loss, _ = hp_loss(
             codes,
-            HpBatch(batch.features, batch.augmented, batch.attention),
+            batch,
             HpModules(self.make_codes, self.average, self.projector),
             HpPools(self.agnostic, self.specific),
-            HpOptions(
-                settings.temperature, settings.positions, settings.negatives, settings.consistency
-            ),
+            settings,
             share=specific_share(step, settings.warm_up * settings.steps, settings.steps),
             generator=generator,
         )

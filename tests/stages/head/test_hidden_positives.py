@@ -22,10 +22,7 @@ from torch import Generator, Tensor, nn
 
 from stages.head import hidden_positives
 from stages.head.hidden_positives import (
-    HpBatch,
     HpModules,
-    HpOptions,
-    HpParts,
     HpPools,
     Projector,
     draw_candidates,
@@ -41,11 +38,12 @@ from stages.head.hidden_positives import (
     update_average,
     weigh_neighbours,
 )
+from stages.head.material import HeadBatch
 from stages.head.projection import ProjectionHead
-from stages.head.settings import COLDEST
+from stages.head.settings import COLDEST, HeadSettings
 
 CHANNELS, DIM = 6, 5
-EVERYTHING = HpOptions(temperature=0.5, positions=10**6, negatives=1.0, consistency=0.05)
+EVERYTHING = HeadSettings(temperature=0.5, positions=10**6, negatives=1.0, consistency=0.05)
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -55,7 +53,7 @@ def seeded(seed: int = 0) -> Generator:
 class Modules(HpModules):
     """The networks, of which the first is known to be a head."""
 
-    make_codes: ProjectionHead
+    make_codes: ProjectionHead  # type: ignore[assignment]
 
 
 def make_modules(seed: int = 0) -> Modules:
@@ -65,14 +63,14 @@ def make_modules(seed: int = 0) -> Modules:
     return Modules(head.double(), average.double(), projector.double())
 
 
-def make_batch(windows: int = 2, rows: int = 3, columns: int = 4, seed: int = 7) -> HpBatch:
+def make_batch(windows: int = 2, rows: int = 3, columns: int = 4, seed: int = 7) -> HeadBatch:
     generator = seeded(seed)
 
     def draw(channels: int) -> Tensor:
         shape = (windows, rows, columns, channels)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    return HpBatch(draw(CHANNELS), draw(CHANNELS), draw(9).abs())
+    return HeadBatch(draw(CHANNELS), None, draw(CHANNELS), draw(9).abs())
 
 
 def make_pools(modules: Modules, entries: int = 4) -> HpPools:
@@ -81,14 +79,14 @@ def make_pools(modules: Modules, entries: int = 4) -> HpPools:
 
 
 def find_loss(
-    batch: HpBatch,
+    batch: HeadBatch,
     modules: Modules,
     pools: HpPools,
-    options: HpOptions = EVERYTHING,
+    options: HeadSettings = EVERYTHING,
     *,
     share: float = 0.3,
     seed: int = 0,
-) -> tuple[Tensor, HpParts]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     return hp_loss(
         modules.make_codes(batch.features),
         batch,
@@ -133,18 +131,18 @@ def test_the_loss_is_the_sum_of_its_terms(share: float) -> None:
     )
     augmented = modules.make_codes(batch.augmented)
     distance = (1 - F.cosine_similarity(codes, augmented, dim=3)).mean()
-    torch.testing.assert_close(parts.whole, whole.detach())
-    torch.testing.assert_close(parts.mixed, local.detach())
-    torch.testing.assert_close(parts.consistency, distance.detach())
+    torch.testing.assert_close(parts["whole"], whole.detach())
+    torch.testing.assert_close(parts["mixed"], local.detach())
+    torch.testing.assert_close(parts["consistency"], distance.detach())
     torch.testing.assert_close(loss, whole + local + 0.05 * distance)
     assert counts[0] > 0 and counts[1] > 0 and not torch.equal(terms[0][0], terms[1][0])
-    assert parts.agnostic.item() == pytest.approx(counts[0].item() if share < 1 else 0)
-    assert parts.specific.item() == pytest.approx(counts[1].item() if share > 0 else 0)
+    assert parts["agnostic"].item() == pytest.approx(counts[0].item() if share < 1 else 0)
+    assert parts["specific"].item() == pytest.approx(counts[1].item() if share > 0 else 0)
 
 
 def test_the_gradient_is_the_slope_of_the_loss() -> None:
     batch, modules = make_batch(windows=2, rows=2, columns=3), make_modules()
-    pools, options = make_pools(modules), dataclasses.replace(EVERYTHING, negatives=0.5)
+    pools, options = make_pools(modules), EVERYTHING.replace(negatives=0.5)
     codes = modules.make_codes(batch.features).detach().requires_grad_()
 
     def compute(leaf: Tensor, augmented: Tensor) -> Tensor:
@@ -167,8 +165,10 @@ def test_head_and_projector_learn_and_the_average_does_not() -> None:
 def test_mirrored_windows_have_the_same_loss() -> None:
     batch, modules = make_batch(), make_modules()
     pools = make_pools(modules)
-    mirrored = HpBatch(
+    assert batch.augmented is not None and batch.attention is not None
+    mirrored = HeadBatch(
         batch.features.flip(2),
+        None,
         batch.augmented.flip(2),
         batch.attention.flip(2)[..., [2, 1, 0, 5, 4, 3, 8, 7, 6]],
     )
@@ -179,7 +179,7 @@ def test_mirrored_windows_have_the_same_loss() -> None:
 def test_the_loss_is_that_of_its_seed() -> None:
     batch, modules = make_batch(), make_modules()
     pools = make_pools(modules)
-    options = dataclasses.replace(EVERYTHING, positions=5, negatives=0.3)
+    options = EVERYTHING.replace(positions=5, negatives=0.3)
     losses = [find_loss(batch, modules, pools, options, seed=seed)[0] for seed in (1, 1, 2)]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
@@ -187,7 +187,7 @@ def test_the_loss_is_that_of_its_seed() -> None:
 def test_the_same_view_twice_is_consistent() -> None:
     batch, modules = make_batch(), make_modules()
     same = dataclasses.replace(batch, augmented=batch.features)
-    assert abs(find_loss(same, modules, make_pools(modules))[1].consistency.item()) < 1e-12
+    assert abs(find_loss(same, modules, make_pools(modules))[1]["consistency"].item()) < 1e-12
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -209,10 +209,10 @@ def test_a_constant_image_has_no_positives_and_a_finite_loss(kind: torch.dtype) 
     for module in (modules.make_codes, modules.average, modules.projector):
         module.to(kind)
     pools = draw_pools(image.flatten(0, 2), modules.average, 2048, seeded())
-    batch = HpBatch(image, image, torch.full((2, 5, 5, 9), 0.04, dtype=kind))
+    batch = HeadBatch(image, None, image, torch.full((2, 5, 5, 9), 0.04, dtype=kind))
     loss, parts = find_loss(batch, modules, pools, share=0.5)
     loss.backward()
-    assert parts.agnostic == parts.specific == 0
+    assert parts["agnostic"] == parts["specific"] == 0
     assert abs(loss.item()) < 1e-6
     gradients = [p.grad for p in modules.make_codes.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in gradients)
@@ -296,14 +296,14 @@ def test_training_draws_positives_together_and_does_not_collapse() -> None:
     group = torch.randint(3, (8, 6, 6), generator=generator)
     features = centres[group] + torch.randn(8, 6, 6, CHANNELS, generator=generator)
     augmented = features + 0.1 * torch.randn(features.shape, generator=generator)
-    batch = HpBatch(features, augmented, torch.ones(8, 6, 6, 9))
+    batch = HeadBatch(features, None, augmented, torch.ones(8, 6, 6, 9))
     modules = make_modules()
     for module in (modules.make_codes, modules.average, modules.projector):
         module.float()
     update_average(modules.average, modules.make_codes, decay=0)
     trained = [*modules.make_codes.parameters(), *modules.projector.parameters()]
     adam = torch.optim.AdamW(trained, lr=5e-3)
-    options = HpOptions(temperature=0.4, positions=36, negatives=0.3, consistency=0.05)
+    options = HeadSettings(temperature=0.4, positions=36, negatives=0.3, consistency=0.05)
     losses = []
     for step in range(60):
         if step % 20 == 0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stages.head import hidden_positives
-from stages.head.hidden_positives import HpBatch, HpModules, hp_loss
+from stages.head.hidden_positives import HpModules, hp_loss
 from stages.head.material import HeadBatch
 from stages.head.methods import build_method
 from stages.head.settings import HeadSettings
@@ -30,10 +30,12 @@ def test_the_augmented_view_is_coded_in_the_arithmetic_of_the_other(
     method = build_method(16, settings, read_positions, torch.device("cpu"))
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def record(codes: Tensor, batch: HpBatch, modules: HpModules, *rest: Any, **named: Any) -> Any:
+    def record(
+        codes: Tensor, batch: HeadBatch, modules: HpModules, *rest: Any, **named: Any
+    ) -> Any:
         seen.append((codes, modules.make_codes(batch.augmented)))
         loss, parts = hp_loss(codes, batch, modules, *rest, **named)
-        assert abs(float(parts.consistency)) < 1e-6
+        assert abs(float(parts["consistency"])) < 1e-6
         return loss, parts
 
     monkeypatch.setattr(hidden_positives, "hp_loss", record)
