@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
-from stages.crf import CrfSettings, choose_backend
-from stages.crf.backends import NumbaBackend
+from stages.crf.backends import NumbaBackend, choose_backend
 from stages.crf.lattice import build_lattice
 from stages.crf.mean_field import bilateral_features
+from stages.crf.settings import CrfSettings
 
 SIZE = 320
 LABELS = (6, 12, 27)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.comparison import Comparison, Section, race
 from benchmarks.machine import Machine
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
-from stages.crf import CrfSettings, choose_backend
+from stages.crf.backends import choose_backend
 from stages.crf.cuda import CudaBackend
 from stages.crf.cuda.backend import (
     LANES,
@@ -21,6 +21,7 @@ from stages.crf.cuda.backend import (
     build_spatial_lattice,
     choose_passes,
 )
+from stages.crf.settings import CrfSettings
 
 SIZE, BATCH = 320, 16
 LABELS = (6, 12, 27)

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from benchmarks.comparison import one_thread
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
-from stages.crf import CrfSettings
 from stages.crf.backends import NumbaBackend
+from stages.crf.settings import CrfSettings
 
 LABELS = (2, 6, 8, 12, 16, 27, 32, 54)
 SIZES = (160, 224, 320, 448, 640)

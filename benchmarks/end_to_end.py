@@ -28,7 +28,8 @@ from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import read_group
 from stages import SETTINGS as STAGES
 from stages import run_stage
-from stages.crf import CrfSettings, choose_backend
+from stages.crf.backends import choose_backend
+from stages.crf.settings import CrfSettings
 from stages.em.settings import EmSettings
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.weights import find_weights

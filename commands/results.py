@@ -12,6 +12,7 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 import click
 
@@ -39,7 +40,9 @@ from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
 from pipeline.wording import count_of, show_bytes, show_controls, show_seconds
 from stages import FOLLOWED_BY
-from stages.status import StageStatus
+
+if TYPE_CHECKING:
+    from stages.status import StageStatus
 
 COLOURS = {"fresh": "green", "stale": "yellow", "incomplete": "yellow", "missing": "bright_black"}
 TITLES = ("stage", "state", "shards", "size", "time", "CRF")

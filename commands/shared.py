@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.progress import EventScreen, Screen, print_event
 from pipeline.settings import Bounds
 from pipeline.wording import show_controls
+from stages.crf.settings import BACKENDS
 
 if TYPE_CHECKING:
     from pipeline.run.directory import RunDirectory
@@ -77,14 +78,7 @@ VERBOSE = shown(
 )
 
 
-def list_backends() -> tuple[str, ...]:
-    """Return the names of the dense CRF's backends."""
-    from stages.crf.backends import BACKENDS
-
-    return BACKENDS
-
-
-CRF_TYPE = ChoiceType(list_backends)
+CRF_TYPE = ChoiceType(BACKENDS)
 
 
 def em_option(help: str, **facts: Any) -> Callable[[C], C]:

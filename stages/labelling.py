@@ -20,8 +20,8 @@ from pipeline.datasets import IGNORE
 from pipeline.images.windows import Box, Cover
 from pipeline.run.frames import count_threads, map_ahead, read_frame
 from pipeline.run.manifest import Image, Manifest
-from stages.crf import Backend, CrfSettings
-from stages.crf.backends import refine_each
+from stages.crf.backends import Backend, refine_each
+from stages.crf.settings import CrfSettings
 
 # The classifier that makes the labels, and those that may be scored beside it.
 MAIN = "momentum_prototypes"

@@ -13,9 +13,9 @@ from pipeline.datasets import find_difference
 from pipeline.datasets.listing import forget_listings, stamp_file
 from pipeline.errors import PipelineError
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import Ledger, StageRecord, list_upstream
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import read_given_names
 from pipeline.storage.files import fingerprint
 
 WEIGHTS = "weights"

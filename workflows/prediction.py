@@ -42,7 +42,7 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.locks import hold_lock
 from pipeline.storage.places import make_absolute, require_local, resolve_inside
-from stages.crf import Backend, choose_backend
+from stages.crf.backends import Backend, choose_backend
 from stages.extract.backbones import Backbone, build_backbone
 from stages.extract.listing import list_images, place_all
 from stages.extract.passes import (

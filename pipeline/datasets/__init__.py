@@ -23,7 +23,6 @@ from pipeline.datasets.base import CLASS_KEYS, IGNORE, Dataset, Frame, Sample, d
 from pipeline.datasets.benchmark import Benchmark
 from pipeline.datasets.definition import Definition, load_shipped, parse_definition, read_definition
 from pipeline.datasets.folder import FOLDER
-from pipeline.datasets.hugging_face import HuggingFace
 from pipeline.datasets.listed import Listed
 
 __all__ = [
@@ -52,6 +51,9 @@ def get_dataset(name: str) -> Dataset:
     if name.startswith(LIST):
         return Listed.open(find_place(name))
     if name.startswith(HUGGING_FACE):
+        # it imports pyarrow, which help pages can do without
+        from pipeline.datasets.hugging_face import HuggingFace
+
         return HuggingFace.open(find_place(name))
     return Benchmark(read_definition(find_place(name)) if names_file(name) else load_shipped(name))
 

@@ -28,10 +28,11 @@ from pipeline.datasets.base import png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.evaluation import Evaluation, find_evaluation, read_labels
 from pipeline.run.frames import read_frame, read_truth
 from pipeline.run.ledger import Ledger, StageRecord, list_upstream, read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Evaluation, choose_subject, find_evaluation, read_labels
+from pipeline.run.subject import choose_subject
 from pipeline.settings import did_you_mean
 from pipeline.storage.arrays import list_nodes, read_group
 from pipeline.storage.files import decode_table

@@ -17,7 +17,7 @@ from pipeline.compute.devices import resolve_device
 from pipeline.errors import UsageError
 from pipeline.run.frames import count_threads, map_ahead
 from stages.crf.definition import CrfError, check_inputs
-from stages.crf.settings import CrfSettings
+from stages.crf.settings import BACKENDS, CrfSettings
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +62,6 @@ class PydensecrfBackend:
         )
         posterior = np.array(crf.inference(settings.iterations), np.float32)
         return posterior.reshape(labels, height, width)
-
-
-BACKENDS = ("auto", "numba", "cuda", "pydensecrf", "none")
 
 
 class Backend(Protocol):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+BACKENDS = ("auto", "numba", "cuda", "pydensecrf", "none")
+
 
 class CrfSettings(BaseModel, frozen=True, extra="forbid"):
     """Widths and weights of the two Gaussian kernels, and the number of mean-field iterations.

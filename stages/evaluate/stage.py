@@ -16,11 +16,12 @@ from pipeline.errors import ImageError
 from pipeline.images.labels import remove_other_labels, write_label
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import LEFT_OUT, read_given_names
 from pipeline.run.frames import shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
-from pipeline.run.subject import LEFT_OUT, choose_subject, read_given_names
+from pipeline.run.subject import choose_subject
 from pipeline.storage.files import (
     fingerprint,
     measure_file,
@@ -29,7 +30,8 @@ from pipeline.storage.files import (
     write_json,
 )
 from pipeline.wording import count_of
-from stages.crf import CrfSettings, choose_backend
+from stages.crf.backends import choose_backend
+from stages.crf.settings import CrfSettings
 from stages.evaluate.artefacts import fingerprint_image, label_file
 from stages.evaluate.counts import (
     count_image,

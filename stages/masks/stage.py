@@ -20,8 +20,8 @@ from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read_rows, write_shard
 from pipeline.storage.files import fingerprint
-from stages.crf import Backend, CrfSettings, choose_backend
-from stages.crf.backends import place_beside, refine_each
+from stages.crf.backends import Backend, choose_backend, place_beside, refine_each
+from stages.crf.settings import CrfSettings
 from stages.masks.proposals import (
     find_constant,
     pool_proposals,

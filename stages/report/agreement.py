@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pipeline.datasets import IGNORE
 from pipeline.datasets.base import Colour
 from pipeline.progress import Screen
+from pipeline.run.evaluation import ClusterLook, Evaluation
 from pipeline.run.frames import count_threads, map_ahead
-from pipeline.run.subject import ClusterLook, Evaluation
 from stages.scores import UNMATCHED, match_clusters
 
 Name = tuple[str, str]  # split and id of an image

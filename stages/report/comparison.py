@@ -18,10 +18,10 @@ from pipeline.datasets.base import Colour
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import Evaluation, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead, read_frame, read_truth, resize_labels
 from pipeline.run.ledger import list_sources
 from pipeline.run.manifest import Image
-from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.settings import field_extra
 from pipeline.storage.files import write_text
 from stages import SETTINGS, VERSIONS

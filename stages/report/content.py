@@ -14,10 +14,10 @@ from pipeline.datasets.base import Colour
 from pipeline.errors import ImageError
 from pipeline.images.windows import Box
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import ClusterLook, Evaluation, read_given_names
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
-from pipeline.run.subject import ClusterLook, Evaluation, read_given_names
 from stages import SETTINGS
 from stages.evaluate.artefacts import Artefacts, open_artefacts, read_group_of
 from stages.labelling import MAIN, take_clusters

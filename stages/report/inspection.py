@@ -18,22 +18,22 @@ from pipeline.datasets.base import png_palette
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
 from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import (
+    ClusterLook,
+    Evaluation,
+    choose_look,
+    open_evaluation,
+    read_given_names,
+)
 from pipeline.run.frames import resize_labels
 from pipeline.run.ledger import inspect_stage, read_record, require_fresh
 from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
-from pipeline.run.subject import (
-    ClusterLook,
-    Evaluation,
-    Subject,
-    choose_look,
-    choose_subject,
-    open_evaluation,
-    read_given_names,
-)
+from pipeline.run.subject import Subject, choose_subject
 from pipeline.storage.files import write_bytes
 from stages import VERSIONS
-from stages.crf import CrfSettings, choose_backend
+from stages.crf.backends import choose_backend
+from stages.crf.settings import CrfSettings
 from stages.evaluate.artefacts import Artefacts, open_artefacts
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, label_images, take_clusters

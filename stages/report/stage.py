@@ -9,9 +9,10 @@ from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.stage import Plan, ShardPlan, Stage
-from pipeline.run.subject import choose_subject, read_given_names
+from pipeline.run.subject import choose_subject
 from pipeline.storage.files import fingerprint, write_text
 from stages.outside import NAMES
 from stages.report.content import build_content

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import open_evaluation
 from pipeline.run.ledger import Ledger
-from pipeline.run.subject import open_evaluation
 from tests.end_to_end.conftest import Invoke, hash_tree, list_times
 
 

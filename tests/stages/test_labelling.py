@@ -30,7 +30,7 @@ from pipeline.images.windows import (
     place_windows,
 )
 from pipeline.run.manifest import Image, Manifest
-from stages.crf import CrfSettings
+from stages.crf.settings import CrfSettings
 from stages.labelling import (
     Classifier,
     Labelling,

@@ -24,12 +24,12 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import open_evaluation
 from pipeline.run.ledger import read_record
-from pipeline.run.subject import open_evaluation
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import require_local
 from stages import VERSIONS
-from stages.crf import CrfSettings
+from stages.crf.settings import CrfSettings
 from stages.evaluate.artefacts import open_artefacts
 from stages.extract.settings import HANDCRAFTED
 from stages.head.encode_stage import load_head

@@ -21,9 +21,9 @@ from pipeline.datasets.base import Colour, png_palette
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import Evaluation, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image, Manifest
-from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.storage.files import fingerprint
 from pipeline.wording import did_you_mean
 from stages import VERSIONS

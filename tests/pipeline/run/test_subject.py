@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import StageRecord
-from pipeline.run.subject import (
+from pipeline.run.evaluation import (
     Evaluation,
-    Subject,
     choose_block,
     choose_look,
-    choose_subject,
     name_clusters,
     parse_names,
     read_given_names,
 )
+from pipeline.run.ledger import StageRecord
+from pipeline.run.subject import Subject, choose_subject
 from pipeline.storage.files import write_json
 
 

@@ -21,8 +21,10 @@ from pydantic import ValidationError
 
 from benchmarks.samples import PHOTOGRAPHS, draw_unary, load_square
 from pipeline.errors import PipelineError, UsageError
-from stages.crf import BACKENDS, CrfError, CrfSettings, backends, choose_backend
-from stages.crf.backends import place_beside, refine_each
+from stages.crf import backends
+from stages.crf.backends import choose_backend, place_beside, refine_each
+from stages.crf.definition import CrfError
+from stages.crf.settings import BACKENDS, CrfSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.crf import Backend, choose_backend
+from stages.crf.backends import Backend, choose_backend
 from stages.crf.cuda import CudaBackend
 from stages.masks.settings import MaskSettings
 from stages.masks.stage import _propose_batch, enlarge_scores, take_largest

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.run.subject import choose_look
+from pipeline.run.evaluation import choose_look
 from stages.report.agreement import (
     PairCounts,
     add_pairs,

@@ -20,8 +20,8 @@ from PIL import Image
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import Evaluation, open_evaluation
 from pipeline.run.manifest import Image as Row
-from pipeline.run.subject import Evaluation, open_evaluation
 from pipeline.storage.files import read_json
 from stages.report.agreement import Name, Paint
 from stages.report.comparison import (

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.run.subject import ClusterLook, choose_look
+from pipeline.run.evaluation import ClusterLook, choose_look
 from stages.report.content import (
     Exhibit,
     GalleryItem,

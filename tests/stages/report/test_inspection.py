@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.errors import RunError, StaleError, UsageError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.subject import open_evaluation
+from pipeline.run.evaluation import open_evaluation
 from stages.report import inspection
 from stages.report.inspection import inspect_image
 from stages.report.pictures import RIGHT_COLOUR, WRONG_COLOUR

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.crf import CrfError, CrfSettings, choose_backend
-from stages.crf.backends import BatchBackend
+from stages.crf.backends import BatchBackend, choose_backend
 from stages.crf.cuda import CudaBackend, backend
 from stages.crf.cuda.backend import (
     arrange_energies,
@@ -24,6 +23,8 @@ from stages.crf.cuda.backend import (
     stack_unaries,
 )
 from stages.crf.cuda.passes import TORCH_PASSES
+from stages.crf.definition import CrfError
+from stages.crf.settings import CrfSettings
 from tests.stages.crf.cuda.samples import Sample, draw_photograph, draw_sample
 from tests.stages.crf.reference import infer_reference
 

@@ -1,0 +1,340 @@
+"""What was evaluated: its figures, scores and label maps, how its clusters are called and look.
+
+Clusters are called by the user, by the classes that they are matched to, or by their numbers, and
+have the colours of their classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.datasets import IGNORE, Dataset
+from pipeline.datasets.base import Colour, png_palette
+from pipeline.errors import AccessError, DamageError, ImageError, RunError
+from pipeline.images.decoding import read_label
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import StageRecord, require_fresh
+from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.subject import Subject, choose_subject
+from pipeline.storage.files import decode_table, read_json
+from pipeline.storage.places import resolve_inside
+
+LONGEST = 100
+_EXAMPLE = "write one line for each cluster, such as `7: road`"
+
+
+def name_clusters(
+    clusters: int,
+    assignment: Sequence[int | None] | None,
+    class_names: Sequence[str],
+    given: Mapping[int, str],
+) -> tuple[str, ...]:
+    """Name every cluster: as the user does, else after its class, else by its number."""
+    names = {k: f"cluster {k}" for k in range(clusters)}
+    names |= {k: class_names[c] for k, c in enumerate(assignment or ()) if c is not None}
+    names |= given
+    return tuple(names[k] for k in range(clusters))
+
+
+def parse_names(text: bytes, file: object) -> dict[int, str]:
+    """Parse ``names.yaml``: a YAML mapping of cluster numbers to names.
+
+    Names are the words as they are written: ``no``, ``on`` and ``1.0`` are names like any other.
+    """
+    try:
+        # nodes and not values: nothing is resolved, run, or repeated as often as aliases say
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{file} is not YAML ({reason}); {_EXAMPLE}.") from error
+    except RecursionError as error:
+        raise RunError(f"{file} is nested too deeply; {_EXAMPLE}.") from error
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise RunError(f"{file} does not map clusters to names; {_EXAMPLE}.")
+    names: dict[int, str] = {}
+    for line, key, value in _read_pairs(root):
+        where = f"{file}, line {line}"
+        if key is None or not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise RunError(f"{where}: {_show(key)} is not the number of a cluster; {_EXAMPLE}.")
+        name = None if value is None else value.strip()
+        if not name or not name.isprintable() or len(name) > LONGEST:
+            raise RunError(
+                f"{where}: cluster {int(key)} needs a name of one line, at most {LONGEST} "
+                f"characters, and not {_show(value)}; {_EXAMPLE}."
+            )
+        if int(key) in names:
+            raise RunError(f"{where}: cluster {int(key)} is named twice; leave one of the names.")
+        names[int(key)] = name
+    return names
+
+
+def _read_pairs(root: yaml.MappingNode) -> Iterator[tuple[int, str | None, str | None]]:
+    """Yield line, key and value as they are written; None for what is not one scalar."""
+    for pair in root.value:
+        key, value = (n.value if isinstance(n, yaml.ScalarNode) else None for n in pair)
+        yield pair[0].start_mark.line + 1, key, value
+
+
+def _show(text: str | None) -> str:
+    if text is None:
+        return "a list or mapping"
+    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+
+
+def read_given_names(run: RunDirectory, title: str, clusters: int | None = None) -> dict[int, str]:
+    """Read the names that the user has given to the clusters of a fit or head."""
+    file = run.names_file(title)
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror or error}.") from error
+    names = parse_names(text, file)
+    for cluster in names:
+        if clusters is not None and cluster >= clusters:
+            raise RunError(
+                f"{file} names cluster {cluster}, but there are {clusters} clusters, numbered "
+                f"from 0 to {clusters - 1}; correct the number or remove the line."
+            )
+    return names
+
+
+@dataclass(frozen=True)
+class ClusterLook:
+    """How clusters are shown."""
+
+    index: NDArray[np.uint8]
+    palette: NDArray[np.uint8]
+    names: tuple[str, ...]
+    classes: tuple[int | None, ...] | None = None
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        """Colour of every cluster."""
+        rows = self.palette[self.index[: len(self.names)]].tolist()
+        return tuple((red, green, blue) for red, green, blue in rows)
+
+
+def choose_block(metrics: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Return the figures of a split whose matching says how its clusters look.
+
+    A split without ground truth has no matching; its clusters look as in the main split, so that
+    one cluster has one colour wherever no other matching says otherwise.
+    """
+    block = metrics["splits"][split]
+    chosen = metrics if block["assignment"] is None else block
+    # a cluster without a class takes the first colour that is no class's in any split
+    names = max((each["class_names"] for each in metrics["splits"].values()), key=len)
+    return {**chosen, "class_names": names}
+
+
+def choose_look(
+    clusters: int,
+    assignment: Sequence[int | None] | None,
+    class_names: Sequence[str],
+    class_colours: Sequence[Colour],
+    given: Mapping[int, str] | None = None,
+) -> ClusterLook:
+    """Choose name and colour of every cluster."""
+    names = name_clusters(clusters, assignment, class_names, given or {})
+    if assignment is None:
+        palette = np.frombuffer(png_palette(()), np.uint8).reshape(256, 3)
+        return ClusterLook(np.arange(256, dtype=np.uint8), palette, names)
+    colours = class_colours[: len(class_names)]
+    palette = np.frombuffer(png_palette(colours), np.uint8).reshape(256, 3)
+    index = np.full(256, IGNORE, np.uint8)
+    spare = len(class_names)
+    for cluster, label in enumerate(assignment):
+        if label is None:
+            index[cluster] = min(spare, IGNORE - 1)
+            spare += 1
+        else:
+            index[cluster] = label
+    return ClusterLook(index, palette, names, tuple(assignment))
+
+
+LEFT_OUT = "left_out.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A fit or head that was evaluated: its figures, its label maps, and how its clusters look."""
+
+    run: RunDirectory
+    subject: Subject
+    record: StageRecord
+
+    @property
+    def command(self) -> str:
+        """The command that made it, in quotes."""
+        return f"`primaps-pipe evaluate {self.run.quoted}{self.subject.options}`"
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The figures, as ``metrics.json`` has them."""
+        metrics = read_json(self._file("metrics.json"))
+        if metrics is None:
+            raise RunError(f"{self._file('metrics.json')} is gone; run {self.command} again.")
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("splits"), dict):
+            raise RunError(
+                f"{self._file('metrics.json')} is not what an evaluation writes; "
+                f"run {self.command} again."
+            )
+        return metrics
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that were labelled."""
+        return tuple(self.metrics["splits"])
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.metrics["classes"])
+
+    @cached_property
+    def class_palette(self) -> NDArray[np.uint8]:
+        """Colours of the dataset's classes, uint8 [256, rgb]."""
+        return np.frombuffer(png_palette(self.dataset.palette), np.uint8).reshape(256, 3)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The images that there were."""
+        return read_manifest(self.run)
+
+    @cached_property
+    def images(self) -> dict[tuple[str, str], Image]:
+        """The images that were labelled, by split and id."""
+        splits = set(self.splits)
+        return {(i.split, i.id): i for i in self.manifest.images if i.ok and i.split in splits}
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset that the images are of."""
+        return self.manifest.open_dataset()
+
+    def match(self, split: str | None = None) -> tuple[list[int | None] | None, list[str]]:
+        """Return the class of every cluster, and the classes' names; of the main split if None.
+
+        The matching is that of the final labels; None where there was no ground truth.
+        """
+        file = self._file("metrics.json")
+        if split is not None and split not in self.splits:
+            raise RunError(
+                f"{file} says nothing of split {split!r}, only of {', '.join(self.splits)}."
+            )
+        try:
+            block = self.metrics if split is None else self.metrics["splits"][split]
+            final = block["assignment_crf"]
+            return block["assignment"] if final is None else final, list(block["class_names"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{file} was not written by this version ({error}); run {self.command} again."
+            ) from error
+
+    def name_clusters(self, split: str | None = None) -> tuple[str, ...]:
+        """Name every cluster by the matching of a split; by that of the main one if None."""
+        assignment, class_names = self.match(split)
+        given = read_given_names(self.run, self.subject.title, self.clusters)
+        return name_clusters(self.clusters, assignment, class_names, given)
+
+    def look(self, split: str | None = None, *, refined: bool = True) -> ClusterLook:
+        """Choose how the clusters look by their matching in a split; in the main one if None."""
+        block = choose_block(self.metrics, self.metrics["split"] if split is None else split)
+        final = block["assignment_crf"] if refined else None
+        return choose_look(
+            self.clusters,
+            block["assignment"] if final is None else final,
+            block["class_names"],
+            self.dataset.palette,
+            read_given_names(self.run, self.subject.title, self.clusters),
+        )
+
+    def read_labels(self, image: Image) -> NDArray[np.uint8]:
+        """Read the label map of an image; see :func:`read_labels`."""
+        return read_labels(self.run, self.subject, image, self.clusters)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The label maps that the scores do without, by path: why they cannot be read."""
+        file = self.run.state(f"evaluate/{self.subject.title}") / LEFT_OUT
+        return read_json(file) or {}
+
+    def read_scores(
+        self, names: Collection[tuple[str, str]]
+    ) -> dict[tuple[str, str], dict[str, float]]:
+        """Read the scores of some images, by split and id, from ``images.parquet``."""
+        file, wanted = self._file("images.parquet"), set(names)
+        try:
+            rows = decode_table(file.read_bytes()).to_pylist()
+            return {
+                (row["split"], row["id"]): {k: v for k, v in row.items() if isinstance(v, float)}
+                for row in rows
+                if (row["split"], row["id"]) in wanted
+            }
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{file} cannot be read ({reason}); run {self.command} again."
+            ) from error
+
+    def _file(self, name: str) -> Path:
+        return self.run.report(self.subject.title) / name
+
+
+def read_labels(
+    run: RunDirectory, subject: Subject, image: Image, clusters: int
+) -> NDArray[np.uint8]:
+    """Read the label map that was made of an image: clusters, uint8 [y, x], 255 where none is."""
+    file = resolve_inside(run.labels(subject.title), f"{image.split}/{image.id}.png")
+    try:
+        labels = read_label(file)
+        known = (labels < clusters) | (labels == IGNORE)
+        if labels.shape != (image.height, image.width) or not known.all():
+            raise ImageError(f"it is no label map of {image.path}")
+    except AccessError as error:
+        raise RunError(
+            f"the label map {file} cannot be read ({error}); "
+            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` again."
+        ) from error
+    except ImageError as error:
+        raise DamageError(
+            f"{file} is damaged ({error}); "
+            f"`primaps-pipe verify {run.quoted} --repair` makes it again."
+        ) from error
+    return labels.astype(np.uint8)
+
+
+def open_evaluation(
+    run: RunDirectory,
+    em: str | None,
+    head: str | None,
+    versions: Mapping[str, int] | None = None,
+) -> Evaluation:
+    """Open the evaluation of the fit or head that is meant, which must be fresh."""
+    subject = choose_subject(run.require(), em, head)
+    key = find_evaluation(run, subject)
+    return Evaluation(run, subject, require_fresh(run, key, versions))
+
+
+def find_evaluation(run: RunDirectory, subject: Subject) -> str:
+    """Return the key of the evaluation of a fit or head, which must have been begun."""
+    key = f"evaluate/{subject.title}"
+    if not run.has_been_run(key):
+        raise RunError(
+            f"{subject.key} in {run.path} has not been evaluated; "
+            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` first."
+        )
+    return key
