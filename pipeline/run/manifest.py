@@ -1,48 +1,42 @@
-"""The manifest: one row per image, one row per window, as two parquet files."""
+"""The manifest: one row per image, one row per window, as two parquet files.
+
+In memory they are Arrow tables, a few hundred bytes an image in every process: an image or a window
+is an object only while somebody looks at it.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import islice
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.datasets import Dataset, open_kept
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import did_you_mean
-from pipeline.storage.files import decode_table, fingerprint, stamp, write_changed
+from pipeline.storage.files import decode_table, fingerprint_texts, stamp, write_changed
 from pipeline.storage.places import parse_place
 
-_IMAGE_SCHEMA = pa.schema(
-    [
-        ("image", pa.int64()),
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("bytes", pa.int64()),
-        ("modified_ns", pa.int64()),
-        ("digest", pa.string()),
-        ("state", pa.string()),
-        ("reason", pa.string()),
-        ("changed_ns", pa.int64()),
-    ]
-)
 # The name, in a file's metadata, of the checksum of its rows and its other metadata.
 _CHECKSUM = b"checksum"
 # Absolute, empty, with a zero byte, or with ``..`` as one of its parts.
-_OUTSIDE = re.compile(r"\A/|\A\Z|\0|(?:\A|/)\.\.(?:/|\Z)")
-_WINDOW_SCHEMA = pa.schema([(f.name, pa.int64()) for f in fields(Window)])
+_OUTSIDE = r"\A/|\A\z|\x00|(?:\A|/)\.\.(?:/|\z)"
+# Rows that are Python objects at a time.
+_BLOCK = 4096
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,84 @@ class Image:
         return self.state == "ok"
 
 
+_SCHEMAS = {
+    kind: pa.schema(
+        [(f.name, pa.int64() if f.type == "int" else pa.string()) for f in fields(kind)]
+    )
+    for kind in (Image, Window)
+}
+
+
+class Rows(Sequence[T]):
+    """The rows of an Arrow table as objects, each made when it is asked for."""
+
+    def __init__(self, kind: type[T], table: pa.Table) -> None:
+        self.kind = kind
+        self.table = table
+
+    @classmethod
+    def gather(cls, kind: type[T], rows: Iterable[T]) -> Rows[T]:
+        """Put objects into a table, a block of them at a time."""
+        if isinstance(rows, Rows):
+            return rows
+        schema, items = _SCHEMAS[kind], iter(rows)
+        batches = []
+        while block := list(islice(items, _BLOCK)):
+            columns = [[getattr(row, name) for row in block] for name in schema.names]
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            batches.append(pa.record_batch(arrays, schema=schema))
+        return cls(kind, pa.Table.from_batches(batches, schema).combine_chunks())
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return one column, which NumPy takes, too."""
+        return self.table[name]
+
+    def among(self, name: str, values: Collection[str]) -> NDArray[np.bool_]:
+        """Say of every row whether a column has one of some values, bool [row]."""
+        found = pc.is_in(self.table[name], value_set=pa.array(list(values), pa.string()))
+        return np.asarray(found, dtype=bool)
+
+    def choose(self, chosen: NDArray[Any]) -> Rows[T]:
+        """Return some rows, chosen by number or by a mask."""
+        numbers = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return Rows(self.kind, self.table.take(pa.array(numbers, pa.int64())))
+
+    def replace(self, **columns: Any) -> Rows[T]:
+        """Return the rows with other values in some columns."""
+        table = self.table
+        for name, values in columns.items():
+            table = table.set_column(table.schema.names.index(name), name, values)
+        return Rows(self.kind, table)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Rows[T]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            return self.kind(*(column[numbers].as_py() for column in self._columns))
+        if numbers.step == 1:
+            return Rows(self.kind, self.table.slice(numbers.start, len(numbers)))
+        return self.choose(np.array(numbers))
+
+    @cached_property
+    def _columns(self) -> list[pa.ChunkedArray]:
+        return list(self.table.columns)
+
+    def __iter__(self) -> Iterator[T]:
+        for batch in self.table.to_batches(max_chunksize=_BLOCK):
+            yield from map(self.kind, *(column.to_pylist() for column in batch.columns))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and bool(self.table.equals(other.table))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All images and windows of a run, and where they come from."""
@@ -76,9 +148,13 @@ class Manifest:
     dataset: str
     root: Path
     labels: Path | None
-    images: tuple[Image, ...]
-    windows: tuple[Window, ...]
+    images: Rows[Image]
+    windows: Rows[Window]
     definition: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", Rows.gather(Image, self.images))
+        object.__setattr__(self, "windows", Rows.gather(Window, self.windows))
 
     def open_dataset(self) -> Dataset:
         """Give the dataset as it was when it was listed."""
@@ -89,28 +165,25 @@ class Manifest:
         return open_kept(self.dataset, self.definition)
 
     @cached_property
-    def _windows_of(self) -> dict[int, list[Window]]:
-        table: dict[int, list[Window]] = {}
-        for window in self.windows:
-            table.setdefault(window.image, []).append(window)
-        return table
+    def _image_of(self) -> NDArray[np.int64]:
+        """Rows of the images that the windows are in, ascending, int64 [window]."""
+        return np.asarray(self.windows.column("image"))
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The splits that occur, in the order of the rows."""
-        return tuple(dict.fromkeys(image.split for image in self.images))
+        return tuple(pc.unique(self.images.column("split")).to_pylist())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the rows of both tables, but for times and which images are rejected."""
-        same = {"state": "ok", "reason": None, "modified_ns": 0, "changed_ns": 0}
-        rows = [replace(image, **same) for image in self.images]  # type: ignore[arg-type]
-        return fingerprint([astuple(row) for row in rows], [astuple(w) for w in self.windows])
+        same = {"state": '"ok"', "reason": "null", "modified_ns": "0", "changed_ns": "0"}
+        return fingerprint_texts(_dump_rows(self.images, same), _dump_rows(self.windows, {}))
 
     @property
     def rejected(self) -> list[Image]:
         """The images that later stages skip."""
-        return [image for image in self.images if not image.ok]
+        return list(self.images.choose(~self.images.among("state", ["ok"])))
 
     def check_splits(self, splits: Sequence[str]) -> None:
         """Refuse a split that no image is in."""
@@ -128,7 +201,8 @@ class Manifest:
 
     def windows_of(self, image: Image) -> list[Window]:
         """Return the windows of one image."""
-        return self._windows_of.get(image.image, [])
+        low, high = np.searchsorted(self._image_of, [image.image, image.image + 1])
+        return list(self.windows[low:high])
 
     def label_path(self, image: Image) -> Path | None:
         """Return where the label map of an image lies, or None if it has none."""
@@ -136,32 +210,50 @@ class Manifest:
 
     def images_starting_in(self, start: int, stop: int, splits: Sequence[str]) -> list[Image]:
         """Return the usable images of some splits whose first window is in ``[start, stop)``."""
-        return [
-            self.images[window.image]
-            for window in self.usable_windows(start, stop, splits)
-            if self._windows_of[window.image][0] is window
-        ]
+        numbers = self._list_usable(start, stop, splits)
+        rows = self._image_of[numbers]
+        first = np.searchsorted(self._image_of, rows) == numbers
+        return list(self.images.choose(rows[first]))
 
     def usable_windows(
         self, start: int = 0, stop: int | None = None, splits: Sequence[str] | None = None
-    ) -> list[Window]:
+    ) -> Rows[Window]:
         """Return the windows in ``[start, stop)`` of images that are ``ok``, in ``splits``."""
-        return [
-            window
-            for window in self.windows[start:stop]
-            if self.images[window.image].ok
-            and (splits is None or self.images[window.image].split in splits)
-        ]
+        return self.windows.choose(self._list_usable(start, stop, splits))
 
-    def reject(self, reasons: dict[int, str]) -> Manifest:
+    def _list_usable(
+        self, start: int, stop: int | None, splits: Sequence[str] | None
+    ) -> NDArray[np.int64]:
+        rows = self._image_of[start:stop]
+        if not len(rows):
+            return rows
+        images = self.images[int(rows[0]) : int(rows[-1]) + 1]
+        usable = images.among("state", ["ok"])
+        if splits is not None:
+            usable &= images.among("split", splits)
+        return start + np.flatnonzero(usable[rows - rows[0]])
+
+    def reject(self, reasons: Mapping[int, str]) -> Manifest:
         """Return a manifest in which the images of ``reasons`` (row -> reason) are rejected."""
-        images = [
-            replace(image, state="rejected", reason=reasons[image.image])
-            if image.image in reasons
-            else image
-            for image in self.images
-        ]
-        return replace(self, images=tuple(images))
+        if not reasons:
+            return self
+        chosen = np.isin(np.arange(len(self.images)), list(reasons))
+        state = pc.if_else(pa.array(chosen), "rejected", self.images.column("state"))
+        texts = self.images.column("reason").to_pylist()
+        for row in np.flatnonzero(chosen).tolist():
+            texts[row] = reasons[row]
+        reason = pa.array(texts, pa.string())
+        return replace(self, images=self.images.replace(state=state, reason=reason))
+
+    def admit_placed(self) -> Manifest:
+        """Return a manifest in which no image that has windows is rejected."""
+        placed = pa.array(np.isin(np.arange(len(self.images)), self._image_of))
+        state, reason = self.images.column("state"), self.images.column("reason")
+        images = self.images.replace(
+            state=pc.if_else(placed, "ok", state),
+            reason=pc.if_else(placed, pa.scalar(None, pa.string()), reason),
+        )
+        return replace(self, images=images)
 
     def write(self, run: RunDirectory) -> None:
         """Write both files, where their content has changed."""
@@ -170,8 +262,8 @@ class Manifest:
             source["labels"] = str(self.labels)
         if self.definition is not None:
             source["definition"] = json.dumps(self.definition, ensure_ascii=False)
-        _write_table(run.manifest_file, _IMAGE_SCHEMA.with_metadata(source), self.images)
-        _write_table(run.windows_file, _WINDOW_SCHEMA, self.windows)
+        _write_table(run.manifest_file, self.images.table, source)
+        _write_table(run.windows_file, self.windows.table, {})
 
 
 def read_manifest(run: RunDirectory) -> Manifest:
@@ -196,50 +288,87 @@ def _read_manifest(run: RunDirectory, *_stamps: tuple[int, int, int] | None) -> 
         dataset=source["dataset"],
         root=parse_place(source["root"]),
         labels=parse_place(source["labels"]) if "labels" in source else None,
-        images=tuple(images),
-        windows=tuple(windows),
+        images=images,
+        windows=windows,
         definition=definition,
     )
 
 
-def _write_table(path: Path, schema: pa.Schema, rows: Sequence[Any]) -> None:
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+def _write_table(path: Path, table: pa.Table, source: Mapping[str, str]) -> None:
+    sealed = {**source, _CHECKSUM: _checksum(table, source)}
     buffer = pa.BufferOutputStream()
-    pq.write_table(_seal(table), buffer)
+    pq.write_table(table.combine_chunks().replace_schema_metadata(sealed), buffer)
     write_changed(path, buffer.getvalue().to_pybytes())
 
 
-def _seal(table: pa.Table) -> pa.Table:
-    """Put a checksum of a table's rows and metadata into its metadata."""
-    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _CHECKSUM}
-    named = {k.decode(): v.decode() for k, v in metadata.items()}
-    print_ = fingerprint(named, table.to_pydict())
-    return table.replace_schema_metadata({**metadata, _CHECKSUM: print_.encode()})
-
-
-def _read_table(path: Path, row: type[Any]) -> tuple[list[Any], dict[str, str]]:
+def _read_table(path: Path, kind: type[T]) -> tuple[Rows[T], dict[str, str]]:
     try:
         table = decode_table(path.read_bytes())
-        rows = [row(**values) for values in table.to_pylist()]
         source = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        if source.pop(_CHECKSUM.decode(), None) != _seal(table).schema.metadata[_CHECKSUM].decode():
+        if not table.schema.equals(_SCHEMAS[kind]):
+            raise ValueError("its columns are others")
+        if source.pop(_CHECKSUM.decode(), None) != _checksum(table, source):
             raise ValueError("its checksum differs")
     except FileNotFoundError:
         raise RunError(f"{path} is missing; run {_command(path)}.") from None
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
-    return rows, source
+    return Rows(kind, table.replace_schema_metadata(None)), source
 
 
-def _check_names(path: Path, images: Sequence[Image]) -> None:
+def _checksum(table: pa.Table, source: Mapping[str, str]) -> str:
+    """Return the fingerprint of a table's metadata and columns, as of one JSON value."""
+    return fingerprint_texts([json.dumps(source, sort_keys=True)], _dump_columns(table))
+
+
+def _dump_columns(table: pa.Table) -> Iterator[str]:
+    for number, name in enumerate(sorted(table.schema.names)):
+        yield f"{', ' if number else '{'}{json.dumps(name)}: "
+        blocks = table.select([name]).to_batches(max_chunksize=_BLOCK)
+        yield from _join_blocks(_dump_values(block[0]) for block in blocks)
+    yield "}"
+
+
+def _dump_rows(rows: Rows[Any], same: Mapping[str, str]) -> Iterator[str]:
+    """Dump rows as lists of their values; the JSON of some columns is the same in every row."""
+
+    def dump(block: pa.RecordBatch) -> list[str]:
+        columns = (
+            [same[name]] * len(block) if name in same else _dump_values(column)
+            for name, column in zip(block.schema.names, block.columns, strict=True)
+        )
+        return [f"[{', '.join(values)}]" for values in zip(*columns, strict=True)]
+
+    return _join_blocks(map(dump, rows.table.to_batches(max_chunksize=_BLOCK)))
+
+
+def _dump_values(column: pa.Array) -> list[str]:
+    # many times as fast as the JSON of rows
+    dump = encode_basestring_ascii if pa.types.is_string(column.type) else repr
+    return ["null" if value is None else dump(value) for value in column.to_pylist()]
+
+
+def _join_blocks(blocks: Iterable[list[str]]) -> Iterator[str]:
+    """Join the JSON of values to that of their list, a block of them at a time."""
+    begin = "["
+    for block in blocks:
+        if block:
+            yield begin + ", ".join(block)
+            begin = ", "
+    yield "]" if begin == ", " else "[]"
+
+
+def _check_names(path: Path, images: Rows[Image]) -> None:
     """Refuse names that lead elsewhere: no listing has one, and files are named after them."""
-    for image in images:
-        for name in (image.id, image.split, image.path, image.label):
-            if name is not None and _OUTSIDE.search(name):
-                raise RunError(
-                    f"{path} names {name!r} in row {image.image}, which leads out of its folder; "
-                    f"that was not written here: delete the file and run {_command(path)}."
-                )
+    for column in ("id", "split", "path", "label"):
+        outside = pc.match_substring_regex(images.column(column), _OUTSIDE)
+        row = pc.index(outside, True).as_py()
+        if row >= 0:
+            raise RunError(
+                f"{path} names {images.column(column)[row].as_py()!r} in row {row}, which leads "
+                "out of its folder; that was not written here: delete the file and run "
+                f"{_command(path)}."
+            )
 
 
 def _unreadable(path: Path, reason: object) -> DamageError:

@@ -17,7 +17,7 @@ import shutil
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -338,6 +338,17 @@ def fingerprint(*parts: Any) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def fingerprint_texts(*parts: Iterable[str]) -> str:
+    """Return the :func:`fingerprint` of values whose JSON comes in pieces, too long for one."""
+    digest = blake2b(b"[", digest_size=16)
+    for number, part in enumerate(parts):
+        digest.update(b", " if number else b"")
+        for text in part:
+            digest.update(text.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
 _VALUES = "values"
 # What the readers of zip archives and arrays raise on damaged bytes.
 _DAMAGE = (
@@ -415,9 +426,13 @@ def decode_table(content: bytes) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(
-        pa.BufferReader(content),
-        page_checksum_verification=True,
-        use_threads=False,
-        pre_buffer=False,
-    )
+    pool = pa.default_memory_pool()
+    # Arrow's own pool keeps as much memory again as a table takes, in every process that reads it
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        file = pq.ParquetFile(
+            pa.BufferReader(content), page_checksum_verification=True, pre_buffer=False
+        )
+        return file.read(use_threads=False)
+    finally:
+        pa.set_memory_pool(pool)
