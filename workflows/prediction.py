@@ -411,8 +411,8 @@ def _list(images: Path, out: Path, facts: PrototypeFacts, screen: Screen) -> Man
         dataset=dataset.name,
         root=images,
         labels=None,
-        images=tuple(rows),
-        windows=tuple(windows),
+        images=rows,
+        windows=windows,
     )
     return manifest.reject(unplaceable)
 

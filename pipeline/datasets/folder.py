@@ -157,15 +157,16 @@ def _samples(
     images = sorted(
         path for path in _walk(root / top, exclude, odd) if path.suffix.lower() in IMAGE_SUFFIXES
     )
-    stems = Counter(str(path.with_suffix("")) for path in images)
+    stems = [str(path.with_suffix("")) for path in images]
+    counts = Counter(stems)
     samples = [
         Sample(str(path), split, str(PurePosixPath(top) / path), None, reason)
         for path, reason in odd.items()
     ]
-    for path, name in zip(images, name_images([str(path) for path in images]), strict=True):
+    names = name_images([str(path) for path in images])
+    for path, stem, name in zip(images, stems, names, strict=True):
         image = PurePosixPath(top) / path
-        alone = stems[str(path.with_suffix(""))] == 1
-        label = None if labels is None else _label(labels, image, alone)
+        label = None if labels is None else _label(labels, image, counts[stem] == 1)
         samples.append(Sample(name, split, str(image), label, find_excess(name)))
     return sorted(_part_shared_labels(samples), key=lambda sample: sample.id)
 
@@ -184,19 +185,17 @@ def _part_shared_labels(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _label(labels: Path, image: PurePosixPath, alone: bool) -> str | None:
-    candidates = [image.with_name(image.name + ".png"), image]
+    candidates = [f"{image}.png", str(image)]
     if alone:
-        candidates.insert(1, image.with_suffix(".png"))
-    return next((str(path) for path in candidates if _is_label(labels, path)), None)
+        candidates.insert(1, str(image.with_suffix(".png")))
+    return next((name for name in candidates if _is_label(labels, name)), None)
 
 
-def _is_label(labels: Path, path: PurePosixPath) -> bool:
+def _is_label(labels: Path, name: str) -> bool:
     if is_remote(labels):
-        return existing(labels, str(path)) is not None
-    try:
-        return (labels / path).is_file()
-    except OSError:
-        return False  # a name longer than names can be
+        return existing(labels, name) is not None
+    # asked of every image, and a path takes longer to make than to look up
+    return os.path.isfile(f"{labels}/{name}")  # noqa: PTH113
 
 
 def _walk(

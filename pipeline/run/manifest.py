@@ -30,7 +30,7 @@ from pipeline.storage.files import decode_table, fingerprint_texts, stamp, write
 from pipeline.storage.places import parse_place
 
 # The name, in a file's metadata, of the checksum of its rows and its other metadata.
-_CHECKSUM = b"checksum"
+_CHECKSUM = "checksum"
 # Absolute, empty, with a zero byte, or with ``..`` as one of its parts.
 _OUTSIDE = r"\A/|\A\z|\x00|(?:\A|/)\.\.(?:/|\z)"
 # Rows that are Python objects at a time.
@@ -63,7 +63,7 @@ class Image:
         return self.state == "ok"
 
 
-_SCHEMAS = {
+_SCHEMAS: dict[type[Any], pa.Schema] = {
     kind: pa.schema(
         [(f.name, pa.int64() if f.type == "int" else pa.string()) for f in fields(kind)]
     )
@@ -99,6 +99,12 @@ class Rows(Sequence[T]):
         """Say of every row whether a column has one of some values, bool [row]."""
         found = pc.is_in(self.table[name], value_set=pa.array(list(values), pa.string()))
         return np.asarray(found, dtype=bool)
+
+    def find(self, name: str, values: Sequence[str]) -> NDArray[np.int64]:
+        """Return in which row a column has each of some values, int64 [value], -1 for none."""
+        known = self.table[name].combine_chunks()
+        found = pc.index_in(pa.array(values, pa.string()), value_set=known)
+        return np.asarray(pc.fill_null(found, -1), dtype=np.int64)
 
     def choose(self, chosen: NDArray[Any]) -> Rows[T]:
         """Return some rows, chosen by number or by a mask."""
@@ -139,6 +145,9 @@ class Rows(Sequence[T]):
         return isinstance(other, Rows) and bool(self.table.equals(other.table))
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows: {self.kind.__name__}>"
 
 
 @dataclass(frozen=True)
@@ -307,7 +316,7 @@ def _read_table(path: Path, kind: type[T]) -> tuple[Rows[T], dict[str, str]]:
         source = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if not table.schema.equals(_SCHEMAS[kind]):
             raise ValueError("its columns are others")
-        if source.pop(_CHECKSUM.decode(), None) != _checksum(table, source):
+        if source.pop(_CHECKSUM, None) != _checksum(table, source):
             raise ValueError("its checksum differs")
     except FileNotFoundError:
         raise RunError(f"{path} is missing; run {_command(path)}.") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ class Run:
         return self.directory.path
 
     @property
-    def images(self) -> tuple[Image, ...]:
+    def images(self) -> Sequence[Image]:
         """One record per image: ``id``, ``split``, ``width``, ``height``, ``ok`` and others."""
         return self._manifest.images
 

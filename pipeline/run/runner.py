@@ -272,8 +272,8 @@ def _count_images(run: RunDirectory, unit: str) -> float | None:
     # help pages, which need the stages' settings, do without pyarrow
     from pipeline.run.manifest import read_manifest
 
-    windows = read_manifest(run).windows
-    return len({window.image for window in windows}) / len(windows)
+    rows = read_manifest(run).windows.column("image")
+    return len(rows.unique()) / len(rows)
 
 
 def compute_shard(

@@ -5,7 +5,7 @@ The dataset that a run is made of: as it is now, or as the run keeps it where it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from pipeline.images.faults import require_answer
 from pipeline.images.windows import Window, fit_size, place_windows
 from pipeline.progress import Counter
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import map_ahead
-from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.frames import map_ahead, shard_ranges
+from pipeline.run.manifest import Image, Manifest, Rows, read_manifest
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import count_requests, make_absolute
 from stages.extract.settings import ExtractSettings
@@ -36,25 +36,34 @@ def list_images(
     known: Sequence[Image],
     exclude: Sequence[Path],
     count: Callable[[int], Counter],
-) -> list[Image]:
+) -> Rows[Image]:
     """List the images of a dataset."""
     samples = dataset.list_samples(root, splits, labels, exclude)
     if limit is not None:
         samples = [s for split in splits for s in [t for t in samples if t.split == split][:limit]]
     if not samples:
         raise DatasetError(f"no images of {', '.join(splits)} at {root}.")
-    by_path = {image.path: image for image in known}
+    before = Rows.gather(Image, known)
+    places = before.find("path", [sample.image for sample in samples])
+    threads = count_requests(root, PROBE_THREADS)
+    # a task for every image would take longer than to see that it is the same
+    size = min(64, -(-len(samples) // (8 * threads)))
 
-    def probe(row: int) -> Image:
-        return _probe(row, samples[row], root, by_path.get(samples[row].image))
+    def probe(block: range) -> list[Image]:
+        there = places[block.start : block.stop]
+        olds = iter(before.choose(there[there >= 0]))
+        return [
+            _probe(row, samples[row], root, next(olds) if places[row] >= 0 else None)
+            for row in block
+        ]
 
-    images = []
+    def probe_all(counter: Counter) -> Iterator[Image]:
+        for images in map_ahead(probe, shard_ranges(len(samples), size), threads, 4 * threads):
+            yield from images
+            counter.advance(len(images))
+
     with count(len(samples)) as counter:
-        threads = count_requests(root, PROBE_THREADS)
-        for image in map_ahead(probe, range(len(samples)), threads, 4 * threads):
-            images.append(image)
-            counter.advance()
-    return images
+        return Rows.gather(Image, probe_all(counter))
 
 
 def _probe(row: int, sample: Sample, root: Path, known: Image | None) -> Image:
@@ -96,32 +105,34 @@ def _is_damaged(known: Image) -> bool:
 
 
 def place_all(
-    images: Sequence[Image], size: int, frame: str, overlap: float
-) -> tuple[list[Window], dict[int, str]]:
-    """Place the windows of all images."""
-    windows: list[Window] = []
+    images: Iterable[Image], size: int, frame: str, overlap: float
+) -> tuple[Rows[Window], dict[int, str]]:
+    """Place the windows of all images; say why those of some cannot be."""
     reasons: dict[int, str] = {}
-    for image in images:
-        if not image.ok:
-            continue
-        width, height = fit_size(image.width, image.height, size)
-        try:
-            corners = place_windows(width, height, size, frame, overlap)
-        except ImageError as error:
-            reasons[image.image] = str(error)
-            continue
-        windows += [
-            Window(index, image.image, left, top, size, width, height)
-            for index, (left, top) in enumerate(corners, start=len(windows))
-        ]
-    return windows, reasons
+
+    def place() -> Iterator[Window]:
+        index = 0
+        for image in images:
+            if not image.ok:
+                continue
+            width, height = fit_size(image.width, image.height, size)
+            try:
+                corners = place_windows(width, height, size, frame, overlap)
+            except ImageError as error:
+                reasons[image.image] = str(error)
+                continue
+            for left, top in corners:
+                yield Window(index, image.image, left, top, size, width, height)
+                index += 1
+
+    return Rows.gather(Window, place()), reasons
 
 
-def fingerprint_shard(manifest: Manifest, windows: Sequence[Window]) -> str:
+def fingerprint_shard(manifest: Manifest, windows: Rows[Window]) -> str:
     """Return the fingerprint of what a block of windows shows."""
-    return fingerprint(
-        [(manifest.images[w.image].digest, w.box, w.width, w.height) for w in windows]
-    )
+    digests = manifest.images.column("digest").take(windows.column("image")).to_pylist()
+    shown = zip(digests, windows, strict=True)
+    return fingerprint([(digest, w.box, w.width, w.height) for digest, w in shown])
 
 
 @dataclass(frozen=True)

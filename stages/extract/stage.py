@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,8 +112,8 @@ class Extract(Stage[ExtractSettings]):
             settings.dataset,
             settings.root,
             settings.labels,
-            tuple(images),
-            tuple(windows),
+            images,
+            windows,
             source.dataset.content,
         ).reject(unplaceable)
         origin, digest, gone, file = self._identify_weights(run, settings, screen)
@@ -244,7 +243,7 @@ class Extract(Stage[ExtractSettings]):
         screen: Screen,
     ) -> list[str]:
         """Note in the manifest which images could not be decoded."""
-        manifest = _admit_placed(read_manifest(run))
+        manifest = read_manifest(run).admit_placed()
         manifest = manifest.reject(
             _recorded_rejections(manifest, records.values(), settings.shard_size)
         )
@@ -275,7 +274,7 @@ def _window_settings(settings: ExtractSettings) -> dict[str, Any]:
     return {name: value for name, value in settings.output_settings().items() if name in names}
 
 
-def _known_images(run: RunDirectory, settings: ExtractSettings) -> tuple[Image, ...]:
+def _known_images(run: RunDirectory, settings: ExtractSettings) -> Sequence[Image]:
     if not (run.manifest_file.exists() and run.windows_file.exists()):
         return ()
     manifest = read_manifest(run)
@@ -285,7 +284,7 @@ def _known_images(run: RunDirectory, settings: ExtractSettings) -> tuple[Image, 
     record = Ledger(run.state("extract")).read_stage()
     if record is None or record.version != settings.version:
         # another version may read what that one refused
-        return tuple(image for image in manifest.images if image.width)
+        return manifest.images.choose(np.asarray(manifest.images.column("width")) > 0)
     return manifest.images
 
 
@@ -331,15 +330,6 @@ def _clear_images(
     return reasons
 
 
-def _admit_placed(manifest: Manifest) -> Manifest:
-    """Admit all images that have windows: only the records of their shards reject them."""
-    images = [
-        replace(image, state="ok", reason=None) if manifest.windows_of(image) else image
-        for image in manifest.images
-    ]
-    return replace(manifest, images=tuple(images))
-
-
 def _reasons(record: ShardRecord) -> dict[str, str]:
     return {**record.result["rejected"], **record.result.get("not_finite", {})}
 
@@ -349,7 +339,8 @@ def _recorded_rejections(
 ) -> dict[int, str]:
     # by content, not by row: rows shift when images are added
     reasons = {k: v for record in records for k, v in _reasons(record).items()}
-    damaged = {i.image: reasons[i.digest] for i in manifest.images if i.digest in reasons}
+    same = manifest.images.choose(manifest.images.among("digest", reasons))
+    damaged = {image.image: reasons[image.digest] for image in same}
     return _missed(manifest, records, size) | damaged
 
 
