@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.storage.files import fingerprint
 
 NAMES = ["a", "Köln/東京 ✓", "two\nlines\t'\"\\", "a.b/c", "🦊"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -218,3 +219,31 @@ def test_one_of_another_program_gives_one_sentence(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "manifest.parquet").replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "manifest.parquet")
     assert_unreadable(RunDirectory(tmp_path), "manifest.parquet")
+
+
+@pytest.mark.parametrize("names", [[], NAMES])
+def test_its_fingerprint_and_checksum_are_those_of_plain_json(
+    tmp_path: Path, names: list[str]
+) -> None:
+    # finished runs were written with these, from Python objects
+    manifest = make(names).reject({1: "dark"})
+    same = {"state": "ok", "reason": None, "modified_ns": 0, "changed_ns": 0}
+    rows = [astuple(replace(image, **same)) for image in manifest.images]  # type: ignore[arg-type]
+    windows = [astuple(window) for window in manifest.windows]
+    assert manifest.fingerprint == fingerprint(rows, windows)
+    manifest.write(RunDirectory(tmp_path))
+    table = pq.read_table(tmp_path / "manifest.parquet")
+    metadata = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+    assert metadata.pop("checksum") == fingerprint(metadata, table.to_pydict())
+
+
+def test_rows_are_a_sequence() -> None:
+    images = make(NAMES).images
+    everyone = list(images)
+    assert [images[row] for row in range(len(images))] == everyone
+    assert images[-1] == everyone[-1] and list(images[1:3]) == everyone[1:3]
+    assert list(images[::2]) == everyone[::2] and images[1:] != images
+    assert images.find("id", ["🦊", "b", "a"]).tolist() == [4, -1, 0]
+    assert everyone[2] in images
+    with pytest.raises(IndexError):
+        images[len(images)]
