@@ -119,7 +119,7 @@ def test_label_maps_photographs_and_truth_are_the_files(run: Run, scenes: Path) 
     np.testing.assert_array_equal(run.ground_truth(ID), truth)
     np.testing.assert_array_equal(run.labels(ID), labels)
     assert run.labels(ID).dtype == np.uint8
-    assert run.find_image(f"{run.splits[0]}/{ID}") is run.find_image(ID)
+    assert run.find_image(f"{run.splits[0]}/{ID}") == run.find_image(ID)
     for given, expected in (
         (run.photograph(ID, as_="xarray"), pixels),
         (run.ground_truth(ID, as_="xarray"), truth),
