@@ -18,12 +18,12 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 from zipfile import BadZipFile
 
@@ -35,6 +35,8 @@ from pipeline.storage.places import ObjectStatus, is_remote, resolve_inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+T = TypeVar("T")
 
 # what systems answer that cannot open or sync a folder
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM}
@@ -56,41 +58,35 @@ class Stored:
 
 
 @contextmanager
-def note_writes() -> Iterator[list[Stored]]:
-    """Collect what is written in this context, in the threads of :func:`map_ahead`, too."""
-    written: list[Stored] = []
-    token = _WRITTEN.set(written)
+def _within(variable: ContextVar[Any], value: T) -> Iterator[T]:
+    token = variable.set(value)
     try:
-        yield written
+        yield value
     finally:
-        _WRITTEN.reset(token)
+        variable.reset(token)
 
 
-@contextmanager
-def confine_writes(root: Path) -> Iterator[None]:
+def note_writes() -> AbstractContextManager[list[Stored]]:
+    """Collect what is written in this context, in the threads of :func:`map_ahead`, too."""
+    return _within(_WRITTEN, [])
+
+
+def confine_writes(root: Path) -> AbstractContextManager[Path]:
     """Refuse, in this context, to write or remove anything outside a folder.
 
     What lies in a run may come from anywhere: a link in it, or a name in one of its tables, must
     not lead out of it. The folder itself may be a link, or lie below one: that is who named it.
     """
-    token = _ROOT.set(root)
-    try:
-        yield
-    finally:
-        _ROOT.reset(token)
+    return _within(_ROOT, root)
 
 
-@contextmanager
-def guard_writes(check: Callable[[], None]) -> Iterator[None]:
+def guard_writes(check: Callable[[], None]) -> AbstractContextManager[Callable[[], None]]:
     """Call a function, in this context, before anything is written or removed; it may refuse."""
-    token = _GUARD.set(check)
-    try:
-        yield
-    finally:
-        _GUARD.reset(token)
+    return _within(_GUARD, check)
 
 
-def _ask_guard() -> None:
+def _require_permission(path: Path) -> None:
+    require_inside(path)
     check = _GUARD.get()
     if check is not None:
         check()
@@ -108,8 +104,7 @@ def require_inside(path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool = True) -> Stored:
     """Write a file so that a reader or a crash sees the old content or the new, never a part."""
-    require_inside(path)
-    _ask_guard()
+    _require_permission(path)
     try:
         if is_remote(path):
             # an object is whole or absent by nature
@@ -117,7 +112,14 @@ def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool
         else:
             _replace_file(path, content, unique)
     except OSError as error:
-        raise _cannot_write(path, len(content), error) from error
+        raise RunError(
+            f"cannot write {path} ({len(content)} bytes): {error.strerror or error}; "
+            "free some space or choose a folder that may be written."
+        ) from error
+    return _note(path, content, noted)
+
+
+def _note(path: Path, content: bytes, noted: bool) -> Stored:
     stored = Stored(path, len(content), checksum(content))
     if noted:
         note_file(stored)
@@ -154,12 +156,7 @@ def write_changed(path: Path, content: bytes, *, noted: bool = True) -> Stored:
         same = path.read_bytes() == content
     except OSError:
         same = False
-    if not same:
-        return write_bytes(path, content, noted=noted)
-    stored = Stored(path, len(content), checksum(content))
-    if noted:
-        note_file(stored)
-    return stored
+    return _note(path, content, noted) if same else write_bytes(path, content, noted=noted)
 
 
 def note_file(stored: Stored) -> None:
@@ -167,13 +164,6 @@ def note_file(stored: Stored) -> None:
     written = _WRITTEN.get()
     if written is not None:
         written.append(stored)
-
-
-def _cannot_write(path: Path, size: int, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write {path} ({size} bytes): {error.strerror or error}; "
-        "free some space or choose a folder that may be written."
-    )
 
 
 def write_text(path: Path, text: str) -> Stored:
@@ -293,8 +283,7 @@ def make_folder(folder: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there, for good: it does not come back after a power loss."""
-    require_inside(path)
-    _ask_guard()
+    _require_permission(path)
     try:
         path.unlink()
     except FileNotFoundError:
@@ -305,8 +294,7 @@ def remove_file(path: Path) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it; nothing happens where it is not there."""
-    require_inside(folder)
-    _ask_guard()
+    _require_permission(folder)
     if is_remote(folder):
         folder.store.delete_below(folder)
         return
