@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,17 @@ from pipeline.storage.files import (
 from pipeline.storage.locks import hold_lock
 from pipeline.storage.places import make_absolute, require_local, resolve_inside
 from stages.crf.backends import Backend, choose_backend
-from stages.extract.backbones import Backbone, build_backbone
-from stages.extract.listing import list_images, place_all
-from stages.extract.passes import (
+from stages.extract.backbones import (
+    Backbone,
+    build_backbone,
     check_backbone,
+    describe_backbone,
     describe_faults,
     extract_views,
     find_faulty,
     gather_batches,
 )
-from stages.extract.settings import HANDCRAFTED
-from stages.extract.weights import find_weights
+from stages.extract.listing import list_images, place_all
 from stages.head.encode_stage import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
 from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes
@@ -419,9 +419,8 @@ def _list(images: Path, out: Path, facts: PrototypeFacts, screen: Screen) -> Man
 
 def _build(facts: PrototypeFacts, given: Path | None, device: str, screen: Screen) -> Backbone:
     """Build the backbone that the prototypes were made with; other weights are refused."""
-    weights = None
-    if facts.backbone != HANDCRAFTED or given is not None:
-        weights = find_weights(facts.backbone, given, report=screen.note)
+    weights = describe_backbone(facts.backbone).find_weights(given, screen.note)
+    if weights is not None:
         if weights.digest != facts.weights_digest:
             raise WeightsError(
                 f"the weights at {weights.path} are not those that the prototypes were made with "
@@ -442,7 +441,8 @@ def _build(facts: PrototypeFacts, given: Path | None, device: str, screen: Scree
             f"channels here, and {facts.patch} and {facts.channels} in the prototypes; install "
             "the version of timm that they were made with."
         )
-    return replace(backbone, mean=facts.mean, std=facts.std)
+    backbone.mean, backbone.std = facts.mean, facts.std
+    return backbone
 
 
 def _label_all(

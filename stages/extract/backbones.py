@@ -1,100 +1,100 @@
-"""Backbones: a frozen network that turns windows of an image into a grid of features.
+"""Backbones: what turns windows of an image into a grid of features, and windows sent through one.
 
-Any Vision Transformer of timm whose tokens lie on a grid will do: DINO, DINOv2 with and without
-registers, DINOv3, and so on. The features are the last block's tokens after the model's final norm;
-the class token and the register tokens are dropped.
+Windows are regrouped into batches of one size. Features that are not finite are found, put into
+words, and laid to the image or to the weights. The arrays of ``features.zarr`` are laid out here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.errors import UsageError, WeightsError
-from stages.extract import handcrafted
-from stages.extract.attention import average_neighbours, capture_attention, no_attention
-from stages.extract.weights import HUB_PREFIXES, WeightsFile, fetch_config, load_state_dict
+from pipeline.compute.devices import resolve_device
+from pipeline.compute.memory import compute_halving
+from pipeline.errors import RunError, UsageError, WeightsError
+from pipeline.registry import Registry
+from pipeline.storage.arrays import ArraySpec
+from stages.extract.settings import ExtractSettings
+from stages.extract.weights import Report, WeightsFile
 
 COMMON_SIZE = 320
-
-# What a checkpoint may hold beside the network: classifiers, the heads of self-supervised training
-# and its mask token.
-EXTRA_KEYS = (
-    "head.",
-    "head_dist.",
-    "heads.",
-    "dino_head.",
-    "ibot_head.",
-    "fc_norm.",
-    "pre_logits.",
-    "mask_token",
-    "decoder",
-)
-
-Forward = Callable[[Tensor], Tensor]
+_TOGETHER = 2
 Floats = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A frozen network from images to a grid of features.
+class Backbone(ABC):
+    """A frozen network, or any other function, from windows of an image to a grid of features.
+
+    Subclass it to bring one of another kind, and name the class in the entry points of its package,
+    in the group ``primaps_pipe.backbones``: the entry's name is then one for ``--backbone``. An
+    instance is made from that name alone and knows its patch and channels; :meth:`load` makes it
+    ready to compute.
+
+    Parameters
+    ----------
+    name
+        As the user gave it.
 
     Attributes
     ----------
-    name : str
-        As the user gave it.
     patch : int
         Pixels per side of a feature's cell.
     channels : int
         Channels of a feature.
     mean, std : three floats
-        The model's own normalisation of red, green and blue, on values in 0..1.
+        Normalisation of red, green and blue, on values in 0..1; none where a class does not say.
+    takes_weights : bool
+        Whether it needs a file of weights, of which :meth:`find_weights` says where it lies.
+    takes_bfloat16 : bool
+        Whether its matrices may be multiplied in bfloat16; otherwise all is float32.
+    version : int
+        To be raised when the same images and weights give other features: cached ones are stale.
     device : torch.device
-        Where the forward pass runs.
+        Where it computes; set before :meth:`load`.
     precision : str
-        `float32` or `bfloat16`: what the matrices are multiplied in.
-    forward : callable
-        From normalised images [window, rgb, y, x] to features [window, row, column, channel].
-    attention : callable or None
-        From the same to the last block's attention [window, row, column, neighbour]; None where
-        the features do not come from attention.
+        ``float32`` or ``bfloat16``; set before :meth:`load`.
     """
+
+    takes_weights: ClassVar[bool] = False
+    takes_bfloat16: ClassVar[bool] = False
+    version: ClassVar[int] = 1
 
     name: str
     patch: int
     channels: int
-    mean: Floats
-    std: Floats
-    device: torch.device
-    precision: str
-    forward: Forward
-    attention: Forward | None = None
+    mean: Floats = (0.0, 0.0, 0.0)
+    std: Floats = (1.0, 1.0, 1.0)
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Give the features of a batch of windows.
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def compute_features(self, images: Tensor) -> Tensor:
+        """Compute the features of a batch of windows.
 
         Parameters
         ----------
         images : float32 tensor [window, rgb, y, x]
-            Values in 0..1, on any device; y and x are multiples of the patch.
+            Normalised, on the backbone's device; y and x are multiples of the patch.
 
         Returns
         -------
-        float32 tensor [window, row, column, channel]
-            On the backbone's device, with y / patch rows and x / patch columns.
+        float tensor [window, row, column, channel]
+            With y / patch rows and x / patch columns; a window's features depend on it alone.
         """
-        return self._run(self.forward, images)
 
-    def attend(self, images: Tensor) -> Tensor:
-        """Give the last block's attention of every position to the 3 x 3 positions around it.
+    def compute_attention(self, images: Tensor) -> Tensor:
+        """Compute the last block's attention of every position to the 3 x 3 positions around it.
 
         Parameters
         ----------
@@ -103,29 +103,133 @@ class Backbone:
 
         Returns
         -------
-        float32 tensor [window, row, column, neighbour]
+        float tensor [window, row, column, neighbour]
             Probabilities, averaged over the heads; nine neighbours row by row, the position itself
             the fifth, 0 outside the grid.
 
         Raises
         ------
         UsageError
-            If there is no attention, as in `handcrafted`, or none that can be read.
+            There is none, as where a class does not say how to compute it.
         """
-        if self.attention is None:
-            raise no_attention(self.name)
-        return self._run(self.attention, images)
+        raise no_attention(self.name)
 
-    def _run(self, forward: Forward, images: Tensor) -> Tensor:
-        check_size(images.shape[-2], self.patch, self.name)
-        check_size(images.shape[-1], self.patch, self.name)
+    def check_attention(self) -> None:
+        """Refuse, before there are weights, a backbone that cannot compute attention.
+
+        Raises
+        ------
+        UsageError
+            It cannot, as where a class does not say that it can.
+        """
+        raise no_attention(self.name)
+
+    def find_weights(self, given: Path | None, report: Report) -> WeightsFile | None:
+        """Find the file of weights.
+
+        Parameters
+        ----------
+        given
+            The file that the user names, if any.
+        report
+            Takes a line that says what is fetched from where.
+
+        Returns
+        -------
+        WeightsFile or None
+            None where none are needed.
+
+        Raises
+        ------
+        WeightsError
+            They are nowhere, or damaged.
+        UsageError
+            The file that is named is not there, or none is taken.
+        """
+        if given is not None:
+            raise UsageError(f"The backbone {self.name} takes no weights: leave --weights away.")
+        return None
+
+    def load(self, weights: WeightsFile | None, size: int) -> None:  # noqa: B027
+        """Get ready to compute: build the network and load its weights.
+
+        Parameters
+        ----------
+        weights
+            What :meth:`find_weights` has found.
+        size
+            Side of the windows in pixels.
+
+        Raises
+        ------
+        WeightsError
+            They are broken or are those of another model.
+        """
+
+    @property
+    def default_size(self) -> int:
+        """Side of a window where none is given: the multiple of the patch nearest to 320 pixels."""
+        return max(1, (2 * COMMON_SIZE + self.patch) // (2 * self.patch)) * self.patch
+
+    def check_size(self, size: int) -> None:
+        """Refuse a size in pixels that is not a multiple of the patch, naming the nearest two."""
+        below = size // self.patch * self.patch
+        if size < 1 or below != size:
+            nearest = f"{below} or {below + self.patch}" if below > 0 else f"{self.patch}"
+            raise UsageError(
+                f"The size {size} does not fit {self.name}, whose patch is {self.patch} pixels: "
+                f"take {nearest} with --size."
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Give the features of windows [window, rgb, y, x] with values in 0..1, in float32."""
+        return self._run(self.compute_features, images)
+
+    def attend(self, images: Tensor) -> Tensor:
+        """Give the attention in windows [window, rgb, y, x] with values in 0..1, in float32."""
+        return self._run(self.compute_attention, images)
+
+    def _run(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        self.check_size(images.shape[-2])
+        self.check_size(images.shape[-1])
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
         with torch.inference_mode(), autocast:
             images = images.to(self.device, torch.float32, non_blocking=True)
             mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-            return forward((images - mean) / std).float()
+            return compute((images - mean) / std).float()
+
+
+TIMM = "timm"
+# Any other name is one of timm's.
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbone",
+    "primaps_pipe.backbones",
+    {
+        "handcrafted": "stages.extract.handcrafted:HandcraftedBackbone",
+        TIMM: "stages.extract.transformers:TimmBackbone",
+    },
+)
+
+
+def describe_backbone(name: str) -> Backbone:
+    """Make a backbone that says what it is, and cannot compute: its weights are not loaded.
+
+    Raises
+    ------
+    UsageError
+        Nobody knows the name, or the model has no square grid of tokens.
+    """
+    return BACKBONES[name if name in BACKBONES else TIMM](name)
+
+
+def no_attention(name: str) -> UsageError:
+    """Give the error for a backbone whose attention is wanted and cannot be had."""
+    return UsageError(
+        f"The backbone {name} has no last block whose attention can be read: leave --attention "
+        "away, or take a backbone such as vit_small_patch14_dinov2.lvd142m."
+    )
 
 
 def build_backbone(
@@ -140,236 +244,205 @@ def build_backbone(
 
     Parameters
     ----------
-    name : str
-        A timm name, `hf-hub:owner/name`, or `handcrafted`.
-    weights : WeightsFile or None
-        None for `handcrafted` alone.
-    size : int
+    name
+        A name of :data:`BACKBONES`, a timm name, or ``hf-hub:owner/name``.
+    weights
+        None for a backbone that takes none.
+    size
         Side of the windows in pixels.
-    device : torch.device
+    device
         Where the forward pass runs.
-    precision : str
-        `float32` or `bfloat16` (see `resolve_precision`); `handcrafted` always takes float32.
-
-    Returns
-    -------
-    Backbone
+    precision
+        ``float32`` or ``bfloat16`` (see ``resolve_precision``), where the backbone may choose.
 
     Raises
     ------
     UsageError
-        If the name is unknown or has no grid of tokens, or the size does not fit the patch.
+        The name is unknown or has no grid of tokens, or the size does not fit the patch.
     WeightsError
-        If the weights are broken or are those of another model.
+        The weights are broken or are those of another model.
     """
-    patch, channels = describe_backbone(name)
-    check_size(size, patch, name)
-    if name == handcrafted.NAME:
-        return Backbone(
-            name=name,
-            patch=patch,
-            channels=channels,
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-            device=device,
-            precision="float32",
-            forward=handcrafted.compute_features,
-        )
-    if weights is None:
+    backbone = describe_backbone(name)
+    backbone.check_size(size)
+    if backbone.takes_weights and weights is None:
         raise WeightsError(f"The backbone {name} needs weights: name a file with --weights FILE.")
-    model = _create(name, torch.device("cpu"), size)
-    _load(model, weights, name)
-    model.requires_grad_(False).eval().to(device)
-    model.patch_embed.forward = _in_float32(model.patch_embed.forward, device)
-    config = model.pretrained_cfg
-    return Backbone(
-        name=name,
-        patch=patch,
-        channels=channels,
-        mean=_three_floats(config["mean"]),
-        std=_three_floats(config["std"]),
-        device=device,
-        precision=precision,
-        forward=lambda images: _grid_of_tokens(model, images, patch),
-        attention=lambda images: _grid_of_attention(model, images, patch, name),
+    backbone.device = device
+    backbone.precision = precision if backbone.takes_bfloat16 else "float32"
+    backbone.load(weights, size)
+    return backbone
+
+
+def load_backbone(settings: ExtractSettings, digest: str) -> Backbone:
+    """Build the backbone of a run, or give the one that this process built for it last."""
+    assert settings.size is not None
+    return _build(
+        settings.backbone,
+        settings.weights,
+        digest,
+        settings.size,
+        settings.device,
+        settings.precision,
     )
 
 
-def describe_backbone(name: str) -> tuple[int, int]:
-    """Give a backbone's patch in pixels and its channels, without its weights.
-
-    Raises
-    ------
-    UsageError
-        If timm does not know the name, or the model has no square grid of tokens.
-    """
-    if name == handcrafted.NAME:
-        return handcrafted.CELL, handcrafted.CHANNELS
-    _check_name(name)
-    # On the meta device a model has shapes and no values: it costs no memory and hardly any time.
-    model = _create(name, torch.device("meta"), None)
-    patch = _patch_of(model, name)
-    side = model.pretrained_cfg["input_size"][-1] // patch * patch
-    with torch.inference_mode():
-        tokens = model.eval().forward_features(torch.empty(1, 3, side, side, device="meta"))
-    cells = (side // patch) ** 2
-    if tokens.ndim != 3 or tokens.shape[1] - int(model.num_prefix_tokens) != cells:
-        raise _no_grid(name)
-    return patch, int(tokens.shape[2])
-
-
-def check_attention(name: str) -> None:
-    """Refuse a backbone whose last block's attention cannot be read, without its weights.
-
-    Raises
-    ------
-    UsageError
-        If timm does not know the name, or there is no such attention.
-    """
-    if name == handcrafted.NAME:
-        raise no_attention(name)
-    _check_name(name)
-    model = _create(name, torch.device("meta"), None)
-    side = model.pretrained_cfg["input_size"][-1]
-    with torch.inference_mode():
-        capture_attention(model.eval(), torch.empty(1, 3, side, side, device="meta"), name)
-
-
-def default_size(patch: int) -> int:
-    """Give the multiple of the patch that is nearest to 320 pixels: 322 for a patch of 14."""
-    return max(1, (2 * COMMON_SIZE + patch) // (2 * patch)) * patch
-
-
-def check_size(size: int, patch: int, name: str) -> None:
-    """Refuse a size in pixels that is not a multiple of the patch, naming the nearest two."""
-    below = size // patch * patch
-    if size < 1 or below != size:
-        nearest = f"{below} or {below + patch}" if below > 0 else f"{patch}"
-        raise UsageError(
-            f"The size {size} does not fit {name}, whose patch is {patch} pixels: "
-            f"take {nearest} with --size."
+@lru_cache(maxsize=1)
+def _build(
+    name: str, given: Path | None, digest: str, size: int, device: str, precision: str
+) -> Backbone:
+    backbone = describe_backbone(name)
+    weights = backbone.find_weights(given if backbone.takes_weights else None, lambda _: None)
+    if weights is not None and weights.digest != digest:
+        raise RunError(
+            f"the weights at {weights.path} are not those that extract was planned with; "
+            "run `primaps-pipe extract` again."
         )
-
-
-def _check_name(name: str) -> None:
-    import timm
-
-    if name.startswith(HUB_PREFIXES):
-        return
-    names = timm.list_models()
-    tagged = timm.list_models(pretrained=True)
-    if name in tagged or name in names:
-        return
-    close = difflib.get_close_matches(name, [*tagged, *names, handcrafted.NAME], n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models('vit_*')."
-    raise UsageError(f"timm knows no backbone {name!r}: {hint}")
-
-
-def _create(name: str, device: torch.device, size: int | None) -> Any:
-    """Build the model untrained; where its size is fixed at building, for windows of `size`."""
-    import timm
-
-    source = name
-    if name.startswith(HUB_PREFIXES):
-        source = f"local-dir:{fetch_config(name, report=_silent).parent}"
-    fixed = {} if size is None else {"img_size": size}
-    # Building draws random numbers; the caller's generator must not notice.
-    with torch.random.fork_rng(devices=[]), device:
-        for arguments in ({"dynamic_img_size": True}, fixed, {}):
-            try:
-                return timm.create_model(source, pretrained=False, num_classes=0, **arguments)
-            except TypeError as error:
-                # How a model class says that it does not know an argument; others do.
-                if "unexpected keyword argument" not in str(error) or not arguments:
-                    raise
-            except RuntimeError as error:
-                raise UsageError(f"timm cannot build the backbone {name} ({error}).") from error
-    raise _no_grid(name)
-
-
-def _patch_of(model: Any, name: str) -> int:
-    """Give the pixels per side of a token, or refuse a model that has no tokens on a grid."""
-    embedding: Any = getattr(model, "patch_embed", None)
-    if not hasattr(model, "num_prefix_tokens") or not hasattr(embedding, "feat_ratio"):
-        raise _no_grid(name)
-    ratio = embedding.feat_ratio(as_scalar=False)
-    height, width = ratio if isinstance(ratio, tuple) else (ratio, ratio)
-    if height != width:
-        raise _no_grid(name)
-    return int(height)
-
-
-def _no_grid(name: str) -> UsageError:
-    return UsageError(
-        f"The backbone {name} is not a Vision Transformer with one square grid of tokens: "
-        "take one such as vit_small_patch14_dinov2.lvd142m."
+    return build_backbone(
+        name, weights, size=size, device=resolve_device(device), precision=precision
     )
 
 
-def _load(model: nn.Module, weights: WeightsFile, name: str) -> None:
-    """Load the weights strictly, after timm's own renaming and resampling for this architecture."""
-    state: Mapping[str, Tensor] = load_state_dict(weights.path)
-    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if rename is not None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints while it looks for a bias
-                state = rename(dict(state), model)
-        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise WeightsError(
-                f"The weights ({weights.source}) are not those of {name}: timm cannot map them "
-                f"onto it ({type(error).__name__}: {error})."
-            ) from error
-    own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(key for key in state.keys() - own.keys() if not key.startswith(EXTRA_KEYS))
-    unlike = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    faults = [
-        f"{len(keys)} parameters {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (
-            ("are missing", missing),
-            ("are unknown", extra),
-            ("differ in shape", unlike),
-        )
-        if keys
-    ]
-    if faults:
+def gather_batches(
+    frames: Iterator[tuple[np.ndarray, np.ndarray]], batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Regroup windows into batches of one size."""
+    rows: list[int] = []
+    pixels: list[np.ndarray] = []
+    for numbers, stack in frames:
+        rows.extend(int(number) for number in numbers)
+        pixels.extend(stack)
+        while len(rows) >= batch:
+            yield np.array(rows[:batch]), np.stack(pixels[:batch])
+            del rows[:batch], pixels[:batch]
+    if rows:
+        yield np.array(rows), np.stack(pixels)
+
+
+def extract_views(backbone: Backbone, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Extract the features of some windows and of their mirror images."""
+    clean, mirror = _apply(
+        (backbone, lambda images: backbone(images.flip(-1))), pixels, backbone.device
+    )
+    return clean, mirror
+
+
+def extract_clean(backbone: Backbone, pixels: np.ndarray) -> np.ndarray:
+    """Extract the features of some windows alone: float16 [window, row, column, channel]."""
+    (clean,) = _apply((backbone,), pixels, backbone.device)
+    return clean
+
+
+def extract_attention(backbone: Backbone, pixels: np.ndarray) -> np.ndarray:
+    """Extract the last block's attention of every position to its neighbourhood."""
+    (attention,) = _apply((backbone.attend,), pixels, backbone.device)
+    return attention
+
+
+def _apply(
+    functions: Sequence[Callable[[Tensor], Tensor]], pixels: np.ndarray, device: torch.device
+) -> list[np.ndarray]:
+    """Apply functions to images [window, rgb, y, x] in 0..1; give the results in float16."""
+    # A processor gains nothing from more windows at a time, and what it computes in between is then
+    # small enough to stay in the cache and to be allocated again and again. The number does not
+    # follow the threads: another one may round differently.
+    together = len(pixels) if device.type != "cpu" else _TOGETHER
+
+    def compute(part: Tensor) -> list[np.ndarray]:
+        images = part.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return [function(images).to(torch.float16).cpu().numpy() for function in functions]
+
+    grids = compute_halving(
+        compute, torch.from_numpy(pixels), together, what="windows of the backbone", device=device
+    )
+    return [np.concatenate(grid) for grid in zip(*grids, strict=True)]
+
+
+_SHOWN = 3
+_REMEDY = "try --precision float32, or other weights with --weights"
+
+
+def find_faulty(blocks: Mapping[str, NDArray[np.float16]]) -> NDArray[np.int64]:
+    """Find the windows of which any value of any array is not finite."""
+    faulty = np.zeros(len(next(iter(blocks.values()))), np.bool_)
+    for block in blocks.values():
+        # one pass tells the usual case, in which no window is looked at by itself
+        if not np.isfinite(block).all():
+            faulty |= ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
+    return np.flatnonzero(faulty)
+
+
+def describe_faults(blocks: Mapping[str, NDArray[np.float16]], places: Sequence[int]) -> str:
+    """Say what is not finite in the windows of one image."""
+    for name, block in blocks.items():
+        values = block[list(places)]
+        kinds = {"NaN": np.isnan(values), "infinity": np.isinf(values)}
+        counts = {kind: int(found.any(axis=-1).sum()) for kind, found in kinds.items()}
+        if any(counts.values()):
+            where = "" if name == "clean" else f" of {name}"
+            found = " and ".join(f"{kind} in {count}" for kind, count in counts.items() if count)
+            return f"{found} of {values[..., 0].size} positions{where}"
+    raise ValueError("none of these windows has a value that is not finite")
+
+
+def check_finite(
+    blocks: Mapping[str, NDArray[np.float16]], images: Sequence[str], stage: str
+) -> None:
+    """Refuse features that are not finite, where their images cannot be rejected any more."""
+    faulty = find_faulty(blocks)
+    if not len(faulty):
+        return
+    paths = list(dict.fromkeys(images[place] for place in faulty))
+    first = [int(place) for place in faulty if images[place] == paths[0]]
+    shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+    raise RunError(
+        f"{stage}: the features of {len(paths)} images are not finite in float16 ({shown}; "
+        f"{describe_faults(blocks, first)} of the first): take these images out of the folder and "
+        f"run `primaps-pipe extract` again, or {_REMEDY}."
+    )
+
+
+def check_backbone(backbone: Backbone, size: int) -> None:
+    """Refuse a backbone that gives nothing finite for a plain picture, whatever the images are."""
+    ramp = np.linspace(64, 192, size).astype(np.uint8)
+    picture = np.broadcast_to(ramp[None, None, :, None], (1, size, size, 3))
+    features = {"clean": extract_clean(backbone, np.ascontiguousarray(picture))}
+    if len(find_faulty(features)):
         raise WeightsError(
-            f"The weights ({weights.source}) are not those of {name}: {'; '.join(faults)}."
+            f"the weights of {backbone.name} are damaged, or overflow in {backbone.precision}: "
+            f"even a plain grey picture has features that are not finite "
+            f"({describe_faults(features, [0])}); {_REMEDY}."
         )
-    model.load_state_dict({key: state[key] for key in own}, strict=True)
 
 
-def _in_float32(forward: Forward, device: torch.device) -> Forward:
-    """Keep a layer out of autocast.
-
-    The patch embedding has one or two per cent of the operations, but what bfloat16 rounds off its
-    tokens grows from block to block: on photographs it makes most of the features' whole error.
-    """
-
-    def compute(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, enabled=False):
-            return forward(images)
-
-    return compute
+GRID = ("window", "row", "column")
+NEIGHBOURS = 9
 
 
-def _grid_of_tokens(model: Any, images: Tensor, patch: int) -> Tensor:
-    """Give the tokens after the final norm as a grid: [window, row, column, channel]."""
-    tokens: Tensor = model.forward_features(images)[:, model.num_prefix_tokens :]
-    grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-    return tokens.reshape(len(images), *grid, tokens.shape[-1])
+def features_spec(facts: Mapping[str, Any], text: str) -> ArraySpec:
+    """Lay out the features of one view: float16 [window, row, column, channel]."""
+    return ArraySpec(
+        shape=(*facts["grid"], facts["channels"]),
+        dims=(*GRID, "channel"),
+        dtype="float16",
+        compress=False,
+        attributes={"long_name": text, "units": "1"},
+    )
 
 
-def _grid_of_attention(model: Any, images: Tensor, patch: int, name: str) -> Tensor:
-    """Give the last block's attention to the neighbourhood: [window, row, column, neighbour]."""
-    attended = capture_attention(model, images, name)
-    return average_neighbours(attended, images.shape[-2] // patch, images.shape[-1] // patch)
+def attention_spec(facts: Mapping[str, Any]) -> ArraySpec:
+    """Lay out the attention to the neighbourhood: float16 [window, row, column, neighbour]."""
+    return ArraySpec(
+        shape=(*facts["grid"], NEIGHBOURS),
+        dims=(*GRID, "neighbour"),
+        dtype="float16",
+        compress=False,
+        attributes={
+            "long_name": "last block's attention of a position to the 3 x 3 positions around it, "
+            "row by row, mean over heads; 0 outside the grid",
+            "units": "1",
+        },
+    )
 
 
-def _three_floats(values: Any) -> Floats:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _silent(line: str) -> None:
-    """Drop a progress line."""
+def group_attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the attributes of the group, which are the same whichever stage writes them."""
+    return {name: facts[name] for name in ("backbone", "patch", "size", "weights_source")}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-NAME = "handcrafted"
+from stages.extract.backbones import Backbone
+
 CELL = 8
 CONTEXTS = (1, 3, 7)
 DIRECTIONS = 6
@@ -46,6 +47,17 @@ RGB_TO_XYZ = (
     (0.2126729, 0.7151522, 0.0721750),
     (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
 )
+
+
+class HandcraftedBackbone(Backbone):
+    """The features of this module, which need no weights."""
+
+    patch = CELL
+    channels = CHANNELS
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """Compute the hand-crafted features of a batch of windows."""
+        return compute_features(images)
 
 
 def srgb_to_lab(images: Tensor) -> Tensor:

@@ -11,8 +11,6 @@ from pipeline.dataset_names import DATASET_NAMES, needs_root
 from pipeline.errors import UsageError
 from pipeline.settings import LocalPlace, Place, StageSettings, execution_setting, setting
 
-HANDCRAFTED = "handcrafted"
-
 
 class ExtractSettings(StageSettings):
     """What features are extracted of which images."""

@@ -30,18 +30,20 @@ from pipeline.storage.arrays import prepare_arrays, write_shard
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import make_absolute
 from pipeline.wording import count_of
-from stages.extract.arrays import features_spec, group_attributes
-from stages.extract.listing import fingerprint_shard, list_images, open_source, place_all
-from stages.extract.passes import (
+from stages.extract.backbones import (
+    Backbone,
     check_backbone,
+    describe_backbone,
     describe_faults,
     extract_views,
+    features_spec,
     find_faulty,
     gather_batches,
+    group_attributes,
     load_backbone,
 )
-from stages.extract.settings import HANDCRAFTED, ExtractSettings
-from stages.extract.weights import find_weights
+from stages.extract.listing import fingerprint_shard, list_images, open_source, place_all
+from stages.extract.settings import ExtractSettings
 from stages.outside import CLASSES, IMAGES, WEIGHTS, describe_file
 
 VIEWS = ("clean", "mirror")
@@ -56,14 +58,9 @@ class Extract(Stage[ExtractSettings]):
 
     def resolve(self, run: RunDirectory, settings: ExtractSettings) -> ExtractSettings:
         """Fill in the dataset's splits and frame, the size and the precision."""
-        from stages.extract.backbones import (
-            default_size,
-            describe_backbone,
-        )
-
         source = open_source(run, settings)
         dataset = source.dataset
-        patch, _ = describe_backbone(settings.backbone)
+        backbone = describe_backbone(settings.backbone)
         device = resolve_device(settings.device)
         return settings.replace(
             dataset=complete_dataset_name(settings.dataset),
@@ -72,20 +69,18 @@ class Extract(Stage[ExtractSettings]):
             weights=settings.weights and make_absolute(settings.weights),
             splits=settings.splits or dataset.default_splits,
             frame=settings.frame or dataset.default_frame,
-            size=settings.size or default_size(patch),
-            precision="float32"
-            if settings.backbone == HANDCRAFTED
-            else resolve_precision(settings.precision, device),
+            size=settings.size or backbone.default_size,
+            precision=resolve_precision(settings.precision, device)
+            if backbone.takes_bfloat16
+            else "float32",
         )
 
     def plan(self, run: RunDirectory, settings: ExtractSettings, screen: Screen) -> Plan:
         """List and probe the images, place their windows, find the weights."""
-        from stages.extract.backbones import check_size, describe_backbone
-
         assert settings.size is not None and settings.frame is not None
         assert settings.root is not None
-        patch, channels = describe_backbone(settings.backbone)
-        check_size(settings.size, patch, settings.backbone)
+        backbone = describe_backbone(settings.backbone)
+        backbone.check_size(settings.size)
         source = open_source(run, settings)
         if source.warning:
             screen.warn(f"extract: {source.warning}")
@@ -116,18 +111,21 @@ class Extract(Stage[ExtractSettings]):
             windows,
             source.dataset.content,
         ).reject(unplaceable)
-        origin, digest, gone, file = self._identify_weights(run, settings, screen)
+        origin, digest, gone, file = self._identify_weights(run, settings, backbone, screen)
         facts = {
             "backbone": settings.backbone,
             "weights_source": origin,
             "weights_digest": digest,
-            "patch": patch,
-            "channels": channels,
-            "grid": [settings.size // patch] * 2,
+            "patch": backbone.patch,
+            "channels": backbone.channels,
+            "grid": [settings.size // backbone.patch] * 2,
             "size": settings.size,
         }
+        # the first version goes without saying
+        raised = {"backbone_version": backbone.version} if backbone.version > 1 else {}
+        facts |= raised
         base = fingerprint(
-            self.name, self.version, _window_settings(settings), facts["weights_digest"]
+            self.name, self.version, _window_settings(settings), digest, *raised.values()
         )
         shards = [
             ShardPlan(
@@ -165,13 +163,12 @@ class Extract(Stage[ExtractSettings]):
         return Plan(shards, facts, redo=frozenset(redo), sources=sources, payload=manifest)
 
     def _identify_weights(
-        self, run: RunDirectory, settings: ExtractSettings, screen: Screen
+        self, run: RunDirectory, settings: ExtractSettings, backbone: Backbone, screen: Screen
     ) -> tuple[str, str, PipelineError | None, dict[str, Any]]:
         """Return source and digest of the weights, why they are gone, if they are, and the file."""
-        if settings.backbone == HANDCRAFTED:
-            return "none needed", "", None, {}
+        given = settings.weights if backbone.takes_weights else None
         try:
-            weights = find_weights(settings.backbone, settings.weights, report=screen.note)
+            weights = backbone.find_weights(given, screen.note)
         except (WeightsError, UsageError) as error:
             key = self.key(settings)
             old, before = Ledger(run.state(key)).read_stage(), run.read_settings(key)
@@ -179,6 +176,8 @@ class Extract(Stage[ExtractSettings]):
             if old is None or not same.items() <= before.items():
                 raise
             return old.facts["weights_source"], old.facts["weights_digest"], error, old.sources
+        if weights is None:
+            return "none needed", "", None, {}
         screen.note(f"extract: weights of {settings.backbone} from {weights.source}")
         return weights.source, weights.digest, None, {WEIGHTS: describe_file(weights.path)}
 

@@ -12,16 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from pipeline.compute.scheduler import announce
 from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_windows, shard_ranges
-from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, read_record, require_fresh
+from pipeline.run.ledger import Ledger, ShardRecord, read_record, require_fresh
 from pipeline.run.manifest import Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.settings import StageSettings, make_settings
@@ -33,19 +34,21 @@ from pipeline.storage.arrays import (
     write_shard,
 )
 from pipeline.storage.files import fingerprint, remove_file, remove_tree
-from stages.extract.arrays import attention_spec, features_spec, group_attributes
-from stages.extract.passes import (
+from stages.extract.backbones import (
+    Backbone,
+    attention_spec,
     check_finite,
+    describe_backbone,
     extract_attention,
     extract_clean,
     extract_views,
+    features_spec,
     gather_batches,
+    group_attributes,
     load_backbone,
 )
+from stages.extract.photometric import augment, draw_augmentation
 from stages.extract.settings import ExtractSettings, PartSettings, ViewSettings
-
-if TYPE_CHECKING:
-    from stages.extract.backbones import Backbone
 
 CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
 CROP_ARRAYS = tuple(f"crop_{number}" for number in range(1, len(CROPS) + 1))
@@ -95,10 +98,6 @@ class Photometric(Part):
         self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
     ) -> Sequence[np.ndarray]:
         """Give the features of the augmented windows and of their mirror images."""
-        import torch
-
-        from stages.extract.photometric import augment, draw_augmentation
-
         windows = [manifest.windows[row] for row in rows]
         augmentations = [
             draw_augmentation(manifest.images[w.image].digest, w.box, self.number, self.seed)
@@ -204,7 +203,7 @@ class Views(Stage[PartSettings]):
             return
         extract = require_fresh(run, "extract")
         if settings.attention:
-            _check_attention(extract)
+            describe_backbone(extract.facts["backbone"]).check_attention()
         resolved = settings.model_dump(mode="json")
         given = {name: resolved[name] for name in resolved if name in settings.model_fields_set}
         run.write_settings(self.name, resolved, given)
@@ -221,7 +220,7 @@ class Views(Stage[PartSettings]):
         """Plan one shard for every shard of features."""
         extract = read_record(run, "extract")
         if settings.part == "attention":
-            _check_attention(extract)
+            describe_backbone(extract.facts["backbone"]).check_attention()
         part, manifest = open_part(settings), read_manifest(run)
         seed = settings.seed if isinstance(part, Photometric) else None
         shards = []
@@ -282,12 +281,6 @@ class Views(Stage[PartSettings]):
     ) -> list[str]:
         """Say what is there."""
         return [f"views: {settings.part.replace('_', ' ')} of every window in {run.features}"]
-
-
-def _check_attention(extract: StageRecord) -> None:
-    from stages.extract.backbones import check_attention
-
-    check_attention(extract.facts["backbone"])
 
 
 def _put_away(run: RunDirectory, key: str, shape: list[int], *, dropped: bool) -> None:

@@ -273,8 +273,6 @@ class _NotThereError(Exception):
 
 def find_weights(backbone: str, given: Path | None = None, *, report: Report) -> WeightsFile:
     """Find the weights of a backbone, asking each source in turn."""
-    if backbone == "handcrafted":
-        raise UsageError("The backbone handcrafted takes no weights: leave --weights away.")
     if given is not None:
         if not given.is_file():
             raise UsageError(f"There is no file of weights at {given}: correct --weights.")

@@ -136,7 +136,7 @@ Break = Callable[[Callable[[torch.Tensor], torch.Tensor]], None]
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Break]:
     """Make the backbone give features as a function of the images says."""
-    from stages.extract.passes import _build
+    from stages.extract.backbones import _build
 
     whole = handcrafted.compute_features
 

@@ -11,7 +11,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 
 from pipeline.run.directory import RunDirectory
 from pipeline.storage.arrays import read_group
@@ -154,3 +156,40 @@ def test_a_method_of_another_package_fits_and_is_evaluated(
     shutil.rmtree(tmp_path / "site")
     command("evaluate", run, "--em", "mine", "--crf", "none", "--force", "--no-progress")
     assert "--method must be one of" in command(*fit, code=2).stderr
+
+
+TINY_MEAN = """
+    from torch.nn.functional import avg_pool2d
+
+    from stages.extract.backbones import Backbone
+
+
+    class Variant(Backbone):
+        patch = 16
+        channels = 3
+
+        def compute_features(self, images):
+            return avg_pool2d(images, 16).permute(0, 2, 3, 1)
+"""
+
+
+def test_a_backbone_of_another_package_is_one_of_ours(
+    command: Command, scenes: Path, tmp_path: Path
+) -> None:
+    site = write_package(tmp_path / "site", "primaps_pipe.backbones", "tiny-mean", TINY_MEAN)
+    options = ("--dataset", "folder", "--root", scenes / "photographs", "--size", 64)
+    extract = ("extract", "run", *options, "--no-progress", "--backbone")
+    command(*extract, "tiny-mean")
+    features = np.asarray(zarr.open_group(tmp_path / "run/features.zarr", mode="r")["clean"])
+    assert features.shape[1:] == (4, 4, 3)
+    assert 0 < features.min() < features.max() <= 1
+    # what it says of itself is asked, as of any other
+    refused = command("extract", "run", "--attention", "--no-progress", code=2).stderr
+    assert "The backbone tiny-mean has no last block" in refused
+    assert "did you mean tiny-mean" in command(*extract, "tiny-meen", code=2).stderr
+    command("masks", "run", "--crf", "none", "--no-progress")
+    # another version of it gives other features
+    module = site / "tiny_mean_plugin.py"
+    module.write_text(module.read_text().replace("patch = 16", "patch = 16\n    version = 2"))
+    again = command("extract", "run", "--no-progress").stderr
+    assert "backbone_version None -> 2" in again

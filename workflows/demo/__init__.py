@@ -8,7 +8,6 @@ from pipeline.compute.scheduler import Execution
 from pipeline.errors import WeightsError
 from pipeline.progress import Screen
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
-from stages.extract.settings import HANDCRAFTED
 from workflows.demo.photographs import write_photographs
 from workflows.recipes import Recipe, read_recipe, resolve_recipe, run_recipe
 
@@ -35,5 +34,5 @@ def run_demo(run: RunDirectory, execution: Execution, screen: Screen) -> Path:
     except WeightsError as error:
         screen.warn(str(error))
         screen.warn("going on with hand-crafted features: expect far weaker classes.")
-    places["extract"]["backbone"] = HANDCRAFTED
+    places["extract"]["backbone"] = "handcrafted"
     return run_recipe(run, resolve_recipe(recipe, places), execution, screen)

@@ -31,7 +31,7 @@ from pipeline.storage.places import require_local
 from stages import VERSIONS
 from stages.crf.settings import CrfSettings
 from stages.evaluate.artefacts import open_artefacts
-from stages.extract.settings import HANDCRAFTED
+from stages.extract.backbones import describe_backbone
 from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead
 from stages.labelling import MAIN, Classifier
@@ -131,7 +131,7 @@ def _gather(
         channels = int(read_record(run, f"head/{name}").facts["channels"])
         layers = load_head(run, name).state_dict()
         tensors |= {_HEAD + layer: _array(values) for layer, values in layers.items()}
-    mean, std = _read_normalisation(made.facts["backbone"])
+    backbone = describe_backbone(made.facts["backbone"])
     facts = PrototypeFacts(
         made_by=subject.key,
         backbone=made.facts["backbone"],
@@ -139,8 +139,8 @@ def _gather(
         weights_source=_leave_paths_out(made.facts["weights_source"]),
         patch=made.facts["patch"],
         channels=made.facts["channels"],
-        mean=mean,
-        std=std,
+        mean=backbone.mean,
+        std=backbone.std,
         **{name: made.settings[name] for name in ("precision", "size", "frame", "overlap")},
         logits=_name_logits(classifier.logits),
         gain=classifier.gain,
@@ -168,29 +168,6 @@ def _array(values: torch.Tensor) -> NDArray[np.float32]:
 def _leave_paths_out(source: str) -> str:
     """Leave folders of this machine out of what is said of the weights: the file goes elsewhere."""
     return re.sub(r"(?<!\S)/.*/", "", source)
-
-
-def _read_normalisation(backbone: str) -> tuple[_Floats, _Floats]:
-    """Read the mean and deviation of colours that a backbone was trained with."""
-    if backbone == HANDCRAFTED:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    import timm
-
-    from stages.extract.weights import HUB_PREFIXES, fetch_config
-
-    source = backbone
-    if backbone.startswith(HUB_PREFIXES):
-        source = f"local-dir:{fetch_config(backbone, report=lambda _: None).parent}"
-    # building draws random numbers, and on the meta device costs no memory
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model: Any = timm.create_model(source, pretrained=False, num_classes=0)
-    config = model.pretrained_cfg
-    return _three(config["mean"]), _three(config["std"])
-
-
-def _three(values: Any) -> _Floats:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
 
 
 def _is_prototypes(file: Path) -> bool:

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from stages.extract.attention import (
+from stages.extract.backbones import build_backbone, describe_backbone
+from stages.extract.transformers import (
     Attended,
     average_neighbours,
     capture_attention,
     neighbour_table,
 )
-from stages.extract.backbones import build_backbone, check_attention
 from stages.extract.weights import WeightsFile
 
 CPU = torch.device("cpu")
@@ -166,10 +166,17 @@ def test_handcrafted_features_have_no_attention() -> None:
 
 @pytest.mark.parametrize("name", ["test_vit", "vit_small_patch14_reg4_dinov2.lvd142m"])
 def test_a_backbone_with_attention_is_told_without_weights(name: str) -> None:
-    check_attention(name)
+    describe_backbone(name).check_attention()
 
 
-@pytest.mark.parametrize("name", ["handcrafted", "xcit_nano_12_p16_224", "cait_xxs24_224"])
+@pytest.mark.parametrize("name", ["handcrafted", "cait_xxs24_224"])
 def test_a_backbone_without_such_attention_is_told_without_weights(name: str) -> None:
     with pytest.raises(UsageError, match=f"The backbone {name} has no last block whose attention"):
-        check_attention(name)
+        describe_backbone(name).check_attention()
+
+
+def test_a_model_whose_last_block_attends_otherwise_is_refused() -> None:
+    name = "xcit_nano_12_p16_224"
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    with pytest.raises(UsageError, match=f"The backbone {name} has no last block whose attention"):
+        capture_attention(model, torch.zeros(1, 3, 224, 224), name)

@@ -18,13 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import UsageError, WeightsError
-from stages.extract import backbones, handcrafted, weights
-from stages.extract.backbones import (
-    build_backbone,
-    check_size,
-    default_size,
-    describe_backbone,
-)
+from stages.extract import backbones, handcrafted, transformers, weights
+from stages.extract.backbones import Backbone, build_backbone, describe_backbone
 from stages.extract.weights import WeightsFile, load_state_dict
 from tests.fakes import keep_blob
 
@@ -42,6 +37,19 @@ def keep(state: dict[str, Tensor], folder: Path) -> WeightsFile:
     path = folder / "some.safetensors"
     save_file({key: value.contiguous() for key, value in state.items()}, path)
     return WeightsFile(path, "a test", "0")
+
+
+class OfPatch(Backbone):
+    """A backbone that says nothing but its patch."""
+
+    channels = 1
+
+    def __init__(self, name: str, patch: int) -> None:
+        super().__init__(name)
+        self.patch = patch
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        return images
 
 
 def images(*shape: int) -> Tensor:
@@ -77,7 +85,7 @@ def test_class_and_register_tokens_are_dropped() -> None:
     batch = images(1, 3, 64, 64)
     with torch.inference_mode():
         tokens = model.forward_features(batch)
-        grid = backbones._grid_of_tokens(model, batch, 16)
+        grid = transformers._grid_of_tokens(model, batch, 16)
     assert tokens.shape[1] == 1 + 3 + 16
     torch.testing.assert_close(grid.flatten(1, 2), tokens[:, 4:])
 
@@ -107,7 +115,7 @@ def test_patches_are_embedded_in_float32(tmp_path: Path) -> None:
     exact = layer(pixels)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert layer(pixels).dtype == torch.bfloat16
-        inside = backbones._in_float32(layer.forward, CPU)(pixels)
+        inside = transformers._in_float32(layer.forward, CPU)(pixels)
         assert layer(pixels).dtype == torch.bfloat16, "what follows is in bfloat16 again"
     assert inside.dtype == torch.float32
     assert torch.equal(inside, exact)
@@ -166,7 +174,7 @@ def test_metas_names_of_registers_are_taken(tmp_path: Path) -> None:
     }
     found = keep(state, tmp_path)
     renamed = make(name, depth=1)
-    backbones._load(renamed, found, name)
+    transformers._load(renamed, found, name)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(renamed.state_dict()[key], value, msg=key)
 
@@ -183,7 +191,7 @@ def test_metas_names_of_dinov3_are_taken(tmp_path: Path) -> None:
     state |= {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, 384)}
     state["blocks.0.attn.qkv.bias"] = torch.zeros(3 * 384)
     renamed = make(name, depth=1)
-    backbones._load(renamed, keep(state, tmp_path), name)
+    transformers._load(renamed, keep(state, tmp_path), name)
     assert all(torch.equal(renamed.state_dict()[k], v) for k, v in model.state_dict().items())
 
 
@@ -200,12 +208,13 @@ def test_metas_names_of_dinov3_are_taken(tmp_path: Path) -> None:
     ],
 )
 def test_backbones_are_described_without_weights(name: str, patch: int, channels: int) -> None:
-    assert describe_backbone(name) == (patch, channels)
+    backbone = describe_backbone(name)
+    assert (backbone.patch, backbone.channels) == (patch, channels)
 
 
 def test_model_of_fixed_size_is_built_for_the_size(tmp_path: Path) -> None:
     name = "beit_base_patch16_224"
-    model = backbones._create(name, torch.device("meta"), 96)
+    model = transformers._create(name, torch.device("meta"), 96)
     assert model.patch_embed.grid_size == (6, 6)
 
 
@@ -257,7 +266,7 @@ def test_hub_model_without_a_hub_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("patch", "size"), [(8, 320), (16, 320), (14, 322), (32, 320), (7, 322)])
 def test_default_size_is_the_multiple_nearest_to_320(patch: int, size: int) -> None:
-    assert default_size(patch) == size
+    assert OfPatch("x", patch).default_size == size
 
 
 @pytest.mark.parametrize(
@@ -265,7 +274,7 @@ def test_default_size_is_the_multiple_nearest_to_320(patch: int, size: int) -> N
 )
 def test_size_that_does_not_fit_names_the_nearest(size: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        check_size(size, 14, "x")
+        OfPatch("x", 14).check_size(size)
 
 
 def test_build_and_call_check_the_size(tmp_path: Path) -> None:

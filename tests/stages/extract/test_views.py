@@ -34,7 +34,7 @@ from pipeline.run.ledger import (
 from pipeline.run.manifest import read_manifest
 from pipeline.run.runner import run_stage
 from pipeline.storage.arrays import open_arrays, read_rows
-from stages.extract import passes, photometric, views
+from stages.extract import backbones, photometric, views
 from stages.extract.handcrafted import CHANNELS, compute_features
 from stages.extract.settings import ExtractSettings, ViewSettings
 from stages.extract.stage import Extract
@@ -390,7 +390,7 @@ def test_attention_is_cached_of_a_transformer(tmp_path: Path, pictures: Path) ->
     view(run, ViewSettings(attention=True))
     record = read_record(run, "extract")
     settings = ExtractSettings(**run.read_settings("extract"))
-    backbone = passes.load_backbone(settings, record.facts["weights_digest"])
+    backbone = backbones.load_backbone(settings, record.facts["weights_digest"])
     arrays = read_all(run)
     assert np.array_equal(arrays["clean"], clean)
     assert arrays["attention"].shape == (5, 2, 2, 9)

@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import UsageError, WeightsError
 from stages.extract import weights
+from stages.extract.backbones import describe_backbone
 from stages.extract.weights import (
     WHEEL_BACKBONE,
     convert_dinov2_onnx,
@@ -276,7 +277,7 @@ def test_given_file_that_is_not_there_is_a_usage_error(hub: Hub, tmp_path: Path)
 
 def test_handcrafted_takes_no_weights(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no weights"):
-        find_weights("handcrafted", write(tmp_path / "a.pth"), report=silent)
+        describe_backbone("handcrafted").find_weights(write(tmp_path / "a.pth"), silent)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])

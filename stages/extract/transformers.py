@@ -1,0 +1,404 @@
+"""Backbones that are Vision Transformers of timm, and the attention of their last block.
+
+Any whose tokens lie on a square grid will do: DINO, DINOv2 with and without registers, DINOv3, and
+so on. The features are the last block's tokens after the model's final norm; the class token and
+the register tokens are dropped.
+
+Queries and keys of the attention are taken where the model itself hands them to PyTorch's scaled
+dot-product attention: behind its normalisation of them and its rotary position embedding, whichever
+it has. So one piece of code serves every model whose last block attends in that way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pipeline.errors import UsageError, WeightsError
+from stages.extract.backbones import BACKBONES, TIMM, Backbone, Floats, no_attention
+from stages.extract.weights import (
+    HUB_PREFIXES,
+    Report,
+    WeightsFile,
+    fetch_config,
+    find_weights,
+    load_state_dict,
+)
+
+# What a checkpoint may hold beside the network: classifiers, the heads of self-supervised training
+# and its mask token.
+EXTRA_KEYS = (
+    "head.",
+    "head_dist.",
+    "heads.",
+    "dino_head.",
+    "ibot_head.",
+    "fc_norm.",
+    "pre_logits.",
+    "mask_token",
+    "decoder",
+)
+
+
+class TimmBackbone(Backbone):
+    """A Vision Transformer of timm, by its name there or in the model hub (``hf-hub:``)."""
+
+    takes_weights = True
+    takes_bfloat16 = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        _check_name(name)
+        # On the meta device a model has shapes and no values: it costs no memory, hardly any time.
+        model = _create(name, torch.device("meta"), None)
+        self.patch = _patch_of(model, name)
+        side = model.pretrained_cfg["input_size"][-1] // self.patch * self.patch
+        with torch.inference_mode():
+            tokens = model.eval().forward_features(torch.empty(1, 3, side, side, device="meta"))
+        cells = (side // self.patch) ** 2
+        if tokens.ndim != 3 or tokens.shape[1] - int(model.num_prefix_tokens) != cells:
+            raise _no_grid(name)
+        self.channels = int(tokens.shape[2])
+        self.mean = _three_floats(model.pretrained_cfg["mean"])
+        self.std = _three_floats(model.pretrained_cfg["std"])
+        self.model = model
+
+    def check_attention(self) -> None:
+        """Try it on a picture of no values."""
+        side = self.model.pretrained_cfg["input_size"][-1]
+        picture = torch.empty(1, 3, side, side, device="meta")
+        with torch.inference_mode():
+            capture_attention(self.model, picture, self.name)
+
+    def find_weights(self, given: Path | None, report: Report) -> WeightsFile | None:
+        """Ask each source of weights in turn."""
+        return find_weights(self.name, given, report=report)
+
+    def load(self, weights: WeightsFile | None, size: int) -> None:
+        """Build the model anew, with values, for windows of the size."""
+        assert weights is not None
+        model = _create(self.name, torch.device("cpu"), size)
+        _load(model, weights, self.name)
+        model.requires_grad_(False).eval().to(self.device)
+        model.patch_embed.forward = _in_float32(model.patch_embed.forward, self.device)
+        self.model = model
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """Give the tokens after the final norm as a grid."""
+        return _grid_of_tokens(self.model, images, self.patch)
+
+    def compute_attention(self, images: Tensor) -> Tensor:
+        """Give the last block's attention to the neighbourhood."""
+        rows, columns = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        return average_neighbours(capture_attention(self.model, images, self.name), rows, columns)
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if name.startswith(HUB_PREFIXES):
+        return
+    names = timm.list_models()
+    tagged = timm.list_models(pretrained=True)
+    if name in tagged or name in names:
+        return
+    known = [*tagged, *names, *(other for other in BACKBONES if other != TIMM)]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models('vit_*')."
+    raise UsageError(f"timm knows no backbone {name!r}: {hint}")
+
+
+def _create(name: str, device: torch.device, size: int | None) -> Any:
+    """Build the model untrained; where its size is fixed at building, for windows of `size`."""
+    import timm
+
+    source = name
+    if name.startswith(HUB_PREFIXES):
+        source = f"local-dir:{fetch_config(name, report=lambda _: None).parent}"
+    fixed = {} if size is None else {"img_size": size}
+    # Building draws random numbers; the caller's generator must not notice.
+    with torch.random.fork_rng(devices=[]), device:
+        for arguments in ({"dynamic_img_size": True}, fixed, {}):
+            try:
+                return timm.create_model(source, pretrained=False, num_classes=0, **arguments)
+            except TypeError as error:
+                # How a model class says that it does not know an argument; others do.
+                if "unexpected keyword argument" not in str(error) or not arguments:
+                    raise
+            except RuntimeError as error:
+                raise UsageError(f"timm cannot build the backbone {name} ({error}).") from error
+    raise _no_grid(name)
+
+
+def _patch_of(model: Any, name: str) -> int:
+    """Give the pixels per side of a token, or refuse a model that has no tokens on a grid."""
+    embedding: Any = getattr(model, "patch_embed", None)
+    if not hasattr(model, "num_prefix_tokens") or not hasattr(embedding, "feat_ratio"):
+        raise _no_grid(name)
+    ratio = embedding.feat_ratio(as_scalar=False)
+    height, width = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    if height != width:
+        raise _no_grid(name)
+    return int(height)
+
+
+def _no_grid(name: str) -> UsageError:
+    return UsageError(
+        f"The backbone {name} is not a Vision Transformer with one square grid of tokens: "
+        "take one such as vit_small_patch14_dinov2.lvd142m."
+    )
+
+
+def _load(model: nn.Module, weights: WeightsFile, name: str) -> None:
+    """Load the weights strictly, after timm's own renaming and resampling for this architecture."""
+    state: Mapping[str, Tensor] = load_state_dict(weights.path)
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if rename is not None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints while it looks for a bias
+                state = rename(dict(state), model)
+        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise WeightsError(
+                f"The weights ({weights.source}) are not those of {name}: timm cannot map them "
+                f"onto it ({type(error).__name__}: {error})."
+            ) from error
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(key for key in state.keys() - own.keys() if not key.startswith(EXTRA_KEYS))
+    unlike = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    faults = [
+        f"{len(keys)} parameters {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (
+            ("are missing", missing),
+            ("are unknown", extra),
+            ("differ in shape", unlike),
+        )
+        if keys
+    ]
+    if faults:
+        raise WeightsError(
+            f"The weights ({weights.source}) are not those of {name}: {'; '.join(faults)}."
+        )
+    model.load_state_dict({key: state[key] for key in own}, strict=True)
+
+
+def _in_float32(
+    forward: Callable[[Tensor], Tensor], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Keep a layer out of autocast.
+
+    The patch embedding has one or two per cent of the operations, but what bfloat16 rounds off its
+    tokens grows from block to block: on photographs it makes most of the features' whole error.
+    """
+
+    def compute(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return forward(images)
+
+    return compute
+
+
+def _grid_of_tokens(model: Any, images: Tensor, patch: int) -> Tensor:
+    """Give the tokens after the final norm as a grid: [window, row, column, channel]."""
+    tokens: Tensor = model.forward_features(images)[:, model.num_prefix_tokens :]
+    grid = (images.shape[-2] // patch, images.shape[-1] // patch)
+    return tokens.reshape(len(images), *grid, tokens.shape[-1])
+
+
+def _three_floats(values: Any) -> Floats:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one scaled dot-product attention was given.
+
+    Attributes
+    ----------
+    queries, keys : float tensor [window, head, token, channel]
+    scale : float
+        Factor of their inner products.
+    bias : float tensor or None
+        Added to the scaled products, broadcast to [window, head, token, token].
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scale: float
+    bias: Tensor | None
+
+
+class _Listener(TorchFunctionMode):
+    """Keeps what the calls of scaled dot-product attention are given, and lets them pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Attended] = []
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            self.heard.append(_note(*args, **given))
+        return func(*args, **given)
+
+
+def _note(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Attended:
+    del value, dropout_p, is_causal, enable_gqa
+    return Attended(query, key, scale or 1 / math.sqrt(query.shape[-1]), attn_mask)
+
+
+def capture_attention(model: Any, images: Tensor, name: str) -> Attended:
+    """Run a model and take what its last block's attention multiplies.
+
+    Parameters
+    ----------
+    model : timm model
+        With ``blocks`` and ``forward_features``.
+    images : float tensor [window, rgb, y, x]
+        Normalised.
+    name : str
+        Of the model, for the message.
+
+    Raises
+    ------
+    UsageError
+        The last block does not attend once, from every token to every token, through PyTorch's
+        scaled dot-product attention.
+    """
+    blocks = getattr(model, "blocks", None)
+    if not blocks:
+        raise no_attention(name)
+    with _listening(blocks[-1]) as listener:
+        tokens = model.forward_features(images)
+    count = tokens.shape[1]
+    if len(listener.heard) != 1:
+        raise no_attention(name)
+    attended = listener.heard[0]
+    shapes = {attended.queries.shape, attended.keys.shape}
+    if len(shapes) != 1 or attended.queries.ndim != 4 or attended.queries.shape[2] != count:
+        raise no_attention(name)
+    return attended
+
+
+@contextmanager
+def _listening(block: Any) -> Iterator[_Listener]:
+    """Listen to one block alone, and make it call the fused attention, which is what is heard."""
+    listener = _Listener()
+    forward = block.forward
+    fused = {module: module.fused_attn for module in block.modules() if _can_fuse(module)}
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        with listener:
+            return forward(*args, **kwargs)
+
+    for module in fused:
+        module.fused_attn = True
+    block.forward = listen
+    try:
+        yield listener
+    finally:
+        del block.forward
+        for module, before in fused.items():
+            module.fused_attn = before
+
+
+def _can_fuse(module: Any) -> bool:
+    return isinstance(getattr(module, "fused_attn", None), bool)
+
+
+def average_neighbours(attended: Attended, rows: int, columns: int) -> Tensor:
+    """Average over the heads the attention of every position to its 3 x 3 neighbourhood.
+
+    Parameters
+    ----------
+    attended : Attended
+        Of one attention; its last rows x columns tokens are the positions, row by row, and those
+        before them the class token and registers, which take their share of the attention, too.
+    rows, columns : int
+        The grid.
+
+    Returns
+    -------
+    float32 tensor [window, row, column, neighbour]
+        Probabilities: softmax over all tokens of the scaled products. The neighbours go row by row,
+        so that the position itself is the fifth; one outside the grid has 0.
+    """
+    positions = rows * columns
+    prefix = attended.queries.shape[2] - positions
+    table = neighbour_table(rows, columns, attended.queries.device)
+    inside = table >= 0
+    windows, heads = attended.queries.shape[:2]
+    index = (prefix + table.clamp_min(0)).expand(windows, -1, -1)
+    total = torch.zeros(windows, positions, 9, device=table.device)
+    bias = attended.bias
+    if bias is not None:
+        tokens = prefix + positions
+        bias = _as_float(bias).expand(windows, heads, tokens, tokens)
+    # One head at a time: all of them fill gigabytes for large models. Autocast would round the
+    # products to 8 bits, of which the exponential makes per cents.
+    with torch.autocast(total.device.type, enabled=False):
+        for head in range(heads):
+            queries = attended.queries[:, head, prefix:].float() * attended.scale
+            logits = queries @ attended.keys[:, head].float().transpose(1, 2)
+            if bias is not None:
+                logits = logits + bias[:, head, prefix:]
+            near = logits.gather(2, index)
+            total += torch.exp(near - logits.logsumexp(dim=2, keepdim=True))
+    return (total / heads * inside).reshape(windows, rows, columns, 9)
+
+
+def _as_float(bias: Tensor) -> Tensor:
+    """Give a mask of booleans (true: attend) as what is added: 0 or minus infinity."""
+    if bias.dtype != torch.bool:
+        return bias.float()
+    return torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf)
+
+
+def neighbour_table(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Give the numbers of the 3 x 3 positions around every position of a grid.
+
+    Parameters
+    ----------
+    rows, columns : int
+        The grid; positions are numbered row by row.
+    device : torch.device, optional
+        Where the table lies.
+
+    Returns
+    -------
+    int64 tensor [position, neighbour]
+        Row by row, the position itself fifth; -1 outside the grid.
+    """
+    numbers = torch.arange(rows * columns, device=device).view(1, 1, rows, columns)
+    padded = F.pad(numbers, (1, 1, 1, 1), value=-1)[0, 0]
+    patches = padded.unfold(0, 3, 1).unfold(1, 3, 1)
+    return patches.reshape(rows * columns, 9)
