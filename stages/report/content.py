@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from stages.report.settings import ReportSettings
 from stages.report.typical import Cutout, gather_typical
 from stages.report.words import (
     Step,
+    count_effectively,
     describe_facts,
     describe_repeatability,
     describe_scores,
@@ -335,15 +337,27 @@ class Exhibit:
         return self.plain if self.refined is None else self.refined
 
 
+def read_clusters(
+    evaluation: Evaluation, artefacts: Artefacts, image: Image, device: str
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Read the labels of the part that windows cover, uint8 [y, x]: before the CRF, and after it.
+
+    Those before it are kept nowhere; where there was none, there are none after it.
+    """
+    cover = artefacts.cover(image)
+    logits = artefacts.read_logits([image], device=device, names=[MAIN])[image.image][MAIN]
+    plain = take_clusters(logits, cover.boxes, artefacts.size)
+    if evaluation.metrics["crf"] == "none":
+        return plain, None
+    return plain, resize_labels(evaluation.read_labels(image), *cover.resized)[cover.area]
+
+
 def gather_exhibit(
     evaluation: Evaluation, artefacts: Artefacts, image: Image, device: str
 ) -> Exhibit:
     """Gather what is shown of an image that is labelled already."""
     cover = artefacts.cover(image)
-    logits = artefacts.read_logits([image], device=device, names=[MAIN])
-    refined = None
-    if evaluation.metrics["crf"] != "none":
-        refined = resize_labels(evaluation.read_labels(image), *cover.resized)[cover.area]
+    plain, refined = read_clusters(evaluation, artefacts, image, device)
     try:
         truth = artefacts.read_truth(image)
     except ImageError:
@@ -362,7 +376,7 @@ def gather_exhibit(
         boxes=cover.boxes,
         features=artefacts.read_features(image),
         proposals=proposals,
-        plain=take_clusters(logits[image.image][MAIN], cover.boxes, artefacts.size),
+        plain=plain,
         refined=refined,
         truth=truth,
         figures=tuple(figures),
@@ -497,7 +511,8 @@ def make_curve(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
         if name.startswith(_SCORE) and arrays[name].ndim == 1
     ]
     if usage is not None:
-        scores.append(Series("effective classes", "", tuple(count_effective(usage).tolist())))
+        effective = tuple(count_effectively(row) or math.nan for row in usage.tolist())
+        scores.append(Series("effective classes", "", effective))
     return Curve(
         loss=tuple(arrays["loss"].tolist()) if "loss" in arrays else (),
         usage=() if usage is None else tuple(map(tuple, usage.tolist())),
@@ -507,17 +522,3 @@ def make_curve(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
         chosen=int(attributes["classes"]) if "classes" in attributes else None,
         scores=tuple(scores),
     )
-
-
-def count_effective(usage: NDArray[Any]) -> NDArray[np.float64]:
-    """Count the classes that are in use in every row of [epoch, class]; NaN where none is.
-
-    As many equally large ones would be as even (Hill, "Diversity and evenness", 1973, order 1).
-    """
-    values = usage.astype(np.float64)
-    total = values.sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = values / total
-        terms = np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1)), 0)
-    effective: NDArray[np.float64] = np.where(total[:, 0] > 0, np.exp(-terms.sum(axis=1)), np.nan)
-    return effective

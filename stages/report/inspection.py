@@ -25,7 +25,6 @@ from pipeline.run.evaluation import (
     open_evaluation,
     read_given_names,
 )
-from pipeline.run.frames import resize_labels
 from pipeline.run.ledger import inspect_stage, read_record, require_fresh
 from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
@@ -36,7 +35,8 @@ from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.evaluate.artefacts import Artefacts, open_artefacts
 from stages.evaluate.settings import EvaluateSettings
-from stages.labelling import MAIN, label_images, take_clusters
+from stages.labelling import MAIN, label_images
+from stages.report.content import read_clusters
 from stages.report.pictures import (
     colour_errors,
     colour_features,
@@ -232,17 +232,13 @@ def _explain(run: RunDirectory, key: str) -> str:
 
 
 def _read_labels(artefacts: Artefacts, evaluation: Evaluation, image: Image) -> _Labels:
-    """Take the labels of the evaluation, which keeps those before the CRF nowhere."""
-    name, crf = (image.split, image.id), str(evaluation.metrics["crf"])
-    cover = artefacts.cover(image)
-    logits = artefacts.read_logits([image], device=_DEVICE, names=[MAIN])[image.image][MAIN]
-    refined = None
-    if crf != "none":
-        refined = resize_labels(evaluation.read_labels(image), *cover.resized)[cover.area]
+    """Take the labels of the evaluation."""
+    name = (image.split, image.id)
+    plain, refined = read_clusters(evaluation, artefacts, image, _DEVICE)
     return _Labels(
-        plain=take_clusters(logits, cover.boxes, artefacts.size),
+        plain=plain,
         refined=refined,
-        crf=crf,
+        crf=str(evaluation.metrics["crf"]),
         plain_look=evaluation.look(image.split, refined=False),
         look=evaluation.look(image.split),
         scores=evaluation.read_scores([name]).get(name, {}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +40,18 @@ _DIM, _LIFT = 0.5, 40
 _MARGIN = 1.15  # side of a cut-out over that of the part
 _SMALLEST = 0.2  # side of a cut-out over that of the window: less says nothing of the place
 _OUTLINE = (255, 255, 255)
+# A part of a window: of which image, its number in the map, the cluster that it belongs to and how
+# near it is, and whether it is a proposal or a region of the labels.
+PART = np.dtype(
+    [
+        ("window", np.int64),
+        ("image", np.int64),
+        ("number", np.int64),
+        ("cluster", np.int64),
+        ("similarity", np.float64),
+        ("proposal", np.bool_),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -48,30 +62,6 @@ class Cutout:
     image_id: str
     split: str
     similarity: float
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Parts of windows, each with the cluster that it belongs to."""
-
-    windows: NDArray[np.int64]
-    images: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    clusters: NDArray[np.int64]
-    similarities: NDArray[np.float64]
-
-    def choose(self, positions: NDArray[np.int64]) -> Parts:
-        """Return some of the parts."""
-        return Parts(**{f.name: getattr(self, f.name)[positions] for f in fields(self)})
-
-
-def join_parts(parts: Sequence[Parts]) -> Parts:
-    """Join the parts of several windows."""
-    none = np.zeros(0, np.int64)
-    every = [Parts(none, none, none, none, np.zeros(0)), *parts]
-    return Parts(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in every]) for f in fields(Parts)}
-    )
 
 
 def find_regions(labels: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -93,8 +83,12 @@ def rate_parts(
     logits: Tensor,
     prototypes: Tensor,
     smallest: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Say of every part of a window which cluster it belongs to, and how near it is."""
+) -> NDArray[Any]:
+    """Say of every part of a window which cluster it belongs to, and how near it is.
+
+    ``ids`` is int [y, x], 0 for no part; features and logits are [row, column, channel] and
+    [cluster, row, column]. Given are entries of ``PART`` whose window and image are not set.
+    """
     rows, columns = features.shape[:2]
     height, width = ids.shape
     cell = (np.arange(height) * rows // height)[:, None] * columns
@@ -111,30 +105,23 @@ def rate_parts(
     unit = F.normalize(features.flatten(0, 1), dim=-1)
     pooled = F.normalize(share @ unit, dim=-1)
     nearest = F.normalize(prototypes, dim=-1)[clusters]
-    similarities = (pooled * nearest).sum(dim=-1).double().numpy()
-    return numbers, clusters.numpy(), similarities
+    parts = np.zeros(len(numbers), PART)
+    parts["number"], parts["cluster"] = numbers, clusters.numpy()
+    parts["similarity"] = (pooled * nearest).sum(dim=-1).double().numpy()
+    return parts
 
 
-def choose_typical(parts: Parts, most: int, per_image: int) -> Parts:
+def choose_typical(parts: NDArray[Any], most: int, per_image: int) -> NDArray[Any]:
     """Choose the parts that are nearest to the prototype of their cluster."""
-    order = np.lexsort((-parts.similarities, parts.clusters))
-    inside = _count_before(parts.clusters[order], parts.images[order])
-    order = order[inside < per_image]
-    order = order[_count_before(parts.clusters[order]) < most]
-    return parts.choose(order)
-
-
-def _count_before(*keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count for every entry how many before it have the same keys."""
-    if not len(keys[0]):
-        return np.zeros(0, np.int64)
-    order = np.lexsort(keys)
-    same = np.logical_and.reduce([k[order][1:] == k[order][:-1] for k in keys])
-    starts = np.concatenate([[0], np.flatnonzero(~same) + 1])
-    first = np.repeat(starts, np.diff([*starts, len(order)]))
-    counts = np.empty(len(order), np.int64)
-    counts[order] = np.arange(len(order)) - first
-    return counts
+    chosen = []
+    taken: Counter[tuple[int, ...]] = Counter()
+    pairs = list(zip(parts["cluster"].tolist(), parts["image"].tolist(), strict=True))
+    for position in np.lexsort((-parts["similarity"], parts["cluster"])).tolist():
+        cluster, image = pairs[position]
+        if taken[(cluster,)] < most and taken[cluster, image] < per_image:
+            taken.update([(cluster,), (cluster, image)])
+            chosen.append(position)
+    return parts[chosen]
 
 
 def draw_cutout(
@@ -201,20 +188,16 @@ def gather_typical(
     sample = [windows[i] for i in sample_evenly(len(windows), WINDOWS)]
     reader = _open_reader(artefacts)
     threads = count_threads()
-    rated = list(map_ahead(reader.rate, sample, threads, threads))
-    proposals = choose_typical(join_parts([own for own, _ in rated]), MOST, _PER_IMAGE)
-    regions = join_parts([others for _, others in rated])
-    lacking = np.flatnonzero(~np.isin(regions.clusters, proposals.clusters))
-    regions = choose_typical(regions.choose(lacking), MOST, _PER_IMAGE)
+    rated = np.concatenate([np.zeros(0, PART), *map_ahead(reader.rate, sample, threads, threads)])
+    proposals = choose_typical(rated[rated["proposal"]], MOST, _PER_IMAGE)
+    lacking = ~rated["proposal"] & ~np.isin(rated["cluster"], proposals["cluster"])
+    regions = choose_typical(rated[lacking], MOST, _PER_IMAGE)
+    parts = np.concatenate([proposals, regions])
     cutouts: dict[int, list[Cutout]] = {}
-    for parts, of_proposals in ((proposals, True), (regions, False)):
-        for cluster, cutout in zip(
-            parts.clusters.tolist(), reader.cut(parts, of_proposals), strict=True
-        ):
-            cutouts.setdefault(cluster, []).append(cutout)
-    note = _describe(
-        len(sample), len(windows), artefacts.has_proposals, np.unique(regions.clusters).tolist()
-    )
+    for cluster, cutout in zip(parts["cluster"].tolist(), reader.cut(parts), strict=True):
+        cutouts.setdefault(cluster, []).append(cutout)
+    stand_ins = np.unique(regions["cluster"]).tolist()
+    note = _describe(len(sample), len(windows), artefacts.has_proposals, stand_ins)
     return trim_cutouts(cutouts), note
 
 
@@ -225,25 +208,6 @@ class _Reader:
     artefacts: Artefacts
     features: zarr.Array
     proposals: zarr.Array | None
-
-    def rate(self, window: Window) -> tuple[Parts, Parts]:
-        """Rate the proposals of a window, and the regions of its labels."""
-        features, logits = self._classify(window.index)
-        ids = self._read_proposals(window.index)
-        regions = find_regions(logits.argmax(dim=0).numpy())
-        prototypes = self.artefacts.classifiers[MAIN].prototypes.float()
-
-        def rate(ids: NDArray[np.integer], smallest: float) -> Parts:
-            rated = rate_parts(ids, features, logits, prototypes, smallest)
-            count = len(rated[0])
-            return Parts(
-                np.full(count, window.index, np.int64),
-                np.full(count, window.image, np.int64),
-                *rated,
-            )
-
-        proposals = join_parts([]) if ids is None else rate(ids, _SMALLEST_PROPOSAL)
-        return proposals, rate(regions, _SMALLEST_REGION)
 
     def _classify(self, window: int) -> tuple[Tensor, Tensor]:
         """Return features [row, column, channel] and logits [cluster, row, column], float32."""
@@ -256,66 +220,66 @@ class _Reader:
         ids: NDArray[np.uint8] = read_rows(self.proposals, window, window + 1)[0]
         return ids
 
-    def _map_parts(self, window: int, of_proposals: bool) -> NDArray[np.integer]:
-        """Map the parts of a window again that :meth:`rate` has found, int [y, x]."""
-        ids = self._read_proposals(window) if of_proposals else None
-        return find_regions(self._classify(window)[1].argmax(dim=0).numpy()) if ids is None else ids
+    def rate(self, window: Window) -> NDArray[Any]:
+        """Rate the proposals of a window, and the regions of its labels."""
+        features, logits = self._classify(window.index)
+        prototypes = self.artefacts.classifiers[MAIN].prototypes.float()
+        proposals = self._read_proposals(window.index)
+        regions = find_regions(logits.argmax(dim=0).numpy())
+        found = [rate_parts(regions, features, logits, prototypes, _SMALLEST_REGION)]
+        if proposals is not None:
+            own = rate_parts(proposals, features, logits, prototypes, _SMALLEST_PROPOSAL)
+            own["proposal"] = True
+            found.append(own)
+        parts = np.concatenate(found)
+        parts["window"], parts["image"] = window.index, window.image
+        return parts
 
-    def cut(self, parts: Parts, of_proposals: bool) -> list[Cutout]:
+    def cut(self, parts: NDArray[Any]) -> list[Cutout]:
         """Cut parts out of their photographs, each of which is read once."""
-        rows = np.unique(parts.images).tolist()
+        rows = np.unique(parts["image"]).tolist()
         cutouts: dict[int, Cutout] = {}
 
         def draw(row: int) -> dict[int, Cutout]:
             image = self.artefacts.manifest.images[row]
             pixels = self.artefacts.read_pixels(image)
-            places = np.flatnonzero(parts.images == row).tolist()
-            return {
-                place: self._draw(image, pixels, parts, place, of_proposals) for place in places
-            }
+            places = np.flatnonzero(parts["image"] == row).tolist()
+            return {place: self._draw(image, pixels, parts[place]) for place in places}
 
         threads = count_threads()
         for drawn in map_ahead(draw, rows, threads, threads):
             cutouts |= drawn
-        return [cutouts[place] for place in range(len(parts.windows))]
+        return [cutouts[place] for place in range(len(parts))]
 
-    def _draw(
-        self,
-        image: Image,
-        pixels: NDArray[np.uint8],
-        parts: Parts,
-        place: int,
-        of_proposals: bool,
-    ) -> Cutout:
-        window = int(parts.windows[place])
+    def _draw(self, image: Image, pixels: NDArray[np.uint8], part: np.void) -> Cutout:
+        window = int(part["window"])
         cover = self.artefacts.cover(image)
         left, top, right, bottom = cover.boxes[window - cover.rows.start]
-        ids = self._map_parts(window, of_proposals)
-        cutout = draw_cutout(pixels[top:bottom, left:right], ids == parts.numbers[place], _SIDE)
+        # mapped again as they were rated: kept, the maps of all windows would take too much
+        ids: NDArray[np.integer] | None = self._read_proposals(window) if part["proposal"] else None
+        if ids is None:
+            ids = find_regions(self._classify(window)[1].argmax(dim=0).numpy())
+        cutout = draw_cutout(pixels[top:bottom, left:right], ids == part["number"], _SIDE)
         return Cutout(
             source=make_thumbnail(cutout, "photograph", _SIDE),
             image_id=image.id,
             split=image.split,
-            similarity=float(parts.similarities[place]),
+            similarity=float(part["similarity"]),
         )
 
 
 def _open_reader(artefacts: Artefacts) -> _Reader:
-    features = open_arrays(artefacts.features, ["clean"])["clean"]
-    if not artefacts.has_proposals:
-        return _Reader(artefacts, features, None)
-    return _Reader(
-        artefacts, features, open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
-    )
+    proposals = None
+    if artefacts.has_proposals:
+        proposals = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
+    return _Reader(artefacts, open_arrays(artefacts.features, ["clean"])["clean"], proposals)
 
 
 def _describe(sample: int, windows: int, has_proposals: bool, lacking: Sequence[int]) -> str:
     """Say what the cut-outs are."""
-    source = (
-        f"all {windows} windows"
-        if sample == windows
-        else (f"{sample} of {windows} windows, evenly spaced")
-    )
+    source = f"all {windows} windows"
+    if sample < windows:
+        source = f"{sample} of {windows} windows, evenly spaced"
     if not has_proposals:
         return (
             f"Cut-outs: there are no proposals of these features, so that the connected regions of "

@@ -112,7 +112,10 @@ def describe_scores(scores: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
 
 
 def count_effectively(usage: Sequence[float]) -> float:
-    """Count the classes that are used, each by how much."""
+    """Count the classes that are in use: as many equally large ones would be as even.
+
+    Hill, "Diversity and evenness: a unifying notation and its consequences", 1973 (order 1).
+    """
     total = math.fsum(usage)
     shares = [share / total for share in usage if share > 0] if total > 0 else []
     return math.exp(-math.fsum(p * math.log(p) for p in shares)) if shares else 0.0

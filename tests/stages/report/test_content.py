@@ -18,7 +18,6 @@ from stages.report.content import (
     GalleryItem,
     Series,
     build_item,
-    count_effective,
     find_nearest,
     make_cards,
     make_curve,
@@ -201,7 +200,6 @@ def test_scores_without_labels_are_whatever_the_fit_has() -> None:
     assert (turn.name, turn.unit, turn.values[:2]) == ("turn back", "", (1.0, 0.5))
     assert effective.name == "effective classes"
     np.testing.assert_allclose(effective.values, [2, 1, np.nan])
-    np.testing.assert_allclose(count_effective(np.full((1, 7), 3.0)), [7])
     assert make_curve({}, {}).scores == ()
 
 

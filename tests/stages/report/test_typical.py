@@ -10,24 +10,19 @@ from hypothesis import strategies as st
 
 from stages.labelling import Classifier, classify
 from stages.report.typical import (
-    Parts,
+    PART,
     choose_typical,
     draw_cutout,
     find_regions,
-    join_parts,
     rate_parts,
 )
 
 
-def make_parts(clusters: list[int], images: list[int], similarities: list[float]) -> Parts:
-    count = len(clusters)
-    return Parts(
-        np.arange(count),
-        np.array(images, np.int64),
-        np.ones(count, np.int64),
-        np.array(clusters, np.int64),
-        np.array(similarities, np.float64),
-    )
+def make_parts(clusters: list[int], images: list[int], similarities: list[float]) -> np.ndarray:
+    parts = np.zeros(len(clusters), PART)
+    parts["window"] = np.arange(len(clusters))
+    parts["cluster"], parts["image"], parts["similarity"] = clusters, images, similarities
+    return parts
 
 
 def test_regions_are_connected() -> None:
@@ -42,7 +37,7 @@ def test_regions_are_connected() -> None:
 
 def rate(
     ids: np.ndarray, features: np.ndarray, classifier: Classifier, smallest: float = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> np.ndarray:
     grid = torch.from_numpy(features)
     logits = classify(grid[None], classifier)[0]
     return rate_parts(ids, grid, logits, classifier.prototypes, smallest)
@@ -56,29 +51,29 @@ def test_parts_by_hand() -> None:
     ids[:2] = 1  # both upper positions
     ids[2:, :2] = 3  # the lower left one
     ids[3, 3] = 4  # a quarter of the lower right one
-    numbers, clusters, similarities = rate(ids, features, Classifier(prototypes))
+    parts = rate(ids, features, Classifier(prototypes))
+    numbers, clusters, similarities = (parts[k] for k in ("number", "cluster", "similarity"))
     assert numbers.tolist() == [1, 3, 4]
     assert clusters.tolist() == [0, 1, 0]
     np.testing.assert_allclose(similarities, [1, 1, np.sqrt(0.5)], rtol=1e-6)
-    assert rate(ids, features, Classifier(prototypes), 1)[0].tolist() == [1, 3]
+    assert rate(ids, features, Classifier(prototypes), 1)["number"].tolist() == [1, 3]
     biased = Classifier(prototypes, bias=torch.tensor([0.0, 100.0]))
-    assert rate(ids, features, biased, 1)[1].tolist() == [1, 1]
+    assert rate(ids, features, biased, 1)["cluster"].tolist() == [1, 1]
 
 
 def test_the_pooled_feature_is_the_mean_of_unit_features() -> None:
     features = np.array([[[1, 0], [0, 100]]], np.float32)
     cosine = Classifier(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), logits="cosine", gain=2.0)
     found = rate(np.ones((3, 6), np.uint8), features, cosine)
-    assert found[1].tolist() == [0]
-    np.testing.assert_allclose(found[2], 1, rtol=1e-6)
+    assert found["cluster"].tolist() == [0]
+    np.testing.assert_allclose(found["similarity"], 1, rtol=1e-6)
 
 
 def test_no_part_no_rating() -> None:
     features = np.ones((2, 2, 3), np.float32)
     found = rate(np.zeros((4, 4), np.uint8), features, Classifier(torch.ones(2, 3)))
-    assert [len(values) for values in found] == [0, 0, 0]
-    empty = join_parts([])
-    assert len(choose_typical(empty, 10, 2).windows) == 0
+    assert len(found) == 0
+    assert len(choose_typical(np.zeros(0, PART), 10, 2)) == 0
 
 
 def test_the_nearest_are_chosen_and_two_of_an_image() -> None:
@@ -88,8 +83,8 @@ def test_the_nearest_are_chosen_and_two_of_an_image() -> None:
         similarities=[0.1, 0.9, 0.8, 0.95, 0.8, 0.2, 0.3],
     )
     chosen = choose_typical(parts, 3, 2)
-    assert chosen.windows.tolist() == [3, 1, 4, 6, 0]
-    assert choose_typical(parts, 1, 1).windows.tolist() == [3, 6]
+    assert chosen["window"].tolist() == [3, 1, 4, 6, 0]
+    assert choose_typical(parts, 1, 1)["window"].tolist() == [3, 6]
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 60))
@@ -104,13 +99,13 @@ def test_choices_are_those_of_a_slow_search(seed: int, count: int) -> None:
     expected = []
     for cluster in range(4):
         taken: list[int] = []
-        own = [i for i in range(count) if parts.clusters[i] == cluster]
-        for i in sorted(own, key=lambda i: (-parts.similarities[i], i)):
-            same = sum(parts.images[j] == parts.images[i] for j in taken)
+        own = [i for i in range(count) if parts["cluster"][i] == cluster]
+        for i in sorted(own, key=lambda i: (-parts["similarity"][i], i)):
+            same = sum(parts["image"][j] == parts["image"][i] for j in taken)
             if same < 2 and len(taken) < 5:
                 taken.append(i)
         expected += taken
-    assert choose_typical(parts, 5, 2).windows.tolist() == expected
+    assert choose_typical(parts, 5, 2)["window"].tolist() == expected
 
 
 def test_a_cutout_shows_its_part_bright_and_the_rest_dark() -> None:

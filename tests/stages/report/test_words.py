@@ -45,6 +45,7 @@ from tests.report_content import make_block
         ([25, 25, 25, 25], 4),
         ([100, 0, 0], 1),
         ([50, 50, 0], 2),
+        ([3.0] * 7, 7),
         ([3, 1], math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))),
         ([], 0),
         ([0, 0], 0),
