@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from pipeline.datasets import IGNORE
 
@@ -55,6 +54,9 @@ def match_clusters(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
     Kuhn, "The Hungarian method for the assignment problem", 1955; scipy solves it.
     """
     assignment = np.full(confusion.shape[0], UNMATCHED, np.int64)
+    # what scores is loaded more often than anything is scored
+    from scipy.optimize import linear_sum_assignment
+
     clusters, classes = linear_sum_assignment(confusion, maximize=True)
     assignment[clusters] = classes
     return assignment

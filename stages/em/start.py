@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -57,6 +54,21 @@ def estimate_classes(pooled: NDArray[np.float32], *, seed: int, most: int) -> Cl
     ValueError
         There are too few different proposals for two classes.
     """
+    # most fits count no classes; and loaded before, not while, its threads are limited
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.metrics import silhouette_score
+
+    def measure(points: NDArray[np.float64], classes: int) -> float:
+        """Return the mean silhouette of some clusterings."""
+        found = [
+            KMeans(classes, n_init=_STARTS, random_state=(seed + number) % 2**32)
+            .fit(points)
+            .labels_
+            for number in range(_CLUSTERINGS)
+        ]
+        return round(float(np.mean([silhouette_score(points, labels) for labels in found])), 6)
+
     generator = np.random.default_rng(seed)
     if len(pooled) > _SAMPLE:
         pooled = pooled[np.sort(generator.choice(len(pooled), _SAMPLE, replace=False))]
@@ -71,18 +83,9 @@ def estimate_classes(pooled: NDArray[np.float32], *, seed: int, most: int) -> Cl
     with threadpool_limits(1):
         components = PCA(min(_CHANNELS, *pooled.shape), random_state=seed)
         points = components.fit_transform(pooled.astype(np.float64))
-        curve = tuple((classes, _measure(points, classes, seed)) for classes in numbers)
+        curve = tuple((classes, measure(points, classes)) for classes in numbers)
     best = max(score for _, score in curve)
     return ClassCount(next(k for k, score in curve if score == best), curve)
-
-
-def _measure(points: NDArray[np.float64], classes: int, seed: int) -> float:
-    """Return the mean silhouette of some clusterings."""
-    found = [
-        KMeans(classes, n_init=_STARTS, random_state=(seed + number) % 2**32).fit(points).labels_
-        for number in range(_CLUSTERINGS)
-    ]
-    return round(float(np.mean([silhouette_score(points, labels) for labels in found])), 6)
 
 
 def list_numbers(most: int) -> list[int]:

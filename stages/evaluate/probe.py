@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import zarr
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
@@ -149,6 +148,9 @@ def fit_linear_probe(
         gradient /= pixels
         gradient[:, :-1] += decay * weight
         return loss / pixels + decay / 2 * float((weight**2).sum()), gradient.ravel()
+
+    # an evaluation without a probe does without it
+    from scipy.optimize import minimize
 
     found = minimize(
         evaluate,

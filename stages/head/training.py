@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -51,6 +50,9 @@ def start_training(
 
 
 def _choose_codes(method: Method, read_positions: ReadPositions, settings: HeadSettings) -> Tensor:
+    # a finished head is passed over without it
+    from sklearn.cluster import kmeans_plusplus
+
     assert settings.classes is not None
     with torch.no_grad():
         codes = F.normalize(method.head(read_positions(_POSITIONS, 4)), dim=1)

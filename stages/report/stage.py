@@ -15,8 +15,6 @@ from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.subject import choose_subject
 from pipeline.storage.files import fingerprint, write_text
 from stages.outside import NAMES
-from stages.report.content import build_content
-from stages.report.page import fit_page, render_report
 from stages.report.settings import ReportSettings
 
 
@@ -81,6 +79,10 @@ class Report(Stage[ReportSettings]):
 
     def compute(self, run: RunDirectory, settings: ReportSettings, shard: int) -> dict[str, Any]:
         """Draw the page and write it."""
+        # a finished report is passed over without matplotlib
+        from stages.report.content import build_content
+        from stages.report.page import fit_page, render_report
+
         content = build_content(run, settings)
         file = run.report(settings.subject.title) / "index.html"
         write_text(file, fit_page(content, render_report))
