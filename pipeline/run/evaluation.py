@@ -272,26 +272,38 @@ class Evaluation:
         file = self.run.state(f"evaluate/{self.subject.title}") / LEFT_OUT
         return read_json(file) or {}
 
-    def read_scores(
-        self, names: Collection[tuple[str, str]]
-    ) -> dict[tuple[str, str], dict[str, float]]:
-        """Read the scores of some images, by split and id, from ``images.parquet``."""
-        file, wanted = self._file("images.parquet"), set(names)
+    @cached_property
+    def scores(self) -> pa.Table:
+        """The scores of every image, as ``images.parquet`` has them."""
+        file = self._file("images.parquet")
         try:
-            rows = decode_table(file.read_bytes()).to_pylist()
-            return {
-                (row["split"], row["id"]): {k: v for k, v in row.items() if isinstance(v, float)}
-                for row in rows
-                if (row["split"], row["id"]) in wanted
-            }
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            table = decode_table(file.read_bytes())
+            if missing := {"image", "id", "split"} - set(table.column_names):
+                raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+            return table
+        except (pa.ArrowException, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise RunError(
                 f"{file} cannot be read ({reason}); run {self.command} again."
             ) from error
 
+    def read_scores(
+        self, names: Collection[tuple[str, str]]
+    ) -> dict[tuple[str, str], dict[str, float]]:
+        """Read the scores of some images, by split and id."""
+        wanted = set(names)
+        keys = zip(*(self.scores[name].to_pylist() for name in ("split", "id")), strict=True)
+        places = pa.array([n for n, key in enumerate(keys) if key in wanted], pa.int64())
+        rows = self.scores.take(places).to_pylist()
+        return {(row["split"], row["id"]): pick_scores(row) for row in rows}
+
     def _file(self, name: str) -> Path:
         return self.run.report(self.subject.title) / name
+
+
+def pick_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a row of ``images.parquet``, those that there are."""
+    return {name: value for name, value in row.items() if isinstance(value, float)}
 
 
 def read_labels(

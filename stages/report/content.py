@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.datasets.base import Colour
 from pipeline.errors import ImageError
 from pipeline.images.windows import Box
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import ClusterLook, Evaluation, read_given_names
+from pipeline.run.evaluation import ClusterLook, Evaluation, pick_scores, read_given_names
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
@@ -226,30 +228,32 @@ def _build_gallery(
     evaluation: Evaluation, artefacts: Artefacts, settings: ReportSettings
 ) -> tuple[tuple[GalleryItem, ...], str]:
     """Show the images that are chosen of every split, as long as there is room; say which."""
-    scores = evaluation.read_scores(evaluation.images)
-    names = {split: [name for name in scores if name[0] == split] for split in evaluation.splits}
+    images, scores = evaluation.manifest.images, evaluation.scores
     choices, told = [], []
-    for split, found in names.items():
-        measure, values = _rate_images([scores[name] for name in found])
-        picked = choose_images([id for _, id in found], values, settings.gallery)
-        choices.append([(found[position], role) for position, role in picked])
-        roles = _list_roles(Counter(role for _, role in choices[-1]), measure)
-        told.append(f"{split}: {len(choices[-1])} of {len(found)} images{roles}")
+    for split in evaluation.splits:
+        own = scores.filter(pc.equal(scores["split"], split))
+        measure, values = _rate_images(own)
+        picked = choose_images(own["id"].to_pylist(), values, settings.gallery)
+        rows = own.take(pa.array([place for place, _ in picked], pa.int64())).to_pylist()
+        choices.append([(row, role) for row, (_, role) in zip(rows, picked, strict=True)])
+        roles = _list_roles(Counter(role for _, role in picked), measure)
+        told.append(f"{split}: {len(picked)} of {len(own)} images{roles}")
     order = rank_choices(choices)
     if not order:
         return (), ""
     chosen = [choices[split][number] for split, number in order]
-    colours = _fit_colours(artefacts, [evaluation.images[name] for name, _ in chosen])
+    colours = _fit_colours(artefacts, [images[row["image"]] for row, _ in chosen])
     # every split is matched, and hence scored, on its own
     looks = {
-        split: (evaluation.look(split, refined=False), evaluation.look(split)) for split in names
+        split: (evaluation.look(split, refined=False), evaluation.look(split))
+        for split in evaluation.splits
     }
     side = choose_side(len(order))
 
-    def show(which: tuple[tuple[str, str], Role]) -> GalleryItem:
-        name, role = which
-        exhibit = gather_exhibit(evaluation, artefacts, evaluation.images[name], settings.device)
-        return build_item(exhibit, role, colours, looks[name[0]], scores[name], side)
+    def show(which: tuple[dict[str, Any], Role]) -> GalleryItem:
+        row, role = which
+        exhibit = gather_exhibit(evaluation, artefacts, images[row["image"]], settings.device)
+        return build_item(exhibit, role, colours, looks[row["split"]], pick_scores(row), side)
 
     threads = count_threads()
     items = map_ahead(show, chosen, threads, threads)
@@ -260,17 +264,12 @@ def _build_gallery(
     return tuple(shown[place] for place in sorted(shown)), note
 
 
-def _rate_images(scores: Sequence[Scores]) -> tuple[str, NDArray[np.float64]]:
+def _rate_images(scores: pa.Table) -> tuple[str, NDArray[np.float64]]:
     """Return what tells good images from bad ones: the accuracy, or the confidence without."""
-    final = np.array([_find_accuracy(found) for found in scores], np.float64)
-    if np.isnan(final).all():
-        return "confidence", np.array([s.get("confidence") for s in scores], np.float64)
-    return "accuracy", final
-
-
-def _find_accuracy(scores: Scores) -> float | None:
-    """Return the accuracy of the final labels."""
-    return scores.get("accuracy_crf", scores.get("accuracy"))
+    final = pc.coalesce(scores["accuracy_crf"], scores["accuracy"])
+    if final.null_count == len(final):
+        return "confidence", scores["confidence"].to_numpy()
+    return "accuracy", final.to_numpy()
 
 
 def _list_roles(counts: Mapping[Role, int], measure: str) -> str:
@@ -401,7 +400,7 @@ def build_item(
         names=looks[1].names,
         colours=looks[1].colours,
         figures=(*describe_scores(scores), *exhibit.figures),
-        accuracy=_find_accuracy(scores),
+        accuracy=scores.get("accuracy_crf", scores.get("accuracy")),
         confidence=scores.get("confidence"),
     )
 
