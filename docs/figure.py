@@ -17,7 +17,8 @@ from pipeline.datasets.base import png_palette
 from pipeline.images.decoding import read_label
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.manifest import Image as Row
-from stages.evaluate.artefacts import Artefacts, open_artefacts
+from stages.artefacts import Artefacts, open_artefacts
+from stages.evaluate.settings import EvaluateSettings
 from stages.report.pictures import (
     FeatureColours,
     colour_features,
@@ -49,7 +50,7 @@ def draw_figure(run: RunDirectory, identifiers: list[str]) -> NDArray[np.uint8]:
     numpy.ndarray
         uint8 [y, x, rgba]; gaps are transparent, for light and dark pages.
     """
-    artefacts = open_artefacts(run, DEFAULT_NAME)
+    artefacts = open_artefacts(run, DEFAULT_NAME, gain=EvaluateSettings().cosine_gain)
     chosen = [next(i for i in artefacts.manifest.images if i.id == name) for name in identifiers]
     features = [artefacts.read_features(image) for image in chosen]
     channels = features[0].shape[-1]

@@ -8,7 +8,7 @@ cluster and class that occur in it. ``images.parquet`` is what became of them al
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,13 +106,19 @@ def count_image(
 
 
 def encode_counts(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Write counts as a parquet file whose pages carry checksums; equal counts, equal bytes."""
-    return _encode(pa.Table.from_pylist(rows, _COUNT_SCHEMA))
+    """Write the counts of a shard's images."""
+    return encode_table(pa.Table.from_pylist(rows, _COUNT_SCHEMA))
 
 
 def decode_counts(content: bytes) -> pa.Table:
-    """Read what :func:`encode_counts` wrote."""
-    return _decode(content, _COUNT_SCHEMA, "counts of images")
+    """Read what :func:`encode_counts` wrote; ValueError where it is damaged or something else."""
+    try:
+        table = decode_table(content)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    if table.schema != _COUNT_SCHEMA:
+        raise ValueError("it holds other columns than counts of images")
+    return table
 
 
 @dataclass
@@ -174,96 +180,45 @@ def _list_pairs(table: pa.Table, kind: str) -> tuple[NDArray[np.int64], ...]:
     return rows, *np.divmod(pairs, MAX_CLASSES), _flatten(table[f"counts_{kind}"])[1]
 
 
-@dataclass(frozen=True)
-class ImageScores:
-    """Scores of some images of one split, in per cent; NaN where there are none."""
+def score_counts(table: pa.Table, block: Mapping[str, Any], rows: Mapping[str, int]) -> pa.Table:
+    """Score the images of one split by its matching, as ``metrics.json`` has it, in per cent.
 
-    images: NDArray[np.int64]
-    coverage: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-    labelled_pixels: NDArray[np.int64]
-    accuracy: NDArray[np.float64]
-    miou: NDArray[np.float64]
-    accuracy_crf: NDArray[np.float64]
-    miou_crf: NDArray[np.float64]
-
-    @property
-    def final(self) -> NDArray[np.float64]:
-        """Accuracy of the final labels, float64 [image]."""
-        return np.where(np.isnan(self.accuracy_crf), self.accuracy, self.accuracy_crf)
-
-    def read(self, position: int) -> dict[str, float]:
-        """Return the scores of one image by name, those that there are."""
-        values = {f.name: float(getattr(self, f.name)[position]) for f in fields(self)}
-        del values["images"]
-        return {name: value for name, value in values.items() if not np.isnan(value)}
-
-
-def score_counts(table: pa.Table, block: Mapping[str, Any], rows: Mapping[str, int]) -> ImageScores:
-    """Score the images of one split by its matching, as ``metrics.json`` has it.
-
-    ``rows`` says which row of the manifest an id is.
+    ``rows`` says which row of the manifest an id is. What there is none of is null.
     """
 
     def score(kind: str, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if block[key] is None:
             nothing = np.full(len(table), np.nan)
             return nothing, nothing
-        *pairs, counts = _list_pairs(table, kind)
+        row, cluster, label, counts = _list_pairs(table, kind)
         matching, shape = read_assignment(block[key]), (len(table), MAX_CLASSES)
-        accuracy, miou, _ = score_pairs((pairs[0], pairs[1], pairs[2]), counts, matching, shape)
+        accuracy, miou, _ = score_pairs((row, cluster, label), counts, matching, shape)
         return 100 * accuracy, 100 * miou
 
     def add(column: str) -> NDArray[np.float64]:
         row, values = _flatten(table[column])
         return np.bincount(row, values.astype(np.float64), len(table)).astype(np.float64)
 
-    accuracy, miou = score(PLAIN, "assignment")
-    accuracy_crf, miou_crf = score(REFINED, "assignment_crf")
     pixels, predicted, confidence = (
         table[name].to_numpy() for name in ("pixels", "predicted", "confidence")
     )
-    return ImageScores(
-        images=np.array([rows[id_] for id_ in table["id"].to_pylist()], np.int64),
-        coverage=100 * add("usage") / np.maximum(pixels, 1),
-        confidence=100 * confidence / np.maximum(predicted, 1),
-        labelled_pixels=add(f"counts_{PLAIN}").astype(np.int64),
-        accuracy=accuracy,
-        miou=miou,
-        accuracy_crf=accuracy_crf,
-        miou_crf=miou_crf,
-    )
+    columns = [
+        [rows[id_] for id_ in table["id"].to_pylist()],
+        table["id"].to_pylist(),
+        table["split"].to_pylist(),
+        100 * add("usage") / np.maximum(pixels, 1),
+        100 * confidence / np.maximum(predicted, 1),
+        add(f"counts_{PLAIN}").astype(np.int64),
+        *score(PLAIN, "assignment"),
+        *score(REFINED, "assignment_crf"),
+    ]
+    pairs = zip(columns, _SCORE_SCHEMA, strict=True)
+    arrays = [pa.array(values, field.type, from_pandas=True) for values, field in pairs]
+    return pa.Table.from_arrays(arrays, schema=_SCORE_SCHEMA)
 
 
-def join_scores(parts: Sequence[ImageScores]) -> ImageScores:
-    """Join the scores of several shards; at least one."""
-    return ImageScores(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(ImageScores)}
-    )
-
-
-def encode_scores(scores: Mapping[str, ImageScores], ids: Sequence[str]) -> bytes:
-    """Write the scores of all splits as ``images.parquet``, one row for every image."""
-    rows = [int(row) for part in scores.values() for row in part.images]
-    split = [name for name, part in scores.items() for _ in part.images]
-    columns: dict[str, Any] = {"image": rows, "id": [ids[row] for row in rows], "split": split}
-    for name in _SCORE_SCHEMA.names[len(columns) :]:
-        columns[name] = np.concatenate([[], *(getattr(part, name) for part in scores.values())])
-    arrays = [pa.array(columns[f.name], f.type, from_pandas=True) for f in _SCORE_SCHEMA]
-    return _encode(pa.Table.from_arrays(arrays, schema=_SCORE_SCHEMA))
-
-
-def _decode(content: bytes, schema: pa.Schema, what: str) -> pa.Table:
-    try:
-        table = decode_table(content)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    if table.schema != schema:
-        raise ValueError(f"it holds other columns than {what}")
-    return table
-
-
-def _encode(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table) -> bytes:
+    """Write a table as parquet whose pages carry checksums; equal tables, equal bytes."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     content: bytes = buffer.getvalue().to_pybytes()
@@ -306,16 +261,17 @@ def tally_images(
 
 def score_images(
     tables: Iterable[pa.Table], blocks: Mapping[str, Any], images: Iterable[Image]
-) -> dict[str, ImageScores]:
+) -> pa.Table:
     """Score every image by the matching of its split, as ``metrics.json`` has it."""
     rows: dict[str, dict[str, int]] = {split: {} for split in blocks}
     for image in images:
         rows.setdefault(image.split, {})[image.id] = image.image
-    parts: dict[str, list[ImageScores]] = {split: [] for split in blocks}
-    for table in (_COUNT_SCHEMA.empty_table(), *tables):
+    parts: dict[str, list[pa.Table]] = {split: [] for split in blocks}
+    for table in tables:
         for split, block in blocks.items():
             parts[split].append(score_counts(_choose(table, split), block, rows[split]))
-    return {split: join_scores(found) for split, found in parts.items()}
+    scores = [_SCORE_SCHEMA.empty_table(), *(part for own in parts.values() for part in own)]
+    return pa.concat_tables(scores).combine_chunks()
 
 
 def remove_other_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> None:

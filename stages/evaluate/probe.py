@@ -37,7 +37,7 @@ from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Manifest
 from pipeline.storage.arrays import open_arrays
 from pipeline.storage.files import fingerprint, write_bytes
-from stages.evaluate.artefacts import (
+from stages.artefacts import (
     Artefacts,
     find_features,
     fingerprint_image,

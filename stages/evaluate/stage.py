@@ -30,20 +30,20 @@ from pipeline.storage.files import (
     write_json,
 )
 from pipeline.wording import count_of
+from stages.artefacts import fingerprint_image, label_file
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
-from stages.evaluate.artefacts import fingerprint_image, label_file
 from stages.evaluate.counts import (
     count_image,
     counts_file,
     encode_counts,
-    encode_scores,
+    encode_table,
     read_counts,
     remove_other_counts,
     score_images,
     tally_images,
 )
-from stages.evaluate.metrics import describe_metrics, summarise_splits
+from stages.evaluate.metrics import count_unusual, describe_metrics, summarise_splits
 from stages.evaluate.probe import (
     fingerprint_probe,
     list_training_windows,
@@ -56,7 +56,6 @@ from stages.evaluate.probe import (
     write_probe,
 )
 from stages.evaluate.settings import EvaluateSettings
-from stages.evaluate.unusual import count_unusual
 from stages.labelling import (
     MAIN,
     Labelling,
@@ -258,8 +257,7 @@ class Evaluate(Stage[EvaluateSettings]):
         write_json(report / "metrics.json", metrics)
         tables = read_counts(run, subject, records)
         scores = score_images(tables, metrics["splits"], manifest.images)
-        ids = [image.id for image in manifest.images]
-        write_bytes(report / "images.parquet", encode_scores(scores, ids))
+        write_bytes(report / "images.parquet", encode_table(scores))
         return [
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",

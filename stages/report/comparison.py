@@ -25,7 +25,7 @@ from pipeline.run.manifest import Image
 from pipeline.settings import field_extra
 from pipeline.storage.files import write_text
 from stages import SETTINGS, VERSIONS
-from stages.evaluate.artefacts import read_group_of
+from stages.artefacts import read_group_of
 from stages.outside import find_upstream_changes
 from stages.report.agreement import (
     Name,

@@ -22,7 +22,7 @@ from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
 from stages import SETTINGS
-from stages.evaluate.artefacts import Artefacts, open_artefacts, read_group_of
+from stages.artefacts import Artefacts, open_artefacts, read_group_of
 from stages.labelling import MAIN, take_clusters
 from stages.report.pictures import (
     FeatureColours,

@@ -30,11 +30,10 @@ from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
 from pipeline.run.subject import Subject, choose_subject
 from pipeline.storage.files import write_bytes
-from stages import VERSIONS
+from stages import SETTINGS, VERSIONS
+from stages.artefacts import Artefacts, open_artefacts
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
-from stages.evaluate.artefacts import Artefacts, open_artefacts
-from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, label_images
 from stages.report.content import read_clusters
 from stages.report.pictures import (
@@ -51,6 +50,8 @@ from stages.report.words import describe_scores
 from stages.scores import list_parts
 
 _DEVICE = "auto"
+# How images are labelled that no evaluation has labelled.
+_DEFAULTS = SETTINGS["evaluate"]().model_dump()
 # Key and value of the text in the PNG by which its pictures are known.
 _WRITER = ("Software", "primaps-pipe inspect")
 _NOTHING = "–"
@@ -207,8 +208,8 @@ def _find_evaluation(
 def _open(run: RunDirectory, subject: Subject | None, evaluation: Evaluation | None) -> Artefacts:
     if subject is not None:
         em, head = subject.names
-        gain = None if evaluation is None else evaluation.record.settings["cosine_gain"]
-        return open_artefacts(run, em, head=head, gain=gain)
+        settings = _DEFAULTS if evaluation is None else evaluation.record.settings
+        return open_artefacts(run, em, head=head, gain=settings["cosine_gain"])
     manifest = read_manifest(run)
     return Artefacts(
         run=run,
@@ -248,7 +249,7 @@ def _read_labels(artefacts: Artefacts, evaluation: Evaluation, image: Image) -> 
 def _compute_labels(artefacts: Artefacts, image: Image) -> _Labels:
     """Label an image that no evaluation has labelled."""
     logits = artefacts.read_logits([image], device=_DEVICE, names=[MAIN])[image.image][MAIN]
-    backend = choose_backend(EvaluateSettings().crf, _DEVICE)
+    backend = choose_backend(_DEFAULTS["crf"], _DEVICE)
     (labelling,) = label_images(
         artefacts.manifest,
         [image],

@@ -23,7 +23,7 @@ from pipeline.images.windows import Window
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays, read_rows
-from stages.evaluate.artefacts import Artefacts
+from stages.artefacts import Artefacts
 from stages.labelling import MAIN, classify
 from stages.report.pictures import make_thumbnail, sample_evenly
 

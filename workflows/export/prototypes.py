@@ -29,8 +29,8 @@ from pipeline.run.ledger import read_record
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import require_local
 from stages import VERSIONS
+from stages.artefacts import open_artefacts
 from stages.crf.settings import CrfSettings
-from stages.evaluate.artefacts import open_artefacts
 from stages.extract.backbones import describe_backbone
 from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead

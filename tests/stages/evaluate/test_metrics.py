@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stages.evaluate.counts import Tally
-from stages.evaluate.metrics import describe_metrics, summarise, summarise_splits
+from stages.evaluate.metrics import count_reasons, describe_metrics, summarise, summarise_splits
 from tests.stages.evaluate.made_up import count, make_row, make_tally
 
 CLUSTERS = 4
@@ -153,3 +153,10 @@ def test_a_linear_probe_that_mixes_up_classes_is_wrong() -> None:
     metrics = summarise_splits({"val": count(make_row(known, known, **others))}, (), list(others))
     assert metrics["running_prototypes"] == {"accuracy": 100.0, "miou": 100.0}
     assert metrics["linear_probe"] == {"accuracy": 0.0, "miou": 0.0}
+
+
+def test_reasons_are_grouped_whatever_their_order() -> None:
+    reasons = ["b", "a (1 of 2)", "a (2 of 2)", "c: x", "d", "e", "f"]
+    expected = [("a", 2), ("b", 1), ("c", 1), ("d", 1), ("e", 1)]
+    assert list(count_reasons(reasons).items()) == expected
+    assert list(count_reasons(reversed(reasons)).items()) == expected

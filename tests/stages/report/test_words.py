@@ -18,8 +18,8 @@ from pipeline.run.ledger import ShardRecord, StageRecord
 from pipeline.run.subject import name_subject
 from pipeline.settings import StageSettings
 from stages.em.settings import EmSettings
+from stages.evaluate.metrics import count_unusual
 from stages.evaluate.settings import EvaluateSettings
-from stages.evaluate.unusual import count_unusual
 from stages.extract.settings import ExtractSettings
 from stages.report.settings import ReportSettings
 from stages.report.words import (

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import RunDirectory
-from stages.evaluate.artefacts import open_artefacts
+from stages.artefacts import open_artefacts
 from stages.labelling import MAIN
 from tests.workflows.export.conftest import Export
 from workflows.export.prototypes import KEY, read_prototypes
@@ -35,7 +35,7 @@ def read_parts(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def test_it_holds_what_the_run_was_labelled_with(file: Path, finished: Path) -> None:
     read = read_prototypes(file)
-    classifier = open_artefacts(RunDirectory(finished), "default").classifiers[MAIN]
+    classifier = open_artefacts(RunDirectory(finished), "default", gain=2).classifiers[MAIN]
     assert torch.equal(read.classifier.prototypes, classifier.prototypes)
     assert read.classifier.logits == classifier.logits
     assert read.head is None

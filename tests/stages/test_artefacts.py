@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.run.directory import RunDirectory
-from stages.evaluate.artefacts import RUNNING, _read_classifiers, find_features
+from stages.artefacts import RUNNING, _read_classifiers, find_features
 from stages.labelling import MAIN
 
 

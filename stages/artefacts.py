@@ -1,4 +1,4 @@
-"""What the evaluate stage reads of a run, image by image."""
+"""A run and one of its fits or heads, read image by image: to label, to count, to show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from pipeline.run.ledger import inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.subject import Subject, name_subject
 from pipeline.storage.arrays import open_arrays, read_group, read_rows
-from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, RUNNING, Classifier, classify_windows
 from stages.outside import stat_label
 
@@ -114,14 +113,12 @@ class Artefacts:
 
 
 def open_artefacts(
-    run: RunDirectory, em: str | None, *, head: str | None = None, gain: float | None = None
+    run: RunDirectory, em: str | None, *, head: str | None = None, gain: float
 ) -> Artefacts:
-    """Open a run and one of its fits or heads."""
+    """Open a run and one of its fits or heads; ``gain`` is the factor on cosine logits."""
     manifest = read_manifest(run)
     subject = name_subject(em, head)
     arrays, attributes = read_group_of(run, subject)
-    if gain is None:
-        gain = EvaluateSettings().cosine_gain
     try:
         classifiers = _read_classifiers(arrays, attributes, gain)
     except (KeyError, ValueError) as error:
