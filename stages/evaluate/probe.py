@@ -4,18 +4,15 @@ It bounds from above what any choice of prototypes can reach on the same feature
 logits are up-sampled bilinearly before they meet the labels, because that is how they are used; but
 to a few points in each cell of the grid, with the pixels that lie around each, instead of to every
 pixel. That changes the scores little and makes the problem so small that it need not be left to a
-number of steps of Adam: it is convex, and L-BFGS solves it.
-
-What the linear probe is trained on: labelled windows of the train split, streamed.
-
-What is evaluated, opened: with the linear probe that was trained to be scored beside it.
+number of steps of Adam: it is convex, and L-BFGS solves it. The windows are streamed, for every
+step anew: neither features nor up-sampled logits of all of them are ever in memory.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,14 +73,6 @@ class LinearProbe:
     steps: int
 
 
-@dataclass(frozen=True)
-class ChannelScale:
-    """Mean and spread of the features, float64 [channel] each; the spread is never 0."""
-
-    mean: Tensor
-    spread: Tensor
-
-
 def count_labels(labels: NDArray[np.uint8], grid: tuple[int, int]) -> csr_array:
     """Count the pixels of every label in the cells of a grid."""
     windows, height, width = labels.shape
@@ -132,14 +121,14 @@ def fit_linear_probe(
     Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", 1989; scipy
     solves it.
     """
-    scale, pixels = measure_channels(read_batches())
+    mean, spread, pixels = measure_channels(read_batches())
 
     def evaluate(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         table = torch.from_numpy(parameters.reshape(classes, -1))
         loss, gradient = 0.0, np.zeros(tuple(table.shape))
         for features, counts in read_batches():
             now = table.to(features)
-            standard = (features - scale.mean.to(features)) / scale.spread.to(features)
+            standard = (features - mean.to(features)) / spread.to(features)
             part, slope, shift = differentiate(now[:, :-1], now[:, -1], standard, counts)
             loss += part
             gradient[:, :-1] += slope.double().cpu().numpy()
@@ -149,56 +138,50 @@ def fit_linear_probe(
         gradient[:, :-1] += decay * weight
         return loss / pixels + decay / 2 * float((weight**2).sum()), gradient.ravel()
 
+    first = np.zeros(classes * (len(mean) + 1))
+    if start is not None:
+        weight = start.weight.double()
+        bias = start.bias.double() + weight @ mean
+        first = torch.cat([weight * spread, bias[:, None]], dim=1).cpu().numpy().ravel()
     # an evaluation without a probe does without it
     from scipy.optimize import minimize
 
     found = minimize(
         evaluate,
-        _pack(start, scale, classes),
+        first,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": steps, "maxcor": _HISTORY, "ftol": tolerance, "gtol": tolerance / 10},
     )
-    table = torch.from_numpy(found.x.reshape(classes, -1)).to(scale.mean)
-    weight = table[:, :-1] / scale.spread
-    bias = table[:, -1] - weight @ scale.mean
+    table = torch.from_numpy(found.x.reshape(classes, -1)).to(mean)
+    weight = table[:, :-1] / spread
+    bias = table[:, -1] - weight @ mean
     loss = float(found.fun) - decay / 2 * float(table[:, :-1].square().sum())
     return LinearProbe(weight.float(), bias.float(), decay, loss, int(found.nit))
 
 
-def _pack(start: LinearProbe | None, scale: ChannelScale, classes: int) -> NDArray[np.float64]:
-    if start is None:
-        return np.zeros(classes * (len(scale.mean) + 1))
-    weight = start.weight.double()
-    bias = start.bias.double() + weight @ scale.mean
-    packed = torch.cat([weight * scale.spread, bias[:, None]], dim=1)
-    return packed.cpu().numpy().ravel()
+def measure_channels(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, float]:
+    """Measure the channels over the labelled pixels, each with the features of its cell.
 
-
-def measure_channels(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[ChannelScale, float]:
-    """Measure the channels over the labelled pixels, each with the features of its cell."""
-    first = second = None
+    Gives their mean and spread, which is never 0, float64 [channel], and the number of pixels.
+    """
+    first = second = torch.zeros(())
     pixels = 0.0
     for features, counts in batches:
-        weight = _pool(counts.sum(dim=1), features.shape[1:3]).double().flatten()
+        rows, columns = features.shape[1:3]
+        cells = counts.sum(dim=1).unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+        weight = cells.sum(dim=(2, 4)).double().flatten()
         values = features.double().flatten(0, 2)
         pixels += float(weight.sum())
         one, two = weight @ values, weight @ values.square()
-        first = one if first is None else first + one
-        second = two if second is None else second + two
-    if first is None or second is None or not pixels:
+        first, second = first.to(one) + one, second.to(two) + two
+    if not pixels:
         raise ValueError("no pixel is labelled")
     mean, power = first / pixels, second / pixels
     variance = power - mean.square()
     # rounding leaves a constant channel some variance, or a negative one
     constant = variance <= 1e-12 * power
-    return ChannelScale(mean, torch.where(constant, 1.0, variance.clamp_min(0).sqrt())), pixels
-
-
-def _pool(values: Tensor, grid: Sequence[int]) -> Tensor:
-    """Sum [window, y, x] over the cells of a grid whose sides divide it."""
-    rows, columns = grid
-    return values.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).sum(dim=(2, 4))
+    return mean, torch.where(constant, 1.0, variance.clamp_min(0).sqrt()), pixels
 
 
 def differentiate(
@@ -287,15 +270,9 @@ class LabelledWindows:
     def choose(self, chosen: NDArray[np.bool_]) -> LabelledWindows:
         """Return some of the windows, bool [window]."""
         rows, columns = self.points
-        return LabelledWindows(
-            arrays=self.arrays,
-            windows=self.windows[chosen],
-            images=self.images[chosen],
-            counts=self.counts[np.repeat(chosen, rows * columns)],
-            labels=self.labels,
-            unreadable=self.unreadable,
-            device=self.device,
-        )
+        counts = self.counts[np.repeat(chosen, rows * columns)]
+        windows, images = self.windows[chosen], self.images[chosen]
+        return replace(self, windows=windows, images=images, counts=counts)
 
     def read_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Read features [window, row, column, channel] and counts [window, class, y, x]."""
@@ -357,11 +334,7 @@ def train_linear_probe(
         probe = choose_linear_probe(data.read_batches, train, held, classes)
     weight, bias = spread_classes(probe, data.labels)
     arrays = {"weight": weight.cpu().numpy(), "bias": bias.cpu().numpy()}
-    return arrays, _describe(probe, data)
-
-
-def _describe(probe: LinearProbe, data: LabelledWindows) -> dict[str, Any]:
-    return {
+    return arrays, {
         "windows": len(data.windows),
         "labels": data.labels.tolist(),
         "decay": probe.decay,

@@ -209,10 +209,10 @@ def test_without_labelled_pixels_there_is_no_probe() -> None:
 def test_channels_are_measured_over_labelled_pixels() -> None:
     features = torch.tensor([1.0, 2.0, 100.0], dtype=torch.float64).reshape(1, 1, 3, 1)
     counts = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    scale, pixels = measure_channels([(features, counts.reshape(1, 2, 1, 3))])
+    mean, spread, pixels = measure_channels([(features, counts.reshape(1, 2, 1, 3))])
     assert pixels == 4
-    assert scale.mean.tolist() == [1.75]
-    assert scale.spread.tolist() == pytest.approx([np.sqrt(0.1875)])
+    assert mean.tolist() == [1.75]
+    assert spread.tolist() == pytest.approx([np.sqrt(0.1875)])
 
 
 def test_a_class_that_was_never_seen_never_wins() -> None:
