@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import find_difference
-from pipeline.datasets.listing import forget_listings, stamp_file
+from pipeline.datasets import find_difference, forget_listings, stamp_file
 from pipeline.errors import PipelineError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names

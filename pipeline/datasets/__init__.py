@@ -11,6 +11,8 @@ from typing import Any
 
 from pipeline.dataset_names import (
     DATASET_NAMES,
+    DEFINITIONS,
+    FOLDER,
     HUGGING_FACE,
     LIST,
     check_dataset_name,
@@ -19,35 +21,47 @@ from pipeline.dataset_names import (
     is_gone,
     names_file,
 )
-from pipeline.datasets.base import CLASS_KEYS, IGNORE, Dataset, Frame, Sample, describe_difference
-from pipeline.datasets.benchmark import Benchmark
-from pipeline.datasets.definition import Definition, load_shipped, parse_definition, read_definition
-from pipeline.datasets.folder import FOLDER
-from pipeline.datasets.listed import Listed
+from pipeline.datasets.base import Benchmark, Dataset, Sample
+from pipeline.datasets.definition import (
+    IGNORE,
+    IGNORE_COLOUR,
+    Colour,
+    Definition,
+    describe_difference,
+    distinct_colours,
+    parse_definition,
+    png_palette,
+    read_definition,
+)
+from pipeline.datasets.listing import forget_listings, stamp_file
+from pipeline.datasets.own import Folder, Listed
 
 __all__ = [
     "DATASET_NAMES",
     "IGNORE",
+    "IGNORE_COLOUR",
     "Benchmark",
+    "Colour",
     "Dataset",
-    "Definition",
-    "Frame",
     "Sample",
-    "check_dataset_name",
     "complete_dataset_name",
     "describe_difference",
+    "distinct_colours",
     "find_difference",
+    "forget_listings",
     "get_dataset",
     "is_gone",
     "open_kept",
+    "png_palette",
+    "stamp_file",
 ]
 
 
 def get_dataset(name: str) -> Dataset:
     """Give the dataset of a name."""
     check_dataset_name(name)
-    if name == FOLDER.name:
-        return FOLDER
+    if name == FOLDER:
+        return Folder(Definition(name=name))
     if name.startswith(LIST):
         return Listed.open(find_place(name))
     if name.startswith(HUGGING_FACE):
@@ -55,7 +69,8 @@ def get_dataset(name: str) -> Dataset:
         from pipeline.datasets.hugging_face import HuggingFace
 
         return HuggingFace.open(find_place(name))
-    return Benchmark(read_definition(find_place(name)) if names_file(name) else load_shipped(name))
+    own = names_file(name)
+    return Benchmark(read_definition(find_place(name) if own else DEFINITIONS / f"{name}.yaml"))
 
 
 def open_kept(name: str, content: Mapping[str, Any] | None) -> Dataset:
@@ -69,14 +84,13 @@ def open_kept(name: str, content: Mapping[str, Any] | None) -> Dataset:
 def find_difference(name: str, content: Mapping[str, Any] | None, *, classes: bool) -> str:
     """Say what has changed in a dataset since a run kept what it was; nothing where nothing has.
 
-    What is gone has not changed: the run does without it. A dataset of Hugging Face is not asked:
-    that takes seconds.
+    What label maps mean (``classes``), or where files lie. What is gone has not changed: the run
+    does without it. A dataset of Hugging Face is not asked: that takes seconds.
     """
     if content is None or name.startswith(HUGGING_FACE) or is_gone(name):
         return ""
-    now = get_dataset(name).content or {}
     old, new = (
-        {key: value for key, value in each.items() if (key in CLASS_KEYS) == classes}
-        for each in (content, now)
+        {key: each[key] for key in each if (key in ("classes", "ignore")) == classes}
+        for each in (content, get_dataset(name).content or {})
     )
     return describe_difference(old, new)

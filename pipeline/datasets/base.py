@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
-import colorsys
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, UsageError
+from pipeline.datasets.definition import IGNORE, Colour, Definition, Frame
+from pipeline.datasets.listing import (
+    SPLIT,
+    Match,
+    exists,
+    fill_stars,
+    find_excess,
+    find_paths,
+    forget_listings,
+    read_ids,
+    require_root,
+)
+from pipeline.errors import DatasetError, ImageError, UsageError
+from pipeline.images.decoding import read_label
 from pipeline.wording import did_you_mean
-
-Colour = tuple[int, int, int]
-
-IGNORE_COLOUR: Colour = (0, 0, 0)
-"""Colour of index 255, the pixels that belong to no class."""
-
-
-def distinct_colours(count: int) -> tuple[Colour, ...]:
-    """Give colours for classes that nobody has named, each unlike its neighbours in the list."""
-    if not 0 <= count <= 255:
-        raise ValueError(f"an indexed label map holds at most 255 classes, not {count}")
-    # Hues a golden section apart never come close to the last few, however many are drawn.
-    return tuple(_colour(index * 0.6180339887498949 % 1.0, index) for index in range(count))
-
-
-def _colour(hue: float, index: int) -> Colour:
-    saturation = (0.85, 0.55, 0.95)[index % 3]
-    value = (0.95, 0.80, 0.60)[index // 3 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def png_palette(colours: Sequence[Colour]) -> bytes:
-    """Lay colours out as the palette of an indexed PNG whose index 255 means ignore."""
-    if len(colours) > 255:
-        raise ValueError(f"an indexed label map holds at most 255 classes, not {len(colours)}")
-    entries = [*colours, *distinct_colours(255)[len(colours) :], IGNORE_COLOUR]
-    return bytes(value for colour in entries for value in colour)
-
-
-IGNORE = 255
-"""The label of a pixel that belongs to no class and is left out of every score."""
-
-Frame = Literal["centre", "whole"]
 
 Say = Callable[[str], None]
 """Shows a line to whoever waits."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ class Sample:
         Path of the image relative to the root, '/'-separated.
     label : str or None
         Path of the label map, '/'-separated, or None: relative to the labels folder where one was
-        given, and to the root otherwise. `label_path` resolves it.
+        given, and to the root otherwise.
     reason : str or None
         Why the image cannot be used, where its path alone says so.
     """
@@ -79,50 +62,45 @@ class Sample:
     label: str | None
     reason: str | None = None
 
-    def image_path(self, root: Path) -> Path:
-        """Give the image's path below the root."""
-        return root / self.image
 
-    def label_path(self, root: Path, labels: Path | None = None) -> Path | None:
-        """Give the label map's path below the labels folder, or below the root without one."""
-        return None if self.label is None else (labels or root) / self.label
-
-
+@dataclass(frozen=True, eq=False)
 class Dataset(ABC):
-    """A source of images in a known layout: the class to derive another one from."""
+    """A source of images, and what its definition says of it: the class to derive another from."""
+
+    definition: Definition
+
+    takes_labels: ClassVar[bool] = False
+    """Whether its label maps may lie in a folder of their own."""
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """What the user calls it."""
+        return self.definition.name
 
     @property
-    @abstractmethod
     def layout(self) -> str:
         """The files that the root must hold, for error messages."""
+        return self.definition.layout
 
     @property
-    @abstractmethod
     def default_frame(self) -> Frame:
         """Which part of an image the dataset's protocol looks at."""
+        return self.definition.frame
 
     @property
-    @abstractmethod
     def default_splits(self) -> tuple[str, ...]:
         """The splits that are read when none is asked for."""
+        return self.definition.default_splits
 
     @property
-    @abstractmethod
     def palette(self) -> tuple[Colour, ...]:
-        """One colour per class, 0..255; 255 of them where the classes are unknown."""
+        """Class colours in class order; 255 of them where the classes are unknown."""
+        return self.definition.palette
 
     @property
     def content(self) -> dict[str, Any] | None:
-        """What a run keeps of the dataset, JSON-able (`pipeline.datasets.open_kept` reads it).
-
-        None where the name alone says it all.
-        """
-        return None
+        """What a run keeps of the dataset, JSON-able; None where the name alone says it all."""
+        return self.definition.describe()
 
     def find_root(self, given: Path | None) -> Path:
         """Give the folder that the images' paths start from.
@@ -143,9 +121,8 @@ class Dataset(ABC):
 
     def class_names(self, labels: Path | None = None) -> tuple[str, ...]:
         """Give the names of the classes 0..C-1; empty where nobody has named them."""
-        return ()
+        return self.definition.names
 
-    @abstractmethod
     def list_samples(
         self,
         root: Path,
@@ -173,8 +150,25 @@ class Dataset(ABC):
         UsageError
             A split or a labels folder that this dataset cannot have.
         """
+        if labels is not None and not self.takes_labels:
+            raise UsageError(
+                f"{self.name} reads the label maps of its own layout: leave the labels folder out,"
+                " or use the dataset 'folder'"
+            )
+        if not splits or len(set(splits)) != len(splits):
+            raise UsageError(
+                f"name each split once, at least one; got: {', '.join(splits) or 'none'}"
+            )
+        forget_listings()
+        require_root(root, self.layout)
+        return self._list_samples(root, splits, labels, exclude)
 
     @abstractmethod
+    def _list_samples(
+        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+    ) -> list[Sample]:
+        """List the samples, of a root that is there and splits that are named once."""
+
     def read_label(self, path: Path) -> NDArray[np.uint8]:
         """Read a label map as classes 0..C-1 with 255 = ignore, [y, x].
 
@@ -183,6 +177,11 @@ class Dataset(ABC):
         ImageError
             The file cannot be read, or holds ids that the dataset does not have.
         """
+        return map_ids(read_label(path), self._table)
+
+    @cached_property
+    def _table(self) -> NDArray[np.int16]:
+        return id_table(self.definition.class_of, self.definition.ignored)
 
 
 def id_table(classes: Mapping[int, int], ignored: Collection[int] = ()) -> NDArray[np.int16]:
@@ -194,25 +193,7 @@ def id_table(classes: Mapping[int, int], ignored: Collection[int] = ()) -> NDArr
 
 
 def map_ids(ids: NDArray[np.integer[Any]], table: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """Map raw ids to classes.
-
-    Parameters
-    ----------
-    ids : array of integers, [y, x]
-        Raw ids; -1 means ignore, as 255 does.
-    table : array of int16, [id]
-        From `id_table`.
-
-    Returns
-    -------
-    array of uint8, [y, x]
-        Classes 0..C-1, 255 = ignore.
-
-    Raises
-    ------
-    ImageError
-        An id that the table does not allow.
-    """
+    """Map raw ids, [y, x], to classes by an `id_table`; -1 means ignore, as 255 does."""
     mapped: NDArray[np.int16]
     if ids.dtype == np.uint8:
         mapped = table[ids]
@@ -228,68 +209,103 @@ def map_ids(ids: NDArray[np.integer[Any]], table: NDArray[np.int16]) -> NDArray[
     return mapped.astype(np.uint8)
 
 
-def require_splits(splits: Sequence[str]) -> None:
-    """Refuse a request for no split at all, or for one twice."""
-    if not splits or len(set(splits)) != len(splits):
-        raise UsageError(f"name each split once, at least one; got: {', '.join(splits) or 'none'}")
-
-
-def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
-    """Say that a name is unknown, which ones exist, and which one was perhaps meant."""
+def unknown_split(whose: object, name: str, known: Sequence[str]) -> str:
+    """Say that a split is unknown, which ones exist, and which one was perhaps meant."""
     hint = did_you_mean(name.lower(), known)
-    return f"unknown {kind} '{name}'{hint}: choose from {', '.join(known)}"
+    return f"unknown split of {whose} '{name}'{hint}: choose from {', '.join(known)}"
 
 
-CLASS_KEYS = frozenset({"classes", "ignore"})
-"""The keys of a definition that say what label maps mean."""
+class Benchmark(Dataset):
+    """A dataset whose images and label maps lie where patterns say.
 
-MOST = 3
-"""So many changes are told; the others are counted."""
-
-
-def describe_difference(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
-    """Say what differs between two definitions, as `Dataset.content` gives them.
-
-    Parameters
-    ----------
-    old, new
-        The definitions; None for none.
-
-    Returns
-    -------
-    str
-        A few words on each change, joined by commas; nothing where they say the same. What
-        ``about`` says changes nothing.
+    A split is what its lists name, in any of its images' patterns, or every image of the patterns
+    where it has no lists. The id of an image is what the stars of its pattern stand for.
     """
-    before, after = dict(old or {}), dict(new or {})
-    for values in (before, after):
-        values.pop("about", None)
-    names = [*after, *(key for key in before if key not in after)]
-    told = [
-        f"{key} {_show(before.get(key))} -> {_show(after.get(key))}"
-        for key in names
-        if key != "classes" and before.get(key) != after.get(key)
-    ]
-    told += _compare_classes(before.get("classes") or [], after.get("classes") or [])
-    more = [f"{len(told) - MOST} more"] if len(told) > MOST else []
-    return ", ".join([*told[:MOST], *more])
+
+    def _list_samples(
+        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+    ) -> list[Sample]:
+        samples: list[Sample] = []
+        for split in splits:
+            if split not in self.definition.splits:
+                raise UsageError(unknown_split(self.name, split, tuple(self.definition.splits)))
+            found = sorted(self._list_split(root, split), key=lambda sample: sample.id)
+            if not found:
+                raise DatasetError(
+                    f"no images of the split '{split}' in {root}: {self.name} wants {self.layout}"
+                )
+            for first, second in pairwise(found):
+                if first.id == second.id and first.image != second.image:
+                    raise DatasetError(
+                        f"two images of the split '{split}' of {self.name} have the id "
+                        f"'{first.id}', {first.image} and {second.image}: rename one of them"
+                    )
+            samples += found
+        return samples
+
+    def _list_split(self, root: Path, split: str) -> list[Sample]:
+        folder = self.definition.splits[split]
+        images, labels = (
+            [pattern.replace(SPLIT, folder) for pattern in patterns]
+            for patterns in (self.definition.images, self.definition.labels)
+        )
+        ids = self._read_lists(root, split)
+        if ids is not None:
+            found = _find_listed(root, images, ids)
+        else:
+            found = [match for pattern in images for match in find_paths(root, pattern)]
+            if found and split in self.definition.lists:
+                log.warning(
+                    "no list at %s: using all %d images of %s, whose scores do not compare with"
+                    " published ones",
+                    " or ".join(str(root / file) for file in self.definition.lists[split]),
+                    len(found),
+                    " or ".join(str(root / pattern) for pattern in images),
+                )
+        samples = []
+        for image, values in found:
+            paths = [fill_stars(pattern, values) for pattern in labels]
+            label = next((path for path in paths if exists(root, path)), None)
+            name = "/".join(value for value in values if value)
+            samples.append(Sample(name, split, image, label, find_excess(name)))
+        return samples
+
+    def _read_lists(self, root: Path, split: str) -> list[str] | None:
+        """Read the ids of a split; None where it has no lists, or does without them."""
+        files = self.definition.lists.get(split, ())
+        present = [file for file in files if exists(root, file)]
+        if not present:
+            if files and not self.definition.lists_optional:
+                raise DatasetError(
+                    f"no list of images at {' or '.join(str(root / file) for file in files)}: "
+                    f"{self.name} wants {self.layout}"
+                )
+            return None
+        for file in files:
+            if file not in present:
+                log.warning(
+                    "the list %s is missing: the split '%s' does without it", root / file, split
+                )
+        return sorted({name for file in present for name in read_ids(root / file)})
 
 
-def _compare_classes(old: list[Any], new: list[Any]) -> list[str]:
-    if len(old) != len(new):
-        return [f"{len(old)} -> {len(new)} classes"]
-    told = []
-    for index, (before, after) in enumerate(zip(old, new, strict=True)):
-        for key in ("name", "ids", "colour"):
-            if before[key] != after[key]:
-                words = f"{_show(before[key])} -> {_show(after[key])}"
-                told.append(f"{key} of class {index} {words}")
-    return told
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(str, value)) + "]" if len(value) < 9 else f"{len(value)} values"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} in {_show(to)}" for key, to in value.items())
-    return "none" if value is None else str(value)
+def _find_listed(root: Path, patterns: Sequence[str], ids: Sequence[str]) -> list[Match]:
+    """Find the images of a list, and warn of those that are not there: a list is a promise."""
+    found: list[Match] = []
+    lost = []
+    for name in ids:
+        paths = [fill_stars(pattern, [name]) for pattern in patterns]
+        path = next((path for path in paths if exists(root, path)), None)
+        if path is None:
+            lost.append(paths[0])
+        else:
+            found.append((path, (name,)))
+    if lost:
+        log.warning(
+            "%d of %d listed images are not in %s and are left out (first: %s)",
+            len(lost),
+            len(ids),
+            root,
+            lost[0],
+        )
+    return found

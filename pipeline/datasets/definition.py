@@ -1,19 +1,15 @@
 """What a dataset's YAML says: its globs, its classes with their ids, names and colours.
 
-Patterns are paths below a root: ``leftImg8bit/train/*/*_leftImg8bit.png``. A part of a path holds
-at most one ``*``, which stands for one character or more; a part ``**`` stands for any number of
-folders, none included. What the stars stand for is the image's id, and puts the path of its label
-map together, so that nothing but a star can differ between the two.
-
 Every fault is one sentence with the key that it is in.
 """
 
 from __future__ import annotations
 
+import colorsys
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -28,117 +24,19 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.dataset_names import DEFINITIONS
-from pipeline.datasets.base import IGNORE, Colour, Frame, distinct_colours
-from pipeline.datasets.listing import list_objects, visible_names
+from pipeline.datasets.listing import SPLIT, find_fault, list_stars, read_text
 from pipeline.errors import DatasetError
 from pipeline.settings import show_value
-from pipeline.storage.places import is_remote, parse_place
 from pipeline.wording import did_you_mean
 
-SPLIT = "{split}"
-"""What stands for the folder of a split in a pattern."""
+Colour = tuple[int, int, int]
 
-Match = tuple[str, tuple[str, ...]]
-"""A path below the root, '/'-separated, and what each star stands for."""
+Frame = Literal["centre", "whole"]
 
+IGNORE = 255
+"""The label of a pixel that belongs to no class and is left out of every score."""
 
-def find_fault(pattern: str) -> str | None:
-    """Say why a text is no pattern, or None."""
-    parts = pattern.replace(SPLIT, "split").split("/")
-    if "\\" in pattern or "\0" in pattern:
-        return "holds a backslash or a zero byte: write / between folders"
-    if {"", ".", ".."} & set(parts):
-        return "must be a plain path below the root, without '..' and not absolute"
-    if any(set("?{}") & set(part) for part in parts):
-        return f"holds ?, {{ or }}: only *, ** and {SPLIT} stand for something else"
-    if any(part.count("*") > 1 and part != "**" for part in parts) or parts[-1] == "**":
-        return "may hold one * in each part of the path, and ** for folders alone"
-    return None
-
-
-def list_stars(pattern: str) -> list[str]:
-    """List the stars of a pattern, ``*`` and ``**``, in their order."""
-    return re.findall(r"\*+", pattern)
-
-
-def fill_stars(pattern: str, values: Sequence[str]) -> str:
-    """Put values in the place of a pattern's stars; an empty one takes its part away."""
-    rest = iter(values)
-    filled = re.sub(r"\*+", lambda _: next(rest), pattern)
-    return "/".join(part for part in filled.split("/") if part)
-
-
-def find_paths(root: Path, pattern: str) -> list[Match]:
-    """Find the visible files that a pattern means, below a local or a remote root.
-
-    Links are followed where one ``*`` means a folder, and not below ``**``, where they could lead
-    in a circle.
-    """
-    if is_remote(root):
-        return list(_match_objects(root, pattern))
-    found: list[Match] = [("", ())]
-    parts = pattern.split("/")
-    for place, part in enumerate(parts):
-        last = place == len(parts) - 1
-        found = [new for old in found for new in _step(root, old, part, last)]
-    return [match for match in found if _is_plain(match)]
-
-
-def _step(root: Path, match: Match, part: str, last: bool) -> Iterator[Match]:
-    folder, values = match
-    if part == "**":
-        yield from ((path, (*values, inner)) for path, inner in _descend(root, folder))
-    elif "*" not in part:
-        path = _join(folder, part)
-        if not last or (root / path).is_file():
-            yield path, values
-    else:
-        before, after = part.split("*")
-        for name, inner in visible_names(root / folder):
-            star = name[len(before) : len(name) - len(after)]
-            if star and inner is not last and name == before + star + after:
-                yield _join(folder, name), (*values, star)
-
-
-def _descend(root: Path, top: str) -> Iterator[tuple[str, str]]:
-    """Yield a folder and those below it, each with its path below the first."""
-    waiting = [""]
-    while waiting:
-        place = waiting.pop()
-        path = _join(top, place)
-        yield path, place
-        for name, inner in visible_names(root / path):
-            if inner and not (root / path / name).is_symlink():
-                waiting.append(_join(place, name))
-
-
-def _match_objects(root: Path, pattern: str) -> Iterator[Match]:
-    parts = pattern.split("/")
-    expression = "".join(_translate(part) for part in parts).removesuffix("/")
-    for name in list_objects(root):
-        match = re.fullmatch(expression, name, re.DOTALL)
-        if match is None or any(p.startswith(".") and p not in parts for p in name.split("/")):
-            continue
-        values = tuple(value.removesuffix("/") for value in match.groups())
-        if _is_plain((name, values)):
-            yield name, values
-
-
-def _translate(part: str) -> str:
-    if part == "**":
-        return "((?:[^/]+/)*)"
-    return "([^/]+)".join(re.escape(text) for text in part.split("*")) + "/"
-
-
-def _is_plain(match: Match) -> bool:
-    # a star may also stand for the dots in 'x...png', which lead elsewhere as a part of an id
-    return not {".", ".."} & set(match[1])
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder and name else folder or name
-
+IGNORE_COLOUR: Colour = (0, 0, 0)
 
 EVERYTHING = "all"
 """The one split of a dataset that names none."""
@@ -149,9 +47,31 @@ OTHERS = "others"
 MAX_ID = 65535
 """The largest id that a label map can hold."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _HEX = re.compile(r"#([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})")
+
+
+def distinct_colours(count: int) -> tuple[Colour, ...]:
+    """Give colours for classes that nobody has named, each unlike its neighbours in the list."""
+    if not 0 <= count <= IGNORE:
+        raise ValueError(f"an indexed label map holds at most 255 classes, not {count}")
+    colours = []
+    for index in range(count):
+        # Hues a golden section apart never come close to the last few, however many are drawn.
+        hue = index * 0.6180339887498949 % 1.0
+        saturation, value = (0.85, 0.55, 0.95)[index % 3], (0.95, 0.80, 0.60)[index // 3 % 3]
+        red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+        colours.append((red, green, blue))
+    return tuple(colours)
+
+
+def png_palette(colours: Sequence[Colour]) -> bytes:
+    """Lay colours out as the palette of an indexed PNG whose index 255 means ignore."""
+    if len(colours) > IGNORE:
+        raise ValueError(f"an indexed label map holds at most 255 classes, not {len(colours)}")
+    entries = [*colours, *distinct_colours(IGNORE)[len(colours) :], IGNORE_COLOUR]
+    return bytes(value for colour in entries for value in colour)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -253,7 +173,7 @@ class Definition(BaseModel, frozen=True, extra="forbid"):
         splits: dict[str, str] = {}
         for name, folder in value.items() if named else [(each, each) for each in _listed(value)]:
             name, folder = _text("splits", name), _text("splits", folder)
-            if not _NAME.fullmatch(name):
+            if not PLAIN_NAME.fullmatch(name):
                 raise ValueError(f"splits: {name!r} is no name of letters, digits, '.', '_' or '-'")
             if find_fault(folder) or "*" in folder or SPLIT in folder:
                 raise ValueError(f"splits: {folder!r} is no plain path of a folder")
@@ -442,7 +362,7 @@ def parse_definition(content: Any, where: str, *, inner: bool = False) -> Defini
             if key not in values:
                 raise ValueError(f"the key '{key}' is missing")
         definition = Definition(**values)
-        if not inner and not _NAME.fullmatch(definition.name):
+        if not inner and not PLAIN_NAME.fullmatch(definition.name):
             raise ValueError("name: give 1 to 64 letters, digits, '.', '_' or '-'")
     except ValidationError as error:
         first = error.errors()[0]
@@ -467,24 +387,9 @@ MAX_DEPTH = 16
 """Nor is one with more levels."""
 
 
-@lru_cache
-def load_shipped(name: str) -> Definition:
-    """Read one of the definitions that come with the install."""
-    return read_definition(DEFINITIONS / f"{name}.yaml")
-
-
 def read_definition(path: Path) -> Definition:
     """Read and check a dataset's YAML, at a local path or in an object store."""
-    place = parse_place(path)
-    try:
-        if place.stat().st_size > MAX_BYTES:
-            raise DatasetError(f"the dataset definition {path} has more than {MAX_BYTES} bytes.")
-        text = place.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DatasetError(f"cannot read the dataset definition {path}: {reason}.") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"the dataset definition {path} is not UTF-8 text.") from error
+    text = read_text(path, "the dataset definition", MAX_BYTES, end=".")
     try:
         content = _parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
@@ -497,7 +402,13 @@ def read_definition(path: Path) -> Definition:
 def _parse_yaml(text: str) -> Any:
     """Make plain values of YAML, and of nothing else that YAML can name."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    _refuse_depth(yaml.parse(text, Loader=loader))
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        # before the composer, written in C, which would end the process
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels")
     root = yaml.compose(text, Loader=loader)
     if root is None:
         return None
@@ -505,29 +416,56 @@ def _parse_yaml(text: str) -> Any:
     return yaml.constructor.SafeConstructor().construct_document(root)
 
 
-def _refuse_depth(events: Iterable[yaml.Event]) -> None:
-    """Refuse what is nested so deeply that the composer, written in C, would end the process."""
-    depth = 0
-    for event in events:
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} levels")
-
-
 def _refuse_twins(root: yaml.Node) -> None:
     """Refuse a key that is there twice, of which YAML takes the last."""
     waiting, seen = [root], set[int]()
     while waiting:
         node = waiting.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        if id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [value for _, value in node.value]
             keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             for key, count in keys.items():
                 if count > 1:
                     raise ValueError(f"the key {key!r} is there twice")
-            waiting += [value for _, value in node.value]
-        else:
-            waiting += node.value
+
+
+MOST = 3
+"""So many changes are told; the others are counted."""
+
+
+def describe_difference(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    """Say in a few words what differs between two definitions, as `Definition.describe` gives them.
+
+    Nothing where they say the same; what ``about`` says changes nothing.
+    """
+    before, after = dict(old or {}), dict(new or {})
+    told = [
+        f"{key} {_show(before.get(key))} -> {_show(after.get(key))}"
+        for key in {**after, **before}
+        if key not in ("about", "classes") and before.get(key) != after.get(key)
+    ]
+    classes = [each.get("classes") or [] for each in (before, after)]
+    if len(classes[0]) != len(classes[1]):
+        told.append(f"{len(classes[0])} -> {len(classes[1])} classes")
+    else:
+        told += [
+            f"{key} of class {index} {_show(first[key])} -> {_show(second[key])}"
+            for index, (first, second) in enumerate(zip(*classes, strict=True))
+            for key in ("name", "ids", "colour")
+            if first[key] != second[key]
+        ]
+    more = [f"{len(told) - MOST} more"] if len(told) > MOST else []
+    return ", ".join([*told[:MOST], *more])
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(str, value)) + "]" if len(value) < 9 else f"{len(value)} values"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} in {_show(to)}" for key, to in value.items())
+    return "none" if value is None else str(value)

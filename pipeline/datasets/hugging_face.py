@@ -23,15 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.datasets.base import IGNORE, Colour, Say, distinct_colours
-from pipeline.datasets.benchmark import Benchmark
-from pipeline.datasets.definition import DatasetClass, Definition
+from pipeline.datasets.base import Benchmark, Say
+from pipeline.datasets.definition import (
+    IGNORE,
+    PLAIN_NAME,
+    Colour,
+    DatasetClass,
+    Definition,
+    distinct_colours,
+)
 from pipeline.errors import DatasetError, UsageError
 from pipeline.storage.files import find_cache, fingerprint
 from pipeline.storage.places import require_local
-
-IMAGE_SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".gif", ".bmp", ".bin")
-"""What an unpacked image is called, by its first bytes; ``.bin`` where they say nothing."""
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
 LABEL_NAMES = (
@@ -47,44 +50,47 @@ _HEADS = (
     (b"MM\0*", ".tif"),
     (b"GIF8", ".gif"),
     (b"BM", ".bmp"),
+    (b"", ".bin"),
 )
 _BATCH = 16
 _PARQUET = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?")
-_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Whatever the readers of arrow, parquet and features raise for what they cannot read.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Names of the columns of images and of label maps, and the names of classes, if any."""
-
-    image: str
-    label: str | None
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Rows:
-    """The rows of one split: those of an arrow dataset, or of parquet files."""
+    """The rows of one split, in an arrow dataset or in parquet files.
+
+    And the columns of their images and label maps, and the names of classes, if any.
+    """
 
     split: str
-    columns: Columns
     source: Any
+    image: str
+    label: str | None
+    names: tuple[str, ...]
 
-    def read_tables(self) -> Iterator[pa.Table]:
-        """Yield some rows after the others, with the columns of images and label maps."""
-        names = [name for name in (self.columns.image, self.columns.label) if name]
+    def read(self) -> Iterator[tuple[Any, Any]]:
+        """Yield what the rows hold as image and as label map, one row after the other."""
+        columns = [self.image] if self.label is None else [self.image, self.label]
         try:
-            if isinstance(self.source, tuple):
-                for path in self.source:
-                    for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=names):
-                        yield pa.Table.from_batches([batch])
-            else:
-                arrow = self.source.select_columns(names).with_format("arrow")
-                yield from arrow.iter(batch_size=_BATCH)
+            for batch in self._read_batches(columns):
+                images = batch.column(self.image).to_pylist()
+                labels: list[Any] = [None] * len(images)
+                if self.label is not None:
+                    labels = batch.column(self.label).to_pylist()
+                yield from zip(images, labels, strict=True)
         except pa.ArrowException as error:
             raise DatasetError(f"the split {self.split} is damaged: {_words(error)}") from error
+
+    def _read_batches(self, columns: list[str]) -> Iterator[Any]:
+        if isinstance(self.source, list):
+            for path in self.source:
+                yield from pq.ParquetFile(path).iter_batches(_BATCH, columns=columns)
+        else:
+            arrow = self.source.select_columns(columns).with_format("arrow")
+            yield from arrow.iter(batch_size=_BATCH)
 
 
 def open_rows(folder: Path) -> list[Rows]:
@@ -100,7 +106,8 @@ def open_rows(folder: Path) -> list[Rows]:
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             loaded = _load_quietly(datasets, folder)
             if not isinstance(loaded, dict):
-                loaded = {_split_name(loaded.split, "train"): loaded}
+                split = "" if loaded.split is None else str(loaded.split)
+                loaded = {split if PLAIN_NAME.fullmatch(split) else "train": loaded}
             parts = [(str(name), part, part.features) for name, part in loaded.items()]
         else:
             parts = [
@@ -114,9 +121,9 @@ def open_rows(folder: Path) -> list[Rows]:
             f"{folder} holds no dataset: neither what save_to_disk writes nor parquet files"
         )
     for split, _, _ in parts:
-        if not _SPLIT.fullmatch(split):
+        if not PLAIN_NAME.fullmatch(split):
             raise DatasetError(f"{folder} has a split {split!r}, which can name no folder")
-    return [Rows(split, choose_columns(folder, kinds), source) for split, source, kinds in parts]
+    return [Rows(split, source, *_choose_columns(folder, kinds)) for split, source, kinds in parts]
 
 
 def _load_quietly(datasets: Any, folder: Path) -> Any:
@@ -130,12 +137,7 @@ def _load_quietly(datasets: Any, folder: Path) -> Any:
             datasets.enable_progress_bars()
 
 
-def _split_name(split: Any, otherwise: str) -> str:
-    text = "" if split is None else str(split)
-    return text if _SPLIT.fullmatch(text) else otherwise
-
-
-def _find_parquet(folder: Path) -> dict[str, tuple[Path, ...]]:
+def _find_parquet(folder: Path) -> dict[str, list[Path]]:
     """Find the parquet files of each split, by their names: ``train-00000-of-00002.parquet``.
 
     A name without a number is that of the split, and files of a folder that is not called ``data``
@@ -148,19 +150,17 @@ def _find_parquet(folder: Path) -> dict[str, tuple[Path, ...]]:
             continue
         numbered = _PARQUET.fullmatch(path.stem)
         above = inner.parent.name
-        if numbered is not None:
-            split = numbered[1]
-        elif above not in ("", "data"):
-            split = above
-        else:
-            split = path.stem
-        found.setdefault(split, []).append(path)
-    order = sorted(found, key=lambda name: (name != "train", name))
-    return {split: tuple(found[split]) for split in order}
+        otherwise = path.stem if above in ("", "data") else above
+        found.setdefault(numbered[1] if numbered else otherwise, []).append(path)
+    return {
+        split: found[split] for split in sorted(found, key=lambda name: (name != "train", name))
+    }
 
 
-def choose_columns(folder: Path, features: Mapping[str, Any]) -> Columns:
-    """Choose the columns of images and label maps among a dataset's features."""
+def _choose_columns(
+    folder: Path, features: Mapping[str, Any]
+) -> tuple[str, str | None, tuple[str, ...]]:
+    """Choose the columns of images and label maps, and find the names of classes."""
     pictures = [name for name, feature in features.items() if _is_image(feature)]
     tables = [name for name, feature in features.items() if _is_table(feature)]
     labels = [name for name in (*pictures, *tables) if name.lower() in LABEL_NAMES]
@@ -174,9 +174,10 @@ def choose_columns(folder: Path, features: Mapping[str, Any]) -> Columns:
             f"{folder} has the columns {', '.join(features)}: it must be clear which one holds "
             "images (call it 'image') and which one label maps (call it 'label')"
         )
-    label = labels[0] if labels else None
-    names = () if label is None else tuple(_find_names(features[label]))
-    return Columns(images[0], label, names)
+    kind = features[labels[0]] if labels else None
+    while (inner := _element(kind)) is not None:
+        kind = inner
+    return images[0], labels[0] if labels else None, tuple(getattr(kind, "names", None) or ())
 
 
 def _is_image(feature: Any) -> bool:
@@ -187,10 +188,8 @@ def _is_image(feature: Any) -> bool:
 
 
 def _is_table(feature: Any) -> bool:
-    if type(feature).__name__ == "Array2D":
-        return True
     inner = _element(feature)
-    return inner is not None and _element(inner) is not None
+    return type(feature).__name__ == "Array2D" or _element(inner) is not None
 
 
 def _element(feature: Any) -> Any:
@@ -199,15 +198,9 @@ def _element(feature: Any) -> Any:
     return getattr(feature, "feature", None)
 
 
-def _find_names(feature: Any) -> Sequence[str]:
-    while (inner := _element(feature)) is not None:
-        feature = inner
-    return getattr(feature, "names", None) or ()
-
-
 def find_classes(folder: Path, parts: Sequence[Rows]) -> tuple[DatasetClass, ...] | None:
     """Find the names and colours of the classes; None where nobody has named them."""
-    names = dict(enumerate(next((p.columns.names for p in parts if p.columns.names), ())))
+    names = dict(enumerate(next((part.names for part in parts if part.names), ())))
     names = names or _read_names(folder / "id2label.json")
     names.pop(IGNORE, None)
     if not names:
@@ -235,10 +228,7 @@ def _read_names(file: Path) -> dict[int, str]:
 def _find_palette(parts: Sequence[Rows]) -> dict[int, Colour]:
     """Give the colours of the first label map, where it has a palette."""
     for part in parts:
-        if part.columns.label is None:
-            continue
-        table = next(part.read_tables(), None)
-        value = None if table is None else table.column(part.columns.label)[0].as_py()
+        _, value = next(part.read(), (None, None))
         if not isinstance(value, Mapping) or not value.get("bytes"):
             continue
         try:
@@ -252,8 +242,8 @@ def _find_palette(parts: Sequence[Rows]) -> dict[int, Colour]:
 
 
 def sniff_suffix(data: bytes) -> str:
-    """Give the suffix of an image by its first bytes."""
-    return next((suffix for head, suffix in _HEADS if data.startswith(head)), ".bin")
+    """Give the suffix of an image by its first bytes; ``.bin`` where they say nothing."""
+    return next(suffix for head, suffix in _HEADS if data.startswith(head))
 
 
 def name_row(row: int, path: str | None) -> str:
@@ -311,9 +301,10 @@ class HuggingFace(Benchmark):
             )
         parts = open_rows(folder)
         splits = [part.split for part in parts]
+        suffixes = [suffix for _, suffix in _HEADS]
         definition = Definition(
             name="huggingface",
-            images=tuple(f"images/{{split}}/*{suffix}" for suffix in IMAGE_SUFFIXES),
+            images=tuple(f"images/{{split}}/*{each}" for each in dict.fromkeys(suffixes)),
             labels=("labels/{split}/*.png",),
             splits={split: split for split in splits},
             default_splits=tuple(splits),
@@ -347,7 +338,8 @@ class HuggingFace(Benchmark):
                     f"no row of {self.folder} holds the bytes of an image: save it with them"
                 )
             with suppress(FileExistsError):
-                _take_name(part, root)
+                if not root.is_dir():
+                    part.rename(root)
         except OSError as error:
             raise DatasetError(
                 f"cannot unpack {self.folder} into {root}: {error.strerror or error}; --root or "
@@ -356,11 +348,6 @@ class HuggingFace(Benchmark):
         finally:
             shutil.rmtree(part, ignore_errors=True)
         say(f"{self.name}: {count} images" + (f", {lost} rows without one" if lost else ""))
-
-
-def _take_name(part: Path, root: Path) -> None:
-    if not root.is_dir():
-        part.rename(root)
 
 
 def _stamp(folder: Path) -> str:
@@ -373,30 +360,18 @@ def _unpack(parts: Sequence[Rows], top: Path) -> tuple[int, int]:
     """Write the images and label maps of all rows; return how many there were, and were not."""
     count = lost = 0
     for part in parts:
-        for kind in ("images", "labels"):
-            (top / kind / part.split).mkdir(parents=True)
-        for row, image, label in _read_rows(part):
+        images, labels = top / "images" / part.split, top / "labels" / part.split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for row, (image, label) in enumerate(part.read()):
             data = image.get("bytes") if isinstance(image, dict) else None
             if not data:
                 lost += 1
                 continue
             name = name_row(row, image.get("path"))
-            (top / "images" / part.split / f"{name}{sniff_suffix(data)}").write_bytes(data)
+            (images / f"{name}{sniff_suffix(data)}").write_bytes(data)
             ids = encode_label(label, f"row {row} of {part.split}")
             if ids is not None:
-                (top / "labels" / part.split / f"{name}.png").write_bytes(ids)
+                (labels / f"{name}.png").write_bytes(ids)
             count += 1
     return count, lost
-
-
-def _read_rows(part: Rows) -> Iterator[tuple[int, Any, Any]]:
-    columns: Columns = part.columns
-    row = 0
-    for table in part.read_tables():
-        images = table.column(columns.image).to_pylist()
-        labels: list[Any] = [None] * len(images)
-        if columns.label is not None:
-            labels = table.column(columns.label).to_pylist()
-        for image, label in zip(images, labels, strict=True):
-            yield row, image, label
-            row += 1

@@ -1,24 +1,44 @@
-"""What lies below a root: names in folders, objects in a store, lists of ids, and their times."""
+"""What lies below a root, on a file system or in an object store.
+
+Patterns are paths below a root: ``leftImg8bit/train/*/*_leftImg8bit.png``. A part of a path holds
+at most one ``*``, which stands for one character or more; a part ``**`` stands for any number of
+folders, none included. What the stars stand for is the image's id, and puts the path of its label
+map together, so that nothing but a star can differ between the two.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.base import Sample
 from pipeline.errors import DatasetError
-from pipeline.storage.places import ObjectStatus, find_objects, is_remote, list_names
+from pipeline.images.decoding import IMAGE_SUFFIXES
+from pipeline.storage.places import ObjectStatus, find_objects, is_remote
 
 MAX_ID_BYTES = 2000
 """A longer path below the root is refused: systems end at 4096 bytes, run directory included."""
 
 MAX_NAME_BYTES = 255 - len(".png")
 """A longer name leaves no room for that of its label map in common file systems."""
+
+MAX_LIST_BYTES = 2**30
+"""A larger list is refused unread."""
+
+SPLIT = "{split}"
+"""What stands for the folder of a split in a pattern."""
+
+Match = tuple[str, tuple[str, ...]]
+"""A path below the root, '/'-separated, and what each star stands for."""
+
+# What every run directory holds: its label maps are no photographs.
+_RUN_NAMES = {"run.yaml", "state"}
+_DOTS = {"", ".", ".."}
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +52,23 @@ def list_objects(root: Path) -> Mapping[str, ObjectStatus]:
     return dict(find_objects(root))
 
 
+@lru_cache(maxsize=2)
+def _list_prefixes(root: Path) -> Mapping[str, list[tuple[str, bool]]]:
+    """List what is directly below each prefix of a remote root, and whether it is one itself."""
+    found: dict[str, set[tuple[str, bool]]] = {}
+    for path in list_objects(root):
+        inner = False
+        while path:
+            above, _, name = path.rpartition("/")
+            found.setdefault(above, set()).add((name, inner))
+            path, inner = above, True
+    return {prefix: sorted(names) for prefix, names in found.items()}
+
+
 def forget_listings() -> None:
     """Forget what remote roots hold."""
     list_objects.cache_clear()
+    _list_prefixes.cache_clear()
 
 
 def stamp_file(root: Path, relative: str) -> tuple[int, int, int]:
@@ -63,29 +97,42 @@ def require_root(root: Path, layout: str) -> None:
         raise DatasetError(f"{problem}: {root}; the root must hold {layout}")
 
 
-def folder_names(folder: Path) -> list[str]:
-    """List the visible folders directly in a folder, sorted; none if it is missing."""
-    if is_remote(folder):
-        return [n for n, inner in list_names(folder) if inner and not n.startswith(".")]
-    return [name for name, inner in visible_names(folder) if inner]
+def exists(root: Path, relative: str) -> bool:
+    """Whether anything of this path is below a root."""
+    if is_remote(root):
+        return relative in list_objects(root)
+    # asked of every image: a path takes longer to make than to look up, and one too long is none
+    return os.path.exists(f"{root}/{relative}")  # noqa: PTH110
 
 
-def visible_names(folder: Path) -> list[tuple[str, bool]]:
-    """List what is directly in a local folder and not hidden, sorted; nothing if it is missing."""
+def list_visible(root: Path, below: str = "") -> list[tuple[str, bool]]:
+    """List what is directly in a folder below a root and not hidden, and whether it is a folder.
+
+    Sorted; nothing if the folder is missing.
+    """
+    if is_remote(root):
+        names = _list_prefixes(root).get(below, [])
+        return [(name, inner) for name, inner in names if name and not name.startswith(".")]
+    folder = root / below
     if not folder.is_dir():
         return []
     try:
-        with os.scandir(folder) as entries:
-            names = sorted((e.name, is_folder(e)) for e in entries if not e.name.startswith("."))
+        entries = _scan(folder)
     except OSError as error:
         raise DatasetError(f"cannot list {folder}: {error.strerror or error}") from error
-    storable = [(name, inner) for name, inner in names if is_text(name)]
-    if missing := len(names) - len(storable):
+    names = [(entry.name, _is_folder(entry)) for entry in entries if _is_text(entry.name)]
+    if missing := len(entries) - len(names):
         log.warning("%d names in %s are not UTF-8 and are left out: rename them", missing, folder)
-    return storable
+    return names
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether an entry is a folder, or a link to one that may be seen."""
     try:
         return entry.is_dir()
@@ -93,13 +140,182 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link in a circle, or to what may not be seen
 
 
-def is_text(name: str) -> bool:
+def _is_text(name: str) -> bool:
     """Whether a name can be stored: file systems hold names that are no UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
+
+
+def find_fault(pattern: str) -> str | None:
+    """Say why a text is no pattern, or None."""
+    parts = pattern.replace(SPLIT, "split").split("/")
+    if "\\" in pattern or "\0" in pattern:
+        return "holds a backslash or a zero byte: write / between folders"
+    if _DOTS & set(parts):
+        return "must be a plain path below the root, without '..' and not absolute"
+    if any(set("?{}") & set(part) for part in parts):
+        return f"holds ?, {{ or }}: only *, ** and {SPLIT} stand for something else"
+    if any(part.count("*") > 1 and part != "**" for part in parts) or parts[-1] == "**":
+        return "may hold one * in each part of the path, and ** for folders alone"
+    return None
+
+
+def list_stars(pattern: str) -> list[str]:
+    """List the stars of a pattern, ``*`` and ``**``, in their order."""
+    return re.findall(r"\*+", pattern)
+
+
+def fill_stars(pattern: str, values: Sequence[str]) -> str:
+    """Put values in the place of a pattern's stars; an empty one takes its part away."""
+    rest = iter(values)
+    filled = re.sub(r"\*+", lambda _: next(rest), pattern)
+    return "/".join(part for part in filled.split("/") if part)
+
+
+def find_paths(root: Path, pattern: str) -> list[Match]:
+    """Find the visible files that a pattern means, below a local or a remote root.
+
+    Links are followed where one ``*`` means a folder, and not below ``**``, where they could lead
+    in a circle.
+    """
+    found: list[Match] = [("", ())]
+    *folders, file = pattern.split("/")
+    for part in folders:
+        found = [new for old in found for new in _step(root, old, part, folder=True)]
+    found = [new for old in found for new in _step(root, old, file, folder=False)]
+    # a star may also stand for the dots in 'x...png', which lead elsewhere as a part of an id
+    return [match for match in found if not {".", ".."} & set(match[1])]
+
+
+def _step(root: Path, match: Match, part: str, *, folder: bool) -> Iterator[Match]:
+    above, values = match
+    if part == "**":
+        yield from ((path, (*values, inner)) for path, inner in _descend(root, above))
+    elif "*" not in part:
+        path = _join(above, part)
+        if folder or exists(root, path):
+            yield path, values
+    else:
+        before, after = part.split("*")
+        for name, inner in list_visible(root, above):
+            star = name[len(before) : len(name) - len(after)]
+            if star and inner is folder and name == before + star + after:
+                yield _join(above, name), (*values, star)
+
+
+def _descend(root: Path, top: str) -> Iterator[tuple[str, str]]:
+    """Yield a folder and those below it, each with its path below the first."""
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        path = _join(top, place)
+        yield path, place
+        for name, inner in list_visible(root, path):
+            if inner and not (root / path / name).is_symlink():
+                waiting.append(_join(place, name))
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder and name else folder or name
+
+
+def walk(
+    root: Path, top: str, exclude: Collection[Path], odd: dict[PurePosixPath, str]
+) -> Iterator[PurePosixPath]:
+    """Yield every visible image below a folder of a root, relative to it; each real folder once.
+
+    Run directories and what is to be left out are not entered. Links to folders wait until the real
+    folders are done, so that an image keeps the path it is stored under, and so that links in a
+    circle end. What cannot be used goes to ``odd``, with the reason.
+    """
+    if is_remote(root):
+        yield from _walk_objects(root, top, exclude, odd)
+        return
+    local = [path for path in exclude if not is_remote(path) and path.exists()]
+    excluded = {path.resolve() for path in local}
+    # By number, not by name: to resolve every name of a deep tree takes hours.
+    seen = {_identify(path) for path in local}
+    folders, links = [PurePosixPath()], list[PurePosixPath]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        place, is_top = root / top / folder, folder == PurePosixPath()
+        try:
+            number = _identify(place)
+            if not is_top and (number in seen or _leads_into(place, excluded)):
+                continue
+            seen.add(number)
+            entries = _scan(place)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if is_top:
+                raise DatasetError(f"cannot list {place}: {reason}") from error
+            odd[folder] = f"a folder that cannot be listed: {reason}"
+            continue
+        if not is_top and _RUN_NAMES.issubset(entry.name for entry in entries):
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            inner = _is_folder(entry)
+            if not inner and not _is_image(path):
+                continue
+            if not _is_text(entry.name):
+                kind = "folder" if inner else "file"
+                shown = os.fsencode(path).decode("utf-8", errors="backslashreplace")
+                odd[PurePosixPath(shown)] = f"a {kind} whose name is not UTF-8: rename it"
+            elif not inner:
+                yield path
+            elif len(os.fsencode(path)) > MAX_ID_BYTES:
+                limit = f"a path of more than {MAX_ID_BYTES} bytes"
+                odd[path] = f"a folder too deep to be looked into ({limit})"
+            elif entry.is_symlink():
+                links.append(path)
+                links.sort()
+            else:
+                folders.append(path)
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _leads_into(place: Path, excluded: Collection[Path]) -> bool:
+    return place.is_symlink() and any(parent in excluded for parent in place.resolve().parents)
+
+
+def _identify(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _walk_objects(
+    root: Path, top: str, exclude: Collection[Path], odd: dict[PurePosixPath, str]
+) -> Iterator[PurePosixPath]:
+    place, start = root / top, "" if top == "." else f"{top}/"
+    names = [n.removeprefix(start) for n in list_objects(root) if n.startswith(start)]
+    # a run directory holds run.yaml and state
+    runs = {name.removesuffix("run.yaml") for name in names if name.endswith("/run.yaml")}
+    runs &= {name.partition("/state/")[0] + "/" for name in names if "/state/" in name}
+    for path in exclude:
+        if is_remote(path) and path != place and path.is_relative_to(place):
+            runs.add(path.relative_to(place).as_posix() + "/")
+    left_out = tuple(runs)
+    for name in names:
+        parts = name.split("/")
+        path = PurePosixPath(name)
+        strange = bool(_DOTS & set(parts))
+        hidden = any(part.startswith(".") for part in parts) and not strange
+        if hidden or not _is_image(path) or name.startswith(left_out):
+            continue
+        if not strange:
+            yield path
+        else:
+            # not under its own name, which a label map could follow out of its folder
+            odd[PurePosixPath(*(part for part in parts if part.strip(".")))] = (
+                f"an object whose name {name!r} is no path: rename it"
+            )
 
 
 def name_images(paths: Sequence[str]) -> list[str]:
@@ -122,14 +338,23 @@ def find_excess(name: str) -> str | None:
     return None
 
 
-def read_lines(path: Path) -> list[str]:
-    """Read a UTF-8 text file as stripped lines, the empty ones at its end left out."""
+def read_text(path: Path, what: str, most: int, hint: str = "", end: str = "") -> str:
+    """Read UTF-8 text, on a file system or in an object store, unless it has more bytes."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DatasetError(f"cannot read the list {path}: {reason}") from error
-    return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+        if path.stat().st_size > most:
+            raise DatasetError(f"{what} {path} has more than {most} bytes{end}")
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DatasetError(f"cannot read {what} {path}: {reason}{end}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{what} {path} is not UTF-8 text{hint}{end}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a text file as stripped lines, the empty ones at its end left out."""
+    text = read_text(path, "the list", MAX_LIST_BYTES).rstrip()
+    return [line.strip() for line in re.split(r"\r\n?|\n", text)] if text else []
 
 
 def read_ids(path: Path) -> list[str]:
@@ -139,28 +364,3 @@ def read_ids(path: Path) -> list[str]:
         if "/" in name or "\\" in name or "\0" in name or name.startswith("."):
             raise DatasetError(f"the list {path} holds '{name}', which is not a plain id")
     return ids
-
-
-def existing(root: Path, relative: str) -> str | None:
-    """Give back a relative path if it is there below the root, else None."""
-    if is_remote(root):
-        return relative if relative in list_objects(root) else None
-    try:
-        return relative if (root / relative).exists() else None
-    except OSError:
-        return None  # a name longer than names can be
-
-
-def keep_present(samples: Sequence[Sample], root: Path) -> list[Sample]:
-    """Keep the listed samples whose image is there, and warn of the others: a list is a promise."""
-    present = [sample for sample in samples if existing(root, sample.image)]
-    if missing := len(samples) - len(present):
-        first = next(sample.image for sample in samples if not existing(root, sample.image))
-        log.warning(
-            "%d of %d listed images are not in %s and are left out (first: %s)",
-            missing,
-            len(samples),
-            root,
-            first,
-        )
-    return present

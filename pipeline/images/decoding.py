@@ -47,7 +47,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images.faults import damage_as_reason, memory_short, one_line, require_answer
 from pipeline.images.mat import read_array, read_shape
-from pipeline.storage.places import ObjectPath, ObjectStatus, is_remote
+from pipeline.storage.files import require_inside, write_bytes
+from pipeline.storage.places import ObjectPath, ObjectStatus, find_files, is_remote
 
 Ids = NDArray[np.integer[Any]]
 _STRIP_PIXELS = 2**22
@@ -151,18 +152,12 @@ _JPEG_HUFFMAN = (0xC0, 0xC1, _JPEG_PROGRESSIVE)
 # Within the coded pixels FF is followed by 00 or a restart marker; FF may be repeated as filling.
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 
-
 _PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 # Left, top, step to the right and step down of the passes of an interlaced PNG.
 _PNG_PASSES = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
-
-
-def has_known_head(head: bytes) -> bool:
-    """Whether a file that begins with these bytes (8 or more) may be of a format that is read."""
-    return head.startswith(_HEADS)
 
 
 def claimed_size(data: bytes) -> tuple[int, int] | None:
@@ -182,7 +177,8 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
 def check_image(image: Image.Image, data: bytes) -> None:
     """Refuse an opened, not yet decoded image that would come out wrong, or not for minutes."""
     pixels = image.width * image.height
-    if pixels > MAX_SLOW_PIXELS and _is_slow(image):
+    slow = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
+    if pixels > MAX_SLOW_PIXELS and slow:
         raise ImageError(
             f"{image.width} x {image.height} pixels in a variant of {image.format} that takes "
             "minutes to decode: save it as PNG"
@@ -192,9 +188,17 @@ def check_image(image: Image.Image, data: bytes) -> None:
     elif image.format == "PNG":
         _check_png(data)
     elif image.format == "BMP":
-        _check_bmp(image, data)
+        # A grey palette is dropped by Pillow, which takes the indices for pixels of other depth.
+        bits = int.from_bytes(data[28:30], "little")
+        if (image.mode, bits) not in (("1", 1), ("L", 8)) and image.mode in ("1", "L"):
+            raise ImageError(f"a BMP of {bits} bits with a palette of greys: save it as PNG")
     elif image.format == "TIFF":
-        _check_tiff(image)
+        # Pillow turns 0 = white around for 1 to 8 bits alone.
+        inverted = getattr(image, "tag_v2", {}).get(262) == 0
+        if inverted and (image.mode == "F" or image.mode.startswith("I")):
+            raise ImageError(
+                "a TIFF of more than 8 bits in which 0 is white: save it with 0 as black"
+            )
 
 
 def check_pixels(image: Image.Image, data: bytes) -> None:
@@ -204,18 +208,6 @@ def check_pixels(image: Image.Image, data: bytes) -> None:
     # what is missing at the end is 0, and so are many whole images: only counting tells
     if _count_inflated(data) < _png_bytes(data):
         raise ImageError("truncated: the pixels end early")
-
-
-def find_png_exif(data: bytes) -> bytes | None:
-    """Find a PNG's EXIF chunk wherever it stands: some writers put it behind the pixels."""
-    for kind, start, stop in _png_chunks(data):
-        if kind == b"eXIf":
-            return data[start:stop]
-    return None
-
-
-def _is_slow(image: Image.Image) -> bool:
-    return any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
 
 
 def _check_jpeg(data: bytes, pixels: int) -> None:
@@ -255,20 +247,6 @@ def _check_png(data: bytes) -> None:
                 raise ImageError(f"damaged: the PNG chunk {name} does not match its checksum")
         if kind == b"IEND":
             return
-
-
-def _check_bmp(image: Image.Image, data: bytes) -> None:
-    # A grey palette is dropped by Pillow, which then takes the indices for pixels of other depth.
-    bits = int.from_bytes(data[28:30], "little")
-    if (image.mode, bits) not in (("1", 1), ("L", 8)) and image.mode in ("1", "L"):
-        raise ImageError(f"a BMP of {bits} bits with a palette of greys: save it as PNG")
-
-
-def _check_tiff(image: Image.Image) -> None:
-    # Pillow turns 0 = white around for 1 to 8 bits alone.
-    inverted = getattr(image, "tag_v2", {}).get(262) == 0
-    if inverted and (image.mode == "F" or image.mode.startswith("I")):
-        raise ImageError("a TIFF of more than 8 bits in which 0 is white: save it with 0 as black")
 
 
 def _png_bytes(data: bytes) -> int:
@@ -378,12 +356,8 @@ def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
         if _is_mat(path):
             return _mat_rgb(data)
         with _open_image(data) as image:
-            orientation = _orientation(image, data)
-            check_image(image, data)
             raw = find_raw_mode(image)
-            image.load()
-            check_pixels(image, data)
-            return to_rgb(_upright(image, orientation), raw)
+            return to_rgb(_decode(image, data), raw)
 
 
 def probe_image(path: Path) -> ImageHeader:
@@ -418,12 +392,8 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
                     f"a label map of mode {image.mode}, not of class ids:"
                     " save one channel of ids as a greyscale or palette PNG"
                 )
-            check_image(image, data)
             spread = find_label_spread(image)
-            orientation = _orientation(image, data)
-            image.load()
-            check_pixels(image, data)
-            ids = np.array(_upright(image, orientation))
+            ids = np.array(_decode(image, data))
     if ids.dtype == np.bool_:
         return ids.astype(np.uint8)
     ids = ids.astype(ids.dtype.newbyteorder("="))
@@ -451,7 +421,7 @@ def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
             data = file.read(_HEAD_BYTES)
             # A film of gigabytes under a photograph's name is not read.
-            if _is_mat(path) or has_known_head(data):
+            if _is_mat(path) or data.startswith(_HEADS):
                 file.seek(0)
                 data = file.read()
             return data, os.fstat(file.fileno())
@@ -480,14 +450,13 @@ def _read_object(path: ObjectPath) -> tuple[bytes, ObjectStatus]:
 
 
 def _damage_as_reason(path: Path, data: bytes, variable: str) -> AbstractContextManager[None]:
-    return damage_as_reason(path, lambda: math.prod(_claimed_shape(path, data, variable)))
+    def count_pixels() -> int:
+        if _is_mat(path):
+            return math.prod(read_shape(data, variable))
+        with _open_image(data) as image:
+            return image.width * image.height
 
-
-def _claimed_shape(path: Path, data: bytes, variable: str) -> tuple[int, ...]:
-    if _is_mat(path):
-        return read_shape(data, variable)
-    with _open_image(data) as image:
-        return image.size
+    return damage_as_reason(path, count_pixels)
 
 
 def _is_mat(path: Path) -> bool:
@@ -511,9 +480,11 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF itself, and gives the turned size on opening.
     if image.format == "PNG" and "exif" not in image.info:
-        late = find_png_exif(data)
-        if late is not None:
-            image.info["exif"] = late
+        # wherever it stands: some writers put it behind the pixels
+        for kind, start, stop in _png_chunks(data):
+            if kind == b"eXIf":
+                image.info["exif"] = data[start:stop]
+                break
     try:
         # The base class's method: that of PNG decodes the whole image to find late metadata.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -522,7 +493,12 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def _decode(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode an opened image, upright, or say why it would come out wrong."""
+    orientation = _orientation(image, data)
+    check_image(image, data)
+    image.load()
+    check_pixels(image, data)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -545,3 +521,31 @@ def _mat_label(data: bytes) -> NDArray[np.integer[Any]]:
         shape = " x ".join(map(str, values.shape))
         raise ImageError(f"'gt' is {shape} of {values.dtype}, not height x width of class ids")
     return values.astype(np.int64) if values.dtype.kind == "f" else values
+
+
+def write_label(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
+    """Write a label map as an indexed PNG, atomically."""
+    image = Image.fromarray(np.ascontiguousarray(labels))
+    image.putpalette(palette)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def remove_other_labels(folder: Path, keep: set[Path]) -> int:
+    """Remove the PNGs below a folder that are not in ``keep``, and return how many there were.
+
+    Label maps of an earlier evaluation (other splits, images that are gone) would otherwise be
+    taken for those of this one.
+    """
+    require_inside(folder)
+    others = [p for p in find_files(folder) if p.suffix == ".png" and p not in keep]
+    for path in others:
+        path.unlink()
+    if is_remote(folder):
+        return len(others)
+    folders = (p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink())
+    for path in sorted(folders, reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+    return len(others)

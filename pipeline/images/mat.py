@@ -30,35 +30,16 @@ _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
 # What precedes an array's values (flags, dimensions, name) fits well within this many bytes.
 _PREAMBLE = 4096
-_STORED = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
-    9: "f8",
-    12: "i8",
-    13: "u8",
-}
-_CLASSES = {
-    6: "f8",
-    7: "f4",
-    8: "i1",
-    9: "u1",
-    10: "i2",
-    11: "u2",
-    12: "i4",
-    13: "u4",
-    14: "i8",
-    15: "u8",
-}
+# Number of a type in the file -> numpy's name of it: how values are stored, and what they are.
+_STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
+_STORED |= {12: "i8", 13: "u8"}
+_CLASSES = dict(enumerate(["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"], start=6))
 _COMPLEX = 0x0800
 
 
 @dataclass(frozen=True)
 class _Variable:
+    order: str
     name: str
     shape: tuple[int, ...]
     flags: int
@@ -69,14 +50,13 @@ class _Variable:
 
 def read_shape(data: bytes, name: str) -> tuple[int, ...]:
     """Give the dimensions that a named array claims, without reading its values."""
-    return _find(data, name, _byte_order(data)).shape
+    return _find(data, name).shape
 
 
 def read_array(data: bytes, name: str) -> NDArray[Any]:
     """Read a named array."""
-    order = _byte_order(data)
-    variable = _find(data, name, order)
-    count = math.prod(variable.shape)
+    variable = _find(data, name)
+    count, order = math.prod(variable.shape), variable.order
     if variable.flags & 0xFF not in _CLASSES or variable.flags & _COMPLEX:
         raise ImageError(f"damaged: '{name}' is not a real numeric array")
     body = variable.body
@@ -106,16 +86,12 @@ def _fits(values: NDArray[Any], kept: np.dtype[Any]) -> bool:
     return int(values.min()) >= limits.min and int(values.max()) <= limits.max
 
 
-def _byte_order(data: bytes) -> str:
+def _find(data: bytes, name: str) -> _Variable:
     if data.startswith(b"MATLAB 7.3"):
         raise ImageError("a MATLAB 7.3 file: save it with -v7")
     order = {b"IM": "<", b"MI": ">"}.get(data[126:_HEADER])
     if order is None:
         raise ImageError("not a MATLAB file of version 5")
-    return order
-
-
-def _find(data: bytes, name: str, order: str) -> _Variable:
     seen = []
     at = _HEADER
     view = memoryview(data)
@@ -125,21 +101,17 @@ def _find(data: bytes, name: str, order: str) -> _Variable:
         if kind in (_MATRIX, _COMPRESSED):
             variable = _variable(body, kind == _COMPRESSED, order)
             if variable.name == name:
-                _check_claim(variable)
+                claim = " x ".join(map(str, variable.shape)) or "no"
+                if math.prod(variable.shape) == 0 or len(variable.shape) < 2:
+                    raise ImageError(f"'{name}' claims {claim} pixels")
+                if math.prod(variable.shape) > MAX_VALUES:
+                    raise ImageError(f"decompression bomb: '{name}' claims {claim} values")
                 return variable
             seen.append(variable.name)
         at += 8 + size
     # names are as long as whoever wrote the file liked
     held = one_line(", ".join(seen)) or "nothing"
     raise ImageError(f"a .mat file without '{name}'; it holds: {held}")
-
-
-def _check_claim(variable: _Variable) -> None:
-    claim = " x ".join(map(str, variable.shape)) or "no"
-    if math.prod(variable.shape) == 0 or len(variable.shape) < 2:
-        raise ImageError(f"'{variable.name}' claims {claim} pixels")
-    if math.prod(variable.shape) > MAX_VALUES:
-        raise ImageError(f"decompression bomb: '{variable.name}' claims {claim} values")
 
 
 def _variable(body: memoryview, compressed: bool, order: str) -> _Variable:
@@ -161,7 +133,7 @@ def _variable(body: memoryview, compressed: bool, order: str) -> _Variable:
     # MATLAB's own hidden data has no name
     if name and not name.isidentifier():
         raise ImageError("damaged: an array whose name is none that MATLAB gives")
-    return _Variable(name, shape, flags, at, body, compressed)
+    return _Variable(order, name, shape, flags, at, body, compressed)
 
 
 def _element(buffer: memoryview, at: int, order: str) -> tuple[int, int, int, int]:

@@ -17,8 +17,7 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE, Dataset
-from pipeline.datasets.base import Colour, png_palette
+from pipeline.datasets import IGNORE, Colour, Dataset, png_palette
 from pipeline.errors import AccessError, DamageError, ImageError, RunError
 from pipeline.images.decoding import read_label
 from pipeline.run.directory import RunDirectory

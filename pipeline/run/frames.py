@@ -1,7 +1,4 @@
-"""Frames: the pixels of an image's windows, as every stage sees them.
-
-Batches of cached windows, streamed in a seeded order.
-"""
+"""The pixels of an image's windows as every stage sees them, and cached windows in batches."""
 
 from __future__ import annotations
 
@@ -29,8 +26,6 @@ from pipeline.storage.places import count_requests, is_remote
 if TYPE_CHECKING:
     import zarr
 
-# Threads that wait for a store rather than decode.
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,7 +34,16 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
     """Read an image, resized."""
     path = root / image.path
     if not is_remote(root):
-        _require_unchanged(path, image)
+        # not asked of an object store, where it would be a second request: the digest tells
+        try:
+            status = path.stat()
+        except OSError as error:
+            require_answer(path, error)
+            raise _gone(path, error.strerror or str(error)) from error
+        if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
+            raise StaleError(
+                f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
+            )
     try:
         # the bytes are in memory anyway: hashing them costs a twentieth of decoding them
         pixels = read_rgb(path, image.digest)
@@ -68,19 +72,6 @@ def read_truth(dataset: Dataset, path: Path, image: Image) -> np.ndarray:
             f"it is {truth.shape[1]} x {truth.shape[0]}, the image {image.width} x {image.height}"
         )
     return truth
-
-
-def _require_unchanged(path: Path, image: Image) -> None:
-    # not asked of an object store, where it would be a second request: the digest tells
-    try:
-        status = path.stat()
-    except OSError as error:
-        require_answer(path, error)
-        raise _gone(path, error.strerror or str(error)) from error
-    if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
-        raise StaleError(
-            f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
-        )
 
 
 def _gone(path: Path, reason: str) -> StaleError:
@@ -112,8 +103,7 @@ def read_windows(
             return group, error
         return group, cut_windows(frame, group)
 
-    threads = count_threads()
-    threads = count_requests(manifest.root, threads)
+    threads = count_requests(manifest.root, count_threads())
     for group, pixels in map_ahead(read, by_image, threads, ahead):
         if not isinstance(pixels, ImageError):
             yield np.array([window.index for window in group]), pixels

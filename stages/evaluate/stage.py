@@ -10,10 +10,9 @@ import numpy as np
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
-from pipeline.datasets.base import png_palette
-from pipeline.datasets.listing import forget_listings
+from pipeline.datasets import forget_listings, png_palette
 from pipeline.errors import ImageError
-from pipeline.images.labels import remove_other_labels, write_label
+from pipeline.images.decoding import remove_other_labels, write_label
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import LEFT_OUT, read_given_names

@@ -10,8 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import Dataset, Sample, complete_dataset_name, get_dataset, is_gone
-from pipeline.datasets.listing import stamp_file
+from pipeline.datasets import (
+    Dataset,
+    Sample,
+    complete_dataset_name,
+    get_dataset,
+    is_gone,
+    stamp_file,
+)
 from pipeline.errors import AccessError, DatasetError, ImageError
 from pipeline.images.decoding import probe_image
 from pipeline.images.faults import require_answer

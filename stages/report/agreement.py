@@ -13,8 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE
-from pipeline.datasets.base import Colour
+from pipeline.datasets import IGNORE, Colour
 from pipeline.progress import Screen
 from pipeline.run.evaluation import ClusterLook, Evaluation
 from pipeline.run.frames import count_threads, map_ahead

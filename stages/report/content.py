@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.datasets.base import Colour
+from pipeline.datasets import Colour
 from pipeline.errors import ImageError
 from pipeline.images.windows import Box
 from pipeline.run.directory import RunDirectory

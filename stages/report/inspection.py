@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.datasets import IGNORE
-from pipeline.datasets.base import png_palette
+from pipeline.datasets import IGNORE, png_palette
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
 from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory

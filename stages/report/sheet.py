@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-from pipeline.datasets.base import Colour
+from pipeline.datasets import Colour
 
 # All lengths are pixels.
 _WIDTH = 1640

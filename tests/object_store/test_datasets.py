@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.datasets import complete_dataset_name, get_dataset
-from pipeline.datasets.definition import find_paths
+from pipeline.datasets.listing import find_paths
 from pipeline.errors import DatasetError, UsageError
 from pipeline.storage.places import parse_place
 from tests.object_store.test_objects import copy_tree

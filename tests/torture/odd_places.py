@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.folder import MAX_ID_BYTES
+from pipeline.datasets.listing import MAX_ID_BYTES
 from tests.torture.cases import Case, Expected, SkipError, encode, put, scene
 
 DEPTH = 10_000

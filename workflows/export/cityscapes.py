@@ -14,8 +14,7 @@ from collections import Counter
 
 import numpy as np
 
-from pipeline.datasets import IGNORE
-from pipeline.datasets.base import IGNORE_COLOUR
+from pipeline.datasets import IGNORE, IGNORE_COLOUR
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from workflows.export.folder import Folder

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.datasets import IGNORE
-from pipeline.datasets.base import Colour
+from pipeline.datasets import IGNORE, Colour
 from pipeline.progress import Screen
 from workflows.export.folder import Folder
 from workflows.export.photographs import COMMON, choose_suffix, export_photograph

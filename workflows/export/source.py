@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE, Dataset
-from pipeline.datasets.base import Colour, png_palette
+from pipeline.datasets import IGNORE, Colour, Dataset, png_palette
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory

@@ -16,8 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import DATASET_NAMES, IGNORE, Benchmark, describe_difference, get_dataset
-from pipeline.datasets.base import IGNORE_COLOUR, distinct_colours, id_table, map_ids, png_palette
+from pipeline.datasets import (
+    DATASET_NAMES,
+    IGNORE,
+    IGNORE_COLOUR,
+    Benchmark,
+    describe_difference,
+    distinct_colours,
+    get_dataset,
+    png_palette,
+)
+from pipeline.datasets.base import id_table, map_ids
 from pipeline.datasets.definition import parse_definition
 from pipeline.datasets.listing import read_ids, read_lines
 from pipeline.errors import DatasetError, ImageError, UsageError

@@ -19,20 +19,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import DATASET_NAMES, describe_difference, get_dataset
-from pipeline.datasets.base import distinct_colours
+from pipeline.dataset_names import DEFINITIONS
+from pipeline.datasets import DATASET_NAMES, describe_difference, distinct_colours, get_dataset
 from pipeline.datasets.definition import (
     DatasetClass,
     Definition,
-    fill_stars,
-    find_fault,
-    find_paths,
-    list_stars,
-    load_shipped,
     name_classes,
     parse_definition,
     read_definition,
 )
+from pipeline.datasets.listing import fill_stars, find_fault, find_paths, list_stars
 from pipeline.errors import DatasetError
 
 
@@ -57,12 +53,14 @@ def test_names_for_ids() -> None:
 
 
 def test_the_layout_in_words() -> None:
-    assert load_shipped("kitti").layout == (
+    assert read_definition(DEFINITIONS / "kitti.yaml").layout == (
         "<split>/image_2/*.png with label maps <split>/semantic/*.png"
         " (splits train in training, test in testing)"
     )
     assert Definition(name="x", images=("*.jpg", "*.png")).layout == "*.jpg or *.png (splits all)"
-    assert "and the lists unlabelled_train.txt" in load_shipped("potsdam").layout
+    assert (
+        "and the lists unlabelled_train.txt" in read_definition(DEFINITIONS / "potsdam.yaml").layout
+    )
 
 
 PLAIN: dict[str, Any] = {
@@ -194,7 +192,7 @@ def test_what_a_run_keeps_is_the_definition(content: dict[str, Any]) -> None:
 def test_shipped_ones_are_kept_whole(name: str) -> None:
     content = get_dataset(name).content
     kept = parse_definition(json.loads(json.dumps(content)), name)
-    assert isinstance(kept, Definition) and kept == load_shipped(name)
+    assert isinstance(kept, Definition) and kept == read_definition(DEFINITIONS / f"{name}.yaml")
 
 
 # lists of lists of the same lists: written out, a billion numbers
@@ -240,7 +238,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_shipped_ones_are_files() -> None:
     for name in set(DATASET_NAMES) - {"folder"}:
-        about = load_shipped(name).about
+        about = read_definition(DEFINITIONS / f"{name}.yaml").about
         assert {"title", "paper", "url", "licence", "classes", "checked"} <= about.keys()
 
 

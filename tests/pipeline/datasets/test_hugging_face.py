@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import Dataset, get_dataset, open_kept
-from pipeline.datasets.base import png_palette
+from pipeline.datasets import Dataset, get_dataset, open_kept, png_palette
 from pipeline.datasets.hugging_face import name_row, sniff_suffix
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images.decoding import read_rgb
@@ -90,8 +89,8 @@ def test_what_save_to_disk_writes(tmp_path: Path) -> None:
     assert [s.id for s in samples[:2]] == ["000000-ph_to_0", "000001-ph_to_1"]
     assert [s.split for s in samples].count("train") == 20 and len(samples) == 21
     assert samples[3].image == "images/train/000003-ph_to_3.png"
-    assert read_rgb(samples[3].image_path(root))[0, 0].tolist() == [30, 30, 30]
-    label = samples[3].label_path(root)
+    assert read_rgb(root / samples[3].image)[0, 0].tolist() == [30, 30, 30]
+    label = root / (samples[3].label or "")
     assert label and dataset.read_label(label).tolist() == IDS.tolist()
 
     unpacked_again = unpack(dataset)
@@ -145,7 +144,7 @@ def test_parquet_files_and_tables_of_ids(tmp_path: Path) -> None:
         *[("train", "000000"), ("train", "000001"), ("train", "000002"), ("test", "000000")],
     ]
     assert samples[1].label is None
-    path = samples[0].label_path(root)
+    path = root / (samples[0].label or "")
     assert path and dataset.read_label(path).tolist() == [[0, 1, 2], [2, 255, 0]]
 
 

@@ -65,8 +65,8 @@ def test_real_tiles(shared: Path) -> None:
         ("val", "1_1"),
     ]
     roof = samples[2]
-    image = read_rgb(roof.image_path(root)).astype(int)
-    label = POTSDAM.read_label(roof.label_path(root) or root)
+    image = read_rgb(root / roof.image).astype(int)
+    label = POTSDAM.read_label(root / (roof.label or ""))
     assert image.shape == (200, 200, 3) and label.shape == (200, 200)
     building = image[label == POTSDAM.class_names().index("buildings and clutter")]
     # The tile is a roof of red bricks beside a grey street: in swapped channels it would be blue.

@@ -132,7 +132,7 @@ def test_a_real_limit_on_memory(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from pipeline.errors import MemoryShortError
-from pipeline.images import read_rgb
+from pipeline.images.decoding import read_rgb
 folder = Path({str(tmp_path)!r})
 read_rgb(folder / "small.png")
 pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import RunError
-from pipeline.images.decoding import read_label
-from pipeline.images.labels import remove_other_labels, write_label
+from pipeline.images.decoding import read_label, remove_other_labels, write_label
 
 PALETTE = bytes((37 * i + c) % 256 for i in range(256) for c in range(3))
 

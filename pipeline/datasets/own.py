@@ -1,0 +1,306 @@
+"""Images that need no definition: any folder of them, or those that a CSV file lists."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from pipeline.datasets.base import Dataset, Sample, unknown_split
+from pipeline.datasets.definition import EVERYTHING, IGNORE, Definition, name_classes
+from pipeline.datasets.listing import (
+    MAX_LIST_BYTES,
+    exists,
+    find_excess,
+    list_visible,
+    name_images,
+    read_lines,
+    read_text,
+    walk,
+)
+from pipeline.errors import DatasetError, UsageError
+from pipeline.images.decoding import IMAGE_SUFFIXES
+from pipeline.wording import did_you_mean
+
+CLASSES_FILE = "classes.txt"
+"""Optional, in the labels folder or beside the list: the name of class 0, 1, ... one per line."""
+
+COLUMNS = ("image", "label", "split")
+
+_SPLIT = re.compile(r"\w[\w.-]{0,63}")
+
+log = logging.getLogger(__name__)
+
+
+class Folder(Dataset):
+    """Images below a folder, with label maps in a second folder or none.
+
+    The split ``all`` is every image below the root, whether or not a subfolder has this name. Any
+    other split is a subfolder directly in the root, and its ids are relative to that subfolder.
+    Symbolic links to folders are followed, and no folder is listed twice in a split. Hidden files
+    and folders are left out, and so are the labels folder and run directories that lie below the
+    root. What cannot be used because of its path (a name that is not UTF-8 or too long, a folder
+    that cannot be listed) is a sample with the reason.
+
+    A label map has its image's path relative to the root, with another suffix: ``a/b.jpg`` has
+    ``a/b.jpg.png``, or ``a/b.png``, or the image's own name where that can hold ids. It holds the
+    class ids themselves, 0..254, and 255 = ignore. A label map that two images could mean
+    (``b.jpg.png``, of ``b.jpg`` and of a photograph with that name) is taken for neither.
+    """
+
+    takes_labels: ClassVar[bool] = True
+
+    @property
+    def layout(self) -> str:
+        """The files that the root must hold."""
+        return f"images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth"
+
+    @property
+    def content(self) -> None:
+        """Nothing: the name says it all."""
+
+    def class_names(self, labels: Path | None = None) -> tuple[str, ...]:
+        """Give the names in the labels folder's ``classes.txt``; without it none are known."""
+        return () if labels is None else read_class_names(labels)
+
+    def _list_samples(
+        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+    ) -> list[Sample]:
+        if labels is not None:
+            if not labels.is_dir():
+                raise DatasetError(f"no folder of label maps at {labels}")
+            if labels.resolve() in (root.resolve(), *root.resolve().parents):
+                raise UsageError(
+                    f"the labels folder {labels} holds the images too: keep label maps in their "
+                    "own folder"
+                )
+            exclude = [*exclude, labels]
+        samples: list[Sample] = []
+        for split in splits:
+            if split != EVERYTHING:
+                known = [EVERYTHING, *(name for name, inner in list_visible(root) if inner)]
+                if split not in known:
+                    raise DatasetError(unknown_split(root, split, known))
+            top = "." if split == EVERYTHING else split
+            found = _find_images(root, top, split, labels, exclude)
+            if not found:
+                place = root / top
+                raise DatasetError(f"no images below {place}: the folder must hold {self.layout}")
+            samples += found
+        if labels is not None and not any(sample.label for sample in samples):
+            example = PurePosixPath(samples[0].image).with_suffix(".png")
+            raise DatasetError(
+                f"no label map in {labels} has the path of an image: {samples[0].image} in {root}"
+                f" wants {example}"
+            )
+        return samples
+
+
+def read_class_names(folder: Path) -> tuple[str, ...]:
+    """Read the names of the classes 0, 1, ... in a folder's ``classes.txt``; none without it."""
+    file = folder / CLASSES_FILE
+    if not file.is_file():
+        return ()
+    lines = read_lines(file)
+    if len(lines) > IGNORE:
+        raise DatasetError(f"{file} names {len(lines)} classes: a label map holds {IGNORE}")
+    return tuple(line or f"class {index}" for index, line in enumerate(lines))
+
+
+def _find_images(
+    root: Path, top: str, split: str, labels: Path | None, exclude: Collection[Path]
+) -> list[Sample]:
+    odd: dict[PurePosixPath, str] = {}
+    paths = sorted(walk(root, top, exclude, odd))
+    stems = [str(path.with_suffix("")) for path in paths]
+    counts = Counter(stems)
+    samples = [
+        Sample(str(path), split, str(PurePosixPath(top) / path), None, reason)
+        for path, reason in odd.items()
+    ]
+    names = name_images([str(path) for path in paths])
+    for path, stem, name in zip(paths, stems, names, strict=True):
+        image = PurePosixPath(top) / path
+        label = None
+        if labels is not None:
+            candidates = [f"{image}.png", str(image)]
+            if counts[stem] == 1:
+                candidates.insert(1, str(image.with_suffix(".png")))
+            label = next((each for each in candidates if exists(labels, each)), None)
+        samples.append(Sample(name, split, str(image), label, find_excess(name)))
+    claims = Counter(sample.label for sample in samples if sample.label is not None)
+    shared = {label for label, count in claims.items() if count > 1}
+    if shared:
+        log.warning(
+            "%d label maps may be of two images and are taken for neither (first: %s): append "
+            ".png to the whole name of the image",
+            len(shared),
+            min(shared),
+        )
+    samples = [replace(s, label=None) if s.label in shared else s for s in samples]
+    return sorted(samples, key=lambda sample: sample.id)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed(Dataset):
+    """The images that a CSV file lists.
+
+    The column ``image`` is needed; ``label`` and ``split`` are not, and others are not read. Paths
+    are relative to the root, which is the CSV's folder where none is given, or absolute below it.
+    An image without a split is in the split ``all``. A label map holds the class ids themselves,
+    0..254, and 255 = ignore; ``classes.txt`` beside the CSV may name them, one on a line.
+    """
+
+    file: Path
+
+    @classmethod
+    def open(cls, file: Path) -> Listed:
+        """Give the dataset of a CSV, without reading it."""
+        if not file.is_file():
+            raise DatasetError(f"there is no list {file}: give the path of a CSV file")
+        return cls(name_classes(Definition(name="list"), read_class_names(file.parent)), file)
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return f"list:{self.file}"
+
+    @property
+    def layout(self) -> str:
+        """The files that the root must hold."""
+        return f"the images that {self.file} lists"
+
+    @property
+    def default_splits(self) -> tuple[str, ...]:
+        """Every split of the list, in the order in which they occur."""
+        return tuple(dict.fromkeys(self._split(line, row) for line, row in self._records))
+
+    def find_root(self, given: Path | None) -> Path:
+        """Give the root, or the folder of the CSV."""
+        return given or self.file.parent
+
+    def _list_samples(
+        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+    ) -> list[Sample]:
+        rows = self._read_rows(root)
+        known = tuple(dict.fromkeys(split for split, _ in rows))
+        for split in splits:
+            if split not in known:
+                raise UsageError(unknown_split(self.file, split, known))
+        samples: list[Sample] = []
+        lost = []
+        for split in splits:
+            images = [image for each, image in rows if each == split]
+            found = []
+            for image, name in zip(images, name_images(images), strict=True):
+                label = rows[split, image]
+                if label and not exists(root, label):
+                    lost.append(label)
+                    label = None
+                found.append(Sample(name, split, image, label, find_excess(name)))
+            samples += sorted(found, key=lambda sample: sample.id)
+        if lost:
+            text = "%d label maps that %s lists are not in %s (first: %s)"
+            log.warning(text, len(lost), self.file, root, lost[0])
+        return samples
+
+    def _read_rows(self, root: Path) -> dict[tuple[str, str], str | None]:
+        """Read split and image -> label map, in paths relative to the root."""
+        rows: dict[tuple[str, str], str | None] = {}
+        lines: dict[tuple[str, str], int] = {}
+        for line, values in self._records:
+            where = f"line {line} of {self.file}"
+            image, label = values.get("image", ""), values.get("label", "")
+            if not image:
+                raise DatasetError(f"{where} names no image")
+            image = _relative(where, root, image)
+            place = _relative(where, root, label) if label else None
+            key = self._split(line, values), image
+            first = lines.setdefault(key, line)
+            if rows.setdefault(key, place) != place:
+                raise DatasetError(
+                    f"{where} gives the image {image} another label map than line {first}:"
+                    " remove one of them"
+                )
+        if twice := len(self._records) - len(rows):
+            log.warning("%d lines of %s repeat an image of their split", twice, self.file)
+        if shared := len(rows) - len({image for _, image in rows}):
+            log.warning("%d images of %s are in more than one split", shared, self.file)
+        return rows
+
+    def _split(self, line: int, values: Mapping[str, str]) -> str:
+        split = values.get("split", "").strip() or EVERYTHING
+        if not _SPLIT.fullmatch(split):
+            raise DatasetError(f"line {line} of {self.file}: {split!r} is no name of a split")
+        return split
+
+    @cached_property
+    def _records(self) -> list[tuple[int, Mapping[str, str]]]:
+        """Line number and column -> value of every row."""
+        hint = ": save it as CSV UTF-8"
+        text = read_text(self.file, "the list", MAX_LIST_BYTES, hint)
+        records = list(_parse(self.file, text))
+        if not records:
+            raise DatasetError(f"{self.file} lists no image")
+        return records
+
+
+def _parse(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+    # people write a space behind a comma; a name that begins with one stands in quotes
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=max(",;\t", key=text.lstrip().partition("\n")[0].count),
+        skipinitialspace=True,
+        strict=True,
+    )
+    header: list[str] = []
+    try:
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            if not header:
+                header = _header(file, fields)
+                continue
+            if len(fields) > len(header):
+                raise DatasetError(
+                    f"line {reader.line_num} of {file} has {len(fields)} values for "
+                    f"{len(header)} columns: put values with a separator in them in quotes"
+                )
+            yield reader.line_num, dict(zip(header, fields, strict=False))
+    except csv.Error as error:
+        raise DatasetError(f"line {reader.line_num} of {file} is not CSV: {error}") from error
+
+
+def _header(file: Path, fields: Sequence[str]) -> list[str]:
+    header = [field.strip().lower() for field in fields]
+    if "image" not in header:
+        hints = [did_you_mean(name, COLUMNS) for name in header if name]
+        raise DatasetError(
+            f"{file} has no column 'image'{next(filter(None, hints), '')}: its first line must "
+            f"name the columns, {', '.join(COLUMNS)}"
+        )
+    for name in COLUMNS:
+        if header.count(name) > 1:
+            raise DatasetError(f"{file} has the column '{name}' twice")
+    return header
+
+
+def _relative(where: str, root: Path, text: str) -> str:
+    """Give a path relative to the root, and refuse one that leads out of it."""
+    if "\0" in text or "\\" in text:
+        raise DatasetError(f"{where}: {text!r} holds a backslash or a zero byte: write / instead")
+    inside = text.removeprefix(f"{str(root).rstrip('/')}/")
+    path = PurePosixPath(inside)
+    if path.is_absolute() or "://" in inside or ".." in path.parts or not path.parts:
+        raise DatasetError(
+            f"{where}: {text!r} does not lie below {root}: give a --root that all images and label"
+            " maps lie below, and paths relative to it, without '..'"
+        )
+    return str(path)
