@@ -298,9 +298,9 @@ def _walk_objects(
     # a run directory holds run.yaml and state
     runs = {name.removesuffix("run.yaml") for name in names if name.endswith("/run.yaml")}
     runs &= {name.partition("/state/")[0] + "/" for name in names if "/state/" in name}
-    for path in exclude:
-        if is_remote(path) and path != place and path.is_relative_to(place):
-            runs.add(path.relative_to(place).as_posix() + "/")
+    for other in exclude:
+        if is_remote(other) and other != place and other.is_relative_to(place):
+            runs.add(other.relative_to(place).as_posix() + "/")
     left_out = tuple(runs)
     for name in names:
         parts = name.split("/")

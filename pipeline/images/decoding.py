@@ -56,13 +56,16 @@ _STRIP_PIXELS = 2**22
 
 def to_rgb(image: Image.Image, raw: str) -> NDArray[np.uint8]:
     """Convert a decoded image to red, green and blue."""
+    grey = None
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if raw == "I;12":
             values = (values.astype(np.uint32) * 65535 + 2047) // 4095
-        return _grey_rgb(_grey_from_integers(values))
-    if image.mode == "F":
-        return _grey_rgb(_grey_from_floats(np.asarray(image)))
+        grey = _grey_from_integers(values)
+    elif image.mode == "F":
+        grey = _grey_from_floats(np.asarray(image))
+    if grey is not None:
+        return np.repeat(grey[:, :, None], 3, axis=2)
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     # In strips: each step is a copy, and a large photograph has no room for five of them.
@@ -80,10 +83,6 @@ def _opaque(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, colours)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _grey_from_integers(values: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
