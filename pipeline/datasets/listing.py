@@ -97,12 +97,13 @@ def require_root(root: Path, layout: str) -> None:
         raise DatasetError(f"{problem}: {root}; the root must hold {layout}")
 
 
-def exists(root: Path, relative: str) -> bool:
-    """Whether anything of this path is below a root."""
+def exists(root: Path, relative: str, *, file: bool = False) -> bool:
+    """Whether anything of this path, or a file, is below a root."""
     if is_remote(root):
         return relative in list_objects(root)
     # asked of every image: a path takes longer to make than to look up, and one too long is none
-    return os.path.exists(f"{root}/{relative}")  # noqa: PTH110
+    ask = os.path.isfile if file else os.path.exists
+    return ask(f"{root}/{relative}")
 
 
 def list_visible(root: Path, below: str = "") -> list[tuple[str, bool]]:
@@ -196,7 +197,7 @@ def _step(root: Path, match: Match, part: str, *, folder: bool) -> Iterator[Matc
         yield from ((path, (*values, inner)) for path, inner in _descend(root, above))
     elif "*" not in part:
         path = _join(above, part)
-        if folder or exists(root, path):
+        if folder or exists(root, path, file=True):
             yield path, values
     else:
         before, after = part.split("*")

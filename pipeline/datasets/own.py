@@ -133,7 +133,8 @@ def _find_images(
             candidates = [f"{image}.png", str(image)]
             if counts[stem] == 1:
                 candidates.insert(1, str(image.with_suffix(".png")))
-            label = next((each for each in candidates if exists(labels, each)), None)
+            there = (each for each in candidates if exists(labels, each, file=True))
+            label = next(there, None)
         samples.append(Sample(name, split, str(image), label, find_excess(name)))
     claims = Counter(sample.label for sample in samples if sample.label is not None)
     shared = {label for label, count in claims.items() if count > 1}
