@@ -17,7 +17,8 @@ from rich.table import Table
 
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import read_manifest
-from stages.status import StageStatus, inspect_run
+from pipeline.run.status import StageStatus, inspect_run
+from stages import SETTINGS
 
 SCALES = {
     "3 k (Cityscapes)": 2_975,
@@ -90,7 +91,7 @@ def tabulate(costs: list[Cost], cores: int) -> Table:
 def main(path: Path, target: Path | None) -> None:
     """Print what more images than those of the finished RUN would cost."""
     run = RunDirectory(path)
-    rows = inspect_run(run)
+    rows = inspect_run(run, SETTINGS)
     unfinished = [row.condition.key for row in rows if row.condition.state != "fresh"]
     if unfinished:
         raise click.ClickException(f"{', '.join(unfinished)} of {path} is not finished; run it.")

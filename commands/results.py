@@ -42,7 +42,7 @@ from pipeline.wording import count_of, show_bytes, show_controls, show_seconds
 from stages import FOLLOWED_BY
 
 if TYPE_CHECKING:
-    from stages.status import StageStatus
+    from pipeline.run.status import StageStatus
 
 COLOURS = {"fresh": "green", "stale": "yellow", "incomplete": "yellow", "missing": "bright_black"}
 TITLES = ("stage", "state", "shards", "size", "time", "CRF")
@@ -145,9 +145,10 @@ def status(run: Path, as_json: bool) -> None:
     stale       what it was made from has changed since
     fresh       finished, and made from what is there
     """
-    from stages.status import describe_row, inspect_run
+    from pipeline.run.status import describe_row, inspect_run
+    from stages import SETTINGS
 
-    rows = inspect_run(RunDirectory(run))
+    rows = inspect_run(RunDirectory(run), SETTINGS)
     if as_json:
         click.echo(json.dumps([describe_row(row) for row in rows], indent=1))
         return
@@ -183,8 +184,8 @@ def verify(
     progress: bool,
 ) -> None:
     """Check every file of a run against the checksums in its ledger."""
-    from pipeline.run.verification import Findings, verify_run
-    from stages.repair import repair_run
+    from pipeline.run.verification import Findings, repair_run, verify_run
+    from stages import SETTINGS
 
     screen = Screen(progress=progress)
 
@@ -203,7 +204,7 @@ def verify(
     findings = check()
     if findings.damages and repair:
         execution = Execution(workers=workers, scheduler=scheduler)
-        repair_run(RunDirectory(run), findings.damages, execution, screen)
+        repair_run(RunDirectory(run), SETTINGS, findings.damages, execution, screen)
         findings = check()
     if as_json:
         click.echo(json.dumps(asdict(findings), indent=1))

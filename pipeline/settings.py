@@ -201,9 +201,18 @@ class StageSettings(BaseModel):
     ----------
     version
         Version of what the stage computes; raised when the same settings give another output.
+    stage_class
+        ``module:Class`` of the stage, which is loaded when it is run.
+    optional
+        Whether a run may do without the stage.
+    follows
+        The stage after which this one is run by the same verb, with the rest of its options.
     """
 
     version: ClassVar[int] = 1
+    stage_class: ClassVar[str] = ""
+    optional: ClassVar[bool] = False
+    follows: ClassVar[str] = ""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True
@@ -216,6 +225,15 @@ class StageSettings(BaseModel):
         Raises a UsageError where nobody has the variant.
         """
         return cls
+
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return the files and folders, relative to the run, that are written under a name.
+
+        A part of a zarr store that has the name is one of several, and the store is all theirs;
+        of any other store, the first stage that writes into it writes its metadata.
+        """
+        return []
 
     def output_settings(self) -> dict[str, Any]:
         """Return the settings that change what the stage writes, as plain YAML values."""

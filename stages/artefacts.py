@@ -22,10 +22,10 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_frame, read_truth, resize_labels
 from pipeline.run.ledger import inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.outside import stat_label
 from pipeline.run.subject import Subject, name_subject
 from pipeline.storage.arrays import open_arrays, read_group, read_rows
 from stages.labelling import MAIN, RUNNING, Classifier, classify_windows
-from stages.outside import stat_label
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from stages import (
     FOLLOWED_BY,
     OPTIONAL,
     SETTINGS,
-    VERSIONS,
     load_stage,
     recall_settings,
     run_stage,
@@ -126,7 +125,7 @@ def _foresee(name: str, run: RunDirectory, settings: StageSettings, first: str) 
     Its shards are planned from what that one writes, so how many will be computed is not known.
     """
     key = load_stage(name).key(settings)
-    condition = inspect_stage(run, key, VERSIONS)
+    condition = inspect_stage(run, key, SETTINGS)
     if condition.record is None:
         return f"{key}: after {first}, for the first time; its shards are planned then"
     done, total = condition.done, count_of(condition.total, "shards")

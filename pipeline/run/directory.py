@@ -81,15 +81,15 @@ class RunDirectory:
 
     def labels(self, name: str) -> Path:
         """Return the folder of the label PNGs made from the fit ``name``."""
-        return self.path / _suffixed("labels", name)
+        return self.path / suffixed("labels", name)
 
     def report(self, name: str) -> Path:
         """Return the folder of the report made from the fit ``name``."""
-        return self.path / _suffixed("report", name)
+        return self.path / suffixed("report", name)
 
     def names_file(self, title: str) -> Path:
         """Return the file in which the user names the clusters of the fit or head ``title``."""
-        return self.path / f"{_suffixed('names', title)}.yaml"
+        return self.path / f"{suffixed('names', title)}.yaml"
 
     def state(self, key: str) -> Path:
         """Return the ledger folder of a stage (``extract``, ``em/k12``)."""
@@ -287,5 +287,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def _suffixed(folder: str, name: str) -> str:
+def suffixed(folder: str, name: str) -> str:
+    """Return the name of a folder or file of a fit: ``labels``, ``labels-k12``."""
     return folder if name == DEFAULT_NAME else f"{folder}-{check_name(name)}"

@@ -24,6 +24,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import StageRecord, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.subject import Subject, choose_subject
+from pipeline.settings import StageSettings
 from pipeline.storage.files import decode_table, read_json
 from pipeline.storage.places import resolve_inside
 
@@ -332,12 +333,12 @@ def open_evaluation(
     run: RunDirectory,
     em: str | None,
     head: str | None,
-    versions: Mapping[str, int] | None = None,
+    stages: Mapping[str, type[StageSettings]] | None = None,
 ) -> Evaluation:
     """Open the evaluation of the fit or head that is meant, which must be fresh."""
     subject = choose_subject(run.require(), em, head)
     key = find_evaluation(run, subject)
-    return Evaluation(run, subject, require_fresh(run, key, versions))
+    return Evaluation(run, subject, require_fresh(run, key, stages))
 
 
 def find_evaluation(run: RunDirectory, subject: Subject) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.errors import DamageError, RunError, StaleError
 from pipeline.run.directory import RunDirectory
+from pipeline.settings import StageSettings
 from pipeline.storage.files import (
     Stored,
     fingerprint,
@@ -186,11 +187,11 @@ def list_photometric(run: RunDirectory) -> list[str]:
 
 
 def require_fresh(
-    run: RunDirectory, key: str, versions: Mapping[str, int] | None = None
+    run: RunDirectory, key: str, stages: Mapping[str, type[StageSettings]] | None = None
 ) -> StageRecord:
     """Return the record of a stage whose artefacts may be read."""
     run.require()
-    condition = inspect_stage(run, key, versions)
+    condition = inspect_stage(run, key, stages)
     options, verb = "", key.partition("/")[0]
     if condition.record is not None:
         options, verb = condition.record.options, condition.record.command
@@ -238,7 +239,7 @@ class Condition:
 
 
 def inspect_stage(
-    run: RunDirectory, key: str, versions: Mapping[str, int] | None = None
+    run: RunDirectory, key: str, stages: Mapping[str, type[StageSettings]] | None = None
 ) -> Condition:
     """Say how a stage stands, from the ledger alone."""
     ledger = Ledger(run.state(key))
@@ -252,7 +253,7 @@ def inspect_stage(
     )
     seconds = sum(shard.seconds for shard in shards.values())
     total = len(record.shards)
-    reason = _find_staleness(run, record, versions)
+    reason = _find_staleness(run, record, stages)
     if reason:
         state = "stale"
     elif record.finished and done == total:
@@ -263,9 +264,10 @@ def inspect_stage(
 
 
 def _find_staleness(
-    run: RunDirectory, record: StageRecord, versions: Mapping[str, int] | None
+    run: RunDirectory, record: StageRecord, stages: Mapping[str, type[StageSettings]] | None
 ) -> str:
-    current = (versions or {}).get(record.stage, record.version)
+    known = stages or {}
+    current = known[record.stage].version if record.stage in known else record.version
     if current != record.version:
         return f"{record.stage} is now version {current}, was {record.version}"
     for key, digest in record.inputs.items():
@@ -274,7 +276,7 @@ def _find_staleness(
             return f"{key} is gone"
         if upstream.digest != digest:
             return f"{key} has changed"
-        deeper = _find_staleness(run, upstream, versions)
+        deeper = _find_staleness(run, upstream, stages)
         if deeper:
             return deeper
     return ""

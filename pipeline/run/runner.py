@@ -28,7 +28,7 @@ from pipeline.run.ledger import (
     require_fresh,
     require_unchanged,
 )
-from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.run.stage import Plan, ShardPlan, Stage, Stages
 from pipeline.settings import StageSettings, describe_changes
 from pipeline.storage.files import confine_writes, fingerprint, guard_writes, note_writes
 from pipeline.storage.locks import Permit
@@ -38,20 +38,43 @@ S = TypeVar("S", bound=StageSettings)
 _PERMIT: ContextVar[Permit | None] = ContextVar("permit", default=None)
 
 
+def run_named(
+    stages: Stages,
+    name: str,
+    run: RunDirectory,
+    settings: StageSettings,
+    execution: Execution,
+    screen: Screen,
+) -> list[StageRecord] | None:
+    """Bring all that is asked of a stage up to date, each of its runs as :func:`run_stage` does.
+
+    Returns the records of its runs; None where a dry run leaves one to do.
+    """
+    stage = stages.load(name)
+    if not execution.dry_run:
+        with confine_writes(run.path):
+            stage.adopt(run, settings, wait=execution.wait)
+    records = [
+        run_stage(stage, run, part, execution, screen, stages) for part in stage.divide(settings)
+    ]
+    found = [record for record in records if record is not None]
+    return found if len(found) == len(records) else None
+
+
 def run_stage(
     stage: Stage[S],
     run: RunDirectory,
     settings: S,
     execution: Execution,
     screen: Screen,
-    versions: Mapping[str, int] | None = None,
+    stages: Mapping[str, type[StageSettings]] | None = None,
 ) -> StageRecord | None:
     """Bring a stage up to date: compute the shards that are missing or stale, and no others."""
     names = settings.model_fields_set
     settings = stage.resolve(run, settings)
     key = stage.key(settings)
     if execution.dry_run:
-        return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
+        return _bring_up_to_date(stage, run, settings, names, execution, screen, stages)
     if stage.inputs(run, settings):
         run.require()
     existed = run.path.exists()
@@ -59,7 +82,7 @@ def run_stage(
         run.create()
         try:
             with run.lock(key, wait=execution.wait, say=screen.warn) as lock, _hold(lock.permit):
-                return _bring_up_to_date(stage, run, settings, names, execution, screen, versions)
+                return _bring_up_to_date(stage, run, settings, names, execution, screen, stages)
         finally:
             # a first command that was refused leaves nothing behind
             run.discard_unused(folder=not existed)
@@ -87,12 +110,10 @@ def _bring_up_to_date(
     names: set[str],
     execution: Execution,
     screen: Screen,
-    versions: Mapping[str, int] | None,
+    stages: Mapping[str, type[StageSettings]] | None,
 ) -> StageRecord | None:
     key = stage.key(settings)
-    inputs = {
-        name: require_fresh(run, name, versions).digest for name in stage.inputs(run, settings)
-    }
+    inputs = {name: require_fresh(run, name, stages).digest for name in stage.inputs(run, settings)}
     plan = stage.plan(run, settings, screen)
     ledger = Ledger(run.state(key))
     old = ledger.read_stage()

@@ -8,16 +8,18 @@ shard can be computed again alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pipeline.images.windows import Window
 from pipeline.progress import Screen
+from pipeline.registry import Registry
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import ShardRecord, read_record
-from pipeline.settings import StageSettings
+from pipeline.settings import StageSettings, make_settings
 from pipeline.storage.files import Checkpoint, fingerprint
 
 S = TypeVar("S", bound=StageSettings)
@@ -134,6 +136,55 @@ class Stage(ABC, Generic[S]):
     ) -> list[str]:
         """Do what needs all shards; return lines for the screen."""
         return []
+
+
+class Stages(Registry[type[StageSettings]]):
+    """The stages of a pipeline, in its order, by the class of their settings.
+
+    It says what is known of a stage before it is loaded, which may take seconds.
+    """
+
+    def load(self, name: str) -> Stage[Any]:
+        """Import a stage and return it."""
+        module, _, class_name = self[name].stage_class.partition(":")
+        stage: Stage[Any] = getattr(import_module(module), class_name)()
+        return stage
+
+    @property
+    def followed_by(self) -> dict[str, str]:
+        """The verbs that run their own stage, and the stages that they run then."""
+        return {cls.follows: name for name, cls in self.items() if cls.follows}
+
+    def list_artefacts(self, key: str) -> list[str]:
+        """Return the files and folders, relative to the run, that are written under a key."""
+        name, _, part = key.partition("/")
+        return self[name].list_artefacts(part) if name in self else []
+
+    def sort_keys(self, keys: Iterable[str]) -> list[str]:
+        """Sort ledger keys in the order of the pipeline."""
+        order = {name: number for number, name in enumerate(self)}
+        return sorted(
+            set(keys), key=lambda key: (order.get(key.partition("/")[0], len(order)), key)
+        )
+
+    def share_settings(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those options of a verb that are for its own stage, or the one that follows."""
+        own, following = self[name].model_fields, self.followed_by
+        if self[name].follows:
+            return {key: value for key, value in given.items() if key in own}
+        others = self[following[name]].model_fields if name in following else {}
+        return {key: value for key, value in given.items() if key in own or key not in others}
+
+    def recall_settings(
+        self, name: str, run: RunDirectory, given: Mapping[str, Any], *, forget: bool
+    ) -> StageSettings:
+        """Build a stage's settings: its defaults, what was given to it before and is given now."""
+        before: dict[str, Any] = {}
+        if not forget:
+            before = self.share_settings(
+                name, run.read_given(self.load(name).choose_key(run, given))
+            )
+        return make_settings(self[name], name, before, given)
 
 
 class Training(Stage[S]):

@@ -1,4 +1,7 @@
-"""Whether everything that a run holds is as it was written, file by file against the ledger."""
+"""Whether everything that a run holds is as it was written, file by file against the ledger.
+
+What a verification found damaged is computed again by a repair, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import DamageError, RunError
-from pipeline.progress import Counter
-from pipeline.run.directory import RunDirectory
+from pipeline.compute.scheduler import Execution
+from pipeline.errors import DamageError, RunError, StaleError
+from pipeline.progress import Counter, Screen
+from pipeline.run.directory import RunDirectory, is_sealed
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import Files, Ledger, StageRecord
 from pipeline.run.manifest import read_manifest
-from pipeline.storage.arrays import METADATA, find_damaged, is_consolidated, is_damaged
-from pipeline.storage.files import Checkpoint, checksum
+from pipeline.run.runner import run_named
+from pipeline.run.stage import Stages
+from pipeline.settings import StageSettings, make_settings
+from pipeline.storage.arrays import METADATA, consolidate, find_damaged, is_consolidated, is_damaged
+from pipeline.storage.files import Checkpoint, checksum, confine_writes, remove_file, write_bytes
 
 
 @dataclass(frozen=True)
@@ -215,15 +222,6 @@ def _locate(run: RunDirectory, entry: _Entry, what: str, content: bytes) -> Dama
     return replace(damage, windows=tuple(windows), images=tuple(paths))
 
 
-def list_stores(run: RunDirectory) -> list[Path]:
-    """List the zarr stores that a run holds."""
-    stores = [run.features, run.masks, run.heads, run.em]
-    codes = run.path / "codes"
-    if codes.is_dir():
-        stores += sorted(path for path in codes.iterdir() if path.name.endswith(".zarr"))
-    return [store for store in stores if store.is_dir()]
-
-
 def _check_stores(run: RunDirectory, entries: Mapping[str, _Entry]) -> list[Damage]:
     """Check the metadata that the members of a store share, and no record has.
 
@@ -231,10 +229,11 @@ def _check_stores(run: RunDirectory, entries: Mapping[str, _Entry]) -> list[Dama
     finished, they may differ.
     """
     damages = []
-    for store in list_stores(run):
-        if is_consolidated(store):
+    parts = (file.partition(".zarr/") for file in entries)
+    for name in sorted({f"{above}.zarr" for above, _, below in parts if below}):
+        store = run.path / name
+        if not store.is_dir() or is_consolidated(store):
             continue
-        name = store.relative_to(run.path).as_posix()
         unfinished = _list_unfinished(run)
         if is_damaged(store):
             what = "is not as it was written"
@@ -293,3 +292,116 @@ def _list_some(items: Sequence[object], most: int = 8) -> str:
 def count_shards(damages: Iterable[Damage]) -> int:
     """Count the shards that some damages lie in."""
     return len({(damage.key, damage.shard) for damage in damages if damage.shard is not None})
+
+
+def repair_run(
+    run: RunDirectory,
+    stages: Stages,
+    damages: Sequence[Damage],
+    execution: Execution,
+    screen: Screen,
+) -> None:
+    """Make again what is damaged: the shards that a damaged file belongs to, in pipeline order.
+
+    The stages that read them stay valid: the same bytes come out again.
+    """
+    # a ledger that came from elsewhere may name files anywhere
+    with confine_writes(run.path):
+        _restore_settings(run, damages)
+        owners = {damage: damage.key or _find_owner(run, stages, damage) for damage in damages}
+        for key in stages.sort_keys(set(owners.values()) - {""}):
+            own = [damage for damage in damages if owners[damage] == key]
+            with run.lock(key, wait=False, say=screen.warn):
+                # what cannot be read counts as not finished, whatever comes after
+                _forget(run, key, [damage for damage in own if _is_read_in_planning(damage)])
+            _check_inputs(run, stages, key, screen)
+            with run.lock(key, wait=False, say=screen.warn):
+                _forget(run, key, own)
+            settings = _read_settings(run, stages, key)
+            run_named(stages, key.partition("/")[0], run, settings, execution, screen)
+        for damage in damages:
+            store = run.path / damage.file.removesuffix(f"/{METADATA}")
+            if not owners[damage] and store.suffix == ".zarr":
+                with run.lock(store.name, wait=True, say=screen.warn):
+                    consolidate(store)
+
+
+def _find_owner(run: RunDirectory, stages: Stages, damage: Damage) -> str:
+    """Return the key that the metadata of a store is made again with; nothing for other files.
+
+    Nor for a store in which every key has a group of its name: its metadata follows from theirs.
+    """
+    store = damage.file.removesuffix(f"/{METADATA}")
+    for key in stages.sort_keys(_list_keys(run)):
+        for artefact in stages.list_artefacts(key):
+            inside = artefact.removeprefix(f"{store}/")
+            if artefact == store or (inside != artefact and inside != key.partition("/")[2]):
+                return key
+    return ""
+
+
+def _is_read_in_planning(damage: Damage) -> bool:
+    """Whether a plan would be made from a damaged file; without the tables it lists all anew."""
+    return damage.file.startswith("state/") or damage.file.endswith(".parquet")
+
+
+def _restore_settings(run: RunDirectory, damages: Sequence[Damage]) -> None:
+    """Restore ``run.yaml`` from its copy or the other way round; seal it where it was edited."""
+    pair = (run.settings_file, run.settings_copy)
+    names = [file.relative_to(run.path).as_posix() for file in pair]
+    damaged = {damage.file for damage in damages} & set(names)
+    if names[0] not in damaged:
+        content = run.settings_file.read_bytes()
+        if not is_sealed(content):
+            run.seal_settings()  # edited by hand
+        elif damaged:
+            write_bytes(run.settings_copy, content)
+        return
+    if len(damaged) == len(pair):
+        raise RunError(
+            f"{names[0]} and its copy {names[1]} in {run.path} are both damaged; write run.yaml "
+            "by hand, without its last line, and run the command again."
+        )
+    content = run.settings_copy.read_bytes()
+    if not is_sealed(content):
+        raise DamageError(f"{pair[1]} is not as it was written; run the command again.")
+    write_bytes(run.settings_file, content)
+
+
+def _forget(run: RunDirectory, key: str, damages: Sequence[Damage]) -> None:
+    """Take what is damaged out of the ledgers, and files that would be read out of the run."""
+    for damage in damages:
+        if damage.shard is None:
+            remove_file(run.path / damage.file)
+        else:
+            Ledger(run.state(key)).drop(damage.shard)
+
+
+def _read_settings(run: RunDirectory, stages: Stages, key: str) -> StageSettings:
+    """Return the settings with which a stage was run last; those given stay those given."""
+    name = key.partition("/")[0]
+    # of a stage that is asked for as a whole, a part's own settings, or else those of the whole
+    known = next((k for k in (key, name) if run.read_settings(k)), None)
+    if known is None:
+        raise RunError(f"{run.settings_file} knows nothing of {key}; run the stage again.")
+    cls = stages[name] if known == name else stages.load(name).settings_class
+    settings = make_settings(cls, name, stages.share_settings(name, run.read_settings(known)))
+    given = set(run.read_given(known))
+    return settings.model_construct(_fields_set=given, **dict(settings))
+
+
+def _check_inputs(run: RunDirectory, stages: Stages, key: str, screen: Screen) -> None:
+    """Refuse to repair a stage whose images are others now: more than the damage would change."""
+    stage = stages.load(key.partition("/")[0])
+    for settings in stage.divide(_read_settings(run, stages, key)):
+        settings = stage.resolve(run, settings)
+        record = Ledger(run.state(stage.key(settings))).read_stage()
+        if record is None:
+            continue  # what it was made from cannot be known
+        plan = stage.plan(run, settings, screen)
+        if [shard.fingerprint for shard in plan.shards] == record.shards:
+            continue
+        raise StaleError(
+            f"{key} in {run.path} cannot be repaired alone: what it was made from has changed "
+            f"since; run `primaps-pipe {record.command} {run.quoted}{record.options}` instead."
+        )

@@ -42,6 +42,7 @@ class EmSettings(StageSettings):
     """
 
     version: ClassVar[int] = 5
+    stage_class: ClassVar[str] = "stages.em.stage:Em"
 
     classes: Annotated[int, Field(ge=2, le=255)] | Literal["auto"] | None = setting(
         None,
@@ -90,6 +91,11 @@ class EmSettings(StageSettings):
         0.1, "share of the identity in the discriminants' covariance (robust)", ge=0, le=1
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return a group of ``em.zarr``."""
+        return [f"em.zarr/{name}"]
 
     @classmethod
     def choose(cls, values: Mapping[str, Any]) -> type[Self]:

@@ -32,6 +32,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import BatchStream, count_threads, map_ahead
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Manifest
+from pipeline.run.outside import fingerprint_ids
 from pipeline.storage.arrays import open_arrays
 from pipeline.storage.files import fingerprint, write_bytes
 from stages.artefacts import (
@@ -43,7 +44,6 @@ from stages.artefacts import (
 )
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import PROBE, Classifier, average_views
-from stages.outside import fingerprint_ids
 
 # From strong to weak. Which is best depends on how many images and classes there are: 0.1 on 80
 # images of COCO-Stuff, 0.001 on 74 of CamVid; 0.01 loses one to four points of mIoU on both.

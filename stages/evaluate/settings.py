@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pipeline.run.directory import suffixed
 from pipeline.run.subject import Subject, name_subject
 from pipeline.settings import StageSettings, execution_setting, setting
 
@@ -12,6 +13,7 @@ class EvaluateSettings(StageSettings):
     """What is labelled, and how it is refined."""
 
     version: ClassVar[int] = 4
+    stage_class: ClassVar[str] = "stages.evaluate.stage:Evaluate"
 
     em: str | None = setting(
         None, "name of the fit; `default`, or the only one there is, when not given"
@@ -39,7 +41,13 @@ class EvaluateSettings(StageSettings):
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
 
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return label maps, and the tables of the report."""
+        labels, report = suffixed("labels", name), suffixed("report", name)
+        return [labels, f"{report}/metrics.json", f"{report}/images.parquet"]
+
     @property
     def subject(self) -> Subject:
-        """The fit or head that is evaluated; one of them has to be named."""
+        """Return the fit or head that is evaluated; one of them has to be named."""
         return name_subject(self.em, self.head)

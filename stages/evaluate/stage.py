@@ -19,6 +19,14 @@ from pipeline.run.evaluation import LEFT_OUT, read_given_names
 from pipeline.run.frames import shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.outside import (
+    CLASSES,
+    LABELS,
+    describe_new_classes,
+    fingerprint_classes,
+    fingerprint_ids,
+    fingerprint_labels,
+)
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.subject import choose_subject
 from pipeline.storage.files import (
@@ -61,14 +69,6 @@ from stages.labelling import (
     draw_labels,
     label_images,
     take_clusters,
-)
-from stages.outside import (
-    CLASSES,
-    LABELS,
-    describe_new_classes,
-    fingerprint_classes,
-    fingerprint_ids,
-    fingerprint_labels,
 )
 
 

@@ -16,6 +16,7 @@ class ExtractSettings(StageSettings):
     """What features are extracted of which images."""
 
     version: ClassVar[int] = 2
+    stage_class: ClassVar[str] = "stages.extract.stage:Extract"
 
     dataset: str = setting(
         ...,
@@ -58,6 +59,12 @@ class ExtractSettings(StageSettings):
     shard_size: int = setting(64, "windows per shard: the unit of work and of resuming", ge=1)
     batch_size: int = execution_setting(16, "windows per forward pass", ge=1)
 
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return the tables, and the arrays of the clean features."""
+        arrays = ("zarr.json", "clean", "mirror")
+        return ["manifest.parquet", "windows.parquet", *(f"features.zarr/{a}" for a in arrays)]
+
     @model_validator(mode="after")
     def _check_root(self) -> Self:
         if self.root is None and needs_root(self.dataset):
@@ -72,6 +79,8 @@ class ViewSettings(StageSettings):
     """Which further views of the windows are extracted."""
 
     version: ClassVar[int] = 1
+    stage_class: ClassVar[str] = "stages.extract.views:Views"
+    optional: ClassVar[bool] = True
 
     views: str = setting(
         "clean",
@@ -85,6 +94,12 @@ class ViewSettings(StageSettings):
         "cache the last block's attention of every position to its 3 x 3 neighbourhood",
     )
     seed: int = setting(0, "names the augmentations: another seed, other ones", ge=0)
+
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return the arrays of a part."""
+        arrays = {"crops": [f"crop_{n}" for n in range(1, 6)], "attention": ["attention"]}
+        return [f"features.zarr/{a}" for a in arrays.get(name, [name, f"{name}_mirror"])]
 
     @field_validator("views")
     @classmethod

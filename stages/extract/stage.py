@@ -25,6 +25,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import read_frame, read_windows, shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.outside import CLASSES, IMAGES, WEIGHTS, describe_file
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import prepare_arrays, write_shard
 from pipeline.storage.files import fingerprint
@@ -44,7 +45,6 @@ from stages.extract.backbones import (
 )
 from stages.extract.listing import fingerprint_shard, list_images, open_source, place_all
 from stages.extract.settings import ExtractSettings
-from stages.outside import CLASSES, IMAGES, WEIGHTS, describe_file
 
 VIEWS = ("clean", "mirror")
 

@@ -86,6 +86,8 @@ class HeadSettings(StageSettings):
     """How a head on the frozen features is trained."""
 
     version: ClassVar[int] = 2
+    stage_class: ClassVar[str] = "stages.head.stage:Head"
+    optional: ClassVar[bool] = True
 
     method: Annotated[str, OneOf(METHODS)] = setting(
         "stego", "stego: correspondence distillation (STEGO); hp: hidden positives (HP)"
@@ -137,6 +139,11 @@ class HeadSettings(StageSettings):
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
 
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return a group of ``heads.zarr``."""
+        return [f"heads.zarr/{name}"]
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str | None) -> str | None:
@@ -154,7 +161,14 @@ class EncodeSettings(StageSettings):
     """Which head makes codes of the features."""
 
     version: ClassVar[int] = 2
+    stage_class: ClassVar[str] = "stages.head.encode_stage:Encode"
+    optional: ClassVar[bool] = True
 
     head: str = setting(..., "name of the head")
     batch_size: int = execution_setting(64, "windows encoded together", ge=1)
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return a store of the codes of one head."""
+        return [f"codes/{name}.zarr"]

@@ -11,6 +11,7 @@ class MaskSettings(StageSettings):
     """How features become principal mask proposals."""
 
     version: ClassVar[int] = 3
+    stage_class: ClassVar[str] = "stages.masks.stage:Masks"
 
     threshold: float = setting(
         0.4, "least cosine to the seed, as a share of the largest (psi of PriMaPs)", gt=0, le=1
@@ -26,6 +27,11 @@ class MaskSettings(StageSettings):
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
     batch_size: int = execution_setting(32, "windows whose PCA runs together", ge=1)
+
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return one store."""
+        return ["masks.zarr"]
 
     def proposing(self) -> dict[str, Any]:
         """Return the settings of ``propose_masks``, which goes round by round."""

@@ -22,11 +22,11 @@ from pipeline.run.evaluation import Evaluation, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead, read_frame, read_truth, resize_labels
 from pipeline.run.ledger import list_sources
 from pipeline.run.manifest import Image
+from pipeline.run.outside import find_upstream_changes
 from pipeline.settings import field_extra
 from pipeline.storage.files import write_text
-from stages import SETTINGS, VERSIONS
+from stages import SETTINGS
 from stages.artefacts import read_group_of
-from stages.outside import find_upstream_changes
 from stages.report.agreement import (
     Name,
     Paint,
@@ -184,7 +184,7 @@ def compare_runs(
         raise UsageError(
             f"--out {out} is there already and was not written by compare; give another name."
         )
-    opened = [open_evaluation(run, em, head, VERSIONS) for run, em, head in subjects]
+    opened = [open_evaluation(run, em, head, SETTINGS) for run, em, head in subjects]
     _check_subjects(opened)
     for entry in opened:
         if changed := find_upstream_changes(entry.run, f"evaluate/{entry.subject.title}"):

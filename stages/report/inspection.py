@@ -29,7 +29,7 @@ from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
 from pipeline.run.subject import Subject, choose_subject
 from pipeline.storage.files import write_bytes
-from stages import SETTINGS, VERSIONS
+from stages import SETTINGS
 from stages.artefacts import Artefacts, open_artefacts
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
@@ -61,7 +61,7 @@ def inspect_image(
     run: RunDirectory, image: str, out: Path, *, em: str | None, head: str | None
 ) -> Path:
     """Draw what every stage has made of one image, as far as the run has got."""
-    require_fresh(run, "extract", VERSIONS)
+    require_fresh(run, "extract", SETTINGS)
     row = find_image(run, read_manifest(run), image)
     _check_file(out)
     signed, buffer = PngInfo(), io.BytesIO()
@@ -179,7 +179,7 @@ def _choose_fit(
     subject = choose_subject(run, em, head)
     try:
         for key in subject.inputs:
-            require_fresh(run, key, VERSIONS)
+            require_fresh(run, key, SETTINGS)
     except PipelineError as error:
         if asked:
             raise
@@ -192,7 +192,7 @@ def _find_evaluation(
 ) -> tuple[Evaluation | None, list[str]]:
     """Find the evaluation that labelled an image, or say why there is none."""
     try:
-        evaluation = open_evaluation(run, *subject.names, VERSIONS)
+        evaluation = open_evaluation(run, *subject.names, SETTINGS)
         if image.split in evaluation.splits:
             return evaluation, []
         reason = f"the split {image.split} was not evaluated"
@@ -224,10 +224,10 @@ def _open(run: RunDirectory, subject: Subject | None, evaluation: Evaluation | N
 def _explain(run: RunDirectory, key: str) -> str:
     """Say why the artefacts of a stage are not there."""
     try:
-        require_fresh(run, key, VERSIONS)
+        require_fresh(run, key, SETTINGS)
     except RunError as error:
         return str(error)
-    condition = inspect_stage(run, key, VERSIONS)
+    condition = inspect_stage(run, key, SETTINGS)
     return f"{key} is {condition.state} in {run.path}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pipeline.run.directory import suffixed
 from pipeline.run.subject import Subject, name_subject
 from pipeline.settings import StageSettings, execution_setting, setting
 
@@ -12,6 +13,8 @@ class ReportSettings(StageSettings):
     """What the report shows of an evaluation; the verb ``evaluate`` makes both."""
 
     version: ClassVar[int] = 1
+    stage_class: ClassVar[str] = "stages.report.stage:Report"
+    follows: ClassVar[str] = "evaluate"
 
     em: str | None = setting(
         None, "name of the fit; `default`, or the only one there is, when not given"
@@ -27,7 +30,12 @@ class ReportSettings(StageSettings):
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
 
+    @classmethod
+    def list_artefacts(cls, name: str) -> list[str]:
+        """Return one page."""
+        return [f"{suffixed('report', name)}/index.html"]
+
     @property
     def subject(self) -> Subject:
-        """The fit or head whose evaluation is shown; one of them has to be named."""
+        """Return the fit or head whose evaluation is shown; one of them has to be named."""
         return name_subject(self.em, self.head)

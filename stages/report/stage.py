@@ -11,10 +11,10 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
+from pipeline.run.outside import NAMES
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.subject import choose_subject
 from pipeline.storage.files import fingerprint, write_text
-from stages.outside import NAMES
 from stages.report.settings import ReportSettings
 
 
@@ -68,7 +68,7 @@ class Report(Stage[ReportSettings]):
         print_ = fingerprint(
             self.name, self.version, settings.output_settings(), list(digests.values()), names
         )
-        return Plan([ShardPlan(print_, 1)], {NAMES: names} if names else {})
+        return Plan([ShardPlan(print_, 1)], {NAMES: names})
 
     def shares_work(self, settings: ReportSettings) -> bool:
         """Draw the page in this process: it takes all cores itself."""

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks.cost import SCALES, main, scale_costs
 from pipeline.run.ledger import Condition
-from stages.status import StageStatus
+from pipeline.run.status import StageStatus
 
 
 def test_figures_grow_with_the_images() -> None:

@@ -13,7 +13,7 @@ import pytest
 from commands import results
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
-from stages.status import StageStatus
+from pipeline.run.status import StageStatus
 from tests.commands.conftest import Call
 
 

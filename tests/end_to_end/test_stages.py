@@ -24,7 +24,7 @@ from pipeline.storage.arrays import (
     write_group,
     write_shard,
 )
-from stages import VERSIONS
+from stages import SETTINGS
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree, list_times, write_scenes
 
 
@@ -460,7 +460,7 @@ def make_head(run: RunDirectory, fit: str, name: str) -> None:
         ledger.commit(ShardRecord(0, "made by hand", 1.0, 1))
         record = StageRecord(
             stage=stage,
-            version=VERSIONS[stage],
+            version=SETTINGS[stage].version,
             settings={},
             inputs=dict(made),
             shards=["made by hand"],

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.settings import StageSettings, option_name
-from stages import SETTINGS, VERSIONS
+from stages import SETTINGS
 from tests.end_to_end.conftest import FAST_EM, Invoke, draw_scene, list_times, write_scenes
 
 STAGES = ("extract", "masks", "em/default", "evaluate/default", "report/default")
@@ -220,8 +220,8 @@ def test_another_setting(run: Path, invoke: Invoke) -> None:
 def test_another_version(
     run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    version = VERSIONS[stage]
-    monkeypatch.setitem(VERSIONS, stage, version + 1)
+    version = SETTINGS[stage].version
+    monkeypatch.setattr(SETTINGS[stage], "version", version + 1)
     key = stage if stage in STAGES else f"{stage}/default"
     assert_stale(run, invoke, key, f"{stage} is now version {version + 1}, was {version}")
 

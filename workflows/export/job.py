@@ -11,9 +11,9 @@ from typing import Literal, Protocol, cast, get_args
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.outside import find_upstream_changes
 from pipeline.run.subject import choose_subject
 from pipeline.wording import count_of, did_you_mean
-from stages.outside import find_upstream_changes
 from workflows.export import FORMATS, PROTOTYPES
 from workflows.export.folder import Folder, open_folder
 from workflows.export.photographs import check_linkable

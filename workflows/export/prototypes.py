@@ -28,7 +28,7 @@ from pipeline.run.evaluation import open_evaluation
 from pipeline.run.ledger import read_record
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import require_local
-from stages import VERSIONS
+from stages import SETTINGS
 from stages.artefacts import open_artefacts
 from stages.crf.settings import CrfSettings
 from stages.extract.backbones import describe_backbone
@@ -112,7 +112,7 @@ def export_prototypes(
 def _gather(
     run: RunDirectory, em: str | None, head: str | None
 ) -> tuple[PrototypeFacts, dict[str, NDArray[np.float32]]]:
-    evaluation = open_evaluation(run, em, head, VERSIONS)
+    evaluation = open_evaluation(run, em, head, SETTINGS)
     subject, settings, look = evaluation.subject, evaluation.record.settings, evaluation.look()
     artefacts = open_artefacts(
         run,

@@ -25,7 +25,7 @@ from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import fingerprint
 from pipeline.wording import did_you_mean
-from stages import VERSIONS
+from stages import SETTINGS
 
 EVERYTHING = "all"
 # A file system allows 255 bytes; formats append suffixes of up to 40.
@@ -186,7 +186,7 @@ def open_source(
     ids: str,
 ) -> Source:
     """Open what is exported; parameters and errors as in ``job.export_run``."""
-    evaluation = open_evaluation(run, em, head, VERSIONS)
+    evaluation = open_evaluation(run, em, head, SETTINGS)
     ids, table = _choose_ids(evaluation, ids)
     return Source(
         evaluation=evaluation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -208,17 +209,22 @@ def test_settings_make_shards_stale(run: RunDirectory, capsys: pytest.CaptureFix
     assert "square: 3 shards are stale: power 2 -> 3" in capsys.readouterr().err
 
 
+def versions(**numbers: int) -> Any:
+    """Stages as far as the ledger asks for them."""
+    return {name: SimpleNamespace(version=number) for name, number in numbers.items()}
+
+
 def test_a_version_makes_shards_stale(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     square(run)
     Trouble.version = 2
-    condition = inspect_stage(run, "square", {"square": 2})
+    condition = inspect_stage(run, "square", versions(square=2))
     assert (condition.state, condition.reason) == ("stale", "square is now version 2, was 1")
     capsys.readouterr()
     assert square(run) == ["prepare", 0, 1, 2, "finish"]
     assert "3 shards are stale: version 1 -> 2" in capsys.readouterr().err
-    assert inspect_stage(run, "square", {"square": 2}).state == "fresh"
+    assert inspect_stage(run, "square", versions(square=2)).state == "fresh"
 
 
 def test_more_rows_keep_whole_shards(run: RunDirectory) -> None:
@@ -406,8 +412,10 @@ def test_changed_inputs_make_stale(run: RunDirectory, capsys: pytest.CaptureFixt
 def test_staleness_is_found_upstream(run: RunDirectory) -> None:
     square(run)
     double(run)
-    assert inspect_stage(run, "double", {"square": 1, "double": 1}).state == "fresh"
-    assert inspect_stage(run, "double", {"square": 2}).reason == "square is now version 2, was 1"
+    assert inspect_stage(run, "double", versions(square=1, double=1)).state == "fresh"
+    assert (
+        inspect_stage(run, "double", versions(square=2)).reason == "square is now version 2, was 1"
+    )
     shutil.rmtree(run.state("square"))
     assert inspect_stage(run, "double").reason == "square is gone"
     assert inspect_stage(run, "square").state == "missing"

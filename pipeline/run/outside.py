@@ -63,9 +63,8 @@ def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
 def find_changes(run: RunDirectory, record: StageRecord) -> str:
     """Say what has changed outside a run since a stage read it; nothing where nothing has."""
     found = [_check_weights(record)]
-    if record.stage == "extract":
-        found.append(_check_images(run, record))
-        found.append(_check_layout(run))
+    if IMAGES in record.sources:
+        found += [_check_images(run, record), _check_layout(run)]
     if LABELS in record.sources:
         found.append(_check_labels(run, record))
     return "; ".join(text for text in found if text)
@@ -157,9 +156,10 @@ def _check_layout(run: RunDirectory) -> str:
     return f"the definition of the dataset has changed ({changed})" if changed else ""
 
 
-def needs_extract(run: RunDirectory, key: str) -> bool:
+def needs_listing(run: RunDirectory, key: str) -> bool:
     """Whether a stage is stale for want of a new listing, while the features stay as they are."""
-    if not key.startswith(("evaluate/", "report/")):
+    records = [Ledger(run.state(name)).read_stage() for name in (key, *list_upstream(run, key))]
+    if not any(LABELS in record.sources for record in records if record):
         return False
     try:
         return bool(describe_new_classes(read_manifest(run)))
@@ -179,16 +179,18 @@ def describe_new_classes(manifest: Manifest) -> str:
 
 
 def find_other_names(run: RunDirectory, key: str, record: StageRecord) -> str:
-    """Say whether the user names clusters otherwise than a report does."""
-    stage, _, title = key.partition("/")
-    if stage != "report":
+    """Say whether the user names clusters otherwise than a page that shows their names does."""
+    if NAMES not in record.facts:
         return ""
-    file = run.names_file(title).name
+    title = key.partition("/")[2]
     try:
         given = read_given_names(run, title)
     except PipelineError as error:
         return str(error)
     # as records have them: JSON knows no number as a name
-    if {str(cluster): name for cluster, name in given.items()} == record.facts.get(NAMES, {}):
+    if {str(cluster): name for cluster, name in given.items()} == record.facts[NAMES]:
         return ""
-    return f"{file} is not what the report was made with; the same command renders it again"
+    return (
+        f"{run.names_file(title).name} is not what the report was made with; "
+        "the same command renders it again"
+    )

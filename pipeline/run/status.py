@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pipeline.run.directory import RunDirectory
@@ -16,9 +15,9 @@ from pipeline.run.ledger import (
     list_sizes,
     list_upstream,
 )
+from pipeline.run.outside import find_changes, find_other_names, needs_listing
+from pipeline.run.stage import Stages
 from pipeline.storage.places import measure
-from stages import OPTIONAL, SETTINGS, VERSIONS
-from stages.outside import find_changes, find_other_names, needs_extract
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class StageStatus:
         return "" if record is None else record.facts.get("crf", "")
 
 
-def inspect_run(run: RunDirectory) -> list[StageStatus]:
+def inspect_run(run: RunDirectory, stages: Stages) -> list[StageStatus]:
     """Say how every stage of a run stands.
 
     Stages that were never run are listed as missing, in the order of the pipeline, but for those
@@ -44,11 +43,11 @@ def inspect_run(run: RunDirectory) -> list[StageStatus]:
     """
     known = run.require().keys()
     keys = []
-    for stage in SETTINGS:
-        named = [key for key in known if key.partition("/")[0] == stage]
-        keys += named or ([] if stage in OPTIONAL else [stage])
+    for name, settings in stages.items():
+        named = [key for key in known if key.partition("/")[0] == name]
+        keys += named or ([] if settings.optional else [name])
     changes, sizes = _find_changes(run, keys), list_sizes(run)
-    return [_inspect_key(run, key, changes, sizes) for key in keys]
+    return [_inspect_key(run, stages, key, changes, sizes) for key in keys]
 
 
 def describe_row(row: StageStatus) -> dict[str, Any]:
@@ -74,16 +73,22 @@ def _find_changes(run: RunDirectory, keys: list[str]) -> dict[str, str]:
 
 
 def _inspect_key(
-    run: RunDirectory, key: str, changes: Mapping[str, str], sizes: Mapping[str, int] | None
+    run: RunDirectory,
+    stages: Stages,
+    key: str,
+    changes: Mapping[str, str],
+    sizes: Mapping[str, int] | None,
 ) -> StageStatus:
-    condition = inspect_stage(run, key, VERSIONS)
+    condition = inspect_stage(run, key, stages)
+    if condition.record is None:
+        return StageStatus(condition, 0)
     if condition.state == "fresh":
         reason = changes.get(key) or next(
             (f"{name}: {changes[name]}" for name in list_upstream(run, key) if name in changes), ""
         )
         condition = replace(condition, state="stale" if reason else "fresh", reason=reason)
-    paths = list_artefacts(run, key)
-    gone = [path.name for path in paths if not path.exists()]
+    artefacts = stages.list_artefacts(key)
+    gone = dict.fromkeys(name for each in artefacts if (name := _find_gone(run, each)))
     if condition.state == "fresh" and gone:
         reason = f"{', '.join(gone)} is gone; the same command makes it again"
         condition = replace(condition, state="incomplete", reason=reason)
@@ -96,33 +101,20 @@ def _inspect_key(
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             reason = f"{lost[0]}{more} is gone or cut; the same command makes it again"
             condition = replace(condition, state="incomplete", reason=reason)
-    if condition.state == "fresh" and condition.record is not None:
+    if condition.state == "fresh":
+        assert condition.record is not None
         reason = find_other_names(run, key, condition.record)
         if reason:
             condition = replace(condition, state="incomplete", reason=reason)
-    first = "extract" if condition.state == "stale" and needs_extract(run, key) else ""
-    return StageStatus(condition, sum(map(measure, paths)), first)
+    # the first stage lists the images
+    first = next(iter(stages)) if condition.state == "stale" and needs_listing(run, key) else ""
+    return StageStatus(condition, sum(measure(run.path / each) for each in artefacts), first)
 
 
-def list_artefacts(run: RunDirectory, key: str) -> list[Path]:
-    """Return the files and folders that a stage writes."""
-    stage, _, name = key.partition("/")
-    if stage == "extract":
-        # the group itself where its arrays are gone with it
-        names = ("zarr.json", "clean", "mirror") if run.features.is_dir() else ("",)
-        return [run.manifest_file, run.windows_file, *(run.features / name for name in names)]
-    if stage == "masks":
-        return [run.masks]
-    if not name:
-        return []
-    if stage == "views":
-        record = Ledger(run.state(key)).read_stage()
-        return [run.features / array for array in record.facts["arrays"]] if record else []
-    report = run.report(name)
-    return {
-        "head": [run.heads / name],
-        "encode": [run.codes(name)],
-        "em": [run.em / name],
-        "evaluate": [run.labels(name), report / "metrics.json", report / "images.parquet"],
-        "report": [report / "index.html"],
-    }[stage]
+def _find_gone(run: RunDirectory, artefact: str) -> str:
+    """Name an artefact that is gone, or the zarr store that is gone with it."""
+    path = run.path / artefact
+    if path.exists():
+        return ""
+    above = path.parent
+    return above.name if above.suffix == ".zarr" and not above.exists() else path.name
