@@ -26,6 +26,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Where something lies in every run."""
+
+    name: str
+
+    def __get__(self, run: RunDirectory, _: type[RunDirectory]) -> Path:
+        return run.path / self.name
+
+
+@dataclass(frozen=True)
 class RunDirectory:
     """One run directory, or one prefix of an object store.
 
@@ -35,45 +45,14 @@ class RunDirectory:
 
     path: Path
 
-    @property
-    def settings_file(self) -> Path:
-        """``run.yaml``: the resolved settings of every stage, as run."""
-        return self.path / "run.yaml"
-
-    @property
-    def settings_copy(self) -> Path:
-        """``state/run.yaml``: the same, for a repair."""
-        return self.path / "state" / "run.yaml"
-
-    @property
-    def manifest_file(self) -> Path:
-        """``manifest.parquet``: one row per image."""
-        return self.path / "manifest.parquet"
-
-    @property
-    def windows_file(self) -> Path:
-        """``windows.parquet``: one row per square window."""
-        return self.path / "windows.parquet"
-
-    @property
-    def features(self) -> Path:
-        """``features.zarr``: one array per view."""
-        return self.path / "features.zarr"
-
-    @property
-    def masks(self) -> Path:
-        """``masks.zarr``: proposal ids per pixel, pooled features and areas per proposal."""
-        return self.path / "masks.zarr"
-
-    @property
-    def em(self) -> Path:
-        """``em.zarr``: one group per fit."""
-        return self.path / "em.zarr"
-
-    @property
-    def heads(self) -> Path:
-        """``heads.zarr``: one group per trained head."""
-        return self.path / "heads.zarr"
+    settings_file = _Place("run.yaml")  # the resolved settings of every stage, as run
+    settings_copy = _Place("state/run.yaml")  # the same, for a repair
+    manifest_file = _Place("manifest.parquet")  # one row per image
+    windows_file = _Place("windows.parquet")  # one row per square window
+    features = _Place("features.zarr")  # one array per view
+    masks = _Place("masks.zarr")  # proposal ids per pixel, pooled features and areas per proposal
+    em = _Place("em.zarr")  # one group per fit
+    heads = _Place("heads.zarr")  # one group per trained head
 
     def codes(self, name: str) -> Path:
         """Return the store of the codes that the head ``name`` makes of the features."""

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from pipeline.compute.devices import describe_device, resolve_device
 from pipeline.compute.scheduler import Execution, compute_shards
@@ -71,18 +71,18 @@ def run_stage(
 ) -> StageRecord | None:
     """Bring a stage up to date: compute the shards that are missing or stale, and no others."""
     names = settings.model_fields_set
-    settings = stage.resolve(run, settings)
-    key = stage.key(settings)
+    work = _Work(stage, run, stage.resolve(run, settings), execution, screen)
     if execution.dry_run:
-        return _bring_up_to_date(stage, run, settings, names, execution, screen, stages)
-    if stage.inputs(run, settings):
+        return work.bring_up_to_date(names, stages)
+    if stage.inputs(run, work.settings):
         run.require()
     existed = run.path.exists()
     with confine_writes(run.path):
         run.create()
+        lock = run.lock(work.key, wait=execution.wait, say=screen.warn)
         try:
-            with run.lock(key, wait=execution.wait, say=screen.warn) as lock, _hold(lock.permit):
-                return _bring_up_to_date(stage, run, settings, names, execution, screen, stages)
+            with lock as held, _hold(held.permit):
+                return work.bring_up_to_date(names, stages)
         finally:
             # a first command that was refused leaves nothing behind
             run.discard_unused(folder=not existed)
@@ -103,99 +103,185 @@ def _hold(permit: Permit | None) -> Iterator[None]:
         _PERMIT.reset(token)
 
 
-def _bring_up_to_date(
-    stage: Stage[S],
-    run: RunDirectory,
-    settings: S,
-    names: set[str],
-    execution: Execution,
-    screen: Screen,
-    stages: Mapping[str, type[StageSettings]] | None,
-) -> StageRecord | None:
-    key = stage.key(settings)
-    inputs = {name: require_fresh(run, name, stages).digest for name in stage.inputs(run, settings)}
-    plan = stage.plan(run, settings, screen)
-    ledger = Ledger(run.state(key))
-    old = ledger.read_stage()
-    new = StageRecord(
-        stage=stage.name,
-        version=stage.version,
-        settings=settings.output_settings(),
-        inputs=inputs,
-        shards=[shard.fingerprint for shard in plan.shards],
-        facts=plan.facts,
-        options=stage.name_options(settings),
-        verb=stage.verb,
-        sources=plan.sources,
-    )
-    known = ledger.read_shards()
-    stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
-    sizes = list_sizes(run)
-    lost = {n for n in known.keys() - stale if find_lost(run, known[n].files, sizes)}
-    if lost:
-        screen.warn(f"{key}: what {count_of(len(lost), 'finished shards')} wrote is gone.")
-    pending = [
-        n
-        for n in range(len(plan.shards))
-        if execution.force or n not in known or n in stale or n in lost
-    ]
-    kept = {n: known[n] for n in range(len(plan.shards)) if n in known}
-    fresh = (
-        not pending
-        and old is not None
-        and _equal(old, _seal(stage, run, settings, replace(new, files=old.files), kept))
-        and not find_lost(run, old.files, sizes)
-    )
-    _say_plan(key, old, new, len(stale), len(pending), fresh, plan, stage.unit, screen)
-    if execution.dry_run:
-        return old if fresh else None
-    resolved = settings.model_dump(mode="json")
-    run.write_settings(key, resolved, {name: resolved[name] for name in resolved if name in names})
-    if fresh:
-        assert old is not None
-        return _refresh(stage, run, settings, plan, old, ledger)
+@dataclass(frozen=True)
+class _Work(Generic[S]):
+    """One stage under one key, its settings resolved, and how it is to be run."""
 
-    # the ledger forgets a shard before its bytes change, so a crash in between mixes nothing
-    ledger.write_stage(new)
-    for number in {*stale, *pending} & known.keys():
-        ledger.drop(number)
-    every = frozenset(range(len(plan.shards)))
-    with note_writes() as prepared:
-        stage.prepare(run, settings, replace(plan, redo=every) if execution.force else plan)
-    _compute_pending(stage, run, settings, plan, pending, execution, screen)
-    records = ledger.read_shards()
-    with note_writes() as summary:
-        lines = stage.finish(run, settings, records, screen)
-    new = replace(new, files=list_files(run, [*prepared, *summary]))
-    finished = _seal(stage, run, settings, new, records)
-    require_unchanged(run, key)
-    ledger.write_stage(finished)
-    for line in lines:
-        screen.note(line)
-    return finished
+    stage: Stage[S]
+    run: RunDirectory
+    settings: S
+    execution: Execution
+    screen: Screen
+
+    @property
+    def key(self) -> str:
+        return self.stage.key(self.settings)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.run.state(self.key))
+
+    def bring_up_to_date(
+        self, names: set[str], stages: Mapping[str, type[StageSettings]] | None
+    ) -> StageRecord | None:
+        stage, run, settings, ledger = self.stage, self.run, self.settings, self.ledger
+        sources = stage.inputs(run, settings)
+        inputs = {name: require_fresh(run, name, stages).digest for name in sources}
+        plan = stage.plan(run, settings, self.screen)
+        old = ledger.read_stage()
+        new = StageRecord(
+            stage=stage.name,
+            version=stage.version,
+            settings=settings.output_settings(),
+            inputs=inputs,
+            shards=[shard.fingerprint for shard in plan.shards],
+            facts=plan.facts,
+            options=stage.name_options(settings),
+            verb=stage.verb,
+            sources=plan.sources,
+        )
+        known, every = ledger.read_shards(), range(len(plan.shards))
+        stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
+        sizes = list_sizes(run)
+        lost = {n for n in known.keys() - stale if find_lost(run, known[n].files, sizes)}
+        if lost:
+            many = count_of(len(lost), "finished shards")
+            self.screen.warn(f"{self.key}: what {many} wrote is gone.")
+        force = self.execution.force
+        pending = [n for n in every if force or n not in known or n in stale or n in lost]
+        kept = {n: known[n] for n in every if n in known}
+        fresh = (
+            not pending
+            and old is not None
+            and _equal(old, self._seal(replace(new, files=old.files), kept))
+            and not find_lost(run, old.files, sizes)
+        )
+        self._say_plan(old, new, len(stale), len(pending), fresh, plan)
+        if self.execution.dry_run:
+            return old if fresh else None
+        resolved = settings.model_dump(mode="json")
+        run.write_settings(self.key, resolved, {n: v for n, v in resolved.items() if n in names})
+        if fresh:
+            assert old is not None
+            return self._refresh(plan, old)
+
+        # the ledger forgets a shard before its bytes change, so a crash in between mixes nothing
+        ledger.write_stage(new)
+        for number in {*stale, *pending} & known.keys():
+            ledger.drop(number)
+        with note_writes() as prepared:
+            stage.prepare(run, settings, replace(plan, redo=frozenset(every)) if force else plan)
+        self._compute(plan, pending)
+        records = ledger.read_shards()
+        with note_writes() as summary:
+            lines = stage.finish(run, settings, records, self.screen)
+        finished = self._seal(replace(new, files=list_files(run, [*prepared, *summary])), records)
+        require_unchanged(run, self.key)
+        ledger.write_stage(finished)
+        for line in lines:
+            self.screen.note(line)
+        return finished
+
+    def _refresh(self, plan: Plan, record: StageRecord) -> StageRecord:
+        """Have a finished stage put right what it allocates, and note what that has changed."""
+        with note_writes() as written:
+            self.stage.prepare(self.run, self.settings, plan)
+        files = {**record.files, **list_files(self.run, written)}
+        if files != record.files:
+            record = replace(record, files=files)
+            self.ledger.write_stage(record)
+        return record
+
+    def _seal(self, record: StageRecord, records: dict[int, ShardRecord]) -> StageRecord:
+        findings = self.stage.find(self.run, self.settings, records)
+        return replace(record, findings=findings, finished=True)
+
+    def _compute(self, plan: Plan, pending: list[int]) -> None:
+        stage, run, settings, screen = self.stage, self.run, self.settings, self.screen
+        shared = stage.shares_work(settings)
+        here = self.execution.scheduler is None and (self.execution.inline or shared)
+        # another process may have another working folder
+        place = run if here else RunDirectory(run.path.absolute())
+        permit = _PERMIT.get()
+        failed: list[tuple[int, Exception]] = []
+        with screen.count(
+            stage.name,
+            sum(plan.shards[number].items for number in pending),
+            stage.unit,
+            device=_describe_device(settings, self.execution) if screen.progress else "",
+            images=_count_images(run, stage.unit) if screen.progress else None,
+        ) as counter:
+
+            def listen(event: dict[str, Any]) -> None:
+                if "say" in event:
+                    counter.say(str(event["say"]))
+                if "warn" in event:
+                    screen.warn(str(event["warn"]))
+                if "note" in event and screen.progress:
+                    screen.note(str(event["note"]))
+                counter.advance(int(event.get("advance", 0)))
+
+            ends = compute_shards(
+                compute_shard,
+                [(stage, place, settings, n, plan.shards[n], permit) for n in pending],
+                self.execution,
+                listen,
+                names=[f"shard {number}" for number in pending],
+                shares_work=shared,
+                device=str(getattr(settings, "device", "cpu")),
+            )
+            for done in ends:
+                if done.error is None:
+                    counter.wrote(sum(size for size, _ in done.value.files.values()))
+                    continue
+                failed.append((pending[done.index], done.error))
+                if isinstance(done.error, PipelineError) and len(pending) == 1:
+                    raise done.error
+                if isinstance(done.error, RunError | WeightsError) and not isinstance(
+                    done.error, StaleError
+                ):
+                    break  # a full disk or absent weights fail every other shard, too
+        if failed:
+            number, error = failed[0]
+            raise ShardError(
+                f"{stage.name}: {len(failed)} of {count_of(len(pending), 'shards')} failed, "
+                f"the others are kept; shard {number}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _say_plan(
+        self,
+        old: StageRecord | None,
+        new: StageRecord,
+        stale: int,
+        pending: int,
+        fresh: bool,
+        plan: Plan,
+    ) -> None:
+        total = count_of(len(plan.shards), "shards")
+        items = count_of(sum(shard.items for shard in plan.shards), self.stage.unit)
+        if not pending:
+            state = (
+                "fresh, nothing to do" if fresh else "shards are fresh, the summary is made again"
+            )
+            self.screen.note(f"{self.key}: {state} ({total}, {items})")
+            return
+        if old is not None and stale:
+            are = "is" if stale == 1 else "are"
+            why = _compare(old, new)
+            self.screen.note(f"{self.key}: {count_of(stale, 'shards')} {are} stale: {why}")
+        self.screen.note(f"{self.key}: {pending} of {total} to compute ({items} in all)")
 
 
-def _refresh(
-    stage: Stage[S], run: RunDirectory, settings: S, plan: Plan, record: StageRecord, ledger: Ledger
-) -> StageRecord:
-    """Have a finished stage put right what it allocates, and note what that has changed."""
-    with note_writes() as written:
-        stage.prepare(run, settings, plan)
-    files = {**record.files, **list_files(run, written)}
-    if files != record.files:
-        record = replace(record, files=files)
-        ledger.write_stage(record)
-    return record
-
-
-def _seal(
-    stage: Stage[S],
-    run: RunDirectory,
-    settings: S,
-    record: StageRecord,
-    records: dict[int, ShardRecord],
-) -> StageRecord:
-    return replace(record, findings=stage.find(run, settings, records), finished=True)
+def _compare(old: StageRecord, new: StageRecord) -> str:
+    """Say why shards that were made by one plan are stale by another."""
+    reasons = describe_changes(old.settings, new.settings)
+    reasons += describe_changes(old.facts, new.facts)
+    reasons += [f"{k} has changed" for k in new.inputs if old.inputs.get(k) != new.inputs[k]]
+    outside = [k for k in new.sources if old.sources.get(k) != new.sources[k]]
+    reasons += [f"the {k} have changed" for k in outside]
+    if old.version != new.version:
+        reasons.append(f"version {old.version} -> {new.version}")
+    return "; ".join(dict.fromkeys(reasons)) or "its input files have changed"
 
 
 def _equal(first: StageRecord, second: StageRecord) -> bool:
@@ -209,67 +295,6 @@ def _is_stale(number: int, record: ShardRecord, plan: Plan) -> bool:
         or record.fingerprint != plan.shards[number].fingerprint
         or number in plan.redo
     )
-
-
-def _compute_pending(
-    stage: Stage[S],
-    run: RunDirectory,
-    settings: S,
-    plan: Plan,
-    pending: list[int],
-    execution: Execution,
-    screen: Screen,
-) -> None:
-    here = execution.scheduler is None and (execution.inline or stage.shares_work(settings))
-    # another process may have another working folder
-    place = run if here else RunDirectory(run.path.absolute())
-    permit = _PERMIT.get()
-    calls = [(stage, place, settings, number, plan.shards[number], permit) for number in pending]
-    total = sum(plan.shards[number].items for number in pending)
-    failed: list[tuple[int, Exception]] = []
-    with screen.count(
-        stage.name,
-        total,
-        stage.unit,
-        device=_describe_device(settings, execution) if screen.progress else "",
-        images=_count_images(run, stage.unit) if screen.progress else None,
-    ) as counter:
-
-        def listen(event: dict[str, Any]) -> None:
-            if "say" in event:
-                counter.say(str(event["say"]))
-            if "warn" in event:
-                screen.warn(str(event["warn"]))
-            if "note" in event and screen.progress:
-                screen.note(str(event["note"]))
-            counter.advance(int(event.get("advance", 0)))
-
-        ends = compute_shards(
-            compute_shard,
-            calls,
-            execution,
-            listen,
-            names=[f"shard {number}" for number in pending],
-            shares_work=stage.shares_work(settings),
-            device=str(getattr(settings, "device", "cpu")),
-        )
-        for done in ends:
-            if done.error is None:
-                counter.wrote(sum(size for size, _ in done.value.files.values()))
-            else:
-                failed.append((pending[done.index], done.error))
-                if isinstance(done.error, PipelineError) and len(pending) == 1:
-                    raise done.error
-                if isinstance(done.error, RunError | WeightsError) and not isinstance(
-                    done.error, StaleError
-                ):
-                    break  # a full disk or absent weights fail every other shard, too
-    if failed:
-        number, error = failed[0]
-        raise ShardError(
-            f"{stage.name}: {len(failed)} of {count_of(len(pending), 'shards')} failed, "
-            f"the others are kept; shard {number}: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _describe_device(settings: StageSettings, execution: Execution) -> str:
@@ -322,34 +347,3 @@ def compute_shard(
         require_unchanged(run, key)
         Ledger(run.state(key)).commit(record)
     return record
-
-
-def _say_plan(
-    key: str,
-    old: StageRecord | None,
-    new: StageRecord,
-    stale: int,
-    pending: int,
-    fresh: bool,
-    plan: Plan,
-    unit: str,
-    screen: Screen,
-) -> None:
-    total = count_of(len(plan.shards), "shards")
-    items = count_of(sum(shard.items for shard in plan.shards), unit)
-    if not pending:
-        state = "fresh, nothing to do" if fresh else "shards are fresh, the summary is made again"
-        screen.note(f"{key}: {state} ({total}, {items})")
-        return
-    if old is not None and stale:
-        reasons = describe_changes(old.settings, new.settings)
-        reasons += describe_changes(old.facts, new.facts)
-        reasons += [f"{k} has changed" for k in new.inputs if old.inputs.get(k) != new.inputs[k]]
-        outside = [k for k in new.sources if old.sources.get(k) != new.sources[k]]
-        reasons += [f"the {k} have changed" for k in outside]
-        if old.version != new.version:
-            reasons.append(f"version {old.version} -> {new.version}")
-        why = "; ".join(dict.fromkeys(reasons)) or "its input files have changed"
-        are = "is" if stale == 1 else "are"
-        screen.note(f"{key}: {count_of(stale, 'shards')} {are} stale: {why}")
-    screen.note(f"{key}: {pending} of {total} to compute ({items} in all)")
