@@ -25,7 +25,6 @@ from pipeline.settings import StageSettings
 from pipeline.storage.files import (
     Stored,
     fingerprint,
-    note_file,
     read_checked_json,
     remove_file,
     stamp,
@@ -311,12 +310,6 @@ def list_files(run: RunDirectory, written: Sequence[Stored]) -> Files:
         stored.path.relative_to(run.path).as_posix(): (stored.bytes, stored.checksum)
         for stored in inside
     }
-
-
-def note_files(run: RunDirectory, files: Files) -> None:
-    """Note files that are right already as written (see ``storage.files.note_writes``)."""
-    for name, (size, checksum) in files.items():
-        note_file(Stored(run.path / name, size, checksum))
 
 
 def list_sizes(run: RunDirectory) -> Mapping[str, int] | None:

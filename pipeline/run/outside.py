@@ -6,6 +6,7 @@ digests. Nothing here imports torch.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
 def find_changes(run: RunDirectory, record: StageRecord) -> str:
     """Say what has changed outside a run since a stage read it; nothing where nothing has."""
     found = [_check_weights(record)]
-    if IMAGES in record.sources:
-        found += [_check_images(run, record), _check_layout(run)]
-    if LABELS in record.sources:
-        found.append(_check_labels(run, record))
+    if {IMAGES, LABELS} & record.sources.keys():
+        try:
+            manifest = read_manifest(run)
+        except PipelineError as error:
+            found.append(str(error))
+        else:
+            if IMAGES in record.sources:
+                found += [_check_images(run, record, manifest), _check_layout(manifest)]
+            if LABELS in record.sources:
+                found.append(_check_labels(record, manifest))
     return "; ".join(text for text in found if text)
 
 
@@ -95,11 +102,7 @@ def _check_weights(record: StageRecord) -> str:
     return "" if same else f"the weights {known['path']} have changed"
 
 
-def _check_images(run: RunDirectory, record: StageRecord) -> str:
-    try:
-        manifest = read_manifest(run)
-    except PipelineError as error:
-        return str(error)
+def _check_images(run: RunDirectory, record: StageRecord, manifest: Manifest) -> str:
     forget_listings()
     changed, gone = [], []
     for image in manifest.images:
@@ -134,11 +137,7 @@ def _count(paths: list[str], what: str) -> str:
     return f"{len(paths)} {images} {what} ({paths[0]}{', …' if len(paths) > 1 else ''})"
 
 
-def _check_labels(run: RunDirectory, record: StageRecord) -> str:
-    try:
-        manifest = read_manifest(run)
-    except PipelineError as error:
-        return str(error)
+def _check_labels(record: StageRecord, manifest: Manifest) -> str:
     if record.sources.get(CLASSES, now := fingerprint_classes(manifest)) != now:
         return f"the {CLASSES} have changed"
     if changed := describe_new_classes(manifest):
@@ -147,24 +146,12 @@ def _check_labels(run: RunDirectory, record: StageRecord) -> str:
     return "" if now == record.sources[LABELS] else "label maps have changed"
 
 
-def _check_layout(run: RunDirectory) -> str:
+def _check_layout(manifest: Manifest) -> str:
     try:
-        manifest = read_manifest(run)
         changed = find_difference(manifest.dataset, manifest.definition, classes=False)
     except PipelineError as error:
         return str(error)
     return f"the definition of the dataset has changed ({changed})" if changed else ""
-
-
-def needs_listing(run: RunDirectory, key: str) -> bool:
-    """Whether a stage is stale for want of a new listing, while the features stay as they are."""
-    records = [Ledger(run.state(name)).read_stage() for name in (key, *list_upstream(run, key))]
-    if not any(LABELS in record.sources for record in records if record):
-        return False
-    try:
-        return bool(describe_new_classes(read_manifest(run)))
-    except PipelineError:
-        return False
 
 
 def describe_new_classes(manifest: Manifest) -> str:
@@ -176,6 +163,16 @@ def describe_new_classes(manifest: Manifest) -> str:
     if not changed:
         return ""
     return f"the dataset's classes have changed ({changed}); run extract and then evaluate again"
+
+
+def needs_listing(run: RunDirectory, key: str) -> bool:
+    """Whether a stage is stale for want of a new listing, while the features stay as they are."""
+    records = [Ledger(run.state(name)).read_stage() for name in (key, *list_upstream(run, key))]
+    if not any(LABELS in record.sources for record in records if record):
+        return False
+    with suppress(PipelineError):
+        return bool(describe_new_classes(read_manifest(run)))
+    return False
 
 
 def find_other_names(run: RunDirectory, key: str, record: StageRecord) -> str:

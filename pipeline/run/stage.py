@@ -187,10 +187,14 @@ class Stages(Registry[type[StageSettings]]):
         return make_settings(self[name], name, before, given)
 
 
+CHECKPOINTS = ("training.npz", "fit.npz")
+
+
 class Training(Stage[S]):
     """A stage of one shard that learns, goes on from its last checkpoint, and writes at its end."""
 
-    checkpoint_file: ClassVar[str]
+    # one of CHECKPOINTS, which a verification looks at
+    checkpoint_file: ClassVar[str] = CHECKPOINTS[0]
 
     def plan_one(
         self,

@@ -6,10 +6,10 @@ What a verification found damaged is computed again by a repair, and nothing els
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import product
 
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import DamageError, RunError, StaleError
@@ -19,7 +19,7 @@ from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import Files, Ledger, StageRecord
 from pipeline.run.manifest import read_manifest
 from pipeline.run.runner import run_named
-from pipeline.run.stage import Stages
+from pipeline.run.stage import CHECKPOINTS, Stages
 from pipeline.settings import StageSettings, make_settings
 from pipeline.storage.arrays import METADATA, consolidate, find_damaged, is_consolidated, is_damaged
 from pipeline.storage.files import Checkpoint, checksum, confine_writes, remove_file, write_bytes
@@ -77,8 +77,7 @@ def verify_run(run: RunDirectory, count: Callable[[int], Counter]) -> Findings:
     for key in _list_keys(run):
         listed, broken = _list_entries(run, key)
         damages += broken
-        for entry in listed:
-            entries[entry.file] = entry
+        entries |= {entry.file: entry for entry in listed}
     size = 0
     with count(len(entries)) as counter:
         threads = count_threads()
@@ -254,44 +253,31 @@ def _check_stores(run: RunDirectory, entries: Mapping[str, _Entry]) -> list[Dama
 
 def _list_unfinished(run: RunDirectory) -> set[str]:
     """List the keys of the stages that are at work, or were interrupted."""
-    return {key for key in _list_keys(run) if _is_unfinished(Ledger(run.state(key)))}
-
-
-def _is_unfinished(ledger: Ledger) -> bool:
-    try:
-        record = ledger.read_stage()
-    except RunError:
-        return False  # named elsewhere
-    return record is not None and not record.finished
-
-
-def list_checkpoints(run: RunDirectory) -> list[Path]:
-    """List the checkpoints of unfinished fits and trainings."""
-    folders = map(run.state, run.keys())
-    files = [folder / name for folder in folders for name in ("fit.npz", "training.npz")]
-    return [file for file in files if file.is_file()]
+    found = set()
+    for key in _list_keys(run):
+        with suppress(RunError):  # one that is damaged is named elsewhere
+            record = Ledger(run.state(key)).read_stage()
+            if record is not None and not record.finished:
+                found.add(key)
+    return found
 
 
 def _check_checkpoints(run: RunDirectory) -> list[Damage]:
+    """Check the checkpoints of unfinished fits and trainings."""
     damages = []
-    for file in list_checkpoints(run):
+    for key, name in product(run.keys(), CHECKPOINTS):
+        file = run.state(key) / name
         try:
             Checkpoint(file, "").load()
         except DamageError:
-            key = file.parent.relative_to(run.path / "state").as_posix()
-            name = file.relative_to(run.path).as_posix()
-            damages.append(Damage(key, name, "is a damaged checkpoint"))
+            path = file.relative_to(run.path).as_posix()
+            damages.append(Damage(key, path, "is a damaged checkpoint"))
     return damages
 
 
 def _list_some(items: Sequence[object], most: int = 8) -> str:
     shown = ", ".join(str(item) for item in items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
-
-
-def count_shards(damages: Iterable[Damage]) -> int:
-    """Count the shards that some damages lie in."""
-    return len({(damage.key, damage.shard) for damage in damages if damage.shard is not None})
 
 
 def repair_run(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DamageError, RunError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, find_lost, list_files, note_files
+from pipeline.run.ledger import Ledger, ShardRecord, StageRecord, find_lost, list_files
 from pipeline.storage.files import checksum, note_writes, write_bytes, write_checked_json
 
 STAGE = StageRecord("paint", 2, {"coats": 3}, {"extract": "ab"}, ["p", "q"], {"grid": [2, 2]})
@@ -129,9 +129,6 @@ def test_files_below_the_run_are_named_as_they_were_written_last(tmp_path: Path)
         write_bytes(run.path / "a" / "b", b"newer")
     files = list_files(run, written)
     assert files == {"a/b": (5, checksum(b"newer"))}
-    with note_writes() as again:
-        note_files(run, files)
-    assert list_files(run, again) == files
 
 
 def test_files_that_are_gone_or_of_another_size_are_lost(tmp_path: Path) -> None:
