@@ -20,7 +20,10 @@ ROOMS = ("cli.py", "commands", "workflows", "stages", "pipeline")
 GAP = "…"
 _PLACE = re.compile(r"^<!-- (?:messages: (\w+)|(warnings)) -->$", re.MULTILINE)
 _WARNINGS = {"warn", "warning"}
-_BUILT_IN = {name for name in dir(builtins) if name.endswith("Error")}
+# errors of Python's own, and those that pydantic turns into a sentence of ours
+_BUILT_IN = {n for n in dir(builtins) if n.endswith("Error")} | {"PydanticCustomError"}
+# what pydantic makes a sentence of, and the class of that, by the name of the module
+_SAID_AS = {"settings.py": "UsageError", "definition.py": "DatasetError"}
 _MOST_CHARACTERS = 400
 
 
@@ -59,12 +62,12 @@ def find_messages() -> tuple[Message, ...]:
         for file in files:
             module = str(file.relative_to(ROOT))
             tree = ast.parse(file.read_text(encoding="utf-8"))
-            pairs = _find_in(tree, settings=module.endswith("settings.py"))
+            pairs = _find_in(tree, _SAID_AS.get(file.name, ""))
             found += [Message(kind, text, module) for kind, text in pairs]
     return tuple(found)
 
 
-def _find_in(tree: ast.AST, *, settings: bool) -> Iterator[tuple[str, str]]:
+def _find_in(tree: ast.AST, said_as: str) -> Iterator[tuple[str, str]]:
     # texts that are put together before they are raised
     named = {
         target.id: node.value
@@ -78,8 +81,8 @@ def _find_in(tree: ast.AST, *, settings: bool) -> Iterator[tuple[str, str]]:
             continue
         called = node.func
         name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-        if settings and name == "ValueError":
-            kind = "UsageError"  # pydantic's: settings.py says it as that
+        if said_as and name == "ValueError":
+            kind = said_as
         elif name.endswith("Error") and name not in _BUILT_IN:
             kind = name
         elif name in _WARNINGS:
