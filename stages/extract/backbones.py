@@ -214,13 +214,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
 
 
 def describe_backbone(name: str) -> Backbone:
-    """Make a backbone that says what it is, and cannot compute: its weights are not loaded.
-
-    Raises
-    ------
-    UsageError
-        Nobody knows the name, or the model has no square grid of tokens.
-    """
+    """Make a backbone that says what it is, and cannot compute: its weights are not loaded."""
     return BACKBONES[name if name in BACKBONES else TIMM](name)
 
 
@@ -240,28 +234,7 @@ def build_backbone(
     device: torch.device,
     precision: str,
 ) -> Backbone:
-    """Build a backbone, its weights loaded, ready for windows of one size.
-
-    Parameters
-    ----------
-    name
-        A name of :data:`BACKBONES`, a timm name, or ``hf-hub:owner/name``.
-    weights
-        None for a backbone that takes none.
-    size
-        Side of the windows in pixels.
-    device
-        Where the forward pass runs.
-    precision
-        ``float32`` or ``bfloat16`` (see ``resolve_precision``), where the backbone may choose.
-
-    Raises
-    ------
-    UsageError
-        The name is unknown or has no grid of tokens, or the size does not fit the patch.
-    WeightsError
-        The weights are broken or are those of another model.
-    """
+    """Build a backbone, its weights loaded, ready for windows of one size in pixels."""
     backbone = describe_backbone(name)
     backbone.check_size(size)
     if backbone.takes_weights and weights is None:

