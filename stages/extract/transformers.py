@@ -274,8 +274,8 @@ def _note(
 def capture_attention(model: Any, images: Tensor, name: str) -> Attended:
     """Run a timm model and take what its last block's attention multiplies.
 
-    Refused where that block does not attend once, from every token to every token, through PyTorch's
-    scaled dot-product attention.
+    Refused where that block does not attend once, from every token to every token, through
+    PyTorch's scaled dot-product attention.
     """
     blocks = getattr(model, "blocks", None)
     if not blocks:

@@ -182,7 +182,7 @@ def run_numbers(seed: int) -> Iterator[Trial]:
     yield from run_tests(
         "tests/end_to_end/test_numbers.py",
         "tests/stages/em/test_degenerate.py",
-        "tests/stages/extract/test_passes.py",
+        "tests/stages/extract/test_backbones.py",
     )
 
 
