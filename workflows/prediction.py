@@ -52,7 +52,7 @@ from stages.extract.backbones import (
     find_faulty,
     gather_batches,
 )
-from stages.extract.listing import list_images, place_all
+from stages.extract.stage import list_images, place_all
 from stages.head.encode_stage import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
 from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes

@@ -69,7 +69,7 @@ from pathlib import Path
 from pipeline.datasets import get_dataset
 from pipeline.run.manifest import Image
 from pipeline.progress import Counter
-from stages.extract.listing import list_images
+from stages.extract.stage import list_images
 
 folder, root, known = get_dataset("folder"), Path(sys.argv[1]), ()
 for line in sys.stdin:

@@ -21,9 +21,9 @@ from pipeline.images.decoding import ImageHeader, probe_image
 from pipeline.progress import Counter
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image, Manifest
-from stages.extract import listing
-from stages.extract.listing import fingerprint_shard, list_images, open_source, place_all
+from stages.extract import stage
 from stages.extract.settings import ExtractSettings
+from stages.extract.stage import fingerprint_shard, list_images, open_source, place_all
 
 
 @dataclass
@@ -73,7 +73,7 @@ def lister(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lister:
         lister.read.append(path.name)
         return probe_image(path)
 
-    monkeypatch.setattr(listing, "probe_image", probe)
+    monkeypatch.setattr(stage, "probe_image", probe)
     return lister
 
 
@@ -286,7 +286,7 @@ def test_an_unexpected_error_is_not_swallowed(
     def fail(path: Path) -> ImageHeader:
         raise ImageError("of the wrong kind") if path.name == "b.png" else KeyError("a bug")
 
-    monkeypatch.setattr(listing, "probe_image", fail)
+    monkeypatch.setattr(stage, "probe_image", fail)
     with pytest.raises(KeyError):
         lister.scan()
 
