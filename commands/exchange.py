@@ -1,30 +1,32 @@
-"""The verbs that carry results elsewhere: export, predict."""
+"""The verbs that carry something elsewhere: export, predict, completion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from commands.options import ChoiceType, NumberType, PlaceType
 from commands.shared import CRF_TYPE, RUN, em_option, head_option, screen_options
-from commands.verbs import Argument, how, verb, what
+from commands.verbs import PROGRAM, argument, how, verb, what
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import Bounds
+from workflows.export import FORMATS, describe_formats
 
-
-def list_formats() -> Mapping[str, str]:
-    """Return the formats that there are, each with a line on it."""
-    from workflows.export import describe_formats
-
-    return describe_formats()
+VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
+SHELLS = {
+    "bash": 'eval "$(primaps-pipe completion bash)"   # in ~/.bashrc',
+    "zsh": 'eval "$(primaps-pipe completion zsh)"    # in ~/.zshrc, after compinit',
+    "fish": "primaps-pipe completion fish > ~/.config/fish/completions/primaps-pipe.fish",
+}
+"""Shell -> how its script is read."""
 
 
 @verb(
-    lists=lambda: {"Formats": list_formats()},
+    lists=lambda: {"Formats": describe_formats()},
     examples=(
         (
             "primaps-pipe export runs/demo --format mmseg --out exports/demo-mmseg",
@@ -41,12 +43,12 @@ def list_formats() -> Mapping[str, str]:
     "--format",
     "format_",
     required=True,
-    type=ChoiceType(list_formats),
+    type=ChoiceType(FORMATS),
     metavar="FORMAT",
     help="one of those below",
 )
-@em_option("the fit whose labels are exported; the run's own when not given")
-@head_option("the head whose labels are exported, instead of a fit's")
+@em_option(help="the fit whose labels are exported; the run's own when not given")
+@head_option(help="the head whose labels are exported, instead of a fit's")
 @what(
     "--split",
     "splits",
@@ -73,32 +75,11 @@ def list_formats() -> Mapping[str, str]:
     help="where to: a new or empty folder, or a file for prototypes",
 )
 @screen_options
-def export(
-    run: Path,
-    format_: str,
-    em: str | None,
-    head: str | None,
-    splits: tuple[str, ...],
-    ids: Literal["auto", "classes", "clusters"],
-    images: Literal["copy", "link", "none"],
-    out: Path,
-    screen: Screen,
-) -> None:
+def export(run: Path, format_: str, out: Path, screen: Screen, **options: Any) -> None:
     """Write the labels of a run in a format that other programs read."""
     from workflows.export.job import export_run
 
-    lines = export_run(
-        RunDirectory(run),
-        format_,
-        out,
-        em=em,
-        head=head,
-        splits=splits,
-        ids=ids,
-        images=images,
-        screen=screen,
-    )
-    for line in lines:
+    for line in export_run(RunDirectory(run), format_, out, screen=screen, **options):
         screen.result(line, out=out)
 
 
@@ -111,9 +92,7 @@ def export(
         ),
     ),
 )
-@click.argument(
-    "images", cls=Argument, type=PlaceType(folder=True), text="a folder of images, of any depth"
-)
+@argument("images", type=PlaceType(folder=True), text="a folder of images, of any depth")
 @what(
     "--prototypes",
     type=PlaceType(),
@@ -144,28 +123,22 @@ def export(
     help="windows per forward pass  [default: 16; at least 1]",
 )
 @screen_options
-def predict(
-    images: Path,
-    prototypes: Path,
-    out: Path,
-    crf: str,
-    weights: Path | None,
-    device: str,
-    batch_size: int,
-    screen: Screen,
-) -> None:
+def predict(images: Path, prototypes: Path, out: Path, screen: Screen, **options: Any) -> None:
     """Label new images with prototypes; no run directory is needed."""
     from workflows.prediction import predict_folder
 
-    lines = predict_folder(
-        images,
-        prototypes,
-        out,
-        weights=weights,
-        crf=crf,
-        device=device,
-        batch_size=batch_size,
-        screen=screen,
-    )
-    for line in lines:
+    for line in predict_folder(images, prototypes, out, screen=screen, **options):
         screen.result(line, out=out)
+
+
+@verb(
+    events=False,
+    examples=[(f"primaps-pipe completion {shell}", does) for shell, does in SHELLS.items()],
+)
+@argument("shell", type=ChoiceType(SHELLS), text="the shell that reads the script")
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes verbs, options and names in a shell."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(ctx.find_root().command, {}, PROGRAM, VARIABLE).source())

@@ -1,31 +1,30 @@
-"""Command-line options made from a settings class, so that a default is said once."""
+"""Options made from a settings class, so that a default is said once, and what completes them."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from commands.verbs import HOW, WHAT, Option
+from commands.verbs import FINE, HOW, WHAT, Option
+from pipeline.dataset_names import DATASET_NAMES
 from pipeline.errors import UsageError
 from pipeline.registry import Registry
-from pipeline.settings import (
-    Bounds,
-    StageSettings,
-    field_extra,
-    find_bounds,
-    find_choices,
-    option_name,
-)
+from pipeline.run.directory import RunDirectory
+from pipeline.settings import Bounds, StageSettings, Values, field_extra, option_name, read_values
 from pipeline.storage.places import is_remote, parse_place
 from pipeline.wording import did_you_mean
 
 C = TypeVar("C", bound=Callable[..., Any])
-Completer = Callable[[click.Context, click.Parameter, str], list[Any]]
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+MOST_IMAGES = 1000
+
+
+def _complete(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 class ChoiceType(click.ParamType):
@@ -33,13 +32,8 @@ class ChoiceType(click.ParamType):
 
     name = "choice"
 
-    def __init__(self, names: Sequence[str] | Callable[[], Iterable[str]]) -> None:
-        self._names = names
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The names."""
-        return tuple(self._names() if callable(self._names) else self._names)
+    def __init__(self, choices: Collection[str]) -> None:
+        self.choices = choices
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return the names as the help page shows them."""
@@ -56,18 +50,17 @@ class ChoiceType(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Complete a name."""
-        return [CompletionItem(name) for name in self.choices if name.startswith(incomplete)]
+        return _complete(self.choices, incomplete)
 
 
 class NumberType(click.ParamType):
     """A number in a range, or one of some words."""
 
     def __init__(
-        self, kind: type[int] | type[float], bounds: Bounds | None, words: Sequence[str] = ()
+        self, kind: type[int] | type[float], bounds: Bounds | None, words: Collection[str] = ()
     ) -> None:
-        self.kind, self.bounds, self.words = kind, bounds, tuple(words)
-        number = "integer" if kind is int else "float"
-        self.name = "|".join((number, *self.words))
+        self.kind, self.bounds, self.words = kind, bounds, words
+        self.name = "|".join(("integer" if kind is int else "float", *words))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number or the word, or end the command."""
@@ -90,7 +83,7 @@ class NumberType(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Complete a word."""
-        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        return _complete(self.words, incomplete)
 
 
 class PlaceType(click.ParamType):
@@ -118,29 +111,99 @@ class PlaceType(click.ParamType):
         return [CompletionItem(incomplete, type="dir" if self.folder else "file")]
 
 
+def complete_with(
+    list_names: Callable[[click.Context, str], Iterable[str]], *, or_file: bool = False
+) -> Completer:
+    """Complete what names there are, of those that begin so far; or else a file."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        try:
+            found = _complete(list_names(ctx, incomplete), incomplete)
+        except Exception:  # a prompt is no place for errors: what cannot be read completes nothing
+            found = []
+        return found or ([CompletionItem(incomplete, type="file")] if or_file else [])
+
+    return complete
+
+
+def _list_runs(ctx: click.Context) -> list[Path]:
+    """Return the runs that the command line names so far."""
+    given = ctx.params.get("run") or ctx.params.get("runs")
+    if given:
+        return [given] if isinstance(given, Path) else list(given)
+    # click stops at an option whose value is still missing, and leaves the arguments as they are
+    return [parse_place(text) for text in ctx.args[: None if "runs" in ctx.params else 1]]
+
+
+def _list_made(ctx: click.Context, stage: str) -> Iterable[str]:
+    found = (name for run in _list_runs(ctx) for name in RunDirectory(run).names(stage))
+    return dict.fromkeys(found)
+
+
+def _list_images(ctx: click.Context, incomplete: str) -> list[str]:
+    # the column alone: to check the whole table takes as long as there are images
+    import pyarrow.parquet as pq
+
+    found = [
+        image
+        for run in _list_runs(ctx)
+        for image in pq.read_table(run / "manifest.parquet", columns=["id"])["id"].to_pylist()
+        if image.startswith(incomplete)
+    ]
+    return found[:MOST_IMAGES]
+
+
+def _list_recipes(ctx: click.Context, incomplete: str) -> list[str]:
+    from workflows.recipes import list_recipes
+
+    return list_recipes()
+
+
+complete_fits = complete_with(lambda ctx, _: _list_made(ctx, "em"))
+complete_heads = complete_with(lambda ctx, _: _list_made(ctx, "head"))
+complete_images = complete_with(_list_images)
+complete_recipes = complete_with(_list_recipes, or_file=True)
+complete_datasets = complete_with(lambda *_: DATASET_NAMES, or_file=True)
+
+
 def settings_options(
     settings: type[StageSettings],
-    types_by_name: Mapping[str, click.ParamType] | None = None,
+    first: Collection[str] = (),
     *,
-    names: Sequence[str] | None = None,
-    section: str = WHAT,
-    sections: Mapping[str, str] | None = None,
+    types: Mapping[str, click.ParamType] | None = None,
+    names: Collection[str] = (),
+    section: str = FINE,
     completers: Mapping[str, Completer] | None = None,
 ) -> Callable[[C], C]:
     """Give a command one option per field of a settings class, or for some of them.
 
     An option that is not given stays out of the settings: what ``run.yaml`` remembers, or else the
     class's default, holds.
+
+    Parameters
+    ----------
+    settings
+        The class.
+    first
+        The settings that people come for: they say what is computed.
+    types
+        Types of those options whose values the class does not tell.
+    names
+        The settings that become options; all when empty.
+    section
+        Section of the other settings, but for those that say how the stage runs.
+    completers
+        What completes the value of an option.
     """
 
     def decorate(command: C) -> C:
-        for name in reversed(names or tuple(settings.model_fields)):
-            kind = (types_by_name or {}).get(name)
+        for name in reversed([*(names or settings.model_fields)]):
+            what = field_extra(settings, name, "affects_output")
+            place = WHAT if name in first else section if what else HOW
+            words, facts = _describe_option(settings, name, place)
+            facts["type"] = (types or {}).get(name, facts["type"])
             complete = (completers or {}).get(name)
-            place = section if field_extra(settings, name, "affects_output") else HOW
-            place = (sections or {}).get(name, place)
-            words, facts = _describe_option(settings, name, kind, place, complete)
-            command = click.option(*words, cls=Option, **facts)(command)
+            command = click.option(*words, cls=Option, shell_complete=complete, **facts)(command)
         return command
 
     return decorate
@@ -156,80 +219,56 @@ def variant_options(
             theirs: type[StageSettings] = variants[variant].settings_class
         except UsageError:
             continue  # why it cannot be imported is said when it is asked for
-        section = f"Of the {variants.kind} {variant}"
         for name in theirs.model_fields:
             if name in settings.model_fields or name in found:
                 continue
-            words, facts = _describe_option(theirs, name, None, section, None)
+            words, facts = _describe_option(theirs, name, f"Of the {variants.kind} {variant}")
             found[name] = Option(words, **facts)
     return list(found.values())
 
 
 def given_settings(settings: type[StageSettings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that the command line gives, out of all its values."""
-    return {
-        name: values[name] for name in settings.model_fields if values.get(name) not in (None, ())
-    }
+    return {name: values[name] for name in settings.model_fields if is_given(values.get(name))}
+
+
+def is_given(value: Any) -> bool:
+    """Whether the command line gives an option: click says None, or nothing of what is repeated."""
+    return value not in (None, ())
 
 
 def _describe_option(
-    settings: type[StageSettings],
-    name: str,
-    kind: click.ParamType | None,
-    section: str,
-    complete: Completer | None,
+    settings: type[StageSettings], name: str, section: str
 ) -> tuple[list[str], dict[str, Any]]:
     """Return the words and the facts of the option of a setting, as click takes them."""
     field = settings.model_fields[name]
-    annotation, multiple = _strip(field.annotation)
-    option, default = option_name(settings, name), field.default
-    if annotation is bool:
+    values, option, default = read_values(field), option_name(settings, name), field.default
+    if values.kind is bool:
         # both words, so that what run.yaml remembers can be taken back
         off = "--no-" + option.removeprefix("--")
         default = option if default else off
         option = f"{option}/{off}"
-    facts = []
-    if field.is_required():
-        facts.append("required at first")
-    elif field.default not in (None, ()):
-        facts.append(f"default: {default}")
-    bounds = find_bounds(field)
-    if bounds is not None:
-        facts.append(str(bounds))
+    notes = ["required at first"] if field.is_required() else []
+    if not field.is_required() and is_given(field.default):
+        notes.append(f"default: {default}")
+    if values.bounds is not None:
+        notes.append(str(values.bounds))
     text = field.description or ""
     return [option, name], {
         "section": section,
-        "type": kind or _click_type(annotation, bounds, find_choices(field)),
-        "multiple": multiple,
+        "type": _choose_type(values),
+        "multiple": values.many,
         "default": None,
-        "shell_complete": complete,
-        "help": f"{text}  [{'; '.join(facts)}]" if facts else text,
+        "help": f"{text}  [{'; '.join(notes)}]" if notes else text,
     }
 
 
-def _strip(annotation: Any) -> tuple[Any, bool]:
-    """Take ``None`` out of a union, the element out of a tuple, and what pydantic alone reads."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        parts = [part for part in get_args(annotation) if part is not type(None)]
-        # of a number or a word, the number
-        numbers = [part for part in parts if get_origin(part) is not Literal]
-        return _strip(numbers[0]) if len(numbers) == 1 else (annotation, False)
-    if get_origin(annotation) is tuple:
-        return _strip(get_args(annotation)[0])[0], True
-    if get_origin(annotation) is Annotated:
-        return get_args(annotation)[0], False
-    return annotation, False
-
-
-def _click_type(annotation: Any, bounds: Bounds | None, words: Sequence[str]) -> click.ParamType:
-    if annotation in (int, float):
-        return NumberType(annotation, bounds, words)
-    if get_origin(annotation) is Literal:
-        # of a list of words
-        words = [str(word) for word in get_args(annotation)]
-    if words:
-        return ChoiceType(words)
-    if annotation is Path:
+def _choose_type(values: Values) -> click.ParamType:
+    if values.kind in (int, float):
+        return NumberType(values.kind, values.bounds, values.words)
+    if values.words:
+        return ChoiceType(values.words)
+    if values.kind is Path:
         # not click's own, which makes s3:/bucket of s3://bucket
         return PlaceType()
-    return click.BOOL if annotation is bool else click.STRING
+    return click.BOOL if values.kind is bool else click.STRING

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from commands.completion import complete_images
-from commands.options import NumberType, PlaceType
+from commands.options import NumberType, PlaceType, complete_images
 from commands.shared import (
     AS_JSON,
     PROGRESS,
@@ -27,11 +26,10 @@ from commands.shared import (
     VERBOSE,
     WORKERS,
     em_option,
-    guard,
     head_option,
     screen_options,
 )
-from commands.verbs import Argument, shown, verb, what
+from commands.verbs import argument, shown, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
@@ -135,7 +133,6 @@ def _style(text: str, **style: object) -> str:
 @RUN
 @AS_JSON
 @VERBOSE
-@guard
 def status(run: Path, as_json: bool) -> None:
     """Show how every stage of a run stands.
 
@@ -174,7 +171,6 @@ def status(run: Path, as_json: bool) -> None:
 @PROGRESS
 @AS_JSON
 @VERBOSE
-@guard
 def verify(
     run: Path,
     repair: bool,
@@ -221,14 +217,13 @@ def verify(
     ),
 )
 @RUN
-@click.argument(
+@argument(
     "image",
-    cls=Argument,
     shell_complete=complete_images,
     text="the image's id, split/id, the photograph's path, or the last part of it",
 )
-@em_option("the fit whose labels are drawn; the run's own when not given")
-@head_option("the head whose labels are drawn, instead of a fit's")
+@em_option(help="the fit whose labels are drawn; the run's own when not given")
+@head_option(help="the head whose labels are drawn, instead of a fit's")
 @shown(
     "--out",
     type=PlaceType(),
@@ -259,17 +254,16 @@ def inspect(
         ),
     ),
 )
-@click.argument(
+@argument(
     "runs",
-    cls=Argument,
     nargs=-1,
     required=True,
     type=PlaceType(folder=True),
     metavar="RUN...",
     text=f"{RUN_TEXT}; one or more",
 )
-@em_option("a fit, repeatable; each of each run is compared", multiple=True)
-@head_option("a head, repeatable; each of each run is compared", multiple=True)
+@em_option(help="a fit, repeatable; each of each run is compared", multiple=True)
+@head_option(help="a head, repeatable; each of each run is compared", multiple=True)
 @shown(
     "--images",
     type=NumberType(int, Bounds(least=0)),

@@ -1,39 +1,38 @@
-"""What verbs share: arguments and options, one sentence for every error, how a stage is called."""
+"""What verbs share: arguments and options, and how a stage is called."""
 
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from commands.completion import complete_fits, complete_heads
-from commands.options import ChoiceType, Completer, NumberType, PlaceType
-from commands.verbs import Argument, Verb, how, shown, what
-from pipeline.compute import signals
+from commands.options import (
+    ChoiceType,
+    NumberType,
+    PlaceType,
+    complete_fits,
+    complete_heads,
+    is_given,
+)
+from commands.verbs import argument, how, shown, what
 from pipeline.compute.scheduler import Execution
-from pipeline.errors import PipelineError, UsageError
-from pipeline.progress import EventScreen, Screen, print_event
+from pipeline.progress import EventScreen, Screen
+from pipeline.run.directory import RunDirectory
 from pipeline.settings import Bounds
-from pipeline.wording import show_controls
 from stages.crf.settings import BACKENDS
 
 if TYPE_CHECKING:
-    from pipeline.run.directory import RunDirectory
     from pipeline.run.ledger import StageRecord
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 RUN_TEXT = "the run directory: a folder, or s3://bucket/prefix"
-RUN = click.argument("run", cls=Argument, type=PlaceType(folder=True), text=RUN_TEXT)
+RUN = argument("run", type=PlaceType(folder=True), text=RUN_TEXT)
 WORKERS = how(
     "--workers",
     type=NumberType(int, Bounds(least=0)),
@@ -46,12 +45,13 @@ SCHEDULER = how(
     metavar="ADDRESS",
     help="compute on a dask cluster, for instance tcp://host:8786",
 )
-FORCE = how("--force", is_flag=True, help="compute finished shards again")
-DRY_RUN = how(
-    "--dry-run",
+FORGET = how(
+    "--forget",
     is_flag=True,
-    help="say what would be computed, and stop",
+    help="forget the options that were given to this stage of the run before",
 )
+FORCE = how("--force", is_flag=True, help="compute finished shards again")
+DRY_RUN = how("--dry-run", is_flag=True, help="say what would be computed, and stop")
 WAIT = how(
     "--wait",
     is_flag=True,
@@ -70,44 +70,18 @@ EVENTS = shown(
     "end done or error",
 )
 AS_JSON = shown("--json", "as_json", is_flag=True, help="print JSON")
-VERBOSE = shown(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    help="show tracebacks and library logs",
-)
-
+VERBOSE = shown("-v", "--verbose", is_flag=True, help="show tracebacks and library logs")
 
 CRF_TYPE = ChoiceType(BACKENDS)
-
-
-def em_option(help: str, **facts: Any) -> Callable[[C], C]:
-    """Return the option that names a fit of the run at hand."""
-    return _name_option("--em", help, complete_fits, facts)
-
-
-def head_option(help: str, **facts: Any) -> Callable[[C], C]:
-    """Return the option that names a head of the run at hand."""
-    return _name_option("--head", help, complete_heads, facts)
-
-
-def _name_option(
-    name: str, help: str, complete: Completer, facts: dict[str, Any]
-) -> Callable[[C], C]:
-    return what(
-        name,
-        metavar="NAME",
-        help=help,
-        shell_complete=complete,
-        **facts,
-    )
+em_option = partial(what, "--em", metavar="NAME", shell_complete=complete_fits)
+head_option = partial(what, "--head", metavar="NAME", shell_complete=complete_heads)
 
 
 def screen_options(command: C) -> C:
-    """Give a verb a screen: ``--progress``, ``--json`` and ``-v``; its errors get one sentence."""
+    """Give a verb a screen: ``--progress``, ``--json`` and ``-v``."""
 
     @functools.wraps(command)
-    def shown(*args: Any, progress: bool, as_json: bool, **kwargs: Any) -> None:
+    def with_screen(*args: Any, progress: bool, as_json: bool, **kwargs: Any) -> None:
         screen = EventScreen(progress=progress) if as_json else Screen(progress=progress)
         context = click.get_current_context()
         run = context.params.get("run")
@@ -119,10 +93,7 @@ def screen_options(command: C) -> C:
         command(*args, screen=screen, **kwargs)
         screen.end()
 
-    decorated: Any = guard(shown)
-    for option in (VERBOSE, EVENTS, PROGRESS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+    return _add(with_screen, PROGRESS, EVENTS, VERBOSE)
 
 
 def execution_options(command: C) -> C:
@@ -141,90 +112,51 @@ def execution_options(command: C) -> C:
         execution = Execution(workers, scheduler, force=force, dry_run=dry_run, wait=wait)
         command(*args, execution=execution, **kwargs)
 
-    decorated: Any = screen_options(executed)
-    for option in (WAIT, DRY_RUN, FORCE, SCHEDULER, WORKERS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+    return _add(screen_options(executed), WORKERS, SCHEDULER, FORCE, DRY_RUN, WAIT)
 
 
-def guard(command: C) -> C:
-    """Say every error in one sentence, and end with the exit code that belongs to it."""
+@dataclass(frozen=True)
+class Caller:
+    """Brings stages of a run up to date, as the command line says how."""
+
+    run: RunDirectory
+    forget: bool
+    execution: Execution
+    screen: Screen
+
+    def __call__(self, stage: str, options: dict[str, Any]) -> StageRecord | None:
+        """Run a stage with what was given to it before and is given now.
+
+        Returns the record of its last run; None where a dry run leaves one to do.
+        """
+        from stages import recall_settings, run_stage
+
+        given = {name: value for name, value in options.items() if is_given(value)}
+        settings = recall_settings(stage, self.run, given, forget=self.forget)
+        records = run_stage(stage, self.run, settings, self.execution, self.screen)
+        return records[-1] if records else None
+
+
+def stage_options(command: Callable[..., None]) -> Callable[..., Any]:
+    """Give the verb of a stage the run, and how it is executed, as a :class:`Caller`."""
 
     @functools.wraps(command)
-    def guarded(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
-        if verbose:
-            logging.basicConfig(level=logging.INFO)
-        with signals.watch_signals() as watch:
-            try:
-                command(*args, **kwargs)
-                sys.stdout.flush()
-            except click.exceptions.ClickException:
-                raise
-            except (Exception, KeyboardInterrupt) as error:
-                # what a signal breaks off may come up as any error
-                if isinstance(error, KeyboardInterrupt) or watch.number is not None:
-                    _fail(
-                        f"{watch.reason}; the same command goes on from here.", watch.code, verbose
-                    )
-                if isinstance(error, BrokenPipeError):
-                    _leave_pipe()
-                _fail(*_describe(error), verbose)
+    def called(
+        run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any
+    ) -> None:
+        command(Caller(RunDirectory(run), forget, execution, screen), **options)
 
-    return guarded  # type: ignore[return-value]
+    return RUN(FORGET(execution_options(called)))
 
 
-def _describe(error: BaseException) -> tuple[str, int]:
-    """Return what is said of an error, and the exit code."""
-    if isinstance(error, PipelineError):
-        return str(error), 2 if isinstance(error, UsageError) else 1
-    return f"unexpected {type(error).__name__}: {error}; -v shows where.", 1
-
-
-def _fail(text: str, code: int, verbose: bool) -> NoReturn:
-    # the terminal may be gone, or whoever read what was printed
-    with suppress(OSError):
-        if verbose:
-            traceback.print_exc()
-        click.echo(f"primaps-pipe: {show_controls(text)}", err=True)
-    context = click.get_current_context()
-    if isinstance(context.command, Verb) and context.command.events and context.params["as_json"]:
-        with suppress(OSError):
-            print_event("error", message=text, exit_code=code)
-    sys.exit(code)
-
-
-def _leave_pipe() -> NoReturn:
-    """End as a program does whose reader has gone (``| head``): silently."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            os.dup2(nowhere, stream.fileno())
-    sys.exit(128 + signal.SIGPIPE)
+def _add(command: Any, *options: Callable[[Any], Any]) -> Any:
+    """Decorate with options, which are shown in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _read_version() -> str:
     from importlib.metadata import version
 
     return version("primaps-pipe")
-
-
-def run_one(
-    name: str,
-    path: Path,
-    given: dict[str, Any],
-    *,
-    forget: bool,
-    execution: Execution,
-    screen: Screen,
-) -> StageRecord | None:
-    """Bring one stage up to date, with what was given to it before and is given now.
-
-    Returns the record of its last run, if there is one and no dry run leaves it to do.
-    """
-    from pipeline.run.directory import RunDirectory
-    from stages import recall_settings, run_stage
-
-    run: RunDirectory = RunDirectory(path)
-    settings = recall_settings(name, run, given, forget=forget)
-    records = run_stage(name, run, settings, execution, screen)
-    return records[-1] if records else None

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
-from commands.completion import complete_datasets, complete_fits, complete_heads, complete_recipes
 from commands.options import (
-    ChoiceType,
     PlaceType,
+    complete_datasets,
+    complete_fits,
+    complete_heads,
+    complete_recipes,
     given_settings,
     settings_options,
     variant_options,
 )
-from commands.shared import CRF_TYPE, RUN, RUN_TEXT, execution_options, run_one
-from commands.verbs import FINE, WHAT, Argument, how, verb, what
+from commands.shared import CRF_TYPE, RUN, RUN_TEXT, Caller, execution_options, stage_options
+from commands.verbs import argument, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.subject import name_subject
-from pipeline.settings import field_extra
-from stages import SETTINGS
-from stages.em.settings import METHODS
-
-FORGET = how(
-    "--forget",
-    is_flag=True,
-    help="forget the options that were given to this stage of the run before",
-)
-CRF = {"crf": CRF_TYPE}
-
-
-def _sort(stage: str, first: Sequence[str]) -> dict[str, str]:
-    """Return the sections of a stage's settings: those that people come for, and fine points.
-
-    How a stage runs is left out: it has a section of its own.
-    """
-    cls = SETTINGS[stage]
-    rest = [name for name in cls.model_fields if field_extra(cls, name, "affects_output")]
-    return {**dict.fromkeys(rest, FINE), **dict.fromkeys(first, WHAT)}
+from pipeline.settings import parse_assignments
+from stages import SETTINGS, share_settings
+from stages.em import settings as em_settings
+from stages.head import settings as head_settings
 
 
 @verb(
@@ -56,34 +39,25 @@ def _sort(stage: str, first: Sequence[str]) -> dict[str, str]:
         ),
     ),
 )
-@RUN
 @settings_options(
     SETTINGS["extract"],
     # where images and weights lie does not count as what is computed, but says what is
-    sections=_sort(
-        "extract",
-        (
-            *("dataset", "root", "labels", "splits", "backbone", "weights"),
-            *("size", "frame", "limit"),
-        ),
-    ),
+    ["dataset", "root", "labels", "splits", "backbone", "weights", "size", "frame", "limit"],
     completers={"dataset": complete_datasets},
 )
 @settings_options(SETTINGS["views"], section="Further views of every image")
-@FORGET
-@execution_options
-def extract(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+@stage_options
+def extract(call: Caller, **options: Any) -> None:
     """Extract the frozen ViT features of every image, and of its mirror image.
 
     The first stage: it lists the images, places square windows on them, and caches what the
     backbone makes of each. Options once given are remembered in run.yaml.
     """
-    how: dict[str, Any] = {"forget": forget, "execution": execution, "screen": screen}
-    record = run_one("extract", run, given_settings(SETTINGS["extract"], options), **how)
+    record = call("extract", given_settings(SETTINGS["extract"], options))
     # extra views are a stage of their own, which most runs do without
     given = given_settings(SETTINGS["views"], options)
-    if record is not None and (given or RunDirectory(run).names("views")):
-        run_one("views", run, given, **how)
+    if record is not None and (given or call.run.names("views")):
+        call("views", given)
 
 
 @verb(
@@ -92,17 +66,14 @@ def extract(run: Path, forget: bool, execution: Execution, screen: Screen, **opt
         ("primaps-pipe masks runs/demo --threshold 0.5", "Smaller proposals, and more of them."),
     ),
 )
-@RUN
-@settings_options(SETTINGS["masks"], CRF, sections=_sort("masks", ("threshold", "crf")))
-@FORGET
-@execution_options
-def masks(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+@settings_options(SETTINGS["masks"], ("threshold", "crf"), types={"crf": CRF_TYPE})
+@stage_options
+def masks(call: Caller, **options: Any) -> None:
     """Split every image into principal mask proposals.
 
     The second stage: needs what extract has cached.
     """
-    given = given_settings(SETTINGS["masks"], options)
-    run_one("masks", run, given, forget=forget, execution=execution, screen=screen)
+    call("masks", options)
 
 
 @verb(
@@ -117,23 +88,18 @@ def masks(run: Path, forget: bool, execution: Execution, screen: Screen, **optio
             "PriMaPs-EM on the head's codes; evaluate it with --em on-stego.",
         ),
     ),
+    more=lambda: variant_options(head_settings.METHODS, SETTINGS["head"]),
 )
-@RUN
-@settings_options(
-    SETTINGS["head"],
-    sections=_sort("head", ("method", "name", "classes", "dim", "steps", "seed", "splits")),
-)
-@FORGET
-@execution_options
-def head(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+@settings_options(SETTINGS["head"], ("method", "name", "classes", "dim", "steps", "seed", "splits"))
+@stage_options
+def head(call: Caller, **options: Any) -> None:
     """Train a head on the frozen features (STEGO, HP), and make codes of them with it.
 
     An extra between extract and em, which most runs do without.
     """
-    how: dict[str, Any] = {"forget": forget, "execution": execution, "screen": screen}
-    record = run_one("head", run, given_settings(SETTINGS["head"], options), **how)
+    record = call("head", options)
     if record is not None:
-        run_one("encode", run, {"head": record.settings["name"]}, **how)
+        call("encode", {"head": record.settings["name"]})
 
 
 @verb(
@@ -144,28 +110,20 @@ def head(run: Path, forget: bool, execution: Execution, screen: Screen, **option
             "Estimates the number of classes; a run holds as many fits as there are names.",
         ),
     ),
-    more=lambda: variant_options(METHODS, SETTINGS["em"]),
+    more=lambda: variant_options(em_settings.METHODS, SETTINGS["em"]),
 )
-@RUN
 @settings_options(
     SETTINGS["em"],
-    {"method": ChoiceType(lambda: METHODS)},
-    sections=_sort(
-        "em",
-        ("classes", "method", "head", "student", "epochs", "seed", "name", "splits"),
-    ),
+    ("classes", "method", "head", "student", "epochs", "seed", "name", "splits"),
     completers={"head": complete_heads},
 )
-@FORGET
-@execution_options
-def em(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+@stage_options
+def em(call: Caller, **options: Any) -> None:
     """Fit class prototypes to the cached features and proposals.
 
     The third stage: needs what extract and masks have made.
     """
-    # those of a method of another package, too
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    run_one("em", run, given, forget=forget, execution=execution, screen=screen)
+    call("em", options)
 
 
 @verb(
@@ -180,36 +138,30 @@ def em(run: Path, forget: bool, execution: Execution, screen: Screen, **options:
         ),
     ),
 )
-@RUN
 @settings_options(
     SETTINGS["evaluate"],
-    CRF,
-    sections=_sort("evaluate", ("em", "head", "splits", "crf", "linear_probe")),
+    ("em", "head", "splits", "crf", "linear_probe"),
+    types={"crf": CRF_TYPE},
     completers={"em": complete_fits, "head": complete_heads},
 )
-@settings_options(SETTINGS["report"], names=("gallery",))
-@FORGET
-@execution_options
-def evaluate(run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any) -> None:
+@settings_options(SETTINGS["report"], ("gallery",), names=("gallery",))
+@stage_options
+def evaluate(call: Caller, **options: Any) -> None:
     """Write label PNGs, metrics and a report.
 
     The fourth stage: needs a fit of em, or a head.
     """
-    given = given_settings(SETTINGS["evaluate"], options)
-    how: dict[str, Any] = {"forget": forget, "execution": execution, "screen": screen}
-    record = run_one("evaluate", run, given, **how)
+    record = call("evaluate", share_settings("evaluate", options))
     if record is not None:
-        subject = {n: record.settings[n] for n in ("em", "head") if record.settings[n]}
-        shown = given_settings(SETTINGS["report"], options)
-        record = run_one("report", run, {**shown, **subject}, **how)
+        subject = {name: record.settings[name] for name in ("em", "head")}
+        record = call("report", {**share_settings("report", options), **subject})
     if record is not None:
-        place = RunDirectory(run)
         title = name_subject(record.settings["em"], record.settings["head"]).title
-        folder = place.report(title)
-        screen.found(
+        folder = call.run.report(title)
+        call.screen.found(
             report=folder / "index.html",
             metrics=folder / "metrics.json",
-            labels=place.labels(title),
+            labels=call.run.labels(title),
         )
 
 
@@ -252,7 +204,6 @@ def run(
 
     Stages that are up to date are passed over: the same command goes on after an interruption.
     """
-    from pipeline.settings import parse_assignments
     from workflows.recipes import read_recipe, resolve_recipe, run_recipe
 
     settings = resolve_recipe(read_recipe(workflow), parse_assignments(assignments))
@@ -264,9 +215,8 @@ def run(
 @verb(
     examples=(("primaps-pipe demo", "Then open runs/demo/report/index.html in a browser."),),
 )
-@click.argument(
+@argument(
     "run",
-    cls=Argument,
     type=PlaceType(folder=True),
     default="runs/demo",
     text=f"{RUN_TEXT}  [default: runs/demo]",

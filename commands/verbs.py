@@ -1,30 +1,39 @@
 """What a verb and the group of verbs are: loaded when called, with a help page that teaches.
 
-Nothing here imports more than click: the list of verbs has to be there at once.
-
-The sections of a help page, and options that know theirs; imports click alone.
+Nothing here imports more than click and the standard library: the list of verbs has to be there at
+once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
-from pipeline.wording import did_you_mean
+from pipeline.compute.signals import watch_signals
+from pipeline.errors import PipelineError, UsageError
+from pipeline.progress import print_event
+from pipeline.wording import did_you_mean, show_controls
+
+PROGRAM = "primaps-pipe"
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 WHAT = "What is computed"
 FINE = "Fine points"
 HOW = "Where and how it runs"
 SHOWN = "What is shown"
+
+Rows = Mapping[str, str]
 
 
 class Option(click.Option):
@@ -35,9 +44,18 @@ class Option(click.Option):
         self.section = section
 
 
+class Argument(click.Argument):
+    """An argument with a line of help."""
+
+    def __init__(self, *args: Any, text: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.text = text
+
+
 what = partial(click.option, cls=Option, section=WHAT)
 how = partial(click.option, cls=Option, section=HOW)
 shown = partial(click.option, cls=Option, section=SHOWN)
+argument = partial(click.argument, cls=Argument)
 
 
 def find_section(param: click.Parameter) -> str:
@@ -51,27 +69,20 @@ def sort_sections(sections: Iterable[str]) -> list[str]:
     return sorted(sections, key=lambda name: order.index(name if name in order else ""))
 
 
-PROGRAM = "primaps-pipe"
-CONTEXT: dict[str, Any] = {
-    "help_option_names": ["-h", "--help"],
-    "max_content_width": 100,
-}
-_MARGIN = 2
-
-Rows = Mapping[str, str]
-
-
 class HelpFormatter(click.HelpFormatter):
     """Click's formatter with headings that stand out in a terminal, and plain text elsewhere."""
 
     def write_heading(self, heading: str) -> None:
         """Write the heading of a section."""
         text = f"{'':>{self.current_indent}}{heading}:"
-        self.write((click.style(text, bold=True) if _is_coloured() else text) + "\n")
+        coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self.write((click.style(text, bold=True) if coloured else text) + "\n")
 
-
-def _is_coloured() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    def write_table(self, heading: str, rows: Rows) -> None:
+        """Write a section of names and their lines; nothing where there are none."""
+        if rows:
+            with self.section(heading):
+                self.write_dl(list(rows.items()), col_max=32)
 
 
 class Context(click.Context):
@@ -80,114 +91,8 @@ class Context(click.Context):
     formatter_class = HelpFormatter
 
 
-class Argument(click.Argument):
-    """An argument with a line of help."""
-
-    def __init__(self, *args: Any, text: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.text = text
-
-
-class Verb(click.Command):
-    """One verb: its options in sections, an example or two, and unknown options explained."""
-
-    context_class = Context
-
-    def __init__(
-        self,
-        *args: Any,
-        examples: Sequence[tuple[str, str]] = (),
-        lists: Callable[[], Mapping[str, Rows]] = dict,
-        events: bool = False,
-        more: Callable[[], Sequence[click.Parameter]] = list,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._more = more
-        self.examples = tuple(examples)
-        self.lists = lists
-        self.events = events
-
-    @cached_property
-    def more(self) -> Sequence[click.Parameter]:
-        """Options that depend on what is installed, looked up when the verb is called."""
-        return self._more()
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return all options."""
-        return [*super().get_params(ctx), *self.more]
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; wrong use is an event, too, where events are asked for."""
-        given = list(args)
-        try:
-            with explain_options(self, ctx):
-                return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            if self.events and "--json" in given and not ctx.resilient_parsing:
-                from pipeline.progress import print_event
-
-                print_event("error", message=error.format_message(), exit_code=error.exit_code)
-            raise
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write usage, what the verb does, examples, and the options by section."""
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        self._write_examples(formatter)
-        arguments = [param for param in self.get_params(ctx) if isinstance(param, Argument)]
-        write_table(formatter, "Arguments", {a.human_readable_name: a.text for a in arguments})
-        for heading, rows in {**self.list_options(ctx), **self.lists()}.items():
-            write_table(formatter, heading, rows)
-
-    def list_options(self, ctx: click.Context) -> dict[str, dict[str, str]]:
-        """Return section -> option, as the help page writes it -> its help."""
-        sections: dict[str, dict[str, str]] = {}
-        for param in self.get_params(ctx):
-            record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(find_section(param), {})[record[0]] = record[1]
-        return {name: sections[name] for name in sort_sections(sections)}
-
-    def _write_examples(self, formatter: click.HelpFormatter) -> None:
-        if not self.examples:
-            return
-        with formatter.section("Examples"):
-            for command, does in self.examples:
-                # as written, whatever the width: for the clipboard
-                formatter.write(f"{'':{formatter.current_indent}}{command}\n")
-                formatter.indent()
-                formatter.write_text(does)
-                formatter.dedent()
-
-
-def verb(
-    *,
-    examples: Sequence[tuple[str, str]],
-    events: bool = True,
-    lists: Callable[[], Mapping[str, Rows]] = dict,
-    more: Callable[[], Sequence[click.Parameter]] = list,
-) -> Callable[[Callable[..., Any]], Verb]:
-    """Make a verb of a function; see :class:`Verb`."""
-    return click.command(
-        cls=Verb,
-        context_settings=CONTEXT,
-        examples=examples,
-        events=events,
-        lists=lists,
-        more=more,
-    )
-
-
-def write_table(formatter: click.HelpFormatter, heading: str, rows: Rows) -> None:
-    """Write a section of names and their lines; nothing where there are none."""
-    if rows:
-        with formatter.section(heading):
-            formatter.write_dl(list(rows.items()), col_max=32)
-
-
 @contextmanager
-def explain_options(command: click.Command, ctx: click.Context) -> Any:
+def explain_options(command: click.Command, ctx: click.Context) -> Iterator[None]:
     """Name the option that an unknown one may have been meant for."""
     try:
         yield
@@ -198,31 +103,133 @@ def explain_options(command: click.Command, ctx: click.Context) -> Any:
         raise click.UsageError(text, ctx) from None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the table of contents."""
+class Verb(click.Command):
+    """One verb: its options in sections, an example or two, every error in one sentence.
 
-    place: str
-    line: str
-
-    def load(self) -> click.Command:
-        """Import the verb."""
-        module, _, name = self.place.partition(":")
-        command: click.Command = getattr(import_module(module), name)
-        return command
-
-
-class Contents(click.Group):
-    """A group of verbs that are imported when they are called, in sections."""
+    Parameters
+    ----------
+    examples
+        Commands, and what each does.
+    lists
+        Gives further tables of the help page, by heading.
+    events
+        Whether ``--json`` prints the events of ``pipeline.progress``, errors among them.
+    more
+        Gives options that depend on what is installed, looked up when the verb is called.
+    """
 
     context_class = Context
 
     def __init__(
-        self, *args: Any, entries: Mapping[str, Mapping[str, Entry]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        examples: Sequence[tuple[str, str]] = (),
+        lists: Callable[[], Mapping[str, Rows]] = dict,
+        events: bool = True,
+        more: Callable[[], Sequence[click.Parameter]] = list,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.sections = dict(entries or {})
-        self.entries = {name: e for rows in self.sections.values() for name, e in rows.items()}
+        self.examples = tuple(examples)
+        self.lists = lists
+        self.events = events
+        self.more = cache(more)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all options."""
+        return [*super().get_params(ctx), *self.more()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; wrong use is an event, too, where events are asked for."""
+        given = list(args)
+        try:
+            with explain_options(self, ctx):
+                return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if self.events and "--json" in given and not ctx.resilient_parsing:
+                print_event("error", message=error.format_message(), exit_code=error.exit_code)
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the verb; every error is one sentence, and has its exit code."""
+        verbose = ctx.params.pop("verbose", False)
+        events = self.events and ctx.params["as_json"]
+        if verbose:
+            logging.basicConfig(level=logging.INFO)
+        with watch_signals() as watch:
+            try:
+                super().invoke(ctx)
+                sys.stdout.flush()
+            except (click.exceptions.ClickException, click.exceptions.Exit):
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                # what a signal breaks off may come up as any error
+                if isinstance(error, KeyboardInterrupt) or watch.number is not None:
+                    text, code = f"{watch.reason}; the same command goes on from here.", watch.code
+                elif isinstance(error, BrokenPipeError):
+                    _leave_pipe()
+                elif isinstance(error, PipelineError):
+                    text, code = str(error), 2 if isinstance(error, UsageError) else 1
+                else:
+                    text = f"unexpected {type(error).__name__}: {error}; -v shows where."
+                    code = 1
+                # the terminal may be gone, or whoever read what was printed
+                with suppress(OSError):
+                    if verbose:
+                        traceback.print_exc()
+                    click.echo(f"{PROGRAM}: {show_controls(text)}", err=True)
+                with suppress(OSError):
+                    if events:
+                        print_event("error", message=text, exit_code=code)
+                sys.exit(code)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write examples, arguments, and the options by section."""
+        assert isinstance(formatter, HelpFormatter)
+        with formatter.section("Examples"):
+            for command, does in self.examples:
+                # as written, whatever the width: for the clipboard
+                formatter.write(f"{'':{formatter.current_indent}}{command}\n")
+                with formatter.indentation():
+                    formatter.write_text(does)
+        arguments = [param for param in self.get_params(ctx) if isinstance(param, Argument)]
+        formatter.write_table("Arguments", {a.human_readable_name: a.text for a in arguments})
+        for heading, rows in {**self.list_options(ctx), **self.lists()}.items():
+            formatter.write_table(heading, rows)
+
+    def list_options(self, ctx: click.Context) -> dict[str, dict[str, str]]:
+        """Return section -> option, as the help page writes it -> its help."""
+        sections: dict[str, dict[str, str]] = {}
+        for param in self.get_params(ctx):
+            record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(find_section(param), {})[record[0]] = record[1]
+        return {name: sections[name] for name in sort_sections(sections)}
+
+
+verb = partial(click.command, cls=Verb, context_settings=CONTEXT)
+
+
+def _leave_pipe() -> NoReturn:
+    """End as a program does whose reader has gone (``| head``): silently."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
+class Contents(click.Group):
+    """A group of verbs, in sections, each with its module and a line; imported when called."""
+
+    context_class = Context
+
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Mapping[str, tuple[str, str]]], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+        self.entries = {name: entry for rows in sections.values() for name, entry in rows.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the verbs, in the order of the table."""
@@ -230,8 +237,10 @@ class Contents(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a verb."""
-        entry = self.entries.get(cmd_name)
-        return None if entry is None else entry.load()
+        if cmd_name not in self.entries:
+            return None
+        command: click.Command = getattr(import_module(self.entries[cmd_name][0]), cmd_name)
+        return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what stands before the verb."""
@@ -244,30 +253,25 @@ class Contents(click.Group):
         """Find the verb; an unknown one is explained."""
         name = args[0]
         if name not in self.entries and not ctx.resilient_parsing and not name.startswith("-"):
-            close = did_you_mean(name, self.entries)
-            ctx.fail(f"There is no command {name!r}{close}; there are {_join(self.entries)}.")
+            close, known = did_you_mean(name, self.entries), ", ".join(self.entries)
+            ctx.fail(f"There is no command {name!r}{close}; there are {known}.")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of contents."""
-        width = max(map(len, self.entries)) + _MARGIN
+        assert isinstance(formatter, HelpFormatter)
+        # one column for all sections
+        width = max(map(len, self.entries)) + 2
         for section, rows in self.sections.items():
-            # one column for all sections
-            write_table(
-                formatter,
-                section,
-                {f"{name:{width}}": entry.line for name, entry in rows.items()},
+            formatter.write_table(
+                section, {f"{name:{width}}": line for name, (_, line) in rows.items()}
             )
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete verbs from the table, without importing them."""
         found = [
-            CompletionItem(name, help=entry.line)
-            for name, entry in self.entries.items()
+            CompletionItem(name, help=line)
+            for name, (_, line) in self.entries.items()
             if name.startswith(incomplete)
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
-
-
-def _join(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -28,6 +28,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from pipeline.errors import UsageError
+from pipeline.registry import Registry
 from pipeline.storage.places import is_remote, parse_place
 from pipeline.wording import did_you_mean
 
@@ -72,17 +73,6 @@ class Bounds:
         return " and ".join(f"{words} {value:g}" for words, value in named if value is not None)
 
 
-def find_bounds(field: FieldInfo) -> Bounds | None:
-    """Return the range of a setting that is a number, or None where it has none."""
-    found: dict[str, Any] = {}
-    for rule in [*field.metadata, *_list_metadata(field.annotation)]:
-        names = (("ge", "least"), ("le", "most"), ("gt", "above"), ("lt", "below"))
-        rules = [rule, *getattr(rule, "metadata", ())]
-        for each in rules:
-            found |= {to: getattr(each, name) for name, to in names if hasattr(each, name)}
-    return Bounds(**found) if found else None
-
-
 class OneOf:
     """Rule of a setting that is one of the names of a registry: ``Annotated[str, OneOf(names)]``.
 
@@ -101,69 +91,68 @@ class OneOf:
         return value
 
 
-def find_choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the words that a setting may be, which may also be a number; empty: any."""
-    for rule in field.metadata:
-        if isinstance(rule, OneOf):
-            return tuple(rule.names)
-    return tuple(
-        str(word)
-        for part in _list_parts(field.annotation)
-        if get_origin(part) is Literal
-        for word in get_args(part)
+@dataclass(frozen=True)
+class Values:
+    """What a setting may be: of a kind, in a range, or one of some words; one, or any number."""
+
+    kind: Any
+    bounds: Bounds | None
+    words: Collection[str]
+    many: bool
+
+
+def read_values(field: FieldInfo) -> Values:
+    """Read off a field what it may be, ``None`` apart."""
+    kinds: list[Any] = []
+    words: list[str] = []
+    rules, many = [*field.metadata], False
+    parts = [field.annotation]
+    for part in parts:
+        origin, inner = get_origin(part), get_args(part)
+        if origin in (Union, types.UnionType):
+            parts += inner
+        elif origin is Annotated:
+            parts.append(inner[0])
+            rules += inner[1:]
+        elif origin is tuple:
+            parts.append(inner[0])
+            many = True
+        elif origin is Literal:
+            words += map(str, inner)
+        elif part is not types.NoneType:
+            kinds.append(part)
+    ends = (("ge", "least"), ("le", "most"), ("gt", "above"), ("lt", "below"))
+    range_ = {
+        to: getattr(each, name)
+        for rule in rules
+        for each in (rule, *getattr(rule, "metadata", ()))
+        for name, to in ends
+        if hasattr(each, name)
+    }
+    return Values(
+        kind=kinds[0] if kinds else str,
+        bounds=Bounds(**range_) if range_ else None,
+        words=next((rule.names for rule in rules if isinstance(rule, OneOf)), tuple(words)),
+        many=many,
     )
 
 
 def explain(field: FieldInfo, option: str, kind: str, value: Any) -> str:
-    """Say in a sentence what an option must be that cannot be what it is.
+    """Say in a sentence what an option must be that cannot be what it is, by pydantic's ``kind``.
 
-    Parameters
-    ----------
-    field
-        The setting.
-    option
-        Its option on the command line.
-    kind
-        Pydantic's name of the error.
-    value
-        What was given.
-
-    Returns
-    -------
-    str
-        Empty for an error of another kind.
+    Empty for an error of another kind.
     """
-    bounds, words = find_bounds(field), find_choices(field)
-    close = did_you_mean(str(value), words)
-    of_range = bounds is not None and kind.startswith(("greater_than", "less_than"))
-    if words and _takes_numbers(field):
-        return f"{option} must be {bounds or 'a number'}, or {' or '.join(words)}{close}"
-    if words and kind == "literal_error":
-        return f"{option} must be one of {', '.join(words)}{close}"
-    kinds = (wanted for name, wanted in _KINDS.items() if kind.startswith(name))
-    wanted = str(bounds) if of_range else next(kinds, "")
+    values = read_values(field)
+    close = did_you_mean(str(value), values.words)
+    if values.words and values.kind in (int, float):
+        wanted = f"{values.bounds or 'a number'}, or {' or '.join(values.words)}{close}"
+    elif values.words and kind == "literal_error":
+        wanted = f"one of {', '.join(values.words)}{close}"
+    elif values.bounds is not None and kind.startswith(("greater_than", "less_than")):
+        wanted = str(values.bounds)
+    else:
+        wanted = next((said for name, said in _KINDS.items() if kind.startswith(name)), "")
     return f"{option} must be {wanted}" if wanted else ""
-
-
-def _takes_numbers(field: FieldInfo) -> bool:
-    return any(
-        (get_args(part)[0] if get_origin(part) is Annotated else part) in (int, float)
-        for part in _list_parts(field.annotation)
-    )
-
-
-def _list_parts(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [part for part in get_args(annotation) if part is not type(None)]
-    return [annotation]
-
-
-def _list_metadata(annotation: Any) -> list[Any]:
-    found: list[Any] = []
-    for part in _list_parts(annotation):
-        if get_origin(part) is Annotated:
-            found += get_args(part)[1:]
-    return found
 
 
 S = TypeVar("S", bound="StageSettings")
@@ -217,14 +206,6 @@ class StageSettings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True
     )
-
-    @classmethod
-    def choose(cls, values: Mapping[str, Any]) -> type[Self]:
-        """Return the class of some values: a variant of another package may have one of its own.
-
-        Raises a UsageError where nobody has the variant.
-        """
-        return cls
 
     @classmethod
     def list_artefacts(cls, name: str) -> list[str]:
@@ -284,7 +265,7 @@ def make_settings(
     names = {option_name(cls, name)[2:].replace("-", "_"): name for name in cls.model_fields}
     for layer in layers:
         values.update({names.get(name, name): value for name, value in layer.items()})
-    cls = cls.choose(values)
+    cls = choose_class(cls, stage, values)
     for name in values:
         if name not in cls.model_fields:
             raise UsageError(
@@ -314,6 +295,24 @@ def make_settings(
             # of the settings together, not of one of them
             raise UsageError(f"{stage} {message}.") from None
         raise UsageError(f"{stage}.{name} = {show_value(first['input'])}: {message}.") from None
+
+
+def choose_class(cls: type[S], stage: str, values: Mapping[str, Any]) -> type[S]:
+    """Return the class of some values: a variant of another package may have one of its own.
+
+    Raises a UsageError where nobody has the variant.
+    """
+    for name, field in cls.model_fields.items():
+        value, variants = values.get(name), read_values(field).words
+        if not isinstance(variants, Registry) or not isinstance(value, str):
+            continue
+        if value not in variants:
+            # before its own settings, which nobody knows without it, are called unknown
+            wanted = explain(field, option_name(cls, name), "literal_error", value)
+            raise UsageError(f"{stage}.{name} = {show_value(value)}: {wanted}.")
+        if variants.brings(value):
+            return variants[value].settings_class  # type: ignore[no-any-return]
+    return cls
 
 
 def show_value(value: Any) -> str:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.errors import UsageError
 from pipeline.registry import Registry
 from pipeline.run.directory import DEFAULT_NAME, check_name
-from pipeline.settings import (
-    OneOf,
-    StageSettings,
-    execution_setting,
-    explain,
-    setting,
-    show_value,
-)
+from pipeline.settings import OneOf, StageSettings, execution_setting, setting
 
 if TYPE_CHECKING:
     from stages.em.methods import Method
@@ -96,19 +87,6 @@ class EmSettings(StageSettings):
     def list_artefacts(cls, name: str) -> list[str]:
         """Return a group of ``em.zarr``."""
         return [f"em.zarr/{name}"]
-
-    @classmethod
-    def choose(cls, values: Mapping[str, Any]) -> type[Self]:
-        """Return the settings class of the method, where another package brings it."""
-        method = values.get("method")
-        if not isinstance(method, str):
-            return cls
-        if method not in METHODS:
-            # before its own settings, which nobody knows without it, are called unknown
-            wanted = explain(cls.model_fields["method"], "--method", "literal_error", method)
-            raise UsageError(f"em.method = {show_value(method)}: {wanted}.")
-        found: type[Any] = METHODS[method].settings_class if METHODS.brings(method) else cls
-        return found
 
     @model_validator(mode="after")
     def _need_classes(self) -> EmSettings:

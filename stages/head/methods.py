@@ -40,6 +40,9 @@ class Method(nn.Module, ABC):
 
     Attributes
     ----------
+    settings_class
+        A subclass of ``HeadSettings`` where the method has settings of its own: its fields become
+        options of ``head``.
     dim : int
         Channels of a code where the settings name none.
     uses_crops : bool
@@ -53,6 +56,7 @@ class Method(nn.Module, ABC):
         The head itself.
     """
 
+    settings_class: ClassVar[type[HeadSettings]] = HeadSettings
     dim: ClassVar[int]
     uses_crops: ClassVar[bool] = False
     needs_neighbours: ClassVar[bool] = False

@@ -83,7 +83,10 @@ def get_preset(dataset: str, backbone: str) -> Preset:
 
 
 class HeadSettings(StageSettings):
-    """How a head on the frozen features is trained."""
+    """How a head on the frozen features is trained.
+
+    A method of another package that has settings of its own brings a subclass, as those of ``em``.
+    """
 
     version: ClassVar[int] = 2
     stage_class: ClassVar[str] = "stages.head.stage:Head"

@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.ledger import list_sources
 from pipeline.run.subject import Subject
-from pipeline.settings import StageSettings, option_name
+from pipeline.settings import StageSettings, choose_class, option_name
 from pipeline.wording import count_of
 from stages.clustering import UNUSED
 
@@ -353,7 +353,7 @@ def write_options(settings: type[StageSettings], given: Mapping[str, Any], own: 
     """Write settings as a shell takes them, with a space in front, or nothing."""
     # those of a variant whose package is gone are not known any more
     with suppress(UsageError):
-        settings = settings.choose(given)
+        settings = choose_class(settings, "", given)
     written = set(shlex.split(own))
     words = []
     for name, value in given.items():

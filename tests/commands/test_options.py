@@ -37,7 +37,7 @@ def invoke(*arguments: str) -> tuple[Any, dict[str, Any]]:
 
     @click.command()
     @click.option("--other", default=3)
-    @settings_options(Paint, {"brush": ChoiceType(["wide", "fine"])})
+    @settings_options(Paint, types={"brush": ChoiceType(["wide", "fine"])})
     def paint(**options: Any) -> None:
         seen.update(options)
 

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from commands import shared
+from commands import verbs
 from commands.shared import execution_options, screen_options
 from commands.verbs import CONTEXT, Verb
 from pipeline.compute.scheduler import Execution
@@ -81,7 +81,7 @@ def test_a_reader_that_has_gone_ends_the_command_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the test's own streams stay as they are
-    monkeypatch.setattr(shared.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(verbs.os, "dup2", lambda *_: None)
     result = call(fail(BrokenPipeError()))
     assert result.exit_code == 141
     assert result.output == ""

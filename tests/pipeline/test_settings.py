@@ -20,11 +20,10 @@ from pipeline.settings import (
     execution_setting,
     explain,
     field_extra,
-    find_bounds,
-    find_choices,
     make_settings,
     option_name,
     parse_assignments,
+    read_values,
     setting,
 )
 
@@ -187,7 +186,7 @@ FIELDS = Model.model_fields
 def test_the_ends_of_a_range(
     name: str, words: str, inside: tuple[float, ...], outside: tuple[float, ...]
 ) -> None:
-    bounds = find_bounds(FIELDS[name])
+    bounds = read_values(FIELDS[name]).bounds
     assert bounds is not None
     assert str(bounds) == words
     assert all(map(bounds.hold, inside))
@@ -202,13 +201,13 @@ def test_nothing_holds_what_is_no_number(bounds: Bounds) -> None:
 
 
 def test_what_has_no_range_has_none() -> None:
-    assert find_bounds(FIELDS["free"]) is None
-    assert find_bounds(FIELDS["word"]) is None
+    assert read_values(FIELDS["free"]).bounds is None
+    assert read_values(FIELDS["word"]).bounds is None
 
 
 def test_choices() -> None:
-    assert find_choices(FIELDS["word"]) == ("a", "b")
-    assert find_choices(FIELDS["closed"]) == ()
+    assert read_values(FIELDS["word"]).words == ("a", "b")
+    assert read_values(FIELDS["closed"]).words == ()
 
 
 @pytest.mark.parametrize(
