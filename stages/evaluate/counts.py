@@ -29,23 +29,20 @@ from pipeline.storage.places import REQUESTS, find_files
 from stages.labelling import PROBE, RUNNING, Labelling
 from stages.scores import MAX_CLASSES, count_confusion, read_assignment, score_pairs
 
-# What is counted against the truth: the labels without and with CRF, and the other classifiers.
+# What is counted against the truth: the labels without and with CRF, and the other classifiers, to
+# which a method of another package may add.
 PLAIN, REFINED = "plain", "crf"
 _KINDS = (PLAIN, REFINED, RUNNING, PROBE)
-_COUNT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        # of the label PNG: all, and those of every cluster
-        ("pixels", pa.int64()),
-        ("usage", pa.list_(pa.int64())),
-        # of the windows: all, and the sum of their largest probabilities
-        ("predicted", pa.int64()),
-        ("confidence", pa.float64()),
-        # null without a truth, or without that kind; cluster * MAX_CLASSES + class, and how often
-        *((f"pairs_{kind}", pa.list_(pa.int32())) for kind in _KINDS),
-        *((f"counts_{kind}", pa.list_(pa.int64())) for kind in _KINDS),
-    ]
+_PAIRS = "pairs_"
+_COUNT_COLUMNS = (
+    ("id", pa.string()),
+    ("split", pa.string()),
+    # of the label PNG: all, and those of every cluster
+    ("pixels", pa.int64()),
+    ("usage", pa.list_(pa.int64())),
+    # of the windows: all, and the sum of their largest probabilities
+    ("predicted", pa.int64()),
+    ("confidence", pa.float64()),
 )
 _SCORE_SCHEMA = pa.schema(
     [
@@ -105,9 +102,22 @@ def count_image(
     return row
 
 
+def _make_schema(kinds: Iterable[str]) -> pa.Schema:
+    # null without a truth, or without that kind; cluster * MAX_CLASSES + class, and how often
+    pairs = [(f"{_PAIRS}{kind}", pa.list_(pa.int32())) for kind in kinds]
+    counts = [(f"counts_{kind}", pa.list_(pa.int64())) for kind in kinds]
+    return pa.schema([*_COUNT_COLUMNS, *pairs, *counts])
+
+
+def _list_kinds(columns: Iterable[str]) -> list[str]:
+    return [name.removeprefix(_PAIRS) for name in columns if name.startswith(_PAIRS)]
+
+
 def encode_counts(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Write the counts of a shard's images."""
-    return encode_table(pa.Table.from_pylist(rows, _COUNT_SCHEMA))
+    found = {kind for row in rows for kind in _list_kinds(row)}
+    schema = _make_schema([*_KINDS, *sorted(found - {*_KINDS})])
+    return encode_table(pa.Table.from_pylist(rows, schema))
 
 
 def decode_counts(content: bytes) -> pa.Table:
@@ -116,7 +126,7 @@ def decode_counts(content: bytes) -> pa.Table:
         table = decode_table(content)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-    if table.schema != _COUNT_SCHEMA:
+    if table.schema != _make_schema(_list_kinds(table.column_names)):
         raise ValueError("it holds other columns than counts of images")
     return table
 
@@ -159,7 +169,7 @@ class Tally:
         self.predicted += sum(table["predicted"].to_pylist())
         self.confidence += sum(table["confidence"].to_pylist())
         self.usage += _flatten(table["usage"])[1].reshape(-1, self.clusters).sum(axis=0)
-        for kind in _KINDS:
+        for kind in _list_kinds(table.column_names):
             if table[f"pairs_{kind}"].null_count < len(table):
                 nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
                 total = self.confusions.setdefault(kind, nothing)
