@@ -52,7 +52,8 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_room_is_entered_without_numba() -> None:
-    code = "import sys, stages.crf as c; c.choose_backend('auto'); print('numba' in sys.modules)"
+    code = "import sys, stages.crf.backends as c; c.choose_backend('auto'); "
+    code += "print('numba' in sys.modules)"
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
