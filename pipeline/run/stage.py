@@ -19,10 +19,12 @@ from pipeline.progress import Screen
 from pipeline.registry import Registry
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import ShardRecord, read_record
+from pipeline.run.subject import SubjectSettings, choose_subject
 from pipeline.settings import StageSettings, make_settings
 from pipeline.storage.files import Checkpoint, fingerprint
 
 S = TypeVar("S", bound=StageSettings)
+T = TypeVar("T", bound=SubjectSettings)
 
 
 @dataclass(frozen=True)
@@ -231,3 +233,20 @@ class Training(Stage[S]):
             consolidate(store)
         # not before the training is in the ledger: a kill between costs nothing
         self.checkpoint(run, settings).remove()
+
+
+class SubjectStage(Stage[T]):
+    """A stage that runs once for every fit or head that is evaluated."""
+
+    def key(self, settings: T) -> str:
+        """Return ``<stage>/<name of the fit>``, or ``<stage>/head-<name of the head>``."""
+        return f"{self.name}/{settings.subject.title}"
+
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
+        """Return the key of the fit or head given, or of the fit that is meant."""
+        subject = choose_subject(run.require(), given.get("em"), given.get("head"))
+        return f"{self.name}/{subject.title}"
+
+    def name_options(self, settings: T) -> str:
+        """Return ``--head``, or ``--em`` where the fit is not the default."""
+        return settings.subject.options

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pipeline.errors import RunError, UsageError
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
-from pipeline.settings import did_you_mean
+from pipeline.settings import StageSettings, did_you_mean, setting
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,22 @@ def name_subject(em: str | None, head: str | None) -> Subject:
         return Subject("head", head)
     assert em is not None
     return Subject("em", em)
+
+
+class SubjectSettings(StageSettings):
+    """Settings of a stage that runs once for every fit or head that is evaluated."""
+
+    em: str | None = setting(
+        None, "name of the fit; `default`, or the only one there is, when not given"
+    )
+    head: str | None = setting(
+        None, "name of a head whose cluster probe is evaluated, instead of a fit"
+    )
+
+    @property
+    def subject(self) -> Subject:
+        """Return the fit or head that is evaluated; one of them has to be named."""
+        return name_subject(self.em, self.head)
 
 
 def choose_subject(run: RunDirectory, em: str | None, head: str | None) -> Subject:

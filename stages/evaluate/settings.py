@@ -5,22 +5,16 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pipeline.run.directory import suffixed
-from pipeline.run.subject import Subject, name_subject
-from pipeline.settings import StageSettings, execution_setting, setting
+from pipeline.run.subject import SubjectSettings
+from pipeline.settings import execution_setting, setting
 
 
-class EvaluateSettings(StageSettings):
+class EvaluateSettings(SubjectSettings):
     """What is labelled, and how it is refined."""
 
     version: ClassVar[int] = 4
     stage_class: ClassVar[str] = "stages.evaluate.stage:Evaluate"
 
-    em: str | None = setting(
-        None, "name of the fit; `default`, or the only one there is, when not given"
-    )
-    head: str | None = setting(
-        None, "name of a head whose cluster probe is evaluated, instead of a fit"
-    )
     splits: tuple[str, ...] = setting(
         (), "split to label, repeatable; all of the run when not given", option="--split"
     )
@@ -46,8 +40,3 @@ class EvaluateSettings(StageSettings):
         """Return label maps, and the tables of the report."""
         labels, report = suffixed("labels", name), suffixed("report", name)
         return [labels, f"{report}/metrics.json", f"{report}/images.parquet"]
-
-    @property
-    def subject(self) -> Subject:
-        """Return the fit or head that is evaluated; one of them has to be named."""
-        return name_subject(self.em, self.head)

@@ -27,7 +27,7 @@ from pipeline.run.outside import (
     fingerprint_ids,
     fingerprint_labels,
 )
-from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.subject import choose_subject
 from pipeline.storage.files import (
     fingerprint,
@@ -72,25 +72,12 @@ from stages.labelling import (
 )
 
 
-class Evaluate(Stage[EvaluateSettings]):
+class Evaluate(SubjectStage[EvaluateSettings]):
     """Prototypes, the features or codes that they fit, images -> ``labels/`` and metrics."""
 
     name: ClassVar[str] = "evaluate"
     unit: ClassVar[str] = "images"
     settings_class = EvaluateSettings
-
-    def key(self, settings: EvaluateSettings) -> str:
-        """Return ``evaluate/<name of the fit>``, or ``evaluate/head-<name of the head>``."""
-        return f"evaluate/{settings.subject.title}"
-
-    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
-        """Return ``evaluate/<name>`` for the fit or head given, or the fit that is meant."""
-        subject = choose_subject(run.require(), given.get("em"), given.get("head"))
-        return f"evaluate/{subject.title}"
-
-    def name_options(self, settings: EvaluateSettings) -> str:
-        """Return ``--head``, or ``--em`` where the fit is not the default."""
-        return settings.subject.options
 
     def inputs(self, run: RunDirectory, settings: EvaluateSettings) -> list[str]:
         """Return ``extract`` and the fit, or the head and its codes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pipeline.compute.devices import resolve_device
@@ -12,32 +11,19 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.outside import NAMES
-from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.subject import choose_subject
 from pipeline.storage.files import fingerprint, write_text
 from stages.report.settings import ReportSettings
 
 
-class Report(Stage[ReportSettings]):
+class Report(SubjectStage[ReportSettings]):
     """An evaluation, and what it was made from -> ``report/index.html``."""
 
     name: ClassVar[str] = "report"
     unit: ClassVar[str] = "pages"
     verb: ClassVar[str] = "evaluate"
     settings_class = ReportSettings
-
-    def key(self, settings: ReportSettings) -> str:
-        """Return ``report/<name of the fit>``, or ``report/head-<name of the head>``."""
-        return f"report/{settings.subject.title}"
-
-    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
-        """Return ``report/<name>`` for the fit or head given, or the fit that is meant."""
-        subject = choose_subject(run.require(), given.get("em"), given.get("head"))
-        return f"report/{subject.title}"
-
-    def name_options(self, settings: ReportSettings) -> str:
-        """Return ``--head``, or ``--em`` where the fit is not the default."""
-        return settings.subject.options
 
     def inputs(self, run: RunDirectory, settings: ReportSettings) -> list[str]:
         """Return the evaluation, and the fit or head that it is one of."""
