@@ -6,8 +6,8 @@ local ones are mixed into an anchor's code, by the attention to its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,10 +19,17 @@ from stages.head.methods import Method, ReadPositions
 from stages.head.projection import ProjectionHead, drop_channels, make_layer
 from stages.head.settings import COLDEST, HeadSettings
 
+# Anchors compared at once: of the cosines only one block is ever stored.
+_BLOCK = 1024
 # Consecutive anchors that share one draw of candidates: their cosines are one small matrix product.
 _GROUP = 128
 # Positives per anchor from which on all cosines at once are cheaper than those of the pairs.
 _MANY = 16
+# Units in the last place within which two cosines count as equal: equal vectors at different places
+# of a matrix product differ by rounding, and rounding must not single out a positive.
+_ROUNDING = 16
+# Of the attention values of a window, the quantiles that they are clipped to.
+_LOWEST, _HIGHEST = 0.1, 0.9
 
 
 def hidden_positive_loss(
@@ -43,7 +50,9 @@ def hidden_positive_loss(
 
     That is the loss of supervised contrastive learning (Khosla et al., NeurIPS 2020, the sum over
     positives outside the logarithm) with the mean over an anchor's positives weighted by their
-    number.
+    number. Positives and kept negatives are a few per cent of the pairs, so only their cosines are
+    computed. For that a run of anchors shares its draw of candidates, those that are one's own
+    positives left out: every negative is kept with the same probability as if each anchor drew.
 
     Parameters
     ----------
@@ -52,9 +61,9 @@ def hidden_positive_loss(
     positives
         bool [position, position]: row i marks the positives of anchor i; the diagonal is ignored.
     temperature
-        At least ``COLDEST``.
+        At least ``COLDEST``, or a ValueError.
     negatives
-        Share of the negatives that is kept, in (0, 1].
+        Share of the negatives that is kept, in (0, 1], or a ValueError.
     generator
         Of the processor; draws the negatives.
 
@@ -62,17 +71,6 @@ def hidden_positive_loss(
     -------
     Tensor
         Scalar. Anchors without positives add nothing; without any positives it is 0.
-
-    Raises
-    ------
-    ValueError
-        The temperature or the share is out of its range.
-
-    Notes
-    -----
-    Positives and kept negatives are a few per cent of the pairs, so only their cosines are
-    computed. For that a run of anchors shares its draw of candidates, those that are one's own
-    positives left out: every negative is kept with the same probability as if each anchor drew.
     """
     if temperature < COLDEST:
         raise ValueError(f"temperature {temperature} is below {COLDEST}")
@@ -129,10 +127,6 @@ def _sum_negatives(
     return (((cosines - 1) / temperature).exp() * negative).sum(dim=1)
 
 
-# Of the attention values of a window, the quantiles that they are clipped to.
-LOWEST, HIGHEST = 0.1, 0.9
-
-
 def find_neighbours(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Find the 3 x 3 neighbourhood of every position of a grid.
 
@@ -151,29 +145,18 @@ def find_neighbours(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 def weigh_neighbours(attention: Tensor) -> Tensor:
     """Turn attention into the weights of the neighbours' codes.
 
-    The values of a window are clipped to the range between their 10 % and 90 % quantiles, which are
-    taken over all positions and neighbours of that window together; at every position they are
-    soft-maxed over the neighbours; those below the neighbours' mean become 0; what is left is
-    scaled to the sum 1, so that mixing equal codes changes nothing. Neighbours outside the grid
-    take part in none of these, neither in the quantiles nor in the mean.
-
-    Parameters
-    ----------
-    attention
-        float [window, row, column, 9]: attention of every position to its 3 x 3 neighbourhood,
-        row by row, itself fifth; outside the grid any number.
-
-    Returns
-    -------
-    Tensor
-        float [window, row, column, 9], not negative, of sum 1 over the neighbours; 0 outside the
-        grid.
+    Both are float [window, row, column, 9]: of every position to its 3 x 3 neighbourhood, row by
+    row, itself fifth. The values of a window are clipped to the range between their 10 % and 90 %
+    quantiles, over all its positions and neighbours together; at every position they are soft-maxed
+    over the neighbours; those below the neighbours' mean become 0; what is left is scaled to the
+    sum 1, so that mixing equal codes changes nothing. Neighbours outside the grid take part in none
+    of these, neither in the quantiles nor in the mean, and weigh 0.
     """
     windows, rows, columns, _ = attention.shape
     inside = find_neighbours(rows, columns)[1].to(attention.device)
     values = attention.reshape(windows, rows * columns, 9)
     # quantiles of values in the grid, as many in every window
-    order = values[:, inside].new_tensor([LOWEST, HIGHEST])
+    order = values[:, inside].new_tensor([_LOWEST, _HIGHEST])
     low, high = values[:, inside].quantile(order, dim=1)[:, :, None, None]
     clipped = values.clamp(low, high).masked_fill(~inside, -torch.inf)
     # not the softmax but its numerator is compared: of equal values it is exactly 1, so is its
@@ -200,46 +183,15 @@ def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     return mixing @ codes.flatten(1, 2)
 
 
-# Anchors compared at once: of the cosines only one block is ever stored.
-_BLOCK = 1024
-# Units in the last place within which two cosines count as equal: equal vectors at different places
-# of a matrix product differ by rounding, and rounding must not single out a positive.
-_ROUNDING = 16
-
-
-def draw_rows(rows: int, size: int, generator: Generator) -> Tensor:
-    """Draw different rows of a table, uniformly, on the processor; of fewer rows, all are drawn."""
-    return torch.randperm(rows, generator=generator)[:size]
-
-
 @torch.no_grad()
 def find_hidden_positives(anchors: Tensor, candidates: Tensor, pool: Tensor) -> Tensor:
     """Find the candidates that are more similar to an anchor than everything in a pool.
 
-    The pool says how similar a random position is at best; what is more similar than that belongs
-    to the anchor (global hidden positives: HP, section 3). Every anchor has a threshold of its own,
-    so the relation need not be mutual.
-
-    Parameters
-    ----------
-    anchors
-        float [anchor, channel], unit length.
-    candidates
-        float [candidate, channel], unit length.
-    pool
-        float [reference, channel], unit length, at least one entry.
-
-    Returns
-    -------
-    Tensor
-        bool [anchor, candidate]: whether the cosine is larger than the anchor's largest to any
-        entry of the pool, by more than rounding errors. An anchor that is its own candidate is
-        found as well, unless the pool holds its equal; the loss leaves it out.
-
-    Raises
-    ------
-    ValueError
-        The pool is empty.
+    The pool says how similar a random position is at best; what is more similar than that, by more
+    than rounding errors, belongs to the anchor (global hidden positives: HP, section 3). Every
+    anchor has a threshold of its own, so the relation need not be mutual; an anchor that is its own
+    candidate is found as well, unless the pool holds its equal. All are float [vector, channel] of
+    unit length, the result is bool [anchor, candidate]; an empty pool is a ValueError.
     """
     if not len(pool):
         raise ValueError("a reference pool needs at least one entry")
@@ -253,15 +205,7 @@ def find_hidden_positives(anchors: Tensor, candidates: Tensor, pool: Tensor) -> 
 
 
 class Projector(nn.Module):
-    """A two-layer ReLU map of the codes that the contrast sees; only training uses it.
-
-    Parameters
-    ----------
-    dim
-        Channels of the codes, of the hidden layer and of the projected codes.
-    generator
-        Draws the weights, as for ``ProjectionHead``. A generator of the CPU.
-    """
+    """A two-layer ReLU map of the codes, at their width, that the contrast sees in training."""
 
     def __init__(self, dim: int, generator: Generator) -> None:
         super().__init__()
@@ -272,137 +216,6 @@ class Projector(nn.Module):
         """Project codes, float [..., dim], to float [..., dim]."""
         projected: Tensor = self.output(self.hidden(codes).relu())
         return projected
-
-
-class HpModules(NamedTuple):
-    """The networks of the method."""
-
-    # the head: features, float [..., channel] -> codes, float [..., dim]; in the arithmetic that
-    # made the codes of the batch, or its rounding would pass for a view's inconsistency
-    make_codes: Callable[[Tensor], Tensor]
-    # a head of the same architecture, the moving average of its weights
-    average: nn.Module
-    # codes -> projected codes
-    projector: nn.Module
-
-
-class HpPools(NamedTuple):
-    """The reference pools, [reference, channel] and [reference, dim], at unit length."""
-
-    agnostic: Tensor
-    specific: Tensor
-
-
-@torch.no_grad()
-def draw_pools(features: Tensor, average: nn.Module, size: int, generator: Generator) -> HpPools:
-    """Draw both reference pools at the same positions of features, float [position, channel]."""
-    drawn = features[draw_rows(len(features), size, generator).to(features.device)]
-    return HpPools(F.normalize(drawn, dim=1), F.normalize(average(drawn), dim=1))
-
-
-def hp_loss(
-    codes: Tensor,
-    batch: HeadBatch,
-    modules: HpModules,
-    pools: HpPools,
-    settings: HeadSettings,
-    *,
-    share: float,
-    generator: Generator,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss of Hidden Positives for one batch (Seong et al., CVPR 2023, section 3).
-
-    With C_ag and C_ts the contrast with task-agnostic and task-specific hidden positives, z the
-    projected codes and z' the projected mixed codes::
-
-        loss = (1 - share) * (C_ag(z) + C_ag(z')) + share * (C_ts(z) + C_ts(z'))
-               + consistency * mean(1 - cosine(code, code of the augmented view))
-
-    Task-agnostic positives are found among the features, task-specific ones among the averaged
-    head's codes of the features. Mixing leaves both as they are: an anchor's neighbours learn from
-    the anchor's positives.
-
-    Parameters
-    ----------
-    codes
-        float [window, row, column, dim]: the head's, of the batch's features, with dropout or
-        without.
-    batch
-        Features, augmented features and attention of the windows.
-    modules
-        Head, averaged head and projector.
-    pools
-        The reference pools.
-    settings
-        Temperature, numbers of positions and negatives, weight of the consistency.
-    share
-        Of the task-specific positives, in [0, 1], as of :func:`specific_share`.
-    generator
-        Of the processor; draws positions and negatives.
-
-    Returns
-    -------
-    loss : Tensor
-        Scalar.
-    parts : dict of Tensor
-        What it consists of, without gradient: the contrast of ``whole`` and of ``mixed`` codes, the
-        ``consistency`` before its weight, and the mean number of an anchor's positives,
-        ``agnostic`` and ``specific``, 0 for a kind of share 0, which is not looked for.
-
-    Raises
-    ------
-    ValueError
-        The share, or a setting, is out of its range.
-
-    Notes
-    -----
-    All terms are those of positions drawn uniformly from every window, anew at each call, not of
-    all positions: cosines between all 17 000 positions of 32 windows are too many for a processor.
-    The task-specific positives use codes of the averaged head on both sides, since its codes are
-    what the pool holds.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share} of the task-specific positives is not in [0, 1]")
-    assert batch.augmented is not None and batch.attention is not None
-    assert settings.temperature is not None
-    temperature = settings.temperature
-    windows, rows, columns, _ = codes.shape
-    drawn = draw_positions(windows, rows * columns, settings.positions, generator).to(codes.device)
-    features, chosen = _take(batch.features, drawn), _take(codes, drawn)
-    weights = weigh_neighbours(batch.attention.to(codes.dtype))
-    mixed = mix_positions(codes, weights, drawn).flatten(0, 1)
-    shares = {"agnostic": 1 - share, "specific": share}
-    positives: dict[str, Tensor] = {}
-    # a kind without a share costs as much as one that has one
-    if shares["agnostic"]:
-        positives["agnostic"] = _find_positives(features, pools.agnostic)
-    if shares["specific"]:
-        with torch.no_grad():
-            averaged = modules.average(features)
-        positives["specific"] = _find_positives(averaged, pools.specific)
-
-    def contrast(vectors: Tensor) -> Tensor:
-        projected = modules.projector(vectors)
-        loss = projected.new_zeros(())
-        for kind, found in positives.items():
-            loss = loss + shares[kind] * hidden_positive_loss(
-                projected,
-                found,
-                temperature=temperature,
-                negatives=settings.negatives,
-                generator=generator,
-            )
-        return loss
-
-    whole, local = contrast(chosen), contrast(mixed)
-    augmented = modules.make_codes(_take(batch.augmented, drawn))
-    distances = 1 - F.cosine_similarity(chosen, augmented, dim=1)
-    # window by window: the mean of very many at once would depend on the number of threads
-    consistency = distances.unflatten(0, drawn.shape).mean(dim=1).mean()
-    loss = whole + local + settings.consistency * consistency
-    counts = {kind: found.count_nonzero() / len(found) for kind, found in positives.items()}
-    parts = {"whole": whole.detach(), "mixed": local.detach(), "consistency": consistency.detach()}
-    return loss, parts | {kind: counts.get(kind, torch.zeros_like(loss)) for kind in shares}
 
 
 def draw_positions(windows: int, grid: int, positions: int, generator: Generator) -> Tensor:
@@ -417,13 +230,6 @@ def specific_share(step: int, warm_up: float, steps: int) -> float:
     if step <= warm_up:
         return 0.0
     return min(1.0, (step - warm_up) / (steps - warm_up)) if steps > warm_up else 1.0
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, head: nn.Module, decay: float) -> None:
-    """Move the averaged head towards the head, in place: a <- decay * a + (1 - decay) * h."""
-    for mean, value in zip(average.parameters(), head.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
 
 
 def _take(grid: Tensor, positions: Tensor) -> Tensor:
@@ -446,9 +252,10 @@ class HiddenPositives(Method):
     projector
         Between the codes and the contrast.
     average
-        The moving average of the head, whose codes fill the task-specific pool.
+        A head, the moving average of the trained one, whose codes fill the task-specific pool.
     agnostic, specific
-        The reference pools, [reference, channel] and [reference, dim]; empty before the first step.
+        The reference pools, [reference, channel] and [reference, dim], at unit length; empty before
+        the first step.
     """
 
     agnostic: Tensor
@@ -461,7 +268,7 @@ class HiddenPositives(Method):
         self,
         channels: int,
         settings: HeadSettings,
-        generator: torch.Generator,
+        generator: Generator,
         read_positions: ReadPositions,
     ) -> None:
         super().__init__(channels, settings, generator, read_positions)
@@ -473,27 +280,84 @@ class HiddenPositives(Method):
         self.register_buffer("specific", torch.zeros(0))
 
     def compute_loss(
-        self, batch: HeadBatch, step: int, generator: torch.Generator
+        self, batch: HeadBatch, step: int, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Return the loss, its pools renewed when it is time, and the codes of the batch."""
         settings = self.settings
         assert settings.renew_every is not None
         if step % settings.renew_every == 0:
-            pools = draw_pools(
-                self.read_positions(settings.pool, 3, step), self.average, settings.pool, generator
-            )
-            self.agnostic, self.specific = pools.agnostic, pools.specific
+            self.renew_pools(self.read_positions(settings.pool, 3, step), generator)
         codes = self.make_codes(drop_channels(batch.features, settings.dropout, generator))
-        loss, _ = hp_loss(
-            codes,
-            batch,
-            HpModules(self.make_codes, self.average, self.projector),
-            HpPools(self.agnostic, self.specific),
-            settings,
-            share=specific_share(step, settings.warm_up * settings.steps, settings.steps),
-            generator=generator,
-        )
-        return loss, codes
+        share = specific_share(step, settings.warm_up * settings.steps, settings.steps)
+        return self.compare(codes, batch, share, generator), codes
+
+    @torch.no_grad()
+    def renew_pools(self, features: Tensor, generator: Generator) -> None:
+        """Draw both pools at the same positions of features, float [position, channel]."""
+        chosen = torch.randperm(len(features), generator=generator)[: self.settings.pool]
+        drawn = features[chosen.to(features.device)]
+        self.agnostic = F.normalize(drawn, dim=1)
+        self.specific = F.normalize(self.average(drawn), dim=1)
+
+    def compare(
+        self, codes: Tensor, batch: HeadBatch, share: float, generator: Generator
+    ) -> Tensor:
+        """Compute the loss of the codes of a batch, float [window, row, column, dim] (section 3).
+
+        With C_ag and C_ts the contrast with task-agnostic and task-specific hidden positives, z the
+        projected codes and z' the projected mixed codes::
+
+            loss = (1 - share) * (C_ag(z) + C_ag(z')) + share * (C_ts(z) + C_ts(z'))
+                   + consistency * mean(1 - cosine(code, code of the augmented view))
+
+        Task-agnostic positives are found among the features, task-specific ones among the averaged
+        head's codes of the features, on both sides, since these are what the pool holds. Mixing
+        leaves both as they are: an anchor's neighbours learn from the anchor's positives. All terms
+        are those of positions drawn uniformly from every window, anew at each call: cosines between
+        all 17 000 positions of 32 windows are too many for a processor. A share outside [0, 1] is a
+        ValueError.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share {share} of the task-specific positives is not in [0, 1]")
+        settings = self.settings
+        assert batch.augmented is not None and batch.attention is not None
+        assert settings.temperature is not None
+        temperature = settings.temperature
+        windows, rows, columns, _ = codes.shape
+        drawn = draw_positions(windows, rows * columns, settings.positions, generator)
+        drawn = drawn.to(codes.device)
+        features, chosen = _take(batch.features, drawn), _take(codes, drawn)
+        weights = weigh_neighbours(batch.attention.to(codes.dtype))
+        mixed = mix_positions(codes, weights, drawn).flatten(0, 1)
+        # a kind without a share would cost as much as one that has one
+        positives: list[tuple[float, Tensor]] = []
+        if share < 1:
+            positives.append((1 - share, _find_positives(features, self.agnostic)))
+        if share > 0:
+            with torch.no_grad():
+                averaged = self.average(features)
+            positives.append((share, _find_positives(averaged, self.specific)))
+
+        def contrast(vectors: Tensor) -> Tensor:
+            projected = self.projector(vectors)
+            loss: Tensor = projected.new_zeros(())
+            for weight, found in positives:
+                loss = loss + weight * hidden_positive_loss(
+                    projected,
+                    found,
+                    temperature=temperature,
+                    negatives=settings.negatives,
+                    generator=generator,
+                )
+            return loss
+
+        whole, local = contrast(chosen), contrast(mixed)
+        # in the arithmetic that made the codes, or its rounding would pass for a view's difference
+        augmented = self.make_codes(_take(batch.augmented, drawn))
+        distances = 1 - F.cosine_similarity(chosen, augmented, dim=1)
+        # window by window: the mean of very many at once would depend on the number of threads
+        consistency = distances.unflatten(0, drawn.shape).mean(dim=1).mean()
+        return whole + local + settings.consistency * consistency
 
     def make_optimiser(self) -> Optimizer:
         """Make AdamW."""
@@ -501,9 +365,11 @@ class HiddenPositives(Method):
         trained = self.list_trained()
         return AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
+    @torch.no_grad()
     def finish_step(self) -> None:
-        """Move the averaged head."""
-        update_average(self.average, self.head, self.settings.average)
+        """Move the averaged head towards the head: a <- decay * a + (1 - decay) * h."""
+        for mean, value in zip(self.average.parameters(), self.head.parameters(), strict=True):
+            mean.lerp_(value, 1 - self.settings.average)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a state; the pools have the size that they were saved with."""

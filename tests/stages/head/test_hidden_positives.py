@@ -18,24 +18,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from stages.head import hidden_positives
 from stages.head.hidden_positives import (
-    HpModules,
-    HpPools,
+    HiddenPositives,
     Projector,
     draw_candidates,
-    draw_pools,
     draw_positions,
-    draw_rows,
     find_hidden_positives,
     find_neighbours,
     hidden_positive_loss,
-    hp_loss,
     mix_positions,
     specific_share,
-    update_average,
     weigh_neighbours,
 )
 from stages.head.material import HeadBatch
@@ -43,24 +38,30 @@ from stages.head.projection import ProjectionHead
 from stages.head.settings import COLDEST, HeadSettings
 
 CHANNELS, DIM = 6, 5
-EVERYTHING = HeadSettings(temperature=0.5, positions=10**6, negatives=1.0, consistency=0.05)
+EVERYTHING = HeadSettings(
+    method="hp", dim=DIM, temperature=0.5, positions=10**6, negatives=1.0, consistency=0.05
+)
 
 
 def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-class Modules(HpModules):
-    """The networks, of which the first is known to be a head."""
+def make_method(
+    options: HeadSettings = EVERYTHING, seed: int = 0, entries: int = 4
+) -> HiddenPositives:
+    """Make a method whose average is another head, with pools of so many entries."""
 
-    make_codes: ProjectionHead  # type: ignore[assignment]
+    def read_positions(total: int, *_: int) -> Tensor:
+        return torch.randn(total, CHANNELS, generator=seeded(9))
 
-
-def make_modules(seed: int = 0) -> Modules:
-    head, average = (ProjectionHead(CHANNELS, DIM, seeded(seed + i)) for i in range(2))
-    average.requires_grad_(False)
-    projector = Projector(DIM, seeded(seed + 2))
-    return Modules(head.double(), average.double(), projector.double())
+    method = HiddenPositives(CHANNELS, options, seeded(seed), read_positions)
+    method.average = ProjectionHead(CHANNELS, DIM, seeded(seed + 1)).requires_grad_(False)
+    method.projector = Projector(DIM, seeded(seed + 2))
+    method.double()
+    if entries:
+        method.renew_pools(read_positions(entries).double(), seeded())
+    return method
 
 
 def make_batch(windows: int = 2, rows: int = 3, columns: int = 4, seed: int = 7) -> HeadBatch:
@@ -73,51 +74,29 @@ def make_batch(windows: int = 2, rows: int = 3, columns: int = 4, seed: int = 7)
     return HeadBatch(draw(CHANNELS), None, draw(CHANNELS), draw(9).abs())
 
 
-def make_pools(modules: Modules, entries: int = 4) -> HpPools:
-    features = torch.randn(entries, CHANNELS, generator=seeded(9), dtype=torch.float64)
-    return draw_pools(features, modules.average, entries, seeded())
-
-
 def find_loss(
-    batch: HeadBatch,
-    modules: Modules,
-    pools: HpPools,
-    options: HeadSettings = EVERYTHING,
-    *,
-    share: float = 0.3,
-    seed: int = 0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    return hp_loss(
-        modules.make_codes(batch.features),
-        batch,
-        modules,
-        pools,
-        options,
-        share=share,
-        generator=seeded(seed),
-    )
+    batch: HeadBatch, method: HiddenPositives, *, share: float = 0.3, seed: int = 0
+) -> Tensor:
+    return method.compare(method.make_codes(batch.features), batch, share, seeded(seed))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_loss_is_the_sum_of_its_terms(share: float) -> None:
-    batch, modules = make_batch(), make_modules()
-    pools = make_pools(modules)
-    loss, parts = find_loss(batch, modules, pools, share=share)
-
+    batch, method = make_batch(), make_method()
     features = batch.features.flatten(0, 2)
-    codes = modules.make_codes(batch.features)
+    codes = method.make_codes(batch.features)
     everywhere = torch.arange(12).expand(2, -1)
     mixed = mix_positions(codes, weigh_neighbours(batch.attention), everywhere).flatten(0, 1)
-    averaged = modules.average(features)
+    averaged = method.average(features)
     terms, counts = [], []
-    for vectors, pool in ((features, pools.agnostic), (averaged, pools.specific)):
+    for vectors, pool in ((features, method.agnostic), (averaged, method.specific)):
         unit = F.normalize(vectors, dim=1)
         positives = find_hidden_positives(unit, unit, pool).fill_diagonal_(False)
         counts.append(positives.sum(dim=1).double().mean())
         terms.append(
             [
                 hidden_positive_loss(
-                    modules.projector(kind),
+                    method.projector(kind),
                     positives,
                     temperature=0.5,
                     negatives=1.0,
@@ -129,42 +108,53 @@ def test_the_loss_is_the_sum_of_its_terms(share: float) -> None:
     whole, local = (
         (1 - share) * agnostic + share * specific for agnostic, specific in zip(*terms, strict=True)
     )
-    augmented = modules.make_codes(batch.augmented)
+    augmented = method.make_codes(batch.augmented)
     distance = (1 - F.cosine_similarity(codes, augmented, dim=3)).mean()
-    torch.testing.assert_close(parts["whole"], whole.detach())
-    torch.testing.assert_close(parts["mixed"], local.detach())
-    torch.testing.assert_close(parts["consistency"], distance.detach())
-    torch.testing.assert_close(loss, whole + local + 0.05 * distance)
     assert counts[0] > 0 and counts[1] > 0 and not torch.equal(terms[0][0], terms[1][0])
-    assert parts["agnostic"].item() == pytest.approx(counts[0].item() if share < 1 else 0)
-    assert parts["specific"].item() == pytest.approx(counts[1].item() if share > 0 else 0)
+    for weight in (0.0, 0.05, 1.0):
+        method.settings = EVERYTHING.replace(consistency=weight)
+        expected = whole + local + weight * distance
+        torch.testing.assert_close(find_loss(batch, method, share=share), expected)
+
+
+@pytest.mark.parametrize(("share", "kinds"), [(0.0, 1), (0.3, 2), (1.0, 1)])
+def test_a_kind_without_a_share_is_not_looked_for(
+    share: float, kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought = []
+
+    def find(*given: Tensor) -> Tensor:
+        sought.append(given)
+        return find_hidden_positives(*given)
+
+    monkeypatch.setattr(hidden_positives, "find_hidden_positives", find)
+    find_loss(make_batch(), make_method(), share=share)
+    assert len(sought) == kinds
 
 
 def test_the_gradient_is_the_slope_of_the_loss() -> None:
-    batch, modules = make_batch(windows=2, rows=2, columns=3), make_modules()
-    pools, options = make_pools(modules), EVERYTHING.replace(negatives=0.5)
-    codes = modules.make_codes(batch.features).detach().requires_grad_()
+    batch = make_batch(windows=2, rows=2, columns=3)
+    method = make_method(EVERYTHING.replace(negatives=0.5))
+    codes = method.make_codes(batch.features).detach().requires_grad_()
 
     def compute(leaf: Tensor, augmented: Tensor) -> Tensor:
-        moved = dataclasses.replace(batch, augmented=augmented)
-        return hp_loss(leaf, moved, modules, pools, options, share=0.4, generator=seeded())[0]
+        return method.compare(leaf, dataclasses.replace(batch, augmented=augmented), 0.4, seeded())
 
     augmented = batch.augmented.clone().requires_grad_()
     assert torch.autograd.gradcheck(compute, (codes, augmented))
 
 
 def test_head_and_projector_learn_and_the_average_does_not() -> None:
-    batch, modules = make_batch(), make_modules()
-    modules.average.requires_grad_(True)
-    find_loss(batch, modules, make_pools(modules))[0].backward()
-    for module in (modules.make_codes, modules.projector):
+    method = make_method()
+    method.average.requires_grad_(True)
+    find_loss(make_batch(), method).backward()
+    for module in (method.head, method.projector):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
-    assert all(p.grad is None for p in modules.average.parameters())
+    assert all(p.grad is None for p in method.average.parameters())
 
 
 def test_mirrored_windows_have_the_same_loss() -> None:
-    batch, modules = make_batch(), make_modules()
-    pools = make_pools(modules)
+    batch, method = make_batch(), make_method()
     assert batch.augmented is not None and batch.attention is not None
     mirrored = HeadBatch(
         batch.features.flip(2),
@@ -172,71 +162,97 @@ def test_mirrored_windows_have_the_same_loss() -> None:
         batch.augmented.flip(2),
         batch.attention.flip(2)[..., [2, 1, 0, 5, 4, 3, 8, 7, 6]],
     )
-    loss = find_loss(batch, modules, pools)[0]
-    torch.testing.assert_close(find_loss(mirrored, modules, pools)[0], loss)
+    torch.testing.assert_close(find_loss(mirrored, method), find_loss(batch, method))
 
 
 def test_the_loss_is_that_of_its_seed() -> None:
-    batch, modules = make_batch(), make_modules()
-    pools = make_pools(modules)
-    options = EVERYTHING.replace(positions=5, negatives=0.3)
-    losses = [find_loss(batch, modules, pools, options, seed=seed)[0] for seed in (1, 1, 2)]
+    batch, method = make_batch(), make_method(EVERYTHING.replace(positions=5, negatives=0.3))
+    losses = [find_loss(batch, method, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 
 def test_the_same_view_twice_is_consistent() -> None:
-    batch, modules = make_batch(), make_modules()
+    batch, method = make_batch(), make_method()
     same = dataclasses.replace(batch, augmented=batch.features)
-    assert abs(find_loss(same, modules, make_pools(modules))[1]["consistency"].item()) < 1e-12
+    loss = find_loss(same, method)
+    method.settings = EVERYTHING.replace(consistency=1.0)
+    assert abs((find_loss(same, method) - loss).item()) < 1e-12
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [(1, 3, 4), (1, 1, 1), (3, 1, 1)])
 def test_small_batches_have_a_finite_loss(shape: tuple[int, int, int], share: float) -> None:
-    batch, modules = make_batch(*shape), make_modules()
-    loss, _ = find_loss(batch, modules, make_pools(modules), share=share)
+    method = make_method()
+    loss = find_loss(make_batch(*shape), method, share=share)
     loss.backward()
     assert loss.isfinite()
-    gradients = [p.grad for p in modules.make_codes.parameters()]
+    gradients = [p.grad for p in method.head.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in gradients)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_a_constant_image_has_no_positives_and_a_finite_loss(kind: torch.dtype) -> None:
+def test_a_constant_image_has_no_positives_and_a_finite_loss(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     feature = torch.randn(CHANNELS, generator=seeded(), dtype=torch.float64).to(kind)
     image = feature.expand(2, 5, 5, CHANNELS).contiguous()
-    modules = make_modules()
-    for module in (modules.make_codes, modules.average, modules.projector):
-        module.to(kind)
-    pools = draw_pools(image.flatten(0, 2), modules.average, 2048, seeded())
+    method = make_method(entries=0).to(kind)
+    method.renew_pools(image.flatten(0, 2), seeded())
+    found = []
+
+    def find(*given: Tensor) -> Tensor:
+        found.append(find_hidden_positives(*given))
+        return found[-1]
+
+    monkeypatch.setattr(hidden_positives, "find_hidden_positives", find)
     batch = HeadBatch(image, None, image, torch.full((2, 5, 5, 9), 0.04, dtype=kind))
-    loss, parts = find_loss(batch, modules, pools, share=0.5)
+    loss = find_loss(batch, method, share=0.5)
     loss.backward()
-    assert parts["agnostic"] == parts["specific"] == 0
+    assert len(found) == 2 and not any(each.any() for each in found)
     assert abs(loss.item()) < 1e-6
-    gradients = [p.grad for p in modules.make_codes.parameters()]
+    gradients = [p.grad for p in method.head.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in gradients)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_an_impossible_share_is_refused(share: float) -> None:
-    batch, modules = make_batch(), make_modules()
     with pytest.raises(ValueError, match="share"):
-        find_loss(batch, modules, make_pools(modules), share=share)
+        find_loss(make_batch(), make_method(), share=share)
+
+
+def renew(features: Tensor, size: int, seed: int = 0) -> HiddenPositives:
+    method = make_method(EVERYTHING.replace(pool=size), entries=0)
+    method.renew_pools(features, seeded(seed))
+    return method
 
 
 def test_both_pools_are_of_the_same_positions() -> None:
-    modules = make_modules()
     features = 3 * torch.randn(30, CHANNELS, generator=seeded(), dtype=torch.float64)
-    pools = draw_pools(features, modules.average, 8, seeded(1))
-    assert pools.agnostic.shape == (8, CHANNELS) and pools.specific.shape == (8, DIM)
-    for pool in (pools.agnostic, pools.specific):
+    method = renew(features, 8, seed=1)
+    assert method.agnostic.shape == (8, CHANNELS) and method.specific.shape == (8, DIM)
+    for pool in (method.agnostic, method.specific):
         torch.testing.assert_close(pool.norm(dim=1), torch.ones(8, dtype=torch.float64))
-    source = (pools.agnostic @ F.normalize(features, dim=1).T).argmax(dim=1)
+    source = (method.agnostic @ F.normalize(features, dim=1).T).argmax(dim=1)
     assert len(set(source.tolist())) == 8
-    codes = F.normalize(modules.average(features[source]), dim=1)
-    torch.testing.assert_close(pools.specific, codes)
-    assert len(draw_pools(features, modules.average, 2048, seeded()).specific) == 30
+    codes = F.normalize(method.average(features[source]), dim=1)
+    torch.testing.assert_close(method.specific, codes)
+    assert len(renew(features, 2048).specific) == 30
+
+
+def test_a_pool_is_that_of_its_seed() -> None:
+    features = torch.randn(50, CHANNELS, generator=seeded(), dtype=torch.float64)
+    first, again, other = (renew(features, 20, seed).agnostic for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_every_position_is_as_often_in_a_pool() -> None:
+    features = torch.eye(CHANNELS, dtype=torch.float64)
+    method, generator = make_method(EVERYTHING.replace(pool=2), entries=0), seeded()
+    counts = torch.zeros(CHANNELS, dtype=torch.float64)
+    for _ in range(4000):
+        method.renew_pools(features, generator)
+        counts += method.agnostic.sum(dim=0)
+    assert (counts / 4000 - 2 / CHANNELS).abs().max() < 0.03
 
 
 def test_positions_differ_in_a_window_and_between_windows() -> None:
@@ -260,16 +276,17 @@ def test_the_specific_share_grows_from_the_end_of_the_warm_up_to_the_end() -> No
 
 
 def test_the_average_moves_by_one_minus_the_decay() -> None:
-    average, head = nn.Linear(1, 1), nn.Linear(1, 1)
-    nn.init.constant_(average.weight, 2.0)
-    nn.init.constant_(average.bias, 0.0)
-    nn.init.constant_(head.weight, 4.0)
-    nn.init.constant_(head.bias, -1.0)
-    update_average(average, head, decay=0.75)
-    assert average.weight.item() == 2.5 and average.bias.item() == -0.25
-    assert head.weight.item() == 4.0
-    update_average(average, head, decay=0.0)
-    assert average.weight.item() == 4.0
+    method = make_method(EVERYTHING.replace(average=0.75))
+    before = [value.clone() for value in method.average.parameters()]
+    head = [value.clone() for value in method.head.parameters()]
+    method.finish_step()
+    for old, new, towards in zip(before, method.average.parameters(), head, strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * towards)
+    method.settings = EVERYTHING.replace(average=0.0)
+    method.finish_step()
+    for new, towards in zip(method.average.parameters(), method.head.parameters(), strict=True):
+        torch.testing.assert_close(new, towards)
+    assert all(torch.equal(a, b) for a, b in zip(head, method.head.parameters(), strict=True))
 
 
 def test_a_projector_is_that_of_its_seed() -> None:
@@ -297,32 +314,24 @@ def test_training_draws_positives_together_and_does_not_collapse() -> None:
     features = centres[group] + torch.randn(8, 6, 6, CHANNELS, generator=generator)
     augmented = features + 0.1 * torch.randn(features.shape, generator=generator)
     batch = HeadBatch(features, None, augmented, torch.ones(8, 6, 6, 9))
-    modules = make_modules()
-    for module in (modules.make_codes, modules.average, modules.projector):
-        module.float()
-    update_average(modules.average, modules.make_codes, decay=0)
-    trained = [*modules.make_codes.parameters(), *modules.projector.parameters()]
-    adam = torch.optim.AdamW(trained, lr=5e-3)
-    options = HeadSettings(temperature=0.4, positions=36, negatives=0.3, consistency=0.05)
+    method = make_method(
+        EVERYTHING.replace(temperature=0.4, positions=36, negatives=0.3, pool=20, average=0.9),
+        entries=0,
+    ).float()
+    method.average.load_state_dict(method.head.state_dict())
+    adam = torch.optim.AdamW(method.list_trained(), lr=5e-3)
     losses = []
     for step in range(60):
         if step % 20 == 0:
-            pools = draw_pools(features.flatten(0, 2), modules.average, 20, generator)
-        loss, _ = hp_loss(
-            modules.make_codes(features),
-            batch,
-            modules,
-            pools,
-            options,
-            share=specific_share(step, 20, 60),
-            generator=generator,
-        )
+            method.renew_pools(features.flatten(0, 2), generator)
+        share = specific_share(step, 20, 60)
+        loss = method.compare(method.make_codes(features), batch, share, generator)
         adam.zero_grad()
         loss.backward()
         adam.step()
-        update_average(modules.average, modules.make_codes, 0.9)
+        method.finish_step()
         losses.append(loss.item())
-    codes = F.normalize(modules.make_codes(features).detach().flatten(0, 2), dim=1)
+    codes = F.normalize(method.make_codes(features).detach().flatten(0, 2), dim=1)
     same = group.flatten()[:, None] == group.flatten()
     cosines = codes @ codes.T
     assert sum(losses[15:20]) < 0.97 * sum(losses[:5])
@@ -672,26 +681,6 @@ def test_the_gradient_reaches_the_neighbours() -> None:
 def at_degrees(*angles: float) -> Tensor:
     radians = torch.tensor([math.radians(angle) for angle in angles], dtype=torch.float64)
     return torch.stack([radians.cos(), radians.sin()], dim=1)
-
-
-def test_drawn_rows_differ_and_are_those_of_their_seed() -> None:
-    drawn = draw_rows(50, 20, seeded(3))
-    assert drawn.dtype == torch.int64
-    assert len(set(drawn.tolist())) == 20
-    assert set(drawn.tolist()) <= set(range(50))
-    assert torch.equal(drawn, draw_rows(50, 20, seeded(3)))
-    assert not torch.equal(drawn, draw_rows(50, 20, seeded(4)))
-
-
-def test_of_fewer_rows_than_wanted_all_are_drawn() -> None:
-    assert sorted(draw_rows(5, 2048, seeded()).tolist()) == [0, 1, 2, 3, 4]
-
-
-def test_every_row_is_drawn_equally_often() -> None:
-    generator = seeded()
-    drawn = torch.cat([draw_rows(10, 3, generator) for _ in range(4000)])
-    share = drawn.bincount(minlength=10) / 4000
-    assert (share - 0.3).abs().max() < 0.03
 
 
 def test_positives_are_nearer_than_the_nearest_of_the_pool() -> None:
