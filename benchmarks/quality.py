@@ -132,7 +132,7 @@ def run_system(run: RunDirectory, system: System, dataset: str, seed: int) -> di
     if system.head is not None:
         head, settings = f"{system.head}-{seed}", dict(HEADS[system.head])
         if settings.get("term_shifts") == PUBLISHED:
-            settings["term_shifts"] = get_preset(dataset, "").shifts
+            settings["term_shifts"] = get_preset(dataset, "")["term_shifts"]
         _stage(run, "head", classes=classes, seed=seed, name=head, **settings)
         _stage(run, "encode", head=head)
         keys += [f"head/{head}", f"encode/{head}"]

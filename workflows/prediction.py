@@ -53,7 +53,7 @@ from stages.extract.backbones import (
     gather_batches,
 )
 from stages.extract.stage import list_images, place_all
-from stages.head.encode_stage import encode_windows
+from stages.head.projection import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
 from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes
 

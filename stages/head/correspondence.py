@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -13,8 +14,6 @@ from stages.head.material import HeadBatch
 from stages.head.methods import Method
 from stages.head.projection import drop_channels
 
-Terms = tuple[float, float, float]
-
 
 def draw_positions(windows: int, side: int, generator: torch.Generator) -> Tensor:
     """Draw where grids are read, float32 [window, side, side, 2]: x and y, uniform in [-1, 1]."""
@@ -22,23 +21,11 @@ def draw_positions(windows: int, side: int, generator: torch.Generator) -> Tenso
 
 
 def read_bilinear(grid: Tensor, positions: Tensor) -> Tensor:
-    """Read grids between their positions.
+    """Read grids [window, row, column, channel] between their positions, [window, ..., 2].
 
-    Parameters
-    ----------
-    grid
-        float [window, row, column, channel].
-    positions
-        float [window, ..., 2]: x and y; -1 is the centre of the first column or row, 1 that of the
-        last. Beyond them the border is continued.
+    A position is x and y: -1 is the centre of the first column or row, 1 that of the last; beyond
+    them the border is continued. The values are [window, position, channel], of the grid's type.
 
-    Returns
-    -------
-    Tensor
-        float [window, position, channel], of the grid's type.
-
-    Notes
-    -----
     ``torch.nn.functional.grid_sample`` calls this ``align_corners=True`` with border padding. That
     is how STEGO reads: positions in [-1, 1] then lie between features, and none is extrapolated.
     Written as a weighted sum of four rows of a table it takes a quarter of the time, because a
@@ -107,20 +94,9 @@ def correspondence_loss(
     With F and S the cosine volumes of features and codes, and F centred:
     loss = - mean of (F - shift) * max(S, 0).
 
-    Parameters
-    ----------
-    features_a, features_b
-        float [window, position, channel], as of :func:`normalise`; numbers of positions may differ.
-        No gradient reaches them.
-    codes_a, codes_b
-        float [window, position, dim], as of :func:`normalise`, at the same positions.
-    shift
-        b: features less similar than that push their codes apart.
-
-    Returns
-    -------
-    Tensor
-        Scalar.
+    Features and codes are float [window, position, ...], as of :func:`normalise`, at the same
+    positions, whose numbers in a and b may differ; no gradient reaches the features. Features less
+    similar than the shift push their codes apart.
     """
     with torch.no_grad():
         pull = centre(features_a @ features_b.transpose(1, 2)) - shift
@@ -145,8 +121,8 @@ def stego_loss(
     neighbour_features: Tensor,
     neighbour_codes: Tensor,
     *,
-    weights: Terms,
-    shifts: Terms,
+    weights: Sequence[float],
+    shifts: Sequence[float],
     others: int,
     side: int,
     generator: torch.Generator,
@@ -158,32 +134,26 @@ def stego_loss(
 
     Parameters
     ----------
-    features
-        float [window, row, column, channel]; no gradient reaches them.
-    codes
+    features, neighbour_features
+        float [window, row, column, channel], of windows and one neighbour of each; no gradient
+        reaches them.
+    codes, neighbour_codes
         float [window, row, column, dim].
-    neighbour_features, neighbour_codes
-        The same of one neighbour of every window.
     weights, shifts
         lambda and b of the terms self, knn and random.
     others
         How many random windows every window meets; their losses are averaged. In a batch of one
         window there is none to meet, and the term is left out.
     side
-        Grids are read at ``side ** 2`` positions.
+        Grids are read at ``side ** 2`` positions: one set where a window meets, one where it, or
+        its neighbour, is met; the first is for both sides of a window with itself.
     generator
-        Of the CPU, whatever the features' device: the same positions and windows are drawn on all
-        of them.
+        Of the CPU: the same positions and windows are drawn on all devices.
 
     Returns
     -------
     Tensor
         Scalar.
-
-    Notes
-    -----
-    A window has two sets of positions: one where it meets, one where it is met. With itself it uses
-    the first for both sides. A neighbour is read at the second set of the window it belongs to.
     """
     windows, device = len(features), features.device
     meeting = draw_positions(windows, side, generator).to(device)
@@ -235,15 +205,10 @@ class Stego(Method):
             own,
             neighbours,
             near,
-            weights=_three(settings.term_weights),
-            shifts=_three(settings.term_shifts),
+            weights=settings.term_weights,
+            shifts=settings.term_shifts,
             others=settings.others,
             side=settings.side,
             generator=generator,
         )
         return loss, own
-
-
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third

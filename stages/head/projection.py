@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+
+from pipeline.compute.memory import compute_halving
 
 # Vectors that are multiplied together where they are not those of windows.
 _RUN = 128
@@ -92,3 +95,26 @@ def drop_channels(features: Tensor, rate: float, generator: torch.Generator) -> 
     windows, channels = features.shape[0], features.shape[-1]
     kept = torch.rand(windows, 1, 1, channels, generator=generator) >= rate
     return features * (kept / (1 - rate)).to(features)
+
+
+def encode(head: ProjectionHead, features: Tensor) -> np.ndarray:
+    """Encode features [window, row, column, channel] as float16 [window, row, column, code]."""
+    with torch.inference_mode():
+        codes: np.ndarray = head(features.float()).half().cpu().numpy()
+    return codes
+
+
+def encode_windows(
+    head: ProjectionHead, features: np.ndarray, batch: int, device: torch.device
+) -> np.ndarray:
+    """Encode many windows, so many at once; fewer where memory is short."""
+    # batches of one length: on a processor, threads share out the windows of a batch
+    even = -(-len(features) // -(-len(features) // batch))
+    parts = compute_halving(
+        lambda part: encode(head, torch.from_numpy(part).to(device)),
+        features,
+        even,
+        what="encode",
+        device=device,
+    )
+    return np.concatenate(parts)

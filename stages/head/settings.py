@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -27,38 +26,13 @@ METHODS: Registry[type[Method]] = Registry(
 # Lowest temperature of HP's contrast: of a colder one the exponentials overflow.
 COLDEST = 0.05
 
-
 # Cosines of DINOv2 lie elsewhere than those of DINO, which the published shifts were tuned to:
 # under these, too many pairs attract, and codes shrink to a few directions. One choice for all.
 DINOV2_SHIFTS = (0.35, 0.3, 0.6)
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings of the methods for one dataset.
-
-    Attributes
-    ----------
-    weights
-        lambda of STEGO's terms self, knn and random.
-    shifts
-        b of the same terms.
-    temperature
-        Divides the cosines of HP's contrast.
-    renew_every
-        Steps between renewals of HP's reference pools.
-    """
-
-    weights: tuple[float, float, float]
-    shifts: tuple[float, float, float]
-    temperature: float
-    renew_every: int
-
-
-_WEIGHTS = (0.67, 0.25, 0.63)
-_COCOSTUFF = Preset(_WEIGHTS, (0.08, 0.02, 0.66), temperature=0.8, renew_every=100)
-_CITYSCAPES = Preset(_WEIGHTS, (0.18, 0.12, 0.46), temperature=0.6, renew_every=20)
-_POTSDAM = Preset(_WEIGHTS, (0.08, 0.02, 0.46), temperature=0.4, renew_every=20)
+_COCOSTUFF = {"term_shifts": (0.08, 0.02, 0.66), "temperature": 0.8, "renew_every": 100}
+_CITYSCAPES = {"term_shifts": (0.18, 0.12, 0.46), "temperature": 0.6, "renew_every": 20}
+_POTSDAM = {"term_shifts": (0.08, 0.02, 0.46), "temperature": 0.4, "renew_every": 20}
 
 _PRESETS = {
     "cityscapes": _CITYSCAPES,
@@ -69,8 +43,8 @@ _PRESETS = {
 }
 
 
-def get_preset(dataset: str, backbone: str) -> Preset:
-    """Give the settings for a dataset and the features of a backbone.
+def get_preset(dataset: str, backbone: str) -> dict[str, Any]:
+    """Give the settings that depend on a dataset and on the backbone of its features.
 
     Those of ``cocostuff``, ``cityscapes`` and ``potsdam`` are the authors' (Hamilton et al., ICLR
     2022; Seong et al., CVPR 2023), tuned to DINO ViT-S; backbones of another kind have other
@@ -78,8 +52,8 @@ def get_preset(dataset: str, backbone: str) -> Preset:
     and ``mapillary`` show streets and take those of Cityscapes, anything else those of COCO-Stuff;
     DINOv2 has shifts of its own, whatever the dataset.
     """
-    preset = _PRESETS.get(dataset, _COCOSTUFF)
-    return replace(preset, shifts=DINOV2_SHIFTS) if "dinov2" in backbone else preset
+    preset = {"term_weights": (0.67, 0.25, 0.63)} | _PRESETS.get(dataset, _COCOSTUFF)
+    return preset | {"term_shifts": DINOV2_SHIFTS} if "dinov2" in backbone else preset
 
 
 class HeadSettings(StageSettings):
@@ -164,7 +138,7 @@ class EncodeSettings(StageSettings):
     """Which head makes codes of the features."""
 
     version: ClassVar[int] = 2
-    stage_class: ClassVar[str] = "stages.head.encode_stage:Encode"
+    stage_class: ClassVar[str] = "stages.head.stage:Encode"
     optional: ClassVar[bool] = True
 
     head: str = setting(..., "name of the head")

@@ -1,4 +1,7 @@
-"""The head stage: cached features -> a small network on them, one group of heads.zarr per head."""
+"""The head and the encode stage: cached features -> a small network on them -> its codes.
+
+One group of heads.zarr, and one store of codes, for every head.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from itertools import chain, islice
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from pipeline.compute.devices import resolve_device, resolve_precision
 from pipeline.compute.memory import explain_shortage
@@ -16,20 +20,23 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import ShardRecord, list_photometric, list_records, read_record
 from pipeline.run.manifest import read_manifest
-from pipeline.run.stage import Plan
+from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.stage import Training as TrainingStage
-from pipeline.storage.arrays import open_arrays, write_group
+from pipeline.storage.arrays import (
+    ArraySpec,
+    open_arrays,
+    prepare_arrays,
+    read_group,
+    read_rows,
+    write_group,
+    write_shard,
+)
+from pipeline.storage.files import fingerprint
 from stages.clustering import list_unused
 from stages.head.material import Material
-from stages.head.methods import build_method
-from stages.head.settings import METHODS, HeadSettings, get_preset
-from stages.head.training import (
-    Training,
-    pack_training,
-    restore_training,
-    run_round,
-    start_training,
-)
+from stages.head.methods import Training, build_method
+from stages.head.projection import ProjectionHead, encode_windows
+from stages.head.settings import METHODS, EncodeSettings, HeadSettings, get_preset
 
 _ROUND = 50
 
@@ -72,16 +79,14 @@ class Head(TrainingStage[HeadSettings]):
                 "many there are."
             )
         preset = get_preset(manifest.dataset, read_record(run, "extract").facts["backbone"])
+        chosen = {name: getattr(settings, name) or value for name, value in preset.items()}
         return settings.replace(
             name=settings.name or settings.method,
             precision=resolve_precision(settings.precision, resolve_device(settings.device)),
             classes=classes,
             dim=settings.dim or METHODS[settings.method].dim,
             splits=splits,
-            term_weights=settings.term_weights or preset.weights,
-            term_shifts=settings.term_shifts or preset.shifts,
-            renew_every=settings.renew_every or preset.renew_every,
-            temperature=settings.temperature or preset.temperature,
+            **chosen,
         )
 
     def plan(self, run: RunDirectory, settings: HeadSettings, screen: Screen) -> Plan:
@@ -117,17 +122,17 @@ class Head(TrainingStage[HeadSettings]):
         material = _open_material(run, settings)
         record = read_record(run, self.key(settings))
         method = build_method(record.facts["channels"], settings, material.read_positions, device)
-        training = start_training(method, material.read_positions, settings, device)
+        training = Training(method)
         checkpoint = self.checkpoint(run, settings, record.shards[shard])
         saved = checkpoint.load()
         if saved is not None:
-            restore_training(training, *saved)
+            training.restore(*saved)
             announce(advance=training.step)
         batches = material.read_steps(training.step)
         while training.step < settings.steps:
             size = min(_ROUND, settings.steps - training.step)
-            run_round(training, islice(batches, size), settings)
-            checkpoint.save(*pack_training(training))
+            training.run_round(islice(batches, size))
+            checkpoint.save(*training.pack())
             text = f"head: step {training.step}/{settings.steps}: loss {training.loss[-1]:.4f}"
             announce(advance=size, note=text)
         _write_head(run, settings, training)
@@ -173,12 +178,8 @@ def _list_views(run: RunDirectory, settings: HeadSettings) -> dict[str, list[str
 def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
     names = _list_views(run, settings)
     arrays = open_arrays(run.features, ["clean", *chain.from_iterable(names.values())])
-
-    def choose(*chosen: str) -> tuple[Any, ...]:
-        return tuple(arrays[name] for name in chosen)
-
     usable = read_manifest(run).usable_windows(splits=settings.splits)
-    views = choose("clean", *names.get("crops", []))
+    views = tuple(arrays[name] for name in ("clean", *names.get("crops", ())))
     material = Material(
         arrays=views,
         windows=np.array([window.index for window in usable]),
@@ -186,7 +187,7 @@ def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
         batch=settings.batch_size,
         seed=settings.seed,
         device=resolve_device(settings.device),
-        augmented=choose(*(name for name in names if name.startswith("photometric"))),
+        augmented=tuple(arrays[name] for name in names if name.startswith("photometric")),
         attention=arrays.get("attention"),
     )
     if not METHODS[settings.method].needs_neighbours:
@@ -217,3 +218,112 @@ def _write_head(run: RunDirectory, settings: HeadSettings, training: Training) -
         "unit": f"round of {_ROUND} steps",
     }
     write_group(run.heads, str(settings.name), arrays, attributes)
+
+
+def load_head(run: RunDirectory, name: str) -> ProjectionHead:
+    """Load a trained head, on the processor."""
+    arrays, _ = read_group(run.heads, name)
+    facts = read_record(run, f"head/{name}").facts
+    head = ProjectionHead(facts["channels"], facts["dim"], torch.Generator())
+    layers = {layer: torch.from_numpy(arrays[f"head.{layer}"]) for layer in head.state_dict()}
+    head.load_state_dict(layers)
+    return head.eval()
+
+
+class Encode(Stage[EncodeSettings]):
+    """``features.zarr`` and one group of ``heads.zarr`` -> ``codes/<head>.zarr``."""
+
+    name: ClassVar[str] = "encode"
+    unit: ClassVar[str] = "windows"
+    verb: ClassVar[str] = "head"
+    settings_class = EncodeSettings
+
+    def key(self, settings: EncodeSettings) -> str:
+        """Return ``encode/<head>``."""
+        return f"encode/{settings.head}"
+
+    def choose_key(self, run: RunDirectory, given: Mapping[str, Any]) -> str:
+        """Return ``encode/<head>``."""
+        return f"encode/{given['head']}"
+
+    def name_options(self, settings: EncodeSettings) -> str:
+        """Return ``--name``: the head's verb encodes, too."""
+        return f" --name {settings.head}"
+
+    def inputs(self, run: RunDirectory, settings: EncodeSettings) -> list[str]:
+        """Return ``extract``, the augmented views, and the head."""
+        views = [f"views/{view}" for view in list_photometric(run)]
+        return ["extract", *views, f"head/{settings.head}"]
+
+    def plan(self, run: RunDirectory, settings: EncodeSettings, screen: Screen) -> Plan:
+        """Plan one shard for every shard of features."""
+        extract, head = read_record(run, "extract"), read_record(run, f"head/{settings.head}")
+        base = fingerprint(self.name, self.version, settings.output_settings(), head.digest)
+        names = _list_encoded(run)
+        sources = [read_record(run, key).shards for key in self.inputs(run, settings)[:-1]]
+        total, rows = len(read_manifest(run).windows), extract.settings["shard_size"]
+        shards = [
+            ShardPlan(fingerprint(base, names, prints), min(rows, total - number * rows))
+            for number, prints in enumerate(zip(*sources, strict=True))
+        ]
+        facts = {
+            "views": names,
+            "augmented": list_photometric(run),
+            "channels": head.facts["dim"],
+        }
+        return Plan(shards, facts)
+
+    def prepare(self, run: RunDirectory, settings: EncodeSettings, plan: Plan) -> None:
+        """Allocate one array per view."""
+        extract = read_record(run, "extract")
+        spec = ArraySpec(
+            shape=(*extract.facts["grid"], plan.facts["channels"]),
+            dims=("window", "row", "column", "channel"),
+            dtype="float16",
+            compress=False,
+            attributes={"long_name": f"codes of the head {settings.head}", "units": "1"},
+        )
+        prepare_arrays(
+            run.codes(settings.head),
+            dict.fromkeys(plan.facts["views"], spec),
+            len(read_manifest(run).windows),
+            extract.settings["shard_size"],
+            {"head": settings.head},
+        )
+
+    def compute(self, run: RunDirectory, settings: EncodeSettings, shard: int) -> dict[str, Any]:
+        """Encode one block of windows in every view."""
+        device = resolve_device(settings.device)
+        head = load_head(run, settings.head).to(device)
+        rows = read_record(run, "extract").settings["shard_size"]
+        start, stop = shard * rows, min((shard + 1) * rows, len(read_manifest(run).windows))
+        names = _list_encoded(run)
+        blocks = {}
+        for name, array in open_arrays(run.features, names).items():
+            features = read_rows(array, start, stop)
+            blocks[name] = encode_windows(head, features, settings.batch_size, device)
+            if not np.isfinite(blocks[name]).all():
+                raise RunError(
+                    f"encode: codes of shard {shard} are not finite in float16; "
+                    "train the head again with a smaller --learning-rate."
+                )
+        write_shard(run.codes(settings.head), blocks, shard, rows)
+        announce(advance=stop - start)
+        return {"device": device.type}
+
+    def finish(
+        self,
+        run: RunDirectory,
+        settings: EncodeSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
+    ) -> list[str]:
+        """Say where the codes are."""
+        channels = read_record(run, f"head/{settings.head}").facts["dim"]
+        return [f"encode: codes of {channels} channels in {run.codes(settings.head)}"]
+
+
+def _list_encoded(run: RunDirectory) -> list[str]:
+    """List the arrays of features that a head makes codes of."""
+    augmented = list_photometric(run)
+    return ["clean", "mirror", *augmented, *(f"{view}_mirror" for view in augmented)]

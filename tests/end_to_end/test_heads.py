@@ -213,14 +213,14 @@ def test_a_head_goes_on_where_it_was_stopped(
     shutil.rmtree(run / "state" / "head")
     begun = []
 
-    def stop(training: object, batches: object, settings: object) -> None:
-        begun.append(training.step)  # type: ignore[attr-defined]
+    def stop(training: module.Training, batches: object) -> None:
+        begun.append(training.step)
         if len(begun) == 3:
             raise KeyboardInterrupt
-        original(training, batches, settings)
+        original(training, batches)  # type: ignore[arg-type]
 
-    original = module.run_round
-    monkeypatch.setattr(module, "run_round", stop)
+    original = module.Training.run_round
+    monkeypatch.setattr(module.Training, "run_round", stop)
     invoke(*command, code=130)
     invoke(*command)
     assert begun == [0, 3, 6, 6]

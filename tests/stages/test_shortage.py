@@ -14,7 +14,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.stage import Stage
 from stages.em import stage as em_stage
 from stages.em.settings import EmSettings
-from stages.head import encode_stage
+from stages.head import projection
 from stages.head import stage as head_stage
 from stages.head.projection import ProjectionHead
 from stages.head.settings import HeadSettings
@@ -56,7 +56,7 @@ def test_codes_are_the_same_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) 
     head = ProjectionHead(8, 4, generator).eval()
     features = torch.randn(7, 3, 3, 8, generator=generator).half().numpy()
     device = torch.device("cpu")
-    wanted = encode_stage.encode(head, torch.from_numpy(features))
+    wanted = projection.encode(head, torch.from_numpy(features))
     seen = []
 
     def encode(head: ProjectionHead, part: torch.Tensor) -> np.ndarray:
@@ -65,11 +65,11 @@ def test_codes_are_the_same_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) 
             refuse()
         return whole(head, part)
 
-    whole = encode_stage.encode
-    np.testing.assert_array_equal(encode_stage.encode_windows(head, features, 6, device), wanted)
-    monkeypatch.setattr(encode_stage, "encode", encode)
-    np.testing.assert_array_equal(encode_stage.encode_windows(head, features, 6, device), wanted)
+    whole = projection.encode
+    np.testing.assert_array_equal(projection.encode_windows(head, features, 6, device), wanted)
+    monkeypatch.setattr(projection, "encode", encode)
+    np.testing.assert_array_equal(projection.encode_windows(head, features, 6, device), wanted)
     assert seen == [4, 2, 2, 2, 1]
-    monkeypatch.setattr(encode_stage, "encode", refuse)
+    monkeypatch.setattr(projection, "encode", refuse)
     with pytest.raises(MemoryShortError, match="encode: not even one at a time"):
-        encode_stage.encode_windows(head, features, 6, device)
+        projection.encode_windows(head, features, 6, device)

@@ -32,8 +32,8 @@ from stages import SETTINGS
 from stages.artefacts import open_artefacts
 from stages.crf.settings import CrfSettings
 from stages.extract.backbones import describe_backbone
-from stages.head.encode_stage import load_head
 from stages.head.projection import ProjectionHead
+from stages.head.stage import load_head
 from stages.labelling import MAIN, Classifier
 
 KEY = "primaps"

@@ -22,13 +22,13 @@ def test_published_values(
     dataset: str, shifts: tuple[float, float, float], temperature: float, renew_every: int
 ) -> None:
     preset = get_preset(dataset, DINO)
-    assert preset.weights == (0.67, 0.25, 0.63)
-    assert preset.shifts == shifts
-    assert (preset.temperature, preset.renew_every) == (temperature, renew_every)
+    assert preset["term_weights"] == (0.67, 0.25, 0.63)
+    assert preset["term_shifts"] == shifts
+    assert (preset["temperature"], preset["renew_every"]) == (temperature, renew_every)
 
 
 def test_every_dataset_has_a_preset() -> None:
-    assert all(get_preset(name, DINO).weights for name in DATASET_NAMES)
+    assert all(get_preset(name, DINO)["term_weights"] for name in DATASET_NAMES)
     assert get_preset("camvid", DINO) == get_preset("cityscapes", DINO)
     assert get_preset("folder", DINO) == get_preset("cocostuff", DINO)
 
@@ -41,5 +41,5 @@ def test_a_dataset_of_ones_own_takes_what_any_folder_does() -> None:
 def test_dinov2_has_shifts_of_its_own() -> None:
     for name in DATASET_NAMES:
         preset = get_preset(name, "vit_small_patch14_dinov2.lvd142m")
-        assert preset.shifts == DINOV2_SHIFTS
-        assert preset.temperature == get_preset(name, DINO).temperature
+        assert preset["term_shifts"] == DINOV2_SHIFTS
+        assert preset["temperature"] == get_preset(name, DINO)["temperature"]
