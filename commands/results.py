@@ -142,12 +142,12 @@ def status(run: Path, as_json: bool) -> None:
     stale       what it was made from has changed since
     fresh       finished, and made from what is there
     """
-    from pipeline.run.status import describe_row, inspect_run
+    from pipeline.run.status import inspect_run
     from stages import SETTINGS
 
     rows = inspect_run(RunDirectory(run), SETTINGS)
     if as_json:
-        click.echo(json.dumps([describe_row(row) for row in rows], indent=1))
+        click.echo(json.dumps([row.describe() for row in rows], indent=1))
         return
 
     print_status(rows, RunDirectory(run))

@@ -19,8 +19,7 @@ from commands.shared import CRF_TYPE, RUN, RUN_TEXT, Caller, execution_options, 
 from commands.verbs import argument, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
-from pipeline.run.directory import RunDirectory
-from pipeline.run.subject import name_subject
+from pipeline.run.directory import RunDirectory, name_subject
 from pipeline.settings import parse_assignments
 from stages import SETTINGS, share_settings
 from stages.em import settings as em_settings

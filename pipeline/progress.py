@@ -12,11 +12,10 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.wording import show_bytes, show_controls, show_rate, show_seconds
@@ -25,40 +24,30 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_INTERVAL_S = 10.0
-
+INTERVAL_S = 1.0
+# the past that a speed is measured over
 SPEED_OF_S = 30.0
-"""Seconds of the past that a speed is measured over."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How far a task is."""
+    """How far a task is, with the fields of the event that says so (see ``SCHEMA``)."""
 
-    title: str
-    unit: str
+    task: str
     done: int
     total: int
+    unit: str
     seconds: float
-    speed: float = 0.0
-    eta: float | None = None
-    device: str = ""
-    bytes: int = 0
-    text: str = ""
-    images: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """The speed, in images where items stand for some."""
-        return self.speed * (self.images or 1)
-
-    @property
-    def rate_unit(self) -> str:
-        """Of what the rate is."""
-        return self.unit if self.images is None else "images"
+    rate: float | None
+    rate_unit: str
+    eta: float | None
+    device: str
+    bytes: int
+    text: str
 
     def describe(self, *, clock: bool = True) -> str:
         """Say speed, time left or taken, bytes and device, as far as they are known."""
-        parts = [show_rate(self.rate, self.rate_unit)] if self.speed else []
+        parts = [show_rate(self.rate, self.rate_unit)] if self.rate else []
         if self.done >= self.total:
             parts += [f"in {show_seconds(self.seconds)}"] if clock else []
         elif self.eta is not None:
@@ -109,14 +98,16 @@ class Screen:
     def count(
         self, title: str, total: int, unit: str, *, device: str = "", images: float | None = None
     ) -> Counter:
-        """Open a counter from 0 to ``total``; a context manager."""
+        """Open a counter from 0 to ``total`` items, each of which stands for so many images."""
         if not self.progress or total == 0:
             return Counter()
-        facts = {"device": show_controls(device), "images": images}
-        title = show_controls(title)
+        return self._open({"task": title, "total": total, "unit": unit, "device": device}, images)
+
+    def _open(self, facts: dict[str, Any], images: float | None) -> Counter:
+        shown = {name: show_controls(facts[name]) for name in ("task", "device")}
         if self.console.is_terminal:
-            return _Bar(self.console, title, total, unit, facts)
-        return _Lines(title, total, unit, facts)
+            return _Bar(self.console, facts | shown, images)
+        return FigureCounter(facts | shown, images, _print_line, PLAIN_INTERVAL_S)
 
 
 class Counter:
@@ -125,12 +116,7 @@ class Counter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         return None
 
     def advance(self, amount: int = 1) -> None:
@@ -144,12 +130,17 @@ class Counter:
 
 
 class FigureCounter(Counter):
-    """A counter that knows its figures; what becomes of them, its heirs say in :meth:`show`."""
+    """A counter that knows its figures, and has them shown at intervals and at the end."""
 
-    interval = 0.0
-
-    def __init__(self, title: str, total: int, unit: str, facts: Mapping[str, Any]) -> None:
-        self._facts = {"title": title, "total": total, "unit": unit, **facts}
+    def __init__(
+        self,
+        facts: Mapping[str, Any],
+        images: float | None,
+        show: Callable[[Figures], None],
+        interval: float,
+    ) -> None:
+        self._facts, self._images = facts, images
+        self.show, self._interval = show, interval
         self._done = self._bytes = 0
         self._text = ""
         self._start = self._last = time.monotonic()
@@ -172,7 +163,8 @@ class FigureCounter(Counter):
         return Figures(
             done=self._done,
             seconds=seconds,
-            speed=speed,
+            rate=speed * (self._images or 1) or None,
+            rate_unit=self._facts["unit"] if self._images is None else "images",
             eta=None if eta is None else max(eta, 0.0),
             bytes=self._bytes,
             text=self._text,
@@ -197,7 +189,7 @@ class FigureCounter(Counter):
         self._marks.append((now, self._done))
         while len(self._marks) > 2 and now - self._marks[0][0] > SPEED_OF_S:
             self._marks.popleft()
-        if self._done < self._facts["total"] and now - self._last >= self.interval:
+        if self._done < self._facts["total"] and now - self._last >= self._interval:
             self._last = now
             self.show(self.figures())
 
@@ -209,37 +201,30 @@ class FigureCounter(Counter):
         """Count bytes for the figures."""
         self._bytes += size
 
-    def show(self, figures: Figures) -> None:
-        """Show the figures."""
-        raise NotImplementedError
-
 
 class _Bar(FigureCounter):
     """A bar that is drawn anew some times a second, with the figures of that moment."""
 
-    def __init__(
-        self, console: Console, title: str, total: int, unit: str, facts: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, console: Console, facts: Mapping[str, Any], images: float | None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeElapsedColumn as Clock
         from rich.table import Column
 
-        super().__init__(title, total, unit, facts)
-        room = min(24, max(6, console.width - 80))
+        super().__init__(facts, images, self._draw, 0.0)
+        line = Column(no_wrap=True)
+        rest = Column(no_wrap=True, overflow="ellipsis")
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(room, complete_style="cyan", finished_style="green"),
-            MofNCompleteColumn(),
-            TextColumn(unit, markup=False, table_column=Column(no_wrap=True)),
-            Clock(),
-            TextColumn(
-                "{task.fields[counter]}",
-                markup=False,
-                table_column=Column(no_wrap=True, overflow="ellipsis"),
+            TextColumn("{task.description}", markup=False, table_column=line),
+            BarColumn(
+                min(24, max(6, console.width - 80)), complete_style="cyan", finished_style="green"
             ),
+            MofNCompleteColumn(),
+            TextColumn(facts["unit"], markup=False, table_column=line),
+            Clock(),
+            TextColumn("{task.fields[counter]}", markup=False, table_column=rest),
             console=console,
         )
-        self._task = self._bar.add_task(title, total=total, counter=self)
+        self._task = self._bar.add_task(facts["task"], total=facts["total"], counter=self)
 
     def __str__(self) -> str:
         # asked for whenever the bar is drawn
@@ -254,19 +239,13 @@ class _Bar(FigureCounter):
         self.show(self.figures())
         self._bar.stop()
 
-    def show(self, figures: Figures) -> None:
+    def _draw(self, figures: Figures) -> None:
         self._bar.update(self._task, completed=figures.done)
 
 
-class _Lines(FigureCounter):
-    """A line now and then."""
-
-    interval = PLAIN_INTERVAL_S
-
-    def show(self, figures: Figures) -> None:
-        f = figures
-        line = f"{f.title}: {f.done}/{f.total} {f.unit}, {f.describe()}".rstrip(", ")
-        print(f"{line}  {f.text}".rstrip(), file=sys.stderr, flush=True)
+def _print_line(f: Figures) -> None:
+    line = f"{f.task}: {f.done}/{f.total} {f.unit}, {f.describe()}".rstrip(", ")
+    print(f"{line}  {f.text}".rstrip(), file=sys.stderr, flush=True)
 
 
 SCHEMA: dict[str, dict[str, str]] = {
@@ -302,8 +281,6 @@ SCHEMA: dict[str, dict[str, str]] = {
     },
 }
 """Event -> field -> meaning; each event has ``event`` (its name) and ``time`` (UTC), too."""
-
-INTERVAL_S = 1.0
 
 
 def print_event(event: str, **fields: Any) -> None:
@@ -349,36 +326,13 @@ class EventScreen(Screen):
         """Print a warning."""
         print_event("warning", text=text)
 
-    def count(
-        self, title: str, total: int, unit: str, *, device: str = "", images: float | None = None
-    ) -> Counter:
-        """Open a counter whose figures are printed now and then, at its beginning and its end."""
-        if not self.progress or total == 0:
-            return Counter()
-        counter = _Events(title, total, unit, {"device": device, "images": images})
+    def _open(self, facts: dict[str, Any], images: float | None) -> Counter:
+        counter = FigureCounter(facts, images, _print_progress, INTERVAL_S)
         counter.show(counter.figures())
         return counter
 
 
-class _Events(FigureCounter):
-    interval = INTERVAL_S
-
-    def show(self, figures: Figures) -> None:
-        print_event("progress", **_list_figures(figures))
-
-
-def _list_figures(figures: Figures) -> Mapping[str, Any]:
-    f = figures
-    return {
-        "task": f.title,
-        "done": f.done,
-        "total": f.total,
-        "unit": f.unit,
-        "seconds": round(f.seconds, 3),
-        "rate": round(f.rate, 3) if f.speed else None,
-        "rate_unit": f.rate_unit,
-        "eta": None if f.eta is None else round(f.eta, 3),
-        "device": f.device,
-        "bytes": f.bytes,
-        "text": f.text,
-    }
+def _print_progress(figures: Figures) -> None:
+    fields = asdict(figures)
+    rounded = {name: round(value, 3) for name, value in fields.items() if isinstance(value, float)}
+    print_event("progress", **fields | rounded)

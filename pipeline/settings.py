@@ -5,6 +5,7 @@ What values a setting may have: ranges and choices, said in words once, for help
 
 from __future__ import annotations
 
+import operator
 import reprlib
 import types
 from collections.abc import Collection, Mapping
@@ -41,6 +42,13 @@ _KINDS = {
     "tuple": "a list",
     "list": "a list",
 }
+# Comparison -> the end of a range that it holds for, and its words.
+_ENDS = {
+    "ge": ("least", "at least"),
+    "gt": ("above", "more than"),
+    "le": ("most", "at most"),
+    "lt": ("below", "less than"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,25 +60,19 @@ class Bounds:
     above: float | None = None
     below: float | None = None
 
+    @property
+    def _ends(self) -> dict[str, float]:
+        ends = {name: getattr(self, field) for name, (field, _) in _ENDS.items()}
+        return {name: end for name, end in ends.items() if end is not None}
+
     def hold(self, value: float) -> bool:
         """Whether a number is in the range."""
-        return not (
-            (self.least is not None and not value >= self.least)
-            or (self.most is not None and not value <= self.most)
-            or (self.above is not None and not value > self.above)
-            or (self.below is not None and not value < self.below)
-        )
+        return all(getattr(operator, name)(value, end) for name, end in self._ends.items())
 
     def __str__(self) -> str:
         if self.least is not None and self.most is not None:
             return f"{self.least:g} to {self.most:g}"
-        named = (
-            ("at least", self.least),
-            ("more than", self.above),
-            ("at most", self.most),
-            ("less than", self.below),
-        )
-        return " and ".join(f"{words} {value:g}" for words, value in named if value is not None)
+        return " and ".join(f"{_ENDS[name][1]} {end:g}" for name, end in self._ends.items())
 
 
 class OneOf:
@@ -121,12 +123,11 @@ def read_values(field: FieldInfo) -> Values:
             words += map(str, inner)
         elif part is not types.NoneType:
             kinds.append(part)
-    ends = (("ge", "least"), ("le", "most"), ("gt", "above"), ("lt", "below"))
     range_ = {
-        to: getattr(each, name)
+        end: getattr(each, name)
         for rule in rules
         for each in (rule, *getattr(rule, "metadata", ()))
-        for name, to in ends
+        for name, (end, _) in _ENDS.items()
         if hasattr(each, name)
     }
     return Values(
@@ -158,29 +159,25 @@ def explain(field: FieldInfo, option: str, kind: str, value: Any) -> str:
 S = TypeVar("S", bound="StageSettings")
 
 
-def setting(default: Any, description: str, **kwargs: Any) -> Any:
+def setting(
+    default: Any,
+    description: str,
+    *,
+    affects_output: bool = True,
+    option: str | None = None,
+    **kwargs: Any,
+) -> Any:
     """Declare a setting that changes what its stage writes (a default of ``...`` means required).
 
     ``option`` overrides the name of the command-line option made from the field.
     """
-    return _field(default, description, affects_output=True, **kwargs)
+    extra: JsonDict = {"affects_output": affects_output, "option": option}
+    return Field(default, description=description, json_schema_extra=extra, **kwargs)
 
 
 def execution_setting(default: Any, description: str, **kwargs: Any) -> Any:
     """Declare a setting that changes how a stage runs, but not what it writes."""
-    return _field(default, description, affects_output=False, **kwargs)
-
-
-def _field(
-    default: Any,
-    description: str,
-    *,
-    affects_output: bool,
-    option: str | None = None,
-    **kwargs: Any,
-) -> Any:
-    extra: JsonDict = {"affects_output": affects_output, "option": option}
-    return Field(default, description=description, json_schema_extra=extra, **kwargs)
+    return setting(default, description, affects_output=False, **kwargs)
 
 
 class StageSettings(BaseModel):
@@ -219,7 +216,7 @@ class StageSettings(BaseModel):
     def output_settings(self) -> dict[str, Any]:
         """Return the settings that change what the stage writes, as plain YAML values."""
         values = self.model_dump(mode="json")
-        return {name: values[name] for name in values if field_extra(self, name, "affects_output")}
+        return {n: values[n] for n in values if field_extra(type(self), n, "affects_output")}
 
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with some settings changed."""
@@ -227,10 +224,9 @@ class StageSettings(BaseModel):
         return type(self).model_validate({**given, **changes})
 
 
-def field_extra(settings: StageSettings | type[StageSettings], name: str, key: str) -> Any:
+def field_extra(settings: type[StageSettings], name: str, key: str) -> Any:
     """Return what ``setting`` or ``execution_setting`` noted beside a field."""
-    fields = (settings if isinstance(settings, type) else type(settings)).model_fields
-    extra = fields[name].json_schema_extra
+    extra = settings.model_fields[name].json_schema_extra
     return extra.get(key) if isinstance(extra, dict) else None
 
 
@@ -239,27 +235,11 @@ def option_name(settings: type[StageSettings], field: str) -> str:
     return field_extra(settings, field, "option") or "--" + field.replace("_", "-")
 
 
-def make_settings(
-    cls: type[S],
-    stage: str,
-    *layers: Mapping[str, Any],
-) -> S:
-    """Build settings from layers of values, later layers winning.
+def make_settings(cls: type[S], stage: str, *layers: Mapping[str, Any]) -> S:
+    """Build settings from layers of values by field name, later layers winning over earlier ones.
 
-    Parameters
-    ----------
-    cls
-        The settings class; its field defaults are the lowest layer.
-    stage
-        Name of the stage, for the message of an error.
-    *layers
-        Mappings of field name to value: what ``run.yaml`` remembers, what a recipe says, what the
-        command line says.
-
-    Raises
-    ------
-    UsageError
-        An unknown name, a missing value, or a value out of range.
+    An unknown name, a missing value or one that is out of range is a UsageError that names the
+    stage, the setting and its option.
     """
     values: dict[str, Any] = {}
     names = {option_name(cls, name)[2:].replace("-", "_"): name for name in cls.model_fields}
@@ -280,28 +260,23 @@ def make_settings(
         return cls.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        # of a value that may be of several kinds, the location also names the kind
-        kept = [str(p) for n, p in enumerate(first["loc"]) if n == 0 or isinstance(p, int)]
-        name = ".".join(kept)
-        if first["type"] == "missing":
-            option = option_name(cls, name)
-            raise UsageError(f"{stage} needs {option} (setting {stage}.{name}).") from None
         message = first["msg"].removeprefix("Value error, ")
-        known = cls.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-        if known is not None:
-            option = option_name(cls, str(first["loc"][0]))
-            message = explain(known, option, first["type"], first["input"]) or message
         if not first["loc"]:
             # of the settings together, not of one of them
             raise UsageError(f"{stage} {message}.") from None
-        raise UsageError(f"{stage}.{name} = {show_value(first['input'])}: {message}.") from None
+        field, *inner = first["loc"]
+        option = option_name(cls, str(field))
+        if first["type"] == "missing":
+            raise UsageError(f"{stage} needs {option} (setting {stage}.{field}).") from None
+        # of a value that may be of several kinds, the location also names the kind
+        name = ".".join([stage, str(field), *(str(p) for p in inner if isinstance(p, int))])
+        wanted = explain(cls.model_fields[str(field)], option, first["type"], first["input"])
+        shown = show_value(first["input"])
+        raise UsageError(f"{name} = {shown}: {wanted or message}.") from None
 
 
 def choose_class(cls: type[S], stage: str, values: Mapping[str, Any]) -> type[S]:
-    """Return the class of some values: a variant of another package may have one of its own.
-
-    Raises a UsageError where nobody has the variant.
-    """
+    """Return the class of some values: a variant of another package may have one of its own."""
     for name, field in cls.model_fields.items():
         value, variants = values.get(name), read_values(field).words
         if not isinstance(variants, Registry) or not isinstance(value, str):
@@ -323,13 +298,7 @@ def show_value(value: Any) -> str:
 
 
 def parse_assignments(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Parse ``stage.option=value`` strings; values are read as YAML scalars.
-
-    Raises
-    ------
-    UsageError
-        A string that is not of that form.
-    """
+    """Parse ``stage.option=value`` strings; values are read as YAML scalars."""
     parsed: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         target, equals, text = assignment.partition("=")
@@ -346,10 +315,9 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the settings that differ between two mappings, as ``name old -> new``."""
-    names = [*new, *(name for name in old if name not in new)]
     return [
         f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in names
+        for name in {**new, **old}
         if old.get(name) != new.get(name)
     ]
 

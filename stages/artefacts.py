@@ -16,14 +16,13 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets import Dataset
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StaleError
 from pipeline.images.windows import Cover
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, Subject, name_subject
 from pipeline.run.frames import read_frame, read_truth, resize_labels
-from pipeline.run.ledger import inspect_stage, read_record
+from pipeline.run.ledger import StageRecord, inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.outside import stat_label
-from pipeline.run.subject import Subject, name_subject
+from pipeline.run.status import stat_label
 from pipeline.storage.arrays import open_arrays, read_group, read_rows
 from stages.labelling import MAIN, RUNNING, Classifier, classify_windows
 
@@ -164,6 +163,26 @@ def find_features(run: RunDirectory, attributes: Mapping[str, Any]) -> Path:
     if kind == "codes" and head:
         return run.codes(head)
     raise RunError(f"{run.path}: a fit names features {name!r}, which this version does not know.")
+
+
+def list_views(run: RunDirectory) -> dict[str, StageRecord]:
+    """Return the records of the further views of the features, but for those not asked for now."""
+    if run.has_been_run("views"):
+        # a version before this kept a ledger for all of them, which alone says what is asked for
+        command = f"`primaps-pipe {read_record(run, 'views').command} {run.quoted}`"
+        raise StaleError(
+            f"views in {run.path} were made by an earlier version; run {command} once, which "
+            "takes them over and computes none again."
+        )
+    # the shorter ones first, which brings numbers at their ends in order
+    names = sorted(run.names("views"), key=lambda name: (len(name), name))
+    records = {name: read_record(run, f"views/{name}") for name in names}
+    return {name: record for name, record in records.items() if "dropped" not in record.facts}
+
+
+def list_photometric(run: RunDirectory) -> list[str]:
+    """Name the augmented views that the features are there of."""
+    return [name for name in list_views(run) if name.startswith("photometric")]
 
 
 def _read_classifiers(

@@ -1,4 +1,4 @@
-"""The run directory: where every artefact of a run lies."""
+"""The run directory: where every artefact of a run lies, and which fit or head of it is meant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,6 +15,7 @@ from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.storage.files import checksum, make_folder, remove_tree, write_bytes, write_text
 from pipeline.storage.locks import Lock, Say, hold_lock
 from pipeline.storage.places import list_names, resolve_inside
+from pipeline.wording import did_you_mean
 
 FORMAT = 2
 DEFAULT_NAME = "default"
@@ -131,8 +132,11 @@ class RunDirectory:
         with self.lock("run", wait=True):
             content = self._read()
             old = (content["stages"].get(key), content.get("given", {}).get(key))
-            # a kill between the two files leaves the older copy
-            if old != (settings, given) or not self._is_copied():
+            copied = False
+            with suppress(FileNotFoundError):
+                # a kill between the two files leaves the older copy
+                copied = self.settings_copy.read_bytes() == self.settings_file.read_bytes()
+            if old != (settings, given) or not copied:
                 content["stages"][key] = settings
                 content.setdefault("given", {})[key] = given
                 self._write(content)
@@ -225,12 +229,6 @@ class RunDirectory:
                 "restores it."
             )
 
-    def _is_copied(self) -> bool:
-        try:
-            return self.settings_copy.read_bytes() == self.settings_file.read_bytes()
-        except FileNotFoundError:
-            return False
-
     def _write(self, content: dict[str, Any]) -> None:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         sealed = f"{text}{_SEAL}{checksum(text.encode())}\n"
@@ -269,3 +267,87 @@ def check_name(name: str) -> str:
 def suffixed(folder: str, name: str) -> str:
     """Return the name of a folder or file of a fit: ``labels``, ``labels-k12``."""
     return folder if name == DEFAULT_NAME else f"{folder}-{check_name(name)}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One fit, or one head."""
+
+    kind: Literal["em", "head"]
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Ledger key of the stage that made it."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def title(self) -> str:
+        """Name of the folders that are written: ``labels-<title>``, ``report-<title>``."""
+        return self.name if self.kind == "em" else f"head-{self.name}"
+
+    @property
+    def options(self) -> str:
+        """The command-line options that name it, with a space in front, or nothing."""
+        default = self == Subject("em", DEFAULT_NAME)
+        return "" if default else f" --{self.kind} {self.name}"
+
+    @property
+    def names(self) -> tuple[str | None, str | None]:
+        """The name of the fit and that of the head, of which one is None."""
+        return (self.name, None) if self.kind == "em" else (None, self.name)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Keys of the stages that an evaluation reads."""
+        codes = [f"encode/{self.name}"] if self.kind == "head" else []
+        return ["extract", self.key, *codes]
+
+
+def name_subject(em: str | None, head: str | None) -> Subject:
+    """Return what settings name that :func:`choose_subject` has completed."""
+    if head is not None:
+        return Subject("head", head)
+    assert em is not None
+    return Subject("em", em)
+
+
+def choose_subject(run: RunDirectory, em: str | None, head: str | None) -> Subject:
+    """Find what two options mean: the head, the fit, or the one fit that there is."""
+    if em is not None and head is not None:
+        raise UsageError(f"--em {em} and --head {head}: give one of them.")
+    fits, heads = run.names("em"), run.names("head")
+    if head is None:
+        subject, others = Subject("em", _choose_fit(run, fits, em)), [f"head-{h}" for h in heads]
+    elif head in heads:
+        subject, others = Subject("head", head), fits
+    else:
+        raise UsageError(
+            f"--head {head!r}: the run has {', '.join(heads) or 'no head yet'}"
+            f"{did_you_mean(head, heads)}; "
+            f"train one with `primaps-pipe head {run.quoted} --method stego`."
+        )
+    if subject.title in others:
+        raise UsageError(
+            f"--{subject.kind} {subject.name}: a fit and a head of the run would both write to "
+            f"{run.labels(subject.title).name}; give one of them another --name."
+        )
+    return subject
+
+
+def _choose_fit(run: RunDirectory, names: list[str], name: str | None) -> str:
+    if name in names:
+        return name
+    if name is not None:
+        raise UsageError(
+            f"--em {name!r}: the run has {', '.join(names) or 'no fit yet'}"
+            f"{did_you_mean(name, names)}; "
+            f"fit it with `primaps-pipe em {run.quoted} --classes K --name {name}`."
+        )
+    if not names:
+        raise RunError(
+            f"{run.path} has no fit yet; run `primaps-pipe em {run.quoted} --classes K` first."
+        )
+    if DEFAULT_NAME in names or len(names) == 1:
+        return DEFAULT_NAME if DEFAULT_NAME in names else names[0]
+    raise UsageError(f"the run has several fits ({', '.join(names)}); choose one with --em NAME.")

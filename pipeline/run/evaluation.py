@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from pipeline.datasets import IGNORE, Colour, Dataset, png_palette
 from pipeline.errors import AccessError, DamageError, ImageError, RunError
 from pipeline.images.decoding import read_label
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.ledger import StageRecord, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import Subject, choose_subject
 from pipeline.settings import StageSettings
 from pipeline.storage.files import decode_table, read_json
 from pipeline.storage.places import resolve_inside

@@ -3,11 +3,8 @@
 ``state/<key>/stage.json`` holds the plan that was prepared last, ``state/<key>/shards/<n>.json``
 one record per finished shard. A shard is done when its record says so, whatever lies in the arrays:
 the record is written last, atomically. Records name the files that were written, with size and
-checksum, and carry a checksum of their own.
-
-How a stage stands, read from the ledger alone: missing, incomplete, stale (and why) or fresh.
-
-The inventory: what was written below a run, as the ledger's records name it.
+checksum, and carry a checksum of their own. So the ledger alone tells how a stage stands, and what
+was written below a run.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from pipeline.errors import DamageError, RunError, StaleError
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import StageSettings
 from pipeline.storage.files import (
+    Stamp,
     Stored,
     fingerprint,
     read_checked_json,
@@ -142,7 +140,7 @@ class Ledger:
 
 
 @lru_cache(maxsize=64)
-def _recall_stage(ledger: Ledger, _stamp: tuple[int, int, int]) -> StageRecord | None:
+def _recall_stage(ledger: Ledger, _stamp: Stamp) -> StageRecord | None:
     return ledger.read_stage()
 
 
@@ -163,26 +161,6 @@ def read_record(run: RunDirectory, key: str) -> StageRecord:
     if record is None:
         raise RunError(f"{key} has not been run in {run.path}; run it first.")
     return record
-
-
-def list_records(run: RunDirectory, stage: str) -> dict[str, StageRecord]:
-    """Return what a stage was run for under each of its names, but for those not asked for now."""
-    if run.has_been_run(stage):
-        # a version before this kept a ledger for all of them, which alone says what is asked for
-        command = f"`primaps-pipe {read_record(run, stage).command} {run.quoted}`"
-        raise StaleError(
-            f"{stage} in {run.path} were made by an earlier version; run {command} once, which "
-            "takes them over and computes none again."
-        )
-    # the shorter ones first, which brings numbers at their ends in order
-    names = sorted(run.names(stage), key=lambda name: (len(name), name))
-    records = {name: read_record(run, f"{stage}/{name}") for name in names}
-    return {name: record for name, record in records.items() if "dropped" not in record.facts}
-
-
-def list_photometric(run: RunDirectory) -> list[str]:
-    """Name the augmented views that the features are there of."""
-    return [name for name in list_records(run, "views") if name.startswith("photometric")]
 
 
 def require_fresh(
@@ -252,7 +230,7 @@ def inspect_stage(
     )
     seconds = sum(shard.seconds for shard in shards.values())
     total = len(record.shards)
-    reason = _find_staleness(run, record, stages)
+    reason = find_staleness(run, record, stages)
     if reason:
         state = "stale"
     elif record.finished and done == total:
@@ -262,42 +240,42 @@ def inspect_stage(
     return Condition(key, state, done, total, seconds, reason, record)
 
 
-def _find_staleness(
-    run: RunDirectory, record: StageRecord, stages: Mapping[str, type[StageSettings]] | None
+def find_staleness(
+    run: RunDirectory,
+    record: StageRecord,
+    stages: Mapping[str, type[StageSettings]] | None = None,
 ) -> str:
-    known = stages or {}
-    current = known[record.stage].version if record.stage in known else record.version
-    if current != record.version:
-        return f"{record.stage} is now version {current}, was {record.version}"
+    """Say what a stage was made from that is not the same any more; nothing where all is."""
+    if stages and record.stage in stages and stages[record.stage].version != record.version:
+        version = stages[record.stage].version
+        return f"{record.stage} is now version {version}, was {record.version}"
     for key, digest in record.inputs.items():
         upstream = Ledger(run.state(key)).read_stage()
         if upstream is None:
             return f"{key} is gone"
         if upstream.digest != digest:
             return f"{key} has changed"
-        deeper = _find_staleness(run, upstream, stages)
+        deeper = find_staleness(run, upstream, stages)
         if deeper:
             return deeper
     return ""
 
 
-def list_upstream(run: RunDirectory, key: str) -> list[str]:
-    """List the keys of all stages that a stage was made from, the nearest first."""
-    record = Ledger(run.state(key)).read_stage()
-    nearest = [] if record is None else list(record.inputs)
-    deeper = [name for near in nearest for name in list_upstream(run, near)]
-    return list(dict.fromkeys([*nearest, *deeper]))
-
-
 def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
-    """List the records of all that a stage was made from, each after those that it reads."""
+    """List the records of a stage and of all that it was made from, each after what it reads.
+
+    What has lost its record is left out.
+    """
     records: dict[str, StageRecord] = {}
 
     def visit(key: str) -> None:
-        record = read_record(run, key)
+        record = Ledger(run.state(key)).recall_stage()
+        if record is None:
+            return
         for source in record.inputs:
-            visit(source)
-        records.setdefault(key, record)
+            if source not in records:
+                visit(source)
+        records[key] = record
 
     visit(key)
     return records
@@ -305,10 +283,10 @@ def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
 
 def list_files(run: RunDirectory, written: Sequence[Stored]) -> Files:
     """Name the files below the run, as they were written last."""
-    inside = (stored for stored in written if stored.path.is_relative_to(run.path))
     return {
         stored.path.relative_to(run.path).as_posix(): (stored.bytes, stored.checksum)
-        for stored in inside
+        for stored in written
+        if stored.path.is_relative_to(run.path)
     }
 
 
@@ -324,16 +302,13 @@ def list_sizes(run: RunDirectory) -> Mapping[str, int] | None:
 
 def find_lost(run: RunDirectory, files: Files, sizes: Mapping[str, int] | None = None) -> list[str]:
     """Return those of some files, relative to the run, that are gone or of another size."""
-    if sizes is None:
-        found = map_requests(run.path, partial(_measure, run), files)
-    else:
-        found = [sizes.get(name) for name in files]
-    sought = zip(files.items(), found, strict=True)
-    return [name for (name, (size, _)), other in sought if other != size]
 
+    def measure(name: str) -> int | None:
+        if sizes is not None:
+            return sizes.get(name)
+        try:
+            return (run.path / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
-def _measure(run: RunDirectory, name: str) -> int | None:
-    try:
-        return (run.path / name).stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return [name for name, (size, _) in files.items() if measure(name) != size]

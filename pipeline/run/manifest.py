@@ -26,7 +26,7 @@ from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import did_you_mean
-from pipeline.storage.files import decode_table, fingerprint_texts, stamp, write_changed
+from pipeline.storage.files import Stamp, decode_table, fingerprint_texts, stamp, write_changed
 from pipeline.storage.places import parse_place
 
 # The name, in a file's metadata, of the checksum of its rows and its other metadata.
@@ -281,7 +281,7 @@ def read_manifest(run: RunDirectory) -> Manifest:
 
 
 @lru_cache(maxsize=1)
-def _read_manifest(run: RunDirectory, *_stamps: tuple[int, int, int] | None) -> Manifest:
+def _read_manifest(run: RunDirectory, *_stamps: Stamp | None) -> Manifest:
     # every shard asks for the manifest, and reading it takes as long as there are images
     images, source = _read_table(run.manifest_file, Image)
     windows, _ = _read_table(run.windows_file, Window)

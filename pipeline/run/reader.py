@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +25,21 @@ from numpy.typing import NDArray
 from pipeline.datasets import IGNORE, Dataset, png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError
 from pipeline.images.windows import Window
-from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject
 from pipeline.run.evaluation import Evaluation, find_evaluation, read_labels
 from pipeline.run.frames import read_frame, read_truth
-from pipeline.run.ledger import Ledger, StageRecord, list_upstream, read_record, require_fresh
+from pipeline.run.ledger import (
+    Ledger,
+    StageRecord,
+    find_staleness,
+    list_sources,
+    read_record,
+    require_fresh,
+)
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.subject import choose_subject
 from pipeline.settings import did_you_mean
 from pipeline.storage.arrays import list_nodes, read_group
-from pipeline.storage.files import decode_table
+from pipeline.storage.files import Stamp, decode_table, stamp
 from pipeline.storage.lazy import Place, import_xarray, label_file, label_rows, read_stored
 from pipeline.storage.places import is_remote, map_requests, parse_place
 
@@ -45,25 +50,6 @@ _PROTOTYPES = {
     "initial": "initial_prototypes",
 }
 _MOST_LISTED = 8
-_Stamp = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """A stage that was found finished, and the plans that it was found by."""
-
-    record: StageRecord
-    keys: tuple[str, ...]
-    stamps: tuple[_Stamp, ...]
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The images of a run, and those of every id."""
-
-    record: StageRecord
-    manifest: Manifest
-    by_id: dict[str, list[Image]]
 
 
 class Run:
@@ -88,9 +74,9 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.directory = RunDirectory(parse_place(path)).require()
-        self._checked: dict[str, _Checked] = {}
+        self._checked: dict[str, tuple[StageRecord, dict[str, Stamp | None]]] = {}
         self._evaluations: dict[str, Evaluation] = {}
-        self._listing: _Listing | None = None
+        self._listed: tuple[StageRecord, Manifest] | None = None
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -185,11 +171,12 @@ class Run:
         """
         if split is not None:
             self._check_split(split)
-        listing = self._list()
-        found = [i for i in listing.by_id.get(id, ()) if split in (None, i.split)]
+        # by its column: asked for every label map that a training loop reads
+        images = self._manifest.images
+        found = [i for i in images.choose(images.among("id", [id])) if split in (None, i.split)]
         if len(found) == 1 and found[0].ok:
             return found[0]
-        return find_image(self.directory, listing.manifest, id, split)
+        return find_image(self.directory, self._manifest, id, split)
 
     # --- arrays over windows ---------------------------------------------------------------------
 
@@ -511,7 +498,10 @@ class Run:
                 ("features", f"{facts['backbone']}, {facts['channels']} channels"),
                 ("windows", f"{facts['size']} pixels, a grid of {grid}"),
             ]
-        states = {key: _judge(records, key) for key in keys}
+        states = {}
+        for key, record in records.items():
+            done = "finished" if record.finished else "unfinished"
+            states[key] = "stale" if find_staleness(self.directory, record) else done
         for state in ("finished", "stale", "unfinished"):
             names = [k.removesuffix(f"/{DEFAULT_NAME}") for k in keys if states[k] == state]
             rows += [(state, ", ".join(names))] if names else []
@@ -523,38 +513,25 @@ class Run:
         Asked for every label map that a training loop reads, so what the ledger says is kept as
         long as the plans that say it are the same files.
         """
-        known = self._checked.get(key)
-        if known is not None and self._stamp(known.keys) == known.stamps:
-            return known.record
-        keys = (key, *list_upstream(self.directory, key))
+        record, stamps = self._checked.get(key, (None, {}))
+        if record is not None and self._stamp(stamps) == stamps:
+            return record
         # before the ledger is read: what changes meanwhile is then noticed the next time
-        stamps = self._stamp(keys)
+        stamps = self._stamp([key, *list_sources(self.directory, key)])
         record = require_fresh(self.directory, key)
-        self._checked[key] = _Checked(record, keys, stamps)
+        self._checked[key] = record, stamps
         return record
 
-    def _stamp(self, keys: tuple[str, ...]) -> tuple[_Stamp, ...]:
-        def stamp(key: str) -> _Stamp:
-            try:
-                status = Ledger(self.directory.state(key)).file(None).stat()
-            except OSError:
-                return 0, 0, 0
-            return status.st_ino, status.st_mtime_ns, status.st_size
-
-        return tuple(map_requests(self.path, stamp, keys))
-
-    def _list(self) -> _Listing:
-        record = self._require("extract")
-        if self._listing is None or self._listing.record is not record:
-            manifest, by_id = read_manifest(self.directory), dict[str, list[Image]]()
-            for image in manifest.images:
-                by_id.setdefault(image.id, []).append(image)
-            self._listing = _Listing(record, manifest, by_id)
-        return self._listing
+    def _stamp(self, keys: Iterable[str]) -> dict[str, Stamp | None]:
+        files = {key: Ledger(self.directory.state(key)).file(None) for key in keys}
+        return dict(zip(files, map_requests(self.path, stamp, files.values()), strict=True))
 
     @property
     def _manifest(self) -> Manifest:
-        return self._list().manifest
+        record = self._require("extract")
+        if self._listed is None or self._listed[0] is not record:
+            self._listed = record, read_manifest(self.directory)
+        return self._listed[1]
 
     def _check_split(self, split: str) -> None:
         splits = self.splits
@@ -595,17 +572,6 @@ class Run:
             "top": [window.top for window in windows],
         }
         return label_rows(place, numbers, record.digest, coordinates)
-
-
-def _judge(records: Mapping[str, StageRecord], key: str) -> str:
-    """Judge a stage by the plans alone: ``finished``, ``stale`` or ``unfinished``."""
-    record = records[key]
-    for name, digest in record.inputs.items():
-        if name not in records or records[name].digest != digest:
-            return "stale"
-        if _judge(records, name) == "stale":
-            return "stale"
-    return "finished" if record.finished else "unfinished"
 
 
 def _check_form(as_: str) -> None:

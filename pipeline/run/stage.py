@@ -17,14 +17,13 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.registry import Registry
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, Subject, choose_subject, name_subject
 from pipeline.run.ledger import ShardRecord, read_record
-from pipeline.run.subject import SubjectSettings, choose_subject
-from pipeline.settings import StageSettings, make_settings
+from pipeline.settings import StageSettings, make_settings, setting
 from pipeline.storage.files import Checkpoint, fingerprint
 
 S = TypeVar("S", bound=StageSettings)
-T = TypeVar("T", bound=SubjectSettings)
+T = TypeVar("T", bound="SubjectSettings")
 
 
 @dataclass(frozen=True)
@@ -233,6 +232,22 @@ class Training(Stage[S]):
             consolidate(store)
         # not before the training is in the ledger: a kill between costs nothing
         self.checkpoint(run, settings).remove()
+
+
+class SubjectSettings(StageSettings):
+    """Settings of a stage that runs once for every fit or head that is evaluated."""
+
+    em: str | None = setting(
+        None, "name of the fit; `default`, or the only one there is, when not given"
+    )
+    head: str | None = setting(
+        None, "name of a head whose cluster probe is evaluated, instead of a fit"
+    )
+
+    @property
+    def subject(self) -> Subject:
+        """Return the fit or head that is evaluated; one of them has to be named."""
+        return name_subject(self.em, self.head)
 
 
 class SubjectStage(Stage[T]):

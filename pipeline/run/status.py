@@ -1,23 +1,181 @@
-"""How a run stands: stage by stage, with sizes and times."""
+"""How a run stands, stage by stage: what has changed, also outside the run, and what is gone.
+
+What lies outside is asked for by size and modification time, as ``status`` can afford it; the
+stages themselves compare digests. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from pipeline.datasets import find_difference, forget_listings, stamp_file
+from pipeline.errors import PipelineError
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import (
     Condition,
     Ledger,
+    StageRecord,
     find_lost,
     inspect_stage,
     list_sizes,
-    list_upstream,
+    list_sources,
 )
-from pipeline.run.outside import find_changes, find_other_names, needs_listing
+from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.stage import Stages
+from pipeline.storage.files import fingerprint
 from pipeline.storage.places import measure
+
+WEIGHTS = "weights"
+LABELS = "label maps"
+NAMES = "cluster_names"
+IMAGES = "images"
+CLASSES = "dataset's classes"
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what tells a file from a later one at its place, JSON-able."""
+    status = path.stat()
+    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def fingerprint_labels(manifest: Manifest, splits: tuple[str, ...]) -> str:
+    """Return a fingerprint of the label maps of some splits, by size and modification time."""
+    forget_listings()
+    return fingerprint(
+        [stat_label(manifest, image) for image in manifest.images if image.split in splits]
+    )
+
+
+def fingerprint_classes(manifest: Manifest) -> str:
+    """Return a fingerprint of the names, colours and ids of a run's classes."""
+    return fingerprint((manifest.definition or {}).get("classes"), fingerprint_ids(manifest))
+
+
+def fingerprint_ids(manifest: Manifest) -> str:
+    """Return a fingerprint of what the ids in a run's label maps mean."""
+    kept = manifest.definition or {}
+    ids = [each["ids"] for each in kept.get("classes", [])]
+    return fingerprint(ids, kept.get("ignore"))
+
+
+def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
+    """Return size and modification time of a label map; zeros where it is gone."""
+    if image.label is None:
+        return None
+    try:
+        return stamp_file(manifest.labels or manifest.root, image.label)[:2]
+    except OSError:
+        return (0, 0)
+
+
+# --- what has changed outside ---------------------------------------------------------------------
+
+
+def find_upstream_changes(
+    run: RunDirectory, key: str, known: Mapping[str, str] | None = None
+) -> str:
+    """Say what has changed outside a run since a stage, or one before it, read it.
+
+    Nothing where nothing has: a finished stage then says what the files outside say now. What is
+    ``known`` of every stage is not looked for again.
+    """
+    for name, record in reversed(list_sources(run, key).items()):
+        changed = _find_changes(run, record) if known is None else known.get(name, "")
+        if changed:
+            return changed if name == key else f"{name}: {changed}"
+    return ""
+
+
+def describe_new_classes(manifest: Manifest) -> str:
+    """Say that a dataset's classes are not those that a run keeps; nothing where they are."""
+    words = "the dataset's classes have changed ({}); run extract and then evaluate again"
+    return _describe_difference(manifest, words, classes=True)
+
+
+def _describe_difference(manifest: Manifest, words: str, *, classes: bool) -> str:
+    try:
+        changed = find_difference(manifest.dataset, manifest.definition, classes=classes)
+    except PipelineError as error:
+        return str(error)
+    return words.format(changed) if changed else ""
+
+
+def _find_changes(run: RunDirectory, record: StageRecord) -> str:
+    """Say what has changed outside a run since a stage read it; nothing where nothing has."""
+    found = [_check_weights(record)]
+    if {IMAGES, LABELS} & record.sources.keys():
+        try:
+            manifest = read_manifest(run)
+        except PipelineError as error:
+            found.append(str(error))
+        else:
+            if IMAGES in record.sources:
+                words = "the definition of the dataset has changed ({})"
+                found.append(_check_images(run, record, manifest))
+                found.append(_describe_difference(manifest, words, classes=False))
+            if LABELS in record.sources:
+                found.append(_check_labels(record, manifest))
+    return "; ".join(text for text in found if text)
+
+
+def _check_weights(record: StageRecord) -> str:
+    known = record.sources.get(WEIGHTS)
+    # what is finished stays valid without its weights
+    with suppress(OSError):
+        if known is not None and describe_file(Path(known["path"])) != known:
+            return f"the weights {known['path']} have changed"
+    return ""
+
+
+def _check_images(run: RunDirectory, record: StageRecord, manifest: Manifest) -> str:
+    forget_listings()
+    changed, gone = [], []
+    for image in manifest.images:
+        try:
+            stamp = stamp_file(manifest.root, image.path)[:2]
+        except OSError:
+            gone.append(image.path)
+            continue
+        # one that was rejected unseen has neither
+        if image.bytes and stamp != (image.bytes, image.modified_ns):
+            changed.append(image.path)
+    parts = [(changed, "changed"), (gone, "gone"), (_list_added(run, record, manifest), "new")]
+    return ", ".join(_count(paths, what) for paths, what in parts if paths)
+
+
+def _list_added(run: RunDirectory, record: StageRecord, manifest: Manifest) -> list[str]:
+    if record.settings.get("limit") is not None:
+        return []
+    try:
+        samples = manifest.open_dataset().list_samples(
+            manifest.root, tuple(record.settings["splits"]), manifest.labels, [run.path]
+        )
+    except PipelineError:
+        return []  # that everything is gone has been said
+    known = {image.path for image in manifest.images}
+    return [sample.image for sample in samples if sample.image not in known]
+
+
+def _count(paths: list[str], what: str) -> str:
+    images = "image is" if len(paths) == 1 else "images are"
+    return f"{len(paths)} {images} {what} ({paths[0]}{', …' if len(paths) > 1 else ''})"
+
+
+def _check_labels(record: StageRecord, manifest: Manifest) -> str:
+    if record.sources.get(CLASSES, now := fingerprint_classes(manifest)) != now:
+        return f"the {CLASSES} have changed"
+    if changed := describe_new_classes(manifest):
+        return changed
+    now = fingerprint_labels(manifest, tuple(record.settings["splits"]))
+    return "" if now == record.sources[LABELS] else "label maps have changed"
+
+
+# --- the rows of ``primaps-pipe status`` ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -34,6 +192,20 @@ class StageStatus:
         record = self.condition.record
         return "" if record is None else record.facts.get("crf", "")
 
+    def describe(self) -> dict[str, Any]:
+        """Return the row as JSON."""
+        c = self.condition
+        return {
+            "stage": c.key,
+            "state": c.state,
+            "shards_done": c.done,
+            "shards_total": c.total,
+            "bytes": self.bytes,
+            "seconds": round(c.seconds, 3),
+            "crf": self.crf,
+            "reason": c.reason,
+        }
+
 
 def inspect_run(run: RunDirectory, stages: Stages) -> list[StageStatus]:
     """Say how every stage of a run stands.
@@ -46,30 +218,11 @@ def inspect_run(run: RunDirectory, stages: Stages) -> list[StageStatus]:
     for name, settings in stages.items():
         named = [key for key in known if key.partition("/")[0] == name]
         keys += named or ([] if settings.optional else [name])
-    changes, sizes = _find_changes(run, keys), list_sizes(run)
+    records = {key: Ledger(run.state(key)).recall_stage() for key in keys}
+    # once for all that was made from them: it takes as long as there are images
+    changes = {key: _find_changes(run, record) for key, record in records.items() if record}
+    sizes = list_sizes(run)
     return [_inspect_key(run, stages, key, changes, sizes) for key in keys]
-
-
-def describe_row(row: StageStatus) -> dict[str, Any]:
-    """Return a row as JSON."""
-    c = row.condition
-    return {
-        "stage": c.key,
-        "state": c.state,
-        "shards_done": c.done,
-        "shards_total": c.total,
-        "bytes": row.bytes,
-        "seconds": round(c.seconds, 3),
-        "crf": row.crf,
-        "reason": c.reason,
-    }
-
-
-def _find_changes(run: RunDirectory, keys: list[str]) -> dict[str, str]:
-    """Say of each stage what has changed outside the run since it was finished."""
-    records = {key: Ledger(run.state(key)).read_stage() for key in keys}
-    found = {key: find_changes(run, record) for key, record in records.items() if record}
-    return {key: reason for key, reason in found.items() if reason}
 
 
 def _inspect_key(
@@ -82,39 +235,55 @@ def _inspect_key(
     condition = inspect_stage(run, key, stages)
     if condition.record is None:
         return StageStatus(condition, 0)
-    if condition.state == "fresh":
-        reason = changes.get(key) or next(
-            (f"{name}: {changes[name]}" for name in list_upstream(run, key) if name in changes), ""
-        )
-        condition = replace(condition, state="stale" if reason else "fresh", reason=reason)
     artefacts = stages.list_artefacts(key)
-    gone = dict.fromkeys(name for each in artefacts if (name := _find_gone(run, each)))
-    if condition.state == "fresh" and gone:
-        reason = f"{', '.join(gone)} is gone; the same command makes it again"
-        condition = replace(condition, state="incomplete", reason=reason)
     if condition.state == "fresh":
-        ledger = Ledger(run.state(key))
-        records = [ledger.read_stage(), *ledger.read_shards().values()]
-        files = {name: facts for r in records if r for name, facts in r.files.items()}
-        lost = find_lost(run, files, sizes)
-        if lost:
-            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            reason = f"{lost[0]}{more} is gone or cut; the same command makes it again"
-            condition = replace(condition, state="incomplete", reason=reason)
+        reason = find_upstream_changes(run, key, changes)
+        condition = replace(condition, state="stale" if reason else "fresh", reason=reason)
     if condition.state == "fresh":
-        assert condition.record is not None
-        reason = find_other_names(run, key, condition.record)
-        if reason:
-            condition = replace(condition, state="incomplete", reason=reason)
+        reason = _find_gone(run, key, artefacts, sizes)
+        condition = replace(condition, state="incomplete" if reason else "fresh", reason=reason)
     # the first stage lists the images
-    first = next(iter(stages)) if condition.state == "stale" and needs_listing(run, key) else ""
+    first = next(iter(stages)) if condition.state == "stale" and _needs_listing(run, key) else ""
     return StageStatus(condition, sum(measure(run.path / each) for each in artefacts), first)
 
 
-def _find_gone(run: RunDirectory, artefact: str) -> str:
-    """Name an artefact that is gone, or the zarr store that is gone with it."""
-    path = run.path / artefact
-    if path.exists():
+def _needs_listing(run: RunDirectory, key: str) -> bool:
+    """Whether a stage is stale for want of a new listing, while the features stay as they are."""
+    if not any(LABELS in record.sources for record in list_sources(run, key).values()):
+        return False
+    with suppress(PipelineError):
+        return bool(describe_new_classes(read_manifest(run)))
+    return False
+
+
+def _find_gone(
+    run: RunDirectory, key: str, artefacts: list[str], sizes: Mapping[str, int] | None
+) -> str:
+    """Say what a finished stage has lost, or shows otherwise than it would now."""
+    again = "the same command makes it again"
+    absent = [run.path / artefact for artefact in artefacts if not (run.path / artefact).exists()]
+    if absent:
+        # or the zarr store that is gone with it
+        stores = {at: at.parent.suffix == ".zarr" and not at.parent.exists() for at in absent}
+        gone = dict.fromkeys(at.parent.name if store else at.name for at, store in stores.items())
+        return f"{', '.join(gone)} is gone; {again}"
+    ledger = Ledger(run.state(key))
+    record, files = ledger.read_stage(), {}
+    for each in [record, *ledger.read_shards().values()]:
+        files.update(each.files if each else {})
+    lost = find_lost(run, files, sizes)
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        return f"{lost[0]}{more} is gone or cut; {again}"
+    if record is None or NAMES not in record.facts:
         return ""
-    above = path.parent
-    return above.name if above.suffix == ".zarr" and not above.exists() else path.name
+    title = key.partition("/")[2]
+    try:
+        given = read_given_names(run, title)
+    except PipelineError as error:
+        return str(error)
+    # as records have them: JSON knows no number as a name
+    if {str(cluster): name for cluster, name in given.items()} == record.facts[NAMES]:
+        return ""
+    file = run.names_file(title).name
+    return f"{file} is not what the report was made with; the same command renders it again"

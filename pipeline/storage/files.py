@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
+# What tells a file from a later one at its place: its number, time and size.
+Stamp = tuple[int, int, int]
 
 # what systems answer that cannot open or sync a folder
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM}
@@ -251,7 +253,7 @@ def measure_file(path: Path) -> Stored:
     return Stored(path, size, digest.hexdigest())
 
 
-def stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp | None:
     """Return what tells a file from a later one at its place; None where there is none."""
     status: os.stat_result | ObjectStatus
     try:

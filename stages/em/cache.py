@@ -17,9 +17,10 @@ from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import Team
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import Batch, BatchStream, Choose, Part
-from pipeline.run.ledger import list_photometric, read_record
+from pipeline.run.ledger import read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import open_arrays, take_rows
+from stages.artefacts import list_photometric
 from stages.em.pieces import GROUP, FitBatch
 from stages.em.settings import METHODS, EmSettings
 

@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import DamageError, RunError
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.frames import map_ahead
 from pipeline.run.manifest import Image
-from pipeline.run.subject import Subject
 from pipeline.storage.files import decode_table, remove_file
 from pipeline.storage.places import REQUESTS, find_files
 from stages.labelling import PROBE, RUNNING, Labelling

@@ -32,7 +32,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import BatchStream, count_threads, map_ahead
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Manifest
-from pipeline.run.outside import fingerprint_ids
+from pipeline.run.status import fingerprint_ids
 from pipeline.storage.arrays import open_arrays
 from pipeline.storage.files import fingerprint, write_bytes
 from stages.artefacts import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pipeline.run.directory import suffixed
-from pipeline.run.subject import SubjectSettings
+from pipeline.run.stage import SubjectSettings
 from pipeline.settings import execution_setting, setting
 
 

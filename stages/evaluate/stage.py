@@ -14,12 +14,13 @@ from pipeline.datasets import forget_listings, png_palette
 from pipeline.errors import ImageError
 from pipeline.images.decoding import remove_other_labels, write_label
 from pipeline.progress import Screen
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import LEFT_OUT, read_given_names
 from pipeline.run.frames import shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.run.outside import (
+from pipeline.run.stage import Plan, ShardPlan, SubjectStage
+from pipeline.run.status import (
     CLASSES,
     LABELS,
     describe_new_classes,
@@ -27,8 +28,6 @@ from pipeline.run.outside import (
     fingerprint_ids,
     fingerprint_labels,
 )
-from pipeline.run.stage import Plan, ShardPlan, SubjectStage
-from pipeline.run.subject import choose_subject
 from pipeline.storage.files import (
     fingerprint,
     measure_file,

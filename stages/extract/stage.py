@@ -41,8 +41,8 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import map_ahead, read_frame, read_windows, shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.manifest import Image, Manifest, Rows, read_manifest
-from pipeline.run.outside import CLASSES, IMAGES, WEIGHTS, describe_file
 from pipeline.run.stage import Plan, ShardPlan, Stage
+from pipeline.run.status import CLASSES, IMAGES, WEIGHTS, describe_file
 from pipeline.storage.arrays import prepare_arrays, write_shard
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import count_requests, make_absolute

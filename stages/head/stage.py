@@ -18,7 +18,7 @@ from pipeline.compute.scheduler import announce
 from pipeline.errors import RunError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import ShardRecord, list_photometric, list_records, read_record
+from pipeline.run.ledger import ShardRecord, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.stage import Training as TrainingStage
@@ -32,6 +32,7 @@ from pipeline.storage.arrays import (
     write_shard,
 )
 from pipeline.storage.files import fingerprint
+from stages.artefacts import list_photometric, list_views
 from stages.clustering import list_unused
 from stages.head.material import Material
 from stages.head.methods import Training, build_method
@@ -167,7 +168,7 @@ class Head(TrainingStage[HeadSettings]):
 
 def _list_views(run: RunDirectory, settings: HeadSettings) -> dict[str, list[str]]:
     """List the further views that a method trains on, of those that the run holds: their arrays."""
-    records = list_records(run, "views")
+    records = list_views(run)
     method = METHODS[settings.method]
     used = ["crops"] if method.uses_crops else []
     used += [*list_photometric(run), "attention"] if method.needs_views else []

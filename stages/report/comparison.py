@@ -22,7 +22,7 @@ from pipeline.run.evaluation import Evaluation, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead, read_frame, read_truth, resize_labels
 from pipeline.run.ledger import list_sources
 from pipeline.run.manifest import Image
-from pipeline.run.outside import find_upstream_changes
+from pipeline.run.status import find_upstream_changes
 from pipeline.settings import field_extra
 from pipeline.storage.files import write_text
 from stages import SETTINGS

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipeline.datasets import IGNORE, png_palette
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
 from pipeline.images.windows import Cover
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import (
     ClusterLook,
     Evaluation,
@@ -27,7 +27,6 @@ from pipeline.run.evaluation import (
 from pipeline.run.ledger import inspect_stage, read_record, require_fresh
 from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
-from pipeline.run.subject import Subject, choose_subject
 from pipeline.storage.files import write_bytes
 from stages import SETTINGS
 from stages.artefacts import Artefacts, open_artefacts

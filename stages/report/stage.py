@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
 from pipeline.progress import Screen
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
-from pipeline.run.outside import NAMES
 from pipeline.run.stage import Plan, ShardPlan, SubjectStage
-from pipeline.run.subject import choose_subject
+from pipeline.run.status import NAMES
 from pipeline.storage.files import fingerprint, write_text
 from stages.report.settings import ReportSettings
 

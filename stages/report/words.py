@@ -10,9 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeGuard
 
 from pipeline.errors import UsageError
-from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory, Subject
 from pipeline.run.ledger import list_sources
-from pipeline.run.subject import Subject
 from pipeline.settings import StageSettings, choose_class, option_name
 from pipeline.wording import count_of
 from stages.clustering import UNUSED

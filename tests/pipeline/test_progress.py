@@ -77,21 +77,25 @@ def test_lines_come_at_intervals(
     ]
 
 
+def make_counter(total: int) -> FigureCounter:
+    facts = {"task": "em", "total": total, "unit": "epochs", "device": ""}
+    return FigureCounter(facts, None, lambda _: None, 1e9)
+
+
 def test_what_comes_before_the_first_items_does_not_slow_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    counter = FigureCounter("em", 50, "epochs", {})
-    counter.interval = 1e9
-    assert (counter.figures().speed, counter.figures().eta) == (0.0, None)
+    counter = make_counter(50)
+    assert (counter.figures().rate, counter.figures().eta) == (None, None)
     now[0] = 40
     counter.advance()
     assert counter.figures().eta == pytest.approx(40 * 49)
     for _ in range(9):
         now[0] += 2
         counter.advance()
-    assert counter.figures().speed == pytest.approx(0.5)
+    assert counter.figures().rate == pytest.approx(0.5)
     assert counter.figures().eta == pytest.approx(80)
     now[0] += 3
     assert counter.figures().eta == pytest.approx(77)
@@ -102,12 +106,11 @@ def test_what_comes_before_the_first_items_does_not_slow_the_rest(
 def test_a_speed_is_that_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    counter = FigureCounter("em", 5000, "epochs", {})
-    counter.interval = 1e9
+    counter = make_counter(5000)
     for pause in [1.0] * 100 + [0.1] * 1000:
         now[0] += pause
         counter.advance()
-    assert counter.figures().speed == pytest.approx(10)
+    assert counter.figures().rate == pytest.approx(10)
 
 
 @pytest.mark.parametrize(("shown", "total"), [(False, 5), (True, 0)])

@@ -117,7 +117,7 @@ def test_output_settings_leave_out_how_a_stage_runs() -> None:
     plain = {"colour": "red", "coats": 2, "walls": ["a", "b"], "folder": "x/y"}
     plain |= {"thinner": 0.5, "hours": "auto"}
     assert made.output_settings() == plain
-    assert field_extra(made, "batch_size", "affects_output") is False
+    assert field_extra(Paint, "batch_size", "affects_output") is False
     assert field_extra(Paint, "walls", "option") == "--wall"
 
 

@@ -10,9 +10,8 @@ from typing import Literal, Protocol, cast, get_args
 
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
-from pipeline.run.directory import RunDirectory
-from pipeline.run.outside import find_upstream_changes
-from pipeline.run.subject import choose_subject
+from pipeline.run.directory import RunDirectory, choose_subject
+from pipeline.run.status import find_upstream_changes
 from pipeline.wording import count_of, did_you_mean
 from workflows.export import FORMATS, PROTOTYPES
 from workflows.export.folder import Folder, open_folder

@@ -14,7 +14,7 @@ from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.runner import run_named
 from pipeline.run.stage import Plan, ShardPlan, Stage, Stages
-from pipeline.run.status import StageStatus, describe_row, inspect_run
+from pipeline.run.status import StageStatus, inspect_run
 from pipeline.run.verification import Damage, repair_run, verify_run
 from pipeline.settings import StageSettings, setting
 from pipeline.storage.arrays import ArraySpec, prepare_arrays, write_shard
@@ -79,7 +79,7 @@ def test_a_row_says_what_it_takes(run: RunDirectory) -> None:
     row = look(run)
     files = [path for path in (run.path / "canvas.zarr").rglob("*") if path.is_file()]
     assert row.bytes == sum(path.stat().st_size for path in files) + len(b"a pencil was here")
-    assert describe_row(row)["state"] == "fresh" and describe_row(row)["stage"] == "paint"
+    assert row.describe()["state"] == "fresh" and row.describe()["stage"] == "paint"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pipeline.errors import DamageError, RunError
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, name_subject
 from pipeline.run.manifest import Image
-from pipeline.run.subject import name_subject
 from stages.evaluate.counts import (
     Tally,
     counts_file,

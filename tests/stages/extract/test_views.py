@@ -27,13 +27,13 @@ from pipeline.run.frames import read_frame
 from pipeline.run.ledger import (
     StageRecord,
     inspect_stage,
-    list_records,
     read_record,
     require_fresh,
 )
 from pipeline.run.manifest import read_manifest
 from pipeline.run.runner import run_stage
 from pipeline.storage.arrays import open_arrays, read_rows
+from stages.artefacts import list_views
 from stages.extract import backbones, photometric, views
 from stages.extract.handcrafted import CHANNELS, compute_features
 from stages.extract.settings import ExtractSettings, ViewSettings
@@ -73,7 +73,7 @@ def extract(path: Path, pictures: Path, **settings: Any) -> RunDirectory:
 
 def view(run: RunDirectory, settings: ViewSettings, **execution: Any) -> dict[str, StageRecord]:
     assert stages.run_stage("views", run, settings, Execution(**execution), QUIET) is not None
-    return list_records(run, "views")
+    return list_views(run)
 
 
 def judge(run: RunDirectory) -> dict[str, str]:

@@ -13,9 +13,8 @@ from click.testing import CliRunner
 
 from cli import main
 from commands.options import given_settings, settings_options
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, name_subject
 from pipeline.run.ledger import ShardRecord, StageRecord
-from pipeline.run.subject import name_subject
 from pipeline.settings import StageSettings
 from stages.em.settings import EmSettings
 from stages.evaluate.metrics import count_unusual

@@ -1,4 +1,4 @@
-"""Which fit or head is meant, what its clusters are called, and how they look."""
+"""What the clusters of a fit or head are called, and how they look."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import RunError, UsageError
-from pipeline.run.directory import RunDirectory
+from pipeline.errors import RunError
+from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import (
     Evaluation,
     choose_block,
@@ -19,62 +19,7 @@ from pipeline.run.evaluation import (
     read_given_names,
 )
 from pipeline.run.ledger import StageRecord
-from pipeline.run.subject import Subject, choose_subject
 from pipeline.storage.files import write_json
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(tmp_path)
-
-
-def begin(run: RunDirectory, *keys: str) -> None:
-    for key in keys:
-        run.state(key).mkdir(parents=True)
-        (run.state(key) / "stage.json").write_text("{}")
-
-
-def test_a_fit_that_nobody_named_is_the_default_or_the_only_one(run: RunDirectory) -> None:
-    with pytest.raises(RunError, match="no fit yet"):
-        choose_subject(run, None, None)
-    begin(run, "em/k12")
-    assert choose_subject(run, None, None) == Subject("em", "k12")
-    begin(run, "em/k27")
-    with pytest.raises(UsageError, match=r"k12, k27.*--em NAME"):
-        choose_subject(run, None, None)
-    begin(run, "em/default", "head/stego")
-    assert choose_subject(run, None, None) == Subject("em", "default")
-    assert choose_subject(run, "k27", None) == Subject("em", "k27")
-    with pytest.raises(UsageError, match="did you mean 'k12'"):
-        choose_subject(run, "k1", None)
-
-
-def test_a_head_has_names_of_its_own(run: RunDirectory) -> None:
-    with pytest.raises(UsageError, match=r"no head yet.*primaps-pipe head"):
-        choose_subject(run, None, "stego")
-    begin(run, "head/stego", "em/default")
-    subject = choose_subject(run, None, "stego")
-    assert subject.title == "head-stego"
-    assert subject.options == " --head stego"
-    assert subject.inputs == ["extract", "head/stego", "encode/stego"]
-    with pytest.raises(UsageError, match="did you mean 'stego'"):
-        choose_subject(run, None, "steg")
-    with pytest.raises(UsageError, match="give one of them"):
-        choose_subject(run, "default", "stego")
-
-
-def test_a_fit_and_a_head_never_write_to_the_same_folder(run: RunDirectory) -> None:
-    begin(run, "head/stego", "em/head-stego")
-    for em, head in ((None, "stego"), ("head-stego", None), (None, None)):
-        with pytest.raises(UsageError, match="labels-head-stego"):
-            choose_subject(run, em, head)
-
-
-def test_options_name_all_but_the_default_fit() -> None:
-    assert Subject("em", "default").options == ""
-    assert Subject("em", "k12").options == " --em k12"
-    assert Subject("em", "k12").inputs == ["extract", "em/k12"]
-    assert Subject("head", "default").options == " --head default"
 
 
 def test_the_user_is_heard_before_the_classes() -> None:
