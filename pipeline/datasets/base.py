@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.definition import IGNORE, Colour, Definition, Frame
+from pipeline.datasets.definition import IGNORE, Colour, Definition
 from pipeline.datasets.listing import (
     SPLIT,
     Match,
     exists,
     fill_stars,
     find_excess,
+    find_first,
     find_paths,
     forget_listings,
     read_ids,
@@ -38,28 +39,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a split.
+    """One image of a split, and its label map; paths are '/'-separated."""
 
-    Attributes
-    ----------
-    id : str
-        Relative path without suffix, '/'-separated, unique within the split; never absolute, never
-        with '..', so that it may name a file below any folder.
-    split : str
-        The split it belongs to.
-    image : str
-        Path of the image relative to the root, '/'-separated.
-    label : str or None
-        Path of the label map, '/'-separated, or None: relative to the labels folder where one was
-        given, and to the root otherwise.
-    reason : str or None
-        Why the image cannot be used, where its path alone says so.
-    """
-
+    # path without suffix, unique within the split; never absolute, never with '..', so that it may
+    # name a file below any folder
     id: str
     split: str
+    # relative to the root
     image: str
+    # relative to the labels folder where one was given, and to the root otherwise
     label: str | None
+    # why the image cannot be used, where its path alone says so
     reason: str | None = None
 
 
@@ -83,11 +73,6 @@ class Dataset(ABC):
         return self.definition.layout
 
     @property
-    def default_frame(self) -> Frame:
-        """Which part of an image the dataset's protocol looks at."""
-        return self.definition.frame
-
-    @property
     def default_splits(self) -> tuple[str, ...]:
         """The splits that are read when none is asked for."""
         return self.definition.default_splits
@@ -103,13 +88,7 @@ class Dataset(ABC):
         return self.definition.describe()
 
     def find_root(self, given: Path | None) -> Path:
-        """Give the folder that the images' paths start from.
-
-        Raises
-        ------
-        UsageError
-            It has to be given, and was not.
-        """
+        """Give the folder that the images' paths start from; a UsageError where it is needed."""
         if given is None:
             raise UsageError(
                 f"extract needs --root (setting extract.root): the folder that holds {self.layout}"
@@ -134,10 +113,8 @@ class Dataset(ABC):
 
         Parameters
         ----------
-        root : Path
-            Folder that holds the dataset.
-        splits : sequence of str
-            Names of the splits, each once.
+        root, splits
+            Folder that holds the dataset, and names of its splits, each once.
         labels : Path, optional
             Folder of label maps, for a dataset that has none of its own.
         exclude : collection of Path
@@ -172,10 +149,7 @@ class Dataset(ABC):
     def read_label(self, path: Path) -> NDArray[np.uint8]:
         """Read a label map as classes 0..C-1 with 255 = ignore, [y, x].
 
-        Raises
-        ------
-        ImageError
-            The file cannot be read, or holds ids that the dataset does not have.
+        An ImageError says that it cannot be read, or holds ids that the dataset does not have.
         """
         return map_ids(read_label(path), self._table)
 
@@ -264,8 +238,7 @@ class Benchmark(Dataset):
                 )
         samples = []
         for image, values in found:
-            paths = [fill_stars(pattern, values) for pattern in labels]
-            label = next((path for path in paths if exists(root, path)), None)
+            label = find_first(root, [fill_stars(pattern, values) for pattern in labels])
             name = "/".join(value for value in values if value)
             samples.append(Sample(name, split, image, label, find_excess(name)))
         return samples
@@ -295,7 +268,7 @@ def _find_listed(root: Path, patterns: Sequence[str], ids: Sequence[str]) -> lis
     lost = []
     for name in ids:
         paths = [fill_stars(pattern, [name]) for pattern in patterns]
-        path = next((path for path in paths if exists(root, path)), None)
+        path = find_first(root, paths)
         if path is None:
             lost.append(paths[0])
         else:

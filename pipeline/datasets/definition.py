@@ -9,18 +9,18 @@ import colorsys
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
     StrictBool,
     ValidationError,
     ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -86,7 +86,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _ids(key: str, value: Any) -> tuple[int, ...]:
-    ids, seen = list[int](), set[int]()
+    ids: dict[int, None] = {}
     for each in _listed(value):
         span = _RANGE.fullmatch(each) if isinstance(each, str) else None
         if span is not None:
@@ -97,11 +97,11 @@ def _ids(key: str, value: Any) -> tuple[int, ...]:
             raise ValueError(f"{key}: {show_value(each)} is no id such as 7, and no range 7-12")
         if not 0 <= first <= last <= MAX_ID:
             raise ValueError(f"{key}: {show_value(each)} is not within 0..{MAX_ID}, or falls")
+        new = range(first, last + 1)
         # before a long list of long ranges has been written out
-        if seen & {*range(first, last + 1)}:
+        if not ids.keys().isdisjoint(new):
             raise ValueError(f"{key}: an id is there twice")
-        seen |= {*range(first, last + 1)}
-        ids += range(first, last + 1)
+        ids |= dict.fromkeys(new)
     return tuple(ids)
 
 
@@ -129,113 +129,123 @@ class DatasetClass(BaseModel, frozen=True, extra="forbid"):
     colour: Colour
 
 
+def _mapping(key: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} must hold keys and values, not {show_value(value)}")
+    return value
+
+
+def _read_class(index: int, value: Any, colour: Colour) -> DatasetClass:
+    key = f"classes: number {index}"
+    if isinstance(value, DatasetClass):
+        return value
+    if not isinstance(value, Mapping):
+        return DatasetClass(name=_text(key, value), ids=(index,), colour=colour)
+    for name in value:
+        if name not in DatasetClass.model_fields:
+            hint = did_you_mean(str(name), DatasetClass.model_fields)
+            raise ValueError(f"{key} has an unknown key {show_value(name)}{hint}")
+    name = _text(f"{key}, name", value.get("name"))
+    ids = _ids(f"classes: {name}, ids", value.get("ids", index))
+    if not ids:
+        raise ValueError(f"classes: {name} has no id")
+    if "colour" in value:
+        colour = _colour(f"classes: {name}, colour", value["colour"])
+    return DatasetClass(name=name, ids=ids, colour=colour)
+
+
+def _read_about(value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        return {"title": " ".join(value.split())}
+    texts = _mapping("about", value)
+    for key, text in texts.items():
+        # a list may hold itself, or lists that are huge when they are written out
+        if not isinstance(text, str | int | float):
+            raise ValueError(f"about: {show_value(key)} must be a text, not {show_value(text)}")
+    return {_text("about", key): " ".join(str(text).split()) for key, text in texts.items()}
+
+
+def _read_splits(value: Any) -> dict[str, str]:
+    named = isinstance(value, Mapping)
+    splits: dict[str, str] = {}
+    for name, folder in value.items() if named else [(each, each) for each in _listed(value)]:
+        name, folder = _text("splits", name), _text("splits", folder)
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError(f"splits: {name!r} is no name of letters, digits, '.', '_' or '-'")
+        if find_fault(folder) or "*" in folder or SPLIT in folder:
+            raise ValueError(f"splits: {folder!r} is no plain path of a folder")
+        if name in splits:
+            raise ValueError(f"splits: {name!r} is there twice")
+        splits[name] = folder
+    if not splits:
+        raise ValueError("splits: name one at least, or leave the key out")
+    return splits
+
+
+def _read_default_splits(value: Any, info: ValidationInfo) -> tuple[str, ...]:
+    splits = info.data.get("splits", {})
+    if value == ():
+        return tuple(splits)
+    chosen = tuple(_text("default_splits", each) for each in _listed(value))
+    for name in chosen:
+        if name not in splits:
+            hint = did_you_mean(name, splits)
+            raise ValueError(f"default_splits: {name!r} is no split{hint}")
+    if not chosen or len({*chosen}) != len(chosen):
+        raise ValueError("default_splits: name each split once, one at least")
+    return chosen
+
+
+def _read_lists(value: Any, info: ValidationInfo) -> dict[str, tuple[str, ...]]:
+    splits = info.data.get("splits", {})
+    if not isinstance(value, Mapping):
+        value = dict.fromkeys(splits, value)
+    lists = {}
+    for split, files in value.items():
+        if split not in splits:
+            hint = did_you_mean(str(split), splits)
+            raise ValueError(f"lists: {show_value(split)} is no split{hint}")
+        paths = [each.replace(SPLIT, splits[split]) for each in _patterns("lists", files)]
+        if any("*" in each for each in paths) or not paths:
+            raise ValueError("lists: give the paths of files, without *")
+        lists[split] = tuple(paths)
+    return lists
+
+
+def _read_ignore(value: Any) -> tuple[int | str, ...]:
+    listed = _listed(value)
+    ids = _ids("ignore", [each for each in listed if each != OTHERS])
+    return (*ids, OTHERS) if OTHERS in listed else ids
+
+
+def _read_classes(value: Any) -> tuple[DatasetClass, ...]:
+    entries = _listed(value)
+    if not 1 <= len(entries) <= IGNORE:
+        raise ValueError(f"classes: give 1 to {IGNORE}, not {len(entries)}")
+    colours = distinct_colours(len(entries))
+    classes = [_read_class(index, each, colours[index]) for index, each in enumerate(entries)]
+    for name, count in Counter(each.name for each in classes).items():
+        if count > 1:
+            raise ValueError(f"classes: the name {name!r} is there twice")
+    return tuple(classes)
+
+
 class Definition(BaseModel, frozen=True, extra="forbid"):
     """What a dataset's YAML says, checked."""
 
-    name: str
-    about: dict[str, str] = {}
-    images: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    splits: dict[str, str] = {EVERYTHING: EVERYTHING}
-    default_splits: Annotated[tuple[str, ...], Field(validate_default=True)] = ()
-    lists: dict[str, tuple[str, ...]] = {}
+    name: Annotated[str, BeforeValidator(partial(_text, "name"))]
+    about: Annotated[dict[str, str], BeforeValidator(_read_about)] = {}
+    images: Annotated[tuple[str, ...], BeforeValidator(partial(_patterns, "images"))] = ()
+    labels: Annotated[tuple[str, ...], BeforeValidator(partial(_patterns, "labels"))] = ()
+    splits: Annotated[dict[str, str], BeforeValidator(_read_splits)] = {EVERYTHING: EVERYTHING}
+    default_splits: Annotated[
+        tuple[str, ...], BeforeValidator(_read_default_splits), Field(validate_default=True)
+    ] = ()
+    lists: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_read_lists)] = {}
     lists_optional: StrictBool = False
     frame: Frame = "whole"
-    ignore: tuple[int | Literal["others"], ...] = ()
-    classes: tuple[DatasetClass, ...] | None = None
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _check_name(cls, value: Any) -> str:
-        return _text("name", value)
-
-    @field_validator("about", mode="before")
-    @classmethod
-    def _check_about(cls, value: Any) -> dict[str, str]:
-        if isinstance(value, str):
-            return {"title": " ".join(value.split())}
-        texts = _mapping("about", value)
-        for key, text in texts.items():
-            # a list may hold itself, or lists that are huge when they are written out
-            if not isinstance(text, str | int | float):
-                raise ValueError(f"about: {show_value(key)} must be a text, not {show_value(text)}")
-        return {_text("about", key): " ".join(str(text).split()) for key, text in texts.items()}
-
-    @field_validator("images", "labels", mode="before")
-    @classmethod
-    def _check_patterns(cls, value: Any, info: ValidationInfo) -> tuple[str, ...]:
-        return _patterns(info.field_name or "", value)
-
-    @field_validator("splits", mode="before")
-    @classmethod
-    def _check_splits(cls, value: Any) -> dict[str, str]:
-        named = isinstance(value, Mapping)
-        splits: dict[str, str] = {}
-        for name, folder in value.items() if named else [(each, each) for each in _listed(value)]:
-            name, folder = _text("splits", name), _text("splits", folder)
-            if not PLAIN_NAME.fullmatch(name):
-                raise ValueError(f"splits: {name!r} is no name of letters, digits, '.', '_' or '-'")
-            if find_fault(folder) or "*" in folder or SPLIT in folder:
-                raise ValueError(f"splits: {folder!r} is no plain path of a folder")
-            if name in splits:
-                raise ValueError(f"splits: {name!r} is there twice")
-            splits[name] = folder
-        if not splits:
-            raise ValueError("splits: name one at least, or leave the key out")
-        return splits
-
-    @field_validator("default_splits", mode="before")
-    @classmethod
-    def _check_default_splits(cls, value: Any, info: ValidationInfo) -> tuple[str, ...]:
-        splits = info.data.get("splits", {})
-        if value == ():
-            return tuple(splits)
-        chosen = tuple(_text("default_splits", each) for each in _listed(value))
-        for name in chosen:
-            if name not in splits:
-                hint = did_you_mean(name, splits)
-                raise ValueError(f"default_splits: {name!r} is no split{hint}")
-        if not chosen or len({*chosen}) != len(chosen):
-            raise ValueError("default_splits: name each split once, one at least")
-        return chosen
-
-    @field_validator("lists", mode="before")
-    @classmethod
-    def _check_lists(cls, value: Any, info: ValidationInfo) -> dict[str, tuple[str, ...]]:
-        splits = info.data.get("splits", {})
-        if not isinstance(value, Mapping):
-            value = dict.fromkeys(splits, value)
-        lists = {}
-        for split, files in value.items():
-            if split not in splits:
-                hint = did_you_mean(str(split), splits)
-                raise ValueError(f"lists: {show_value(split)} is no split{hint}")
-            paths = [each.replace(SPLIT, splits[split]) for each in _patterns("lists", files)]
-            if any("*" in each for each in paths) or not paths:
-                raise ValueError("lists: give the paths of files, without *")
-            lists[split] = tuple(paths)
-        return lists
-
-    @field_validator("ignore", mode="before")
-    @classmethod
-    def _check_ignore(cls, value: Any) -> tuple[int | str, ...]:
-        listed = _listed(value)
-        ids = _ids("ignore", [each for each in listed if each != OTHERS])
-        return (*ids, OTHERS) if OTHERS in listed else ids
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _check_classes(cls, value: Any) -> tuple[DatasetClass, ...]:
-        entries = _listed(value)
-        if not 1 <= len(entries) <= IGNORE:
-            raise ValueError(f"classes: give 1 to {IGNORE}, not {len(entries)}")
-        colours = distinct_colours(len(entries))
-        classes = [_read_class(index, each, colours[index]) for index, each in enumerate(entries)]
-        names = Counter(each.name for each in classes)
-        for name, count in names.items():
-            if count > 1:
-                raise ValueError(f"classes: the name {name!r} is there twice")
-        return tuple(classes)
+    ignore: Annotated[tuple[int | Literal["others"], ...], BeforeValidator(_read_ignore)] = ()
+    classes: Annotated[tuple[DatasetClass, ...] | None, BeforeValidator(_read_classes)] = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -309,45 +319,22 @@ class Definition(BaseModel, frozen=True, extra="forbid"):
         return {key: value for key, value in values.items() if value not in ({}, [], False, None)}
 
 
-def _mapping(key: str, value: Any) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{key} must hold keys and values, not {show_value(value)}")
-    return value
-
-
-def _read_class(index: int, value: Any, colour: Colour) -> DatasetClass:
-    key = f"classes: number {index}"
-    if isinstance(value, DatasetClass):
-        return value
-    if not isinstance(value, Mapping):
-        return DatasetClass(name=_text(key, value), ids=(index,), colour=colour)
-    for name in value:
-        if name not in DatasetClass.model_fields:
-            hint = did_you_mean(str(name), DatasetClass.model_fields)
-            raise ValueError(f"{key} has an unknown key {show_value(name)}{hint}")
-    name = _text(f"{key}, name", value.get("name"))
-    ids = _ids(f"classes: {name}, ids", value.get("ids", index))
-    if not ids:
-        raise ValueError(f"classes: {name} has no id")
-    if "colour" in value:
-        colour = _colour(f"classes: {name}, colour", value["colour"])
-    return DatasetClass(name=name, ids=ids, colour=colour)
-
-
-def name_classes(definition: Definition, names: Sequence[str]) -> Definition:
-    """Give names to classes that are ids themselves; no names leave them unnamed."""
-    colours = distinct_colours(len(names))
-    classes = [DatasetClass(name=name, ids=(i,), colour=colours[i]) for i, name in enumerate(names)]
+def name_classes(
+    definition: Definition, names: Mapping[int, str], colours: Mapping[int, Colour] | None = None
+) -> Definition:
+    """Name and colour the ids of a definition that says nothing of them; no names leave it so."""
+    distinct = distinct_colours(len(names))
+    classes = [
+        DatasetClass(name=names[raw], ids=(raw,), colour=(colours or {}).get(raw, distinct[index]))
+        for index, raw in enumerate(sorted(names))
+    ]
     return definition.model_copy(update={"classes": tuple(classes) or None})
 
 
 def parse_definition(content: Any, where: str, *, inner: bool = False) -> Definition:
     """Check what a dataset's YAML says; ``inner``: what a run keeps of any dataset.
 
-    Raises
-    ------
-    DatasetError
-        It cannot be meant; one sentence that names the key.
+    A DatasetError says in one sentence what cannot be meant, and names the key.
     """
     try:
         values = _mapping("it", content)
@@ -358,7 +345,7 @@ def parse_definition(content: Any, where: str, *, inner: bool = False) -> Defini
                 raise ValueError(
                     f"unknown key {show_value(key)}{hint}; its keys are {', '.join(known)}"
                 )
-        for key in () if inner else ("name", "images"):
+        for key in ("name",) if inner else ("name", "images"):
             if key not in values:
                 raise ValueError(f"the key '{key}' is missing")
         definition = Definition(**values)
@@ -366,18 +353,17 @@ def parse_definition(content: Any, where: str, *, inner: bool = False) -> Defini
             raise ValueError("name: give 1 to 64 letters, digits, '.', '_' or '-'")
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
-        if first["type"] == "missing":
-            fault = f"the key '{key}' is missing"
-        elif "error" in first.get("ctx", {}):
+        if "error" in first.get("ctx", {}):
             fault = str(first["ctx"]["error"])
         else:
+            key = str(first["loc"][0])
             choices = "True or False" if key == "lists_optional" else " or ".join(get_args(Frame))
             fault = f"{key} must be {choices}, not {show_value(first['input'])}"
-        raise DatasetError(f"the dataset definition {where}: {fault}.") from None
     except ValueError as error:
-        raise DatasetError(f"the dataset definition {where}: {error}.") from None
-    return definition
+        fault = str(error)
+    else:
+        return definition
+    raise DatasetError(f"the dataset definition {where}: {fault}.")
 
 
 MAX_BYTES = 2**20

@@ -28,9 +28,8 @@ from pipeline.datasets.definition import (
     IGNORE,
     PLAIN_NAME,
     Colour,
-    DatasetClass,
     Definition,
-    distinct_colours,
+    name_classes,
 )
 from pipeline.errors import DatasetError, UsageError
 from pipeline.storage.files import find_cache, fingerprint
@@ -60,12 +59,10 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.Arro
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split, in an arrow dataset or in parquet files.
-
-    And the columns of their images and label maps, and the names of classes, if any.
-    """
+    """The rows of one split, the columns of their images and label maps, and names of classes."""
 
     split: str
+    # a dataset of the library, or the parquet files
     source: Any
     image: str
     label: str | None
@@ -73,14 +70,11 @@ class Rows:
 
     def read(self) -> Iterator[tuple[Any, Any]]:
         """Yield what the rows hold as image and as label map, one row after the other."""
-        columns = [self.image] if self.label is None else [self.image, self.label]
+        columns = [name for name in (self.image, self.label) if name is not None]
         try:
             for batch in self._read_batches(columns):
-                images = batch.column(self.image).to_pylist()
-                labels: list[Any] = [None] * len(images)
-                if self.label is not None:
-                    labels = batch.column(self.label).to_pylist()
-                yield from zip(images, labels, strict=True)
+                for row in batch.to_pylist():
+                    yield row[self.image], row.get(self.label)
         except pa.ArrowException as error:
             raise DatasetError(f"the split {self.split} is damaged: {_words(error)}") from error
 
@@ -198,21 +192,14 @@ def _element(feature: Any) -> Any:
     return getattr(feature, "feature", None)
 
 
-def find_classes(folder: Path, parts: Sequence[Rows]) -> tuple[DatasetClass, ...] | None:
-    """Find the names and colours of the classes; None where nobody has named them."""
+def _name_classes(definition: Definition, folder: Path, parts: Sequence[Rows]) -> Definition:
+    """Name and colour the classes as the dataset does, where it does."""
     names = dict(enumerate(next((part.names for part in parts if part.names), ())))
     names = names or _read_names(folder / "id2label.json")
     names.pop(IGNORE, None)
-    if not names:
-        return None
-    if len(names) > IGNORE or min(names) < 0:
+    if len(names) > IGNORE or min(names, default=0) < 0:
         raise DatasetError(f"{folder} names {len(names)} classes: a label map holds {IGNORE}")
-    palette = _find_palette(parts)
-    colours = distinct_colours(len(names))
-    return tuple(
-        DatasetClass(name=names[raw], ids=(raw,), colour=palette.get(raw, colours[index]))
-        for index, raw in enumerate(sorted(names))
-    )
+    return name_classes(definition, names, _find_palette(parts) if names else {})
 
 
 def _read_names(file: Path) -> dict[int, str]:
@@ -308,8 +295,8 @@ class HuggingFace(Benchmark):
             labels=("labels/{split}/*.png",),
             splits={split: split for split in splits},
             default_splits=tuple(splits),
-        ).model_copy(update={"classes": find_classes(folder, parts)})
-        return cls(definition, folder, _stamp(folder))
+        )
+        return cls(_name_classes(definition, folder, parts), folder, _stamp(folder))
 
     @property
     def name(self) -> str:

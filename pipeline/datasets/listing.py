@@ -13,9 +13,10 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from pipeline.errors import DatasetError
 from pipeline.images.decoding import IMAGE_SUFFIXES
@@ -36,6 +37,15 @@ SPLIT = "{split}"
 Match = tuple[str, tuple[str, ...]]
 """A path below the root, '/'-separated, and what each star stands for."""
 
+
+class Entry(NamedTuple):
+    """What is directly in a folder: its name, whether it is a folder itself, and whether a link."""
+
+    name: str
+    is_folder: bool
+    is_link: bool
+
+
 # What every run directory holds: its label maps are no photographs.
 _RUN_NAMES = {"run.yaml", "state"}
 _DOTS = {"", ".", ".."}
@@ -53,22 +63,21 @@ def list_objects(root: Path) -> Mapping[str, ObjectStatus]:
 
 
 @lru_cache(maxsize=2)
-def _list_prefixes(root: Path) -> Mapping[str, list[tuple[str, bool]]]:
-    """List what is directly below each prefix of a remote root, and whether it is one itself."""
-    found: dict[str, set[tuple[str, bool]]] = {}
+def _index_objects(root: Path) -> Mapping[tuple[str, ...], set[Entry]]:
+    """Sort the objects below a remote root into the folders that they would be in on a disk."""
+    folders: dict[tuple[str, ...], set[Entry]] = {}
     for path in list_objects(root):
-        inner = False
-        while path:
-            above, _, name = path.rpartition("/")
-            found.setdefault(above, set()).add((name, inner))
-            path, inner = above, True
-    return {prefix: sorted(names) for prefix, names in found.items()}
+        parts = tuple(path.split("/"))
+        for depth, name in enumerate(parts):
+            inner = depth + 1 < len(parts)
+            folders.setdefault(parts[:depth], set()).add(Entry(name, inner, is_link=False))
+    return folders
 
 
 def forget_listings() -> None:
     """Forget what remote roots hold."""
     list_objects.cache_clear()
-    _list_prefixes.cache_clear()
+    _index_objects.cache_clear()
 
 
 def stamp_file(root: Path, relative: str) -> tuple[int, int, int]:
@@ -97,6 +106,11 @@ def require_root(root: Path, layout: str) -> None:
         raise DatasetError(f"{problem}: {root}; the root must hold {layout}")
 
 
+def find_first(root: Path, paths: Iterable[str], *, file: bool = False) -> str | None:
+    """Give the first of some paths that is there, or is a file, below a root."""
+    return next((path for path in paths if exists(root, path, file=file)), None)
+
+
 def exists(root: Path, relative: str, *, file: bool = False) -> bool:
     """Whether anything of this path, or a file, is below a root."""
     if is_remote(root):
@@ -106,31 +120,37 @@ def exists(root: Path, relative: str, *, file: bool = False) -> bool:
     return ask(f"{root}/{relative}")
 
 
-def list_visible(root: Path, below: str = "") -> list[tuple[str, bool]]:
-    """List what is directly in a folder below a root and not hidden, and whether it is a folder.
+def list_visible(root: Path, below: str = "") -> list[Entry]:
+    """List what is directly in a folder below a root and not hidden, sorted.
 
-    Sorted; nothing if the folder is missing.
+    Nothing if the folder is missing; names that are no text are left out with a warning.
     """
-    if is_remote(root):
-        names = _list_prefixes(root).get(below, [])
-        return [(name, inner) for name, inner in names if name and not name.startswith(".")]
     folder = root / below
-    if not folder.is_dir():
+    if not is_remote(root) and not folder.is_dir():
         return []
     try:
-        entries = _scan(folder)
+        entries = _list_folder(root, tuple(below.split("/")) if below else ())
     except OSError as error:
         raise DatasetError(f"cannot list {folder}: {error.strerror or error}") from error
-    names = [(entry.name, _is_folder(entry)) for entry in entries if _is_text(entry.name)]
-    if missing := len(entries) - len(names):
+    named = [entry for entry in entries if _is_text(entry.name)]
+    if missing := len(entries) - len(named):
         log.warning("%d names in %s are not UTF-8 and are left out: rename them", missing, folder)
-    return names
+    return [entry for entry in named if entry.name not in _DOTS]
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
+def _list_folder(root: Path, parts: tuple[str, ...]) -> list[Entry]:
+    """List a folder below a root: all but what is hidden, names that lead elsewhere included."""
+    if is_remote(root):
+        found = _index_objects(root).get(parts, set())
+        shown = [entry for entry in found if entry.name in _DOTS or entry.name[0] != "."]
+    else:
+        with os.scandir(root.joinpath(*parts)) as entries:
+            shown = [
+                Entry(entry.name, _is_folder(entry), entry.is_symlink())
+                for entry in entries
+                if entry.name[0] != "."
+            ]
+    return sorted(shown)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -196,15 +216,15 @@ def _step(root: Path, match: Match, part: str, *, folder: bool) -> Iterator[Matc
     if part == "**":
         yield from ((path, (*values, inner)) for path, inner in _descend(root, above))
     elif "*" not in part:
-        path = _join(above, part)
+        path = join_path(above, part)
         if folder or exists(root, path, file=True):
             yield path, values
     else:
         before, after = part.split("*")
-        for name, inner in list_visible(root, above):
+        for name, is_folder, _ in list_visible(root, above):
             star = name[len(before) : len(name) - len(after)]
-            if star and inner is folder and name == before + star + after:
-                yield _join(above, name), (*values, star)
+            if star and is_folder is folder and name == before + star + after:
+                yield join_path(above, name), (*values, star)
 
 
 def _descend(root: Path, top: str) -> Iterator[tuple[str, str]]:
@@ -212,111 +232,94 @@ def _descend(root: Path, top: str) -> Iterator[tuple[str, str]]:
     waiting = [""]
     while waiting:
         place = waiting.pop()
-        path = _join(top, place)
+        path = join_path(top, place)
         yield path, place
-        for name, inner in list_visible(root, path):
-            if inner and not (root / path / name).is_symlink():
-                waiting.append(_join(place, name))
+        for entry in list_visible(root, path):
+            if entry.is_folder and not entry.is_link:
+                waiting.append(join_path(place, entry.name))
 
 
-def _join(folder: str, name: str) -> str:
+def join_path(folder: str, name: str) -> str:
+    """Join two paths, either of which may be empty."""
     return f"{folder}/{name}" if folder and name else folder or name
 
 
-def walk(
-    root: Path, top: str, exclude: Collection[Path], odd: dict[PurePosixPath, str]
-) -> Iterator[PurePosixPath]:
+def walk(root: Path, top: str, exclude: Collection[Path], odd: dict[str, str]) -> Iterator[str]:
     """Yield every visible image below a folder of a root, relative to it; each real folder once.
 
     Run directories and what is to be left out are not entered. Links to folders wait until the real
     folders are done, so that an image keeps the path it is stored under, and so that links in a
     circle end. What cannot be used goes to ``odd``, with the reason.
     """
-    if is_remote(root):
-        yield from _walk_objects(root, top, exclude, odd)
-        return
-    local = [path for path in exclude if not is_remote(path) and path.exists()]
-    excluded = {path.resolve() for path in local}
-    # By number, not by name: to resolve every name of a deep tree takes hours.
-    seen = {_identify(path) for path in local}
-    folders, links = [PurePosixPath()], list[PurePosixPath]()
+    base, remote = root / top, is_remote(root)
+    start = (top,) if top else ()
+    known, left_out = _identify_all(base, exclude)
+    folders: list[tuple[str, ...]] = [()]
+    links: list[tuple[str, ...]] = []
     while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        place, is_top = root / top / folder, folder == PurePosixPath()
+        is_link = not folders
+        folder = links.pop(0) if is_link else folders.pop()
+        place = base.joinpath(*folder)
         try:
-            number = _identify(place)
-            if not is_top and (number in seen or _leads_into(place, excluded)):
+            number = folder if remote else _identify(place)
+            if folder and (number in known or (is_link and _leads_into(place, left_out))):
                 continue
-            seen.add(number)
-            entries = _scan(place)
+            known.add(number)
+            entries = _list_folder(root, start + folder)
         except OSError as error:
             reason = error.strerror or str(error)
-            if is_top:
+            if not folder:
                 raise DatasetError(f"cannot list {place}: {reason}") from error
-            odd[folder] = f"a folder that cannot be listed: {reason}"
+            odd["/".join(folder)] = f"a folder that cannot be listed: {reason}"
             continue
-        if not is_top and _RUN_NAMES.issubset(entry.name for entry in entries):
+        if folder and _RUN_NAMES.issubset(entry.name for entry in entries):
             continue
         for entry in entries:
-            path = folder / entry.name
-            inner = _is_folder(entry)
-            if not inner and not _is_image(path):
+            parts = (*folder, entry.name)
+            path = "/".join(parts)
+            if not entry.is_folder and not _is_image(entry.name):
                 continue
             if not _is_text(entry.name):
-                kind = "folder" if inner else "file"
+                kind = "folder" if entry.is_folder else "file"
                 shown = os.fsencode(path).decode("utf-8", errors="backslashreplace")
-                odd[PurePosixPath(shown)] = f"a {kind} whose name is not UTF-8: rename it"
-            elif not inner:
+                odd[shown] = f"a {kind} whose name is not UTF-8: rename it"
+            elif not entry.is_folder and _DOTS & set(parts):
+                # not under its own name, which a label map could follow out of its folder
+                shown = "/".join(part for part in parts if part.strip("."))
+                odd[shown] = f"an object whose name {path!r} is no path: rename it"
+            elif not entry.is_folder:
                 yield path
             elif len(os.fsencode(path)) > MAX_ID_BYTES:
                 limit = f"a path of more than {MAX_ID_BYTES} bytes"
                 odd[path] = f"a folder too deep to be looked into ({limit})"
-            elif entry.is_symlink():
-                links.append(path)
+            elif entry.is_link:
+                links.append(parts)
                 links.sort()
             else:
-                folders.append(path)
+                folders.append(parts)
 
 
-def _is_image(path: PurePosixPath) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _leads_into(place: Path, excluded: Collection[Path]) -> bool:
-    return place.is_symlink() and any(parent in excluded for parent in place.resolve().parents)
+def _identify_all(base: Path, exclude: Collection[Path]) -> tuple[set[Any], set[Path]]:
+    """Identify the folders to leave out of a walk, and resolve those that links may lead into."""
+    if is_remote(base):
+        inner = [path for path in exclude if is_remote(path) and path.is_relative_to(base)]
+        return {path.relative_to(base).parts for path in inner}, set()
+    local = [path for path in exclude if not is_remote(path) and path.exists()]
+    return {_identify(path) for path in local}, {path.resolve() for path in local}
 
 
 def _identify(path: Path) -> tuple[int, int]:
+    # by number, not by name: to resolve every name of a deep tree takes hours
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
-def _walk_objects(
-    root: Path, top: str, exclude: Collection[Path], odd: dict[PurePosixPath, str]
-) -> Iterator[PurePosixPath]:
-    place, start = root / top, "" if top == "." else f"{top}/"
-    names = [n.removeprefix(start) for n in list_objects(root) if n.startswith(start)]
-    # a run directory holds run.yaml and state
-    runs = {name.removesuffix("run.yaml") for name in names if name.endswith("/run.yaml")}
-    runs &= {name.partition("/state/")[0] + "/" for name in names if "/state/" in name}
-    for other in exclude:
-        if is_remote(other) and other != place and other.is_relative_to(place):
-            runs.add(other.relative_to(place).as_posix() + "/")
-    left_out = tuple(runs)
-    for name in names:
-        parts = name.split("/")
-        path = PurePosixPath(name)
-        strange = bool(_DOTS & set(parts))
-        hidden = any(part.startswith(".") for part in parts) and not strange
-        if hidden or not _is_image(path) or name.startswith(left_out):
-            continue
-        if not strange:
-            yield path
-        else:
-            # not under its own name, which a label map could follow out of its folder
-            odd[PurePosixPath(*(part for part in parts if part.strip(".")))] = (
-                f"an object whose name {name!r} is no path: rename it"
-            )
+def _leads_into(link: Path, left_out: Collection[Path]) -> bool:
+    return any(parent in left_out for parent in link.resolve().parents)
 
 
 def name_images(paths: Sequence[str]) -> list[str]:

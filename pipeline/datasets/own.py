@@ -7,11 +7,11 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pipeline.datasets.base import Dataset, Sample, unknown_split
 from pipeline.datasets.definition import EVERYTHING, IGNORE, Definition, name_classes
@@ -19,6 +19,8 @@ from pipeline.datasets.listing import (
     MAX_LIST_BYTES,
     exists,
     find_excess,
+    find_first,
+    join_path,
     list_visible,
     name_images,
     read_lines,
@@ -85,13 +87,12 @@ class Folder(Dataset):
         samples: list[Sample] = []
         for split in splits:
             if split != EVERYTHING:
-                known = [EVERYTHING, *(name for name, inner in list_visible(root) if inner)]
+                known = [EVERYTHING, *(each.name for each in list_visible(root) if each.is_folder)]
                 if split not in known:
                     raise DatasetError(unknown_split(root, split, known))
-            top = "." if split == EVERYTHING else split
-            found = _find_images(root, top, split, labels, exclude)
+            found = _find_images(root, split, labels, exclude)
             if not found:
-                place = root / top
+                place = root if split == EVERYTHING else root / split
                 raise DatasetError(f"no images below {place}: the folder must hold {self.layout}")
             samples += found
         if labels is not None and not any(sample.label for sample in samples):
@@ -115,27 +116,26 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _find_images(
-    root: Path, top: str, split: str, labels: Path | None, exclude: Collection[Path]
+    root: Path, split: str, labels: Path | None, exclude: Collection[Path]
 ) -> list[Sample]:
-    odd: dict[PurePosixPath, str] = {}
-    paths = sorted(walk(root, top, exclude, odd))
-    stems = [str(path.with_suffix("")) for path in paths]
-    counts = Counter(stems)
+    """List the images of a split, each with the label map that can be of no other."""
+    above = "" if split == EVERYTHING else split
+    odd: dict[str, str] = {}
+    paths = sorted(walk(root, above, exclude, odd))
     samples = [
-        Sample(str(path), split, str(PurePosixPath(top) / path), None, reason)
-        for path, reason in odd.items()
+        Sample(path, split, join_path(above, path), None, reason) for path, reason in odd.items()
     ]
-    names = name_images([str(path) for path in paths])
-    for path, stem, name in zip(paths, stems, names, strict=True):
-        image = PurePosixPath(top) / path
+    stems = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    counts = Counter(stems)
+    for path, stem, name in zip(paths, stems, name_images(paths), strict=True):
+        image = join_path(above, path)
         label = None
         if labels is not None:
-            candidates = [f"{image}.png", str(image)]
+            candidates = [f"{image}.png", image]
             if counts[stem] == 1:
-                candidates.insert(1, str(image.with_suffix(".png")))
-            there = (each for each in candidates if exists(labels, each, file=True))
-            label = next(there, None)
-        samples.append(Sample(name, split, str(image), label, find_excess(name)))
+                candidates.insert(1, join_path(above, f"{stem}.png"))
+            label = find_first(labels, candidates, file=True)
+        samples.append(Sample(name, split, image, label, find_excess(name)))
     claims = Counter(sample.label for sample in samples if sample.label is not None)
     shared = {label for label, count in claims.items() if count > 1}
     if shared:
@@ -166,7 +166,8 @@ class Listed(Dataset):
         """Give the dataset of a CSV, without reading it."""
         if not file.is_file():
             raise DatasetError(f"there is no list {file}: give the path of a CSV file")
-        return cls(name_classes(Definition(name="list"), read_class_names(file.parent)), file)
+        names = dict(enumerate(read_class_names(file.parent)))
+        return cls(name_classes(Definition(name="list"), names), file)
 
     @property
     def name(self) -> str:
@@ -181,7 +182,7 @@ class Listed(Dataset):
     @property
     def default_splits(self) -> tuple[str, ...]:
         """Every split of the list, in the order in which they occur."""
-        return tuple(dict.fromkeys(self._split(line, row) for line, row in self._records))
+        return tuple(dict.fromkeys(row.split for row in self._rows))
 
     def find_root(self, given: Path | None) -> Path:
         """Give the root, or the folder of the CSV."""
@@ -190,7 +191,7 @@ class Listed(Dataset):
     def _list_samples(
         self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
     ) -> list[Sample]:
-        rows = self._read_rows(root)
+        rows = self._find_labels(root)
         known = tuple(dict.fromkeys(split for split, _ in rows))
         for split in splits:
             if split not in known:
@@ -212,48 +213,45 @@ class Listed(Dataset):
             log.warning(text, len(lost), self.file, root, lost[0])
         return samples
 
-    def _read_rows(self, root: Path) -> dict[tuple[str, str], str | None]:
-        """Read split and image -> label map, in paths relative to the root."""
-        rows: dict[tuple[str, str], str | None] = {}
+    def _find_labels(self, root: Path) -> dict[tuple[str, str], str | None]:
+        """Find split and image -> label map, in paths relative to the root."""
+        found: dict[tuple[str, str], str | None] = {}
         lines: dict[tuple[str, str], int] = {}
-        for line, values in self._records:
-            where = f"line {line} of {self.file}"
-            image, label = values.get("image", ""), values.get("label", "")
-            if not image:
+        for row in self._rows:
+            where = f"line {row.line} of {self.file}"
+            if not row.image:
                 raise DatasetError(f"{where} names no image")
-            image = _relative(where, root, image)
-            place = _relative(where, root, label) if label else None
-            key = self._split(line, values), image
-            first = lines.setdefault(key, line)
-            if rows.setdefault(key, place) != place:
+            image = _relative(where, root, row.image)
+            label = _relative(where, root, row.label) if row.label else None
+            first = lines.setdefault((row.split, image), row.line)
+            if found.setdefault((row.split, image), label) != label:
                 raise DatasetError(
                     f"{where} gives the image {image} another label map than line {first}:"
                     " remove one of them"
                 )
-        if twice := len(self._records) - len(rows):
+        if twice := len(self._rows) - len(found):
             log.warning("%d lines of %s repeat an image of their split", twice, self.file)
-        if shared := len(rows) - len({image for _, image in rows}):
+        if shared := len(found) - len({image for _, image in found}):
             log.warning("%d images of %s are in more than one split", shared, self.file)
-        return rows
-
-    def _split(self, line: int, values: Mapping[str, str]) -> str:
-        split = values.get("split", "").strip() or EVERYTHING
-        if not _SPLIT.fullmatch(split):
-            raise DatasetError(f"line {line} of {self.file}: {split!r} is no name of a split")
-        return split
+        return found
 
     @cached_property
-    def _records(self) -> list[tuple[int, Mapping[str, str]]]:
-        """Line number and column -> value of every row."""
-        hint = ": save it as CSV UTF-8"
-        text = read_text(self.file, "the list", MAX_LIST_BYTES, hint)
-        records = list(_parse(self.file, text))
-        if not records:
+    def _rows(self) -> list[_Row]:
+        text = read_text(self.file, "the list", MAX_LIST_BYTES, ": save it as CSV UTF-8")
+        rows = list(_parse(self.file, text))
+        if not rows:
             raise DatasetError(f"{self.file} lists no image")
-        return records
+        return rows
 
 
-def _parse(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+class _Row(NamedTuple):
+    line: int
+    image: str
+    label: str
+    split: str
+
+
+def _parse(file: Path, text: str) -> Iterator[_Row]:
     # people write a space behind a comma; a name that begins with one stands in quotes
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -261,26 +259,27 @@ def _parse(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
         skipinitialspace=True,
         strict=True,
     )
-    header: list[str] = []
+    filled = (fields for fields in reader if any(field.strip() for field in fields))
     try:
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if not header:
-                header = _header(file, fields)
-                continue
+        header = [field.strip().lower() for field in next(filled, ["image"])]
+        _check_header(file, header)
+        for fields in filled:
+            line = reader.line_num
             if len(fields) > len(header):
                 raise DatasetError(
-                    f"line {reader.line_num} of {file} has {len(fields)} values for "
-                    f"{len(header)} columns: put values with a separator in them in quotes"
+                    f"line {line} of {file} has {len(fields)} values for {len(header)} columns: "
+                    "put values with a separator in them in quotes"
                 )
-            yield reader.line_num, dict(zip(header, fields, strict=False))
+            values = dict(zip(header, fields, strict=False))
+            split = values.get("split", "").strip() or EVERYTHING
+            if not _SPLIT.fullmatch(split):
+                raise DatasetError(f"line {line} of {file}: {split!r} is no name of a split")
+            yield _Row(line, values.get("image", ""), values.get("label", ""), split)
     except csv.Error as error:
         raise DatasetError(f"line {reader.line_num} of {file} is not CSV: {error}") from error
 
 
-def _header(file: Path, fields: Sequence[str]) -> list[str]:
-    header = [field.strip().lower() for field in fields]
+def _check_header(file: Path, header: Sequence[str]) -> None:
     if "image" not in header:
         hints = [did_you_mean(name, COLUMNS) for name in header if name]
         raise DatasetError(
@@ -290,7 +289,6 @@ def _header(file: Path, fields: Sequence[str]) -> list[str]:
     for name in COLUMNS:
         if header.count(name) > 1:
             raise DatasetError(f"{file} has the column '{name}' twice")
-    return header
 
 
 def _relative(where: str, root: Path, text: str) -> str:

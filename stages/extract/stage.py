@@ -224,7 +224,7 @@ class Extract(Stage[ExtractSettings]):
             labels=settings.labels and make_absolute(settings.labels),
             weights=settings.weights and make_absolute(settings.weights),
             splits=settings.splits or dataset.default_splits,
-            frame=settings.frame or dataset.default_frame,
+            frame=settings.frame or dataset.definition.frame,
             size=settings.size or backbone.default_size,
             precision=resolve_precision(settings.precision, device)
             if backbone.takes_bfloat16

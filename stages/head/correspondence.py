@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -115,70 +114,6 @@ def draw_others(windows: int, generator: torch.Generator) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
-def stego_loss(
-    features: Tensor,
-    codes: Tensor,
-    neighbour_features: Tensor,
-    neighbour_codes: Tensor,
-    *,
-    weights: Sequence[float],
-    shifts: Sequence[float],
-    others: int,
-    side: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Compute STEGO's loss of a batch (section 3.3).
-
-    The sum over the terms self, knn and random of weight * correspondence loss: of every window and
-    itself, one of its nearest neighbours, and windows of the batch drawn anew ``others`` times.
-
-    Parameters
-    ----------
-    features, neighbour_features
-        float [window, row, column, channel], of windows and one neighbour of each; no gradient
-        reaches them.
-    codes, neighbour_codes
-        float [window, row, column, dim].
-    weights, shifts
-        lambda and b of the terms self, knn and random.
-    others
-        How many random windows every window meets; their losses are averaged. In a batch of one
-        window there is none to meet, and the term is left out.
-    side
-        Grids are read at ``side ** 2`` positions: one set where a window meets, one where it, or
-        its neighbour, is met; the first is for both sides of a window with itself.
-    generator
-        Of the CPU: the same positions and windows are drawn on all devices.
-
-    Returns
-    -------
-    Tensor
-        Scalar.
-    """
-    windows, device = len(features), features.device
-    meeting = draw_positions(windows, side, generator).to(device)
-    met = draw_positions(windows, side, generator).to(device)
-    here, there, near = (
-        # normalised here once: a window is compared more often than it is read
-        normalise(read_bilinear(grid.detach(), positions))
-        for grid, positions in ((features, meeting), (features, met), (neighbour_features, met))
-    )
-    codes_here, codes_there, codes_near = (
-        normalise(read_bilinear(grid, positions))
-        for grid, positions in ((codes, meeting), (codes, met), (neighbour_codes, met))
-    )
-    loss = weights[0] * correspondence_loss(here, here, codes_here, codes_here, shifts[0])
-    loss = loss + weights[1] * correspondence_loss(here, near, codes_here, codes_near, shifts[1])
-    if windows == 1:
-        return loss
-    strangers = [draw_others(windows, generator).to(device) for _ in range(others)]
-    apart = [
-        correspondence_loss(here, there[other], codes_here, codes_there[other], shifts[2])
-        for other in strangers
-    ]
-    return loss + weights[2] * torch.stack(apart).mean()
-
-
 class Stego(Method):
     """Correspondence distillation."""
 
@@ -191,24 +126,55 @@ class Stego(Method):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of STEGO, section 3.3, and the codes of the batch."""
         assert batch.neighbours is not None
-        settings = self.settings
+        rate = self.settings.dropout
         # two smaller passes stay in the processor's cache better than one
         windows = (batch.features, batch.neighbours)
-        own, near = (
-            self.make_codes(drop_channels(grid, settings.dropout, generator)) for grid in windows
+        own, near = (self.make_codes(drop_channels(grid, rate, generator)) for grid in windows)
+        features, neighbours = (drop_channels(grid, rate, generator) for grid in windows)
+        return self.compare(features, own, neighbours, near, generator), own
+
+    def compare(
+        self,
+        features: Tensor,
+        codes: Tensor,
+        neighbour_features: Tensor,
+        neighbour_codes: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Compute the loss of a batch (section 3.3).
+
+        The sum over the terms self, knn and random of weight * correspondence loss: of every window
+        and itself, one of its nearest neighbours, and windows of the batch drawn anew ``others``
+        times, whose losses are averaged. In a batch of one window there is none to meet, and the
+        term is left out.
+
+        Features, to which no gradient flows, and codes are float [window, row, column, ...], those
+        of a neighbour of every window, too. They are read at ``side ** 2`` positions: one set where
+        a window meets, one where it, or its neighbour, is met; with itself a window uses the first
+        for both sides.
+        """
+        settings = self.settings
+        weights, shifts = settings.term_weights, settings.term_shifts
+        windows, device = len(features), features.device
+        meeting = draw_positions(windows, settings.side, generator).to(device)
+        met = draw_positions(windows, settings.side, generator).to(device)
+        here, there, near = (
+            # normalised here once: a window is compared more often than it is read
+            normalise(read_bilinear(grid.detach(), positions))
+            for grid, positions in ((features, meeting), (features, met), (neighbour_features, met))
         )
-        features, neighbours = (
-            drop_channels(grid, settings.dropout, generator) for grid in windows
+        codes_here, codes_there, codes_near = (
+            normalise(read_bilinear(grid, positions))
+            for grid, positions in ((codes, meeting), (codes, met), (neighbour_codes, met))
         )
-        loss = stego_loss(
-            features,
-            own,
-            neighbours,
-            near,
-            weights=settings.term_weights,
-            shifts=settings.term_shifts,
-            others=settings.others,
-            side=settings.side,
-            generator=generator,
-        )
-        return loss, own
+        loss = weights[0] * correspondence_loss(here, here, codes_here, codes_here, shifts[0])
+        near_loss = correspondence_loss(here, near, codes_here, codes_near, shifts[1])
+        loss = loss + weights[1] * near_loss
+        if windows == 1:
+            return loss
+        strangers = [draw_others(windows, generator).to(device) for _ in range(settings.others)]
+        apart = [
+            correspondence_loss(here, there[other], codes_here, codes_there[other], shifts[2])
+            for other in strangers
+        ]
+        return loss + weights[2] * torch.stack(apart).mean()

@@ -69,7 +69,7 @@ def test_a_benchmark_is_complete(name: str, count: int) -> None:
     assert set(dataset.definition.class_of.values()) == set(range(count))
     assert not set(dataset.definition.ignored) & set(dataset.definition.class_of)
     wanted = ("train",) if name == "kitti" else ("train", "val")
-    assert dataset.default_frame == "centre" and dataset.default_splits == wanted
+    assert dataset.definition.frame == "centre" and dataset.default_splits == wanted
     assert all(0 <= value <= 255 for colour in dataset.palette for value in colour)
 
 

@@ -46,10 +46,10 @@ def test_ids_and_what_is_ignored() -> None:
 
 
 def test_names_for_ids() -> None:
-    named = name_classes(Definition(name="x"), ("sky", "road"))
+    named = name_classes(Definition(name="x"), {0: "sky", 1: "road"})
     assert named.names == ("sky", "road") and named.class_of == {0: 0, 1: 1}
     assert named.palette == distinct_colours(2)
-    assert name_classes(named, ()) == Definition(name="x")
+    assert name_classes(named, {}) == Definition(name="x")
 
 
 def test_the_layout_in_words() -> None:

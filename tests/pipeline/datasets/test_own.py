@@ -201,7 +201,7 @@ def test_another_run_below_the_root_holds_no_images(tmp_path: Path) -> None:
 
 
 def test_the_protocol_of_a_folder() -> None:
-    assert FOLDER.default_frame == "whole" and FOLDER.default_splits == ("all",)
+    assert FOLDER.definition.frame == "whole" and FOLDER.default_splits == ("all",)
     assert len(FOLDER.palette) == 255
 
 
@@ -235,7 +235,7 @@ def test_a_list_by_hand(photographs: Path, separator: str, mark: str, end: str) 
     text = mark + end.join(separator.join(row) for row in rows)
     dataset = get_dataset(write_list(photographs, text))
     assert dataset.default_splits == ("val", "train")
-    assert dataset.default_frame == "whole"
+    assert dataset.definition.frame == "whole"
     root = dataset.find_root(None)
     assert root == photographs
     assert dataset.list_samples(root, ("train", "val")) == [

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from stages.head import correspondence
 from stages.head.correspondence import (
+    Stego,
     centre,
     correspondence_loss,
     draw_others,
     draw_positions,
     normalise,
     read_bilinear,
-    stego_loss,
 )
+from stages.head.settings import HeadSettings
 
 WEIGHTS, SHIFTS = (0.67, 0.25, 0.63), (0.08, 0.02, 0.66)
 
@@ -223,8 +224,13 @@ def make_batch(windows: int = 3, kind: torch.dtype = torch.float64) -> list[Tens
 
 
 def compute_loss(batch: list[Tensor], seed: int = 0, **options: object) -> Tensor:
-    options = {"weights": WEIGHTS, "shifts": SHIFTS, "others": 2, "side": 3} | options
-    return stego_loss(*batch, generator=make_generator(seed), **options)  # type: ignore[arg-type]
+    chosen = {"term_weights": WEIGHTS, "term_shifts": SHIFTS, "others": 2, "side": 3, "dim": 3}
+    settings = HeadSettings.model_validate(chosen | options)
+    features, codes, neighbour_features, neighbour_codes = batch
+    method = Stego(6, settings, make_generator(), lambda total, *_: draw(total, 6))
+    return method.compare(
+        features, codes, neighbour_features, neighbour_codes, make_generator(seed)
+    )
 
 
 def test_the_terms_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +257,7 @@ def test_the_terms_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in others:
         there, code_there = read(features, second)[other], read(codes, second)[other]
         expected += 3.0 * literal_loss(here, there, code, code_there, 0.3) / 2
-    loss = compute_loss(batch, weights=(0.5, 2.0, 3.0), shifts=(0.1, 0.2, 0.3))
+    loss = compute_loss(batch, term_weights=(0.5, 2.0, 3.0), term_shifts=(0.1, 0.2, 0.3))
     assert float(loss) == pytest.approx(expected)
 
 
@@ -302,8 +308,8 @@ def test_a_single_window_meets_itself_and_its_neighbour_alone() -> None:
     assert batch[1].grad is not None
     assert batch[1].grad.isfinite().all()
     assert batch[1].grad.any()
-    assert torch.equal(loss, compute_loss(batch, weights=(*WEIGHTS[:2], 100.0)))
-    own, near = (compute_loss(batch, weights=weights) for weights in ((1, 0, 0), (0, 1, 0)))
+    assert torch.equal(loss, compute_loss(batch, term_weights=(*WEIGHTS[:2], 100.0)))
+    own, near = (compute_loss(batch, term_weights=weights) for weights in ((1, 0, 0), (0, 1, 0)))
     torch.testing.assert_close(loss, WEIGHTS[0] * own + WEIGHTS[1] * near)
     assert own != 0 and near != 0
 
