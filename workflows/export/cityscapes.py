@@ -16,10 +16,7 @@ import numpy as np
 
 from pipeline.datasets import IGNORE, IGNORE_COLOUR
 from pipeline.errors import UsageError
-from pipeline.progress import Screen
-from workflows.export.folder import Folder
-from workflows.export.photographs import PNG, choose_suffix, export_photograph
-from workflows.export.source import Item, Source, make_safe, map_items
+from workflows.export.source import Export, Item, Source, make_safe
 
 NESTED = True
 NOTE = "photographs are PNG files; index.csv says which name stands for which image"
@@ -32,28 +29,26 @@ _TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32
 _MOST = IGNORE - FIRST_ID
 
 
-def write(
-    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
+def write(export: Export) -> list[tuple[str, str]]:
     """Write photographs, three label maps of each, and ``labels.json``."""
-    if len(source.classes) > _MOST:
+    source, folder, count = export.source, export.folder, len(export.source.classes)
+    if count > _MOST:
         raise UsageError(
-            f"--format cityscapes: {len(source.classes)} classes are more than the {_MOST} that "
+            f"--format cityscapes: {count} classes are more than the {_MOST} that "
             "label ids from 7 to 254 can number; take another format."
         )
-    count = len(source.classes)
     ids = np.full(256, UNLABELED, np.uint8)
     ids[:count] = np.arange(FIRST_ID, FIRST_ID + count)
     train = np.full(256, IGNORE, np.uint8)
     train[:count] = _list_train_ids(source)
     colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
     colours[:count] = source.colours
-    frames = name_frames(items)
+    frames = name_frames(export.items)
 
-    def export(item: Item) -> tuple[str, str]:
+    def write_item(item: Item) -> tuple[str, str]:
         frame = frames[item.split, item.name]
-        image = f"leftImg8bit/{item.split}/{frame}_leftImg8bit{choose_suffix('', PNG)}"
-        export_photograph(source.manifest.root, item.image, folder, image, images)
+        image = f"leftImg8bit/{item.split}/{frame}_leftImg8bit.png"
+        export.write_photograph(item, image)
         start = f"gtFine/{item.split}/{frame}_gtFine"
         wanted = {"labelIds": ids, "labelTrainIds": train, "color": colours}
         missing = [kind for kind in wanted if not folder.has(f"{start}_{kind}.png")]
@@ -63,7 +58,7 @@ def write(
                 folder.write_labels(f"{start}_{kind}.png", wanted[kind][labels], None)
         return image, f"{start}_labelIds.png"
 
-    places = list(map_items(source, items, export, screen))
+    places = list(export.map(write_item))
     folder.write_json("labels.json", _list_labels(source, train))
     return places
 

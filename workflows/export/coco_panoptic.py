@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
@@ -16,29 +17,24 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.datasets import IGNORE, Colour
-from pipeline.progress import Screen
-from workflows.export.folder import Folder
-from workflows.export.photographs import COMMON, choose_suffix, export_photograph
-from workflows.export.source import Item, Source, map_items
+from workflows.export.folder import COMMON, choose_suffix
+from workflows.export.source import Export, Item
 
 NESTED = False
 NOTE = "each class of an image is one stuff segment"
 
 
-def write(
-    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
+def write(export: Export) -> list[tuple[str, str]]:
     """Write images, segment PNGs, and ``panoptic_<split>2017.json``."""
     places = []
-    for split in source.splits.values():
-        here = [item for item in items if item.split == split]
-        places += _write_split(source, split, here, folder, images, screen)
+    for split in export.source.splits.values():
+        items = [item for item in export.items if item.split == split]
+        places += _write_split(replace(export, items=items), split)
     return places
 
 
-def _write_split(
-    source: Source, split: str, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
+def _write_split(export: Export, split: str) -> list[tuple[str, str]]:
+    source, folder = export.source, export.folder
     colours = part_colours(source.colours)
     table = np.zeros((256, 3), np.uint8)
     table[: len(colours)] = colours
@@ -49,23 +45,23 @@ def _write_split(
         name = item.name + choose_suffix(item.image.path, COMMON)
         return f"{split}2017/{name}", f"annotations/panoptic_{split}2017/{item.name}.png"
 
-    def export(item: Item) -> list[dict[str, Any]]:
+    def write_item(item: Item) -> list[dict[str, Any]]:
         image, label = place(item)
-        export_photograph(source.manifest.root, item.image, folder, image, images)
+        export.write_photograph(item, image)
         if listed and folder.has(label):
             return []
         labels = source.read_labels(item.image)
         folder.write_labels(label, table[labels], None)
         return describe_segments(labels, colours)
 
-    segments = map_items(source, items, export, screen)
+    places, segments = [place(item) for item in export.items], export.map(write_item)
     if listed:
         for _ in segments:
             pass
     else:
         with folder.stream(file) as stream:
-            _write_json(stream, source, [place(item) for item in items], items, segments)
-    return [place(item) for item in items]
+            _write_json(stream, export, places, segments)
+    return places
 
 
 def part_colours(colours: list[Colour]) -> list[Colour]:
@@ -108,12 +104,12 @@ def describe_segments(labels: NDArray[np.uint8], colours: list[Colour]) -> list[
 
 def _write_json(
     stream: IO[bytes],
-    source: Source,
+    export: Export,
     places: list[tuple[str, str]],
-    items: list[Item],
     segments: Iterator[list[dict[str, Any]]],
 ) -> None:
     """Write the JSON row by row: it may be larger than memory."""
+    source = export.source
     description = f"pseudo-labels of {source.evaluation.subject.key}, made by primaps-pipe"
     categories = [
         {
@@ -130,7 +126,7 @@ def _write_json(
     files = [(image.rpartition("/")[2], label.rpartition("/")[2]) for image, label in places]
     images = (
         {"id": n, "file_name": image, "width": item.image.width, "height": item.image.height}
-        for n, (item, (image, _)) in enumerate(zip(items, files, strict=True), start=1)
+        for n, (item, (image, _)) in enumerate(zip(export.items, files, strict=True), start=1)
     )
     annotations = (
         {"image_id": n, "file_name": label, "segments_info": found}

@@ -10,13 +10,10 @@ them; any other classes are numbered from 0. Images are JPEG files, for the layo
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.datasets import IGNORE, Benchmark
-from pipeline.progress import Screen
-from workflows.export.folder import Folder
-from workflows.export.photographs import JPEG, choose_suffix, export_photograph
-from workflows.export.source import Item, Source, map_items
+from workflows.export.folder import JPEG, choose_suffix
+from workflows.export.source import Export, Item, Source
 
 NESTED = False
 NOTE = "photographs that are no JPEG files are written as JPEG, quality 95"
@@ -24,25 +21,22 @@ OWN = ("cocostuff", "coco-stuff-171")
 CURATED = "Coco164kFull_Stuff_Coarse_7.txt"
 
 
-def write(
-    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
+def write(export: Export) -> list[tuple[str, str]]:
     """Write images, pixel maps, ``labels.txt`` and the lists of images."""
+    source, folder = export.source, export.folder
     ids = number_classes(source)
-    table = spread(ids)
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(ids)] = ids
 
-    def export(item: Item) -> tuple[str, str]:
-        suffix = choose_suffix(item.image.path, JPEG)
-        image = f"images/{item.split}2017/{item.name}{suffix}"
-        label = f"annotations/{item.split}2017/{item.name}.png"
-        export_photograph(source.manifest.root, item.image, folder, image, images)
-        if not folder.has(label):
-            folder.write_labels(label, table[source.read_labels(item.image)], None)
-        return image, label
+    def place(item: Item) -> tuple[str, str]:
+        image = f"images/{item.split}2017/{item.name}{choose_suffix(item.image.path, JPEG)}"
+        return image, f"annotations/{item.split}2017/{item.name}.png"
 
-    places = list(map_items(source, items, export, screen))
+    places = export.write_pairs(
+        place, lambda label, labels: folder.write_labels(label, table[labels], None)
+    )
     for split in source.splits.values():
-        names = [item.name for item in items if item.split == split]
+        names = [item.name for item in export.items if item.split == split]
         folder.write(f"curated/{split}2017/{CURATED}", "".join(f"{n}\n" for n in names).encode())
     lines = ["0: unlabeled"]
     lines += [f"{value + 1}: {name}" for value, name in sorted(zip(ids, source.names, strict=True))]
@@ -70,10 +64,3 @@ def read_raw_ids(source: Source) -> list[int] | None:
     for raw in sorted(mapping):
         first.setdefault(mapping[raw], raw)
     return [first[number] for number in range(len(source.classes))]
-
-
-def spread(values: list[int]) -> NDArray[np.uint8]:
-    """Tabulate values by class, uint8 [256]; 255 beyond them."""
-    table = np.full(256, IGNORE, np.uint8)
-    table[: len(values)] = values
-    return table

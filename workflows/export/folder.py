@@ -1,20 +1,28 @@
-"""The folder of an export: known by its record, written whole file by whole file, and resumed."""
+"""The folder of an export: known by its record, written whole file by whole file, and resumed.
+
+Photographs are copied into it as they are, linked to, or written anew where they must.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from pipeline.errors import DamageError, RunError, UsageError
+from pipeline.errors import DamageError, ImageError, RunError, StaleError, UsageError
+from pipeline.images.decoding import FORMATS, read_rgb
+from pipeline.run.manifest import Image
 from pipeline.storage.files import (
+    checksum,
     confine_writes,
     fingerprint,
     make_folder,
@@ -52,14 +60,8 @@ class Folder:
 
     def write_labels(self, name: str, labels: NDArray[np.uint8], palette: bytes | None) -> None:
         """Write an array of numbers, [y, x], or of colours, [y, x, rgb], as a PNG."""
-        if self.has(name):
-            return
-        image = PillowImage.fromarray(np.ascontiguousarray(labels))
-        if palette is not None:
-            image.putpalette(palette)
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=False)
-        self.write(name, buffer.getvalue())
+        if not self.has(name):
+            self.write(name, encode_labels(labels, palette))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write JSON, unless it is there."""
@@ -111,7 +113,7 @@ def open_folder(path: Path, record: dict[str, Any]) -> Iterator[Folder]:
     # a run may get another name
     print_ = fingerprint({name: value for name, value in record.items() if name != "run"})
     _check_content(path, print_)
-    with confine_writes(path), _lock(path):
+    with confine_writes(path), hold_lock(path / _LOCK, what=f"the export {path}", wait=False):
         # another process may have been faster
         _check_content(path, print_)
         content = {**record, "fingerprint": print_}
@@ -126,13 +128,6 @@ def check_local(path: Path) -> None:
     require_local(path, f"--out {path}: an export needs a local folder; copy it there afterwards.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; give a folder.")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    file = path / _LOCK
-    with hold_lock(file, what=f"the export {path}", wait=False):
-        yield
 
 
 def _check_content(path: Path, print_: str) -> None:
@@ -155,3 +150,122 @@ def _check_content(path: Path, print_: str) -> None:
             f"{record.get('run')}, or of labels that have changed since); "
             "give a new folder with --out, or delete this one."
         )
+
+
+JPEG = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ".jpg")
+PNG = {".png": ".png"}
+TIFF = dict.fromkeys((".tif", ".tiff"), ".tif")
+COMMON = {**JPEG, **PNG, **TIFF, ".bmp": ".bmp", ".webp": ".webp"}
+"""Suffix of a photograph -> the one it is exported with, for readers that take all of these."""
+
+# Lossless, but for JPEG: there 4:4:4 at a quality at which no difference can be seen.
+_ENCODINGS: dict[str, tuple[str, dict[str, object]]] = {
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".png": ("PNG", {}),
+    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
+    ".bmp": ("BMP", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+
+
+def choose_suffix(path: str, accepted: Mapping[str, str]) -> str:
+    """Choose the suffix that a photograph is exported with."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in accepted:
+        return accepted[suffix]
+    return ".png" if ".png" in accepted else next(iter(accepted.values()))
+
+
+def check_linkable(root: Path) -> None:
+    """Refuse links into an object store."""
+    require_local(root, f"--images link: the photographs lie at {root}; take copy or none.")
+
+
+def export_photograph(root: Path, image: Image, folder: Folder, name: str, images: str) -> None:
+    """Bring one photograph along: copied, linked to, or (``none``) not at all."""
+    if images == "none" or folder.has(name):
+        return
+    path = root / image.path
+    suffix = PurePosixPath(name).suffix
+    if images == "link":
+        _require_same_status(path, image)
+        if _takes(path, suffix) and _is_upright(path):
+            folder.link(name, path.absolute())
+            return
+    folder.write(name, load_photograph(root, image, suffix))
+
+
+def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
+    """Give the content of the file that a photograph is exported as.
+
+    A file that the format takes is copied bit by bit. It is decoded and written anew where the
+    format takes another kind of file, or where its EXIF data turn it around: label maps are
+    upright, and not every reader turns photographs.
+    """
+    path = root / image.path
+    if _takes(path, suffix):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _stale(path, error.strerror or str(error)) from error
+        if checksum(data) != image.digest:
+            raise _stale(path, "it holds other bytes")
+        if _is_upright(io.BytesIO(data)):
+            return data
+    try:
+        pixels = read_rgb(path, image.digest)
+    except ImageError as error:
+        raise _stale(path, str(error)) from error
+    return encode_pixels(pixels, suffix)
+
+
+def _takes(path: Path, suffix: str) -> bool:
+    """Whether a photograph is of the kind of files that have a suffix."""
+    return COMMON.get(path.suffix.lower()) == suffix
+
+
+def encode_labels(labels: NDArray[np.uint8], palette: bytes | None) -> bytes:
+    """Encode an array of numbers, [y, x], or of colours, [y, x, rgb], as a PNG."""
+    image = PillowImage.fromarray(np.ascontiguousarray(labels))
+    if palette is not None:
+        image.putpalette(palette)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encode_pixels(pixels: NDArray[np.uint8], suffix: str) -> bytes:
+    """Encode pixels, uint8 [y, x, rgb], as a file with a suffix."""
+    name, options = _ENCODINGS[suffix]
+    buffer = io.BytesIO()
+    PillowImage.fromarray(pixels).save(buffer, format=name, **options)
+    return buffer.getvalue()
+
+
+def _is_upright(file: Path | io.BytesIO) -> bool:
+    """Whether the EXIF data of an image leave it as it is stored."""
+    try:
+        with PillowImage.open(file, formats=FORMATS) as image:
+            if image.format == "TIFF":
+                return True  # Pillow turns it, and so do the readers that are built on it
+            # the base class's method: that of PNG decodes the whole image
+            found = PillowImage.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, LookupError, OSError, TypeError, struct.error):
+        return True  # metadata that cannot be parsed count as absent
+    return found == 1 or found not in range(2, 9)
+
+
+def _require_same_status(path: Path, image: Image) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _stale(path, error.strerror or str(error)) from error
+    if (status.st_size, status.st_mtime_ns) != (image.bytes, image.modified_ns):
+        raise _stale(path, "its size or time is another")
+
+
+def _stale(path: Path, reason: str) -> RunError:
+    return StaleError(
+        f"{path} is not the photograph that was labelled ({reason}); put it back, or run "
+        "`primaps-pipe extract` and the stages after it again."
+    )

@@ -8,24 +8,20 @@ a pixel is the class, 255 = ignore.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from pipeline.datasets import IGNORE
 from pipeline.errors import UsageError
-from pipeline.progress import Screen
-from workflows.export.folder import Folder
-from workflows.export.photographs import COMMON, choose_suffix, load_photograph
-from workflows.export.source import Item, Source, map_items
+from workflows.export.folder import COMMON, choose_suffix, encode_labels, load_photograph
+from workflows.export.source import Export, Item, Source
 
 NESTED = True
 NOTE = ""
@@ -36,22 +32,21 @@ GROUP_ROWS = 100
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def write(
-    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
+def write(export: Export) -> list[tuple[str, str]]:
     """Write ``data/<split>-00000-of-00001.parquet``, ``README.md`` and ``id2label.json``."""
-    if images == "link":
+    source, folder = export.source, export.folder
+    if export.images == "link":
         raise UsageError(
             "--images link: parquet files hold the photographs themselves; take copy or none."
         )
-    schema = make_schema(source.names, images == "copy")
+    schema = make_schema(source.names, export.images == "copy")
     places = []
     for split in source.splits.values():
-        shards = cut_shards([item for item in items if item.split == split])
+        shards = cut_shards([item for item in export.items if item.split == split])
         for number, shard in enumerate(shards):
             name = f"data/{split}-{number:05d}-of-{len(shards):05d}.parquet"
             if not folder.has(name):
-                _write_shard(source, shard, folder, name, schema, screen)
+                _write_shard(replace(export, items=shard), name, schema)
             places += [(name, name)] * len(shard)
     folder.write("README.md", _write_card(source).encode())
     folder.write_json("id2label.json", {str(n): name for n, name in enumerate(source.names)})
@@ -86,21 +81,14 @@ def make_schema(names: list[str], photographs: bool) -> pa.Schema:
     )
 
 
-def _write_shard(
-    source: Source,
-    items: list[Item],
-    folder: Folder,
-    name: str,
-    schema: pa.Schema,
-    screen: Screen,
-) -> None:
-    photographs = "image" in schema.names
+def _write_shard(export: Export, name: str, schema: pa.Schema) -> None:
+    source, photographs = export.source, "image" in schema.names
 
     def make_row(item: Item) -> dict[str, Any]:
         labels = source.read_labels(item.image)
         row: dict[str, Any] = {
             "id": item.image.id,
-            "label": _picture(item.name + ".png", _encode(labels, source.palette)),
+            "label": _picture(item.name + ".png", encode_labels(labels, source.palette)),
             "classes": [n for n in np.unique(labels).tolist() if n != IGNORE],
         }
         if photographs:
@@ -110,10 +98,10 @@ def _write_shard(
         return row
 
     with (
-        folder.stream(name) as stream,
+        export.folder.stream(name) as stream,
         pq.ParquetWriter(stream, schema, compression="NONE", use_dictionary=False) as writer,
     ):
-        for group in _gather_groups(map_items(source, items, make_row, screen)):
+        for group in _gather_groups(export.map(make_row)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
@@ -132,14 +120,6 @@ def _gather_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, An
 
 def _picture(name: str, content: bytes) -> dict[str, Any]:
     return {"bytes": content, "path": name}
-
-
-def _encode(labels: NDArray[np.uint8], palette: bytes) -> bytes:
-    image = PillowImage.fromarray(labels)
-    image.putpalette(palette)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _write_card(source: Source) -> str:

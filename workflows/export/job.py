@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
@@ -14,9 +15,8 @@ from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.status import find_upstream_changes
 from pipeline.wording import count_of, did_you_mean
 from workflows.export import FORMATS, PROTOTYPES
-from workflows.export.folder import Folder, open_folder
-from workflows.export.photographs import check_linkable
-from workflows.export.source import Item, Source, describe_ids, open_source
+from workflows.export.folder import Folder, check_linkable, open_folder
+from workflows.export.source import Export, Item, Source, describe_ids, open_source
 
 VERSION = 1
 Ids = Literal["auto", "classes", "clusters"]
@@ -37,28 +37,10 @@ class Format(Protocol):
     NESTED: bool
     NOTE: str
 
-    def write(
-        self, source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-    ) -> list[tuple[str, str]]:
-        """Write all but the index and the classes.
+    def write(self, export: Export) -> list[tuple[str, str]]:
+        """Write all but the index and the classes; return the files of every image, in order.
 
-        Parameters
-        ----------
-        source
-            Gives label maps, uint8 [y, x], 255 = ignore, and names and colours of the classes.
-        items
-            The images, with their names in the export.
-        folder
-            What files are written into; a file that is there is kept.
-        images
-            ``copy``, ``link`` or ``none``: what becomes of the photographs.
-        screen
-            Where progress is shown.
-
-        Returns
-        -------
-        list of (str, str)
-            Where each image and its label map lie, relative to the folder.
+        They are those of the photograph and of the label map, relative to the folder.
         """
 
 
@@ -125,12 +107,14 @@ def export_run(
     items = source.list_items(nested=writer.NESTED)
     record = {"format": format, "version": VERSION, "photographs": images, **source.describe()}
     with open_folder(out, record) as folder:
-        places = writer.write(source, items, folder, images, screen)
+        places = writer.write(Export(source, items, folder, images, screen))
         _write_classes(source, folder)
         folder.write("index.csv", _make_index(items, places))
+    counts = Counter(item.split for item in items).items()
+    written = ", ".join(f"{count_of(count, 'images')} of {split}" for split, count in counts)
     return [
         describe_ids(source),
-        f"export: {_count_items(items)} as {format} in {out}",
+        f"export: {written} as {format} in {out}",
         *([f"export: {writer.NOTE}"] if writer.NOTE else []),
     ]
 
@@ -177,10 +161,3 @@ def _make_index(items: Iterable[Item], places: Iterable[tuple[str, str]]) -> byt
     for item, (image, label) in zip(items, places, strict=True):
         writer.writerow((item.image.id, item.split, image, label))
     return text.getvalue().encode()
-
-
-def _count_items(items: list[Item]) -> str:
-    counts: dict[str, int] = {}
-    for item in items:
-        counts[item.split] = counts.get(item.split, 0) + 1
-    return ", ".join(f"{count_of(count, 'images')} of {split}" for split, count in counts.items())

@@ -7,20 +7,17 @@ name (``a.jpg`` has ``a.jpg.png``), and lists of the names say which files there
 
 from __future__ import annotations
 
-from pipeline.progress import Screen
-from workflows.export.folder import Folder
-from workflows.export.photographs import COMMON, choose_suffix, export_photograph
-from workflows.export.source import Item, Source, map_items
+from workflows.export.folder import COMMON, choose_suffix
+from workflows.export.source import Export, Item, Source
 
 NESTED = True
 NOTE = ""
 
 
-def write(
-    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
+def write(export: Export) -> list[tuple[str, str]]:
     """Write images, label maps, lists of both, and ``dataset_config.py``."""
-    suffixes = {choose_suffix(item.image.path, COMMON) for item in items}
+    source, folder = export.source, export.folder
+    suffixes = {choose_suffix(item.image.path, COMMON) for item in export.items}
     common = suffixes.pop() if len(suffixes) == 1 else ""
 
     def place(item: Item) -> tuple[str, str]:
@@ -29,14 +26,9 @@ def write(
         image = f"img_dir/{item.split}/{item.name}{suffix}"
         return image, f"ann_dir/{item.split}/{stem}.png"
 
-    def export(item: Item) -> tuple[str, str]:
-        image, label = place(item)
-        export_photograph(source.manifest.root, item.image, folder, image, images)
-        if not folder.has(label):
-            folder.write_labels(label, source.read_labels(item.image), source.palette)
-        return image, label
-
-    places = list(map_items(source, items, export, screen))
+    places = export.write_pairs(
+        place, lambda label, labels: folder.write_labels(label, labels, source.palette)
+    )
     for split in source.splits.values():
         start = f"ann_dir/{split}/"
         names = [label[len(start) : -len(".png")] for _, label in places if label.startswith(start)]

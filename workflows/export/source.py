@@ -26,6 +26,7 @@ from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import fingerprint
 from pipeline.wording import did_you_mean
 from stages import SETTINGS
+from workflows.export.folder import Folder, export_photograph
 
 EVERYTHING = "all"
 # A file system allows 255 bytes; formats append suffixes of up to 40.
@@ -260,13 +261,55 @@ def describe_ids(source: Source) -> str:
     return line
 
 
-def map_items(
-    source: Source, items: Sequence[Item], function: Callable[[Item], R], screen: Screen
-) -> Iterator[R]:
-    """Apply a function to every image, in threads, a few ahead of the consumer; show progress."""
-    threads = count_threads()
-    title = f"export {source.evaluation.subject.key}"
-    with screen.count(title, len(items), "images") as counter:
-        for result in map_ahead(function, items, threads, 2 * threads):
-            counter.advance()
-            yield result
+@dataclass(frozen=True)
+class Export:
+    """What a format writes, and where.
+
+    Attributes
+    ----------
+    source
+        Gives label maps, uint8 [y, x], 255 = ignore, and names and colours of the classes.
+    items
+        The images, with their names in the export.
+    folder
+        What files are written into; a file that is there is kept.
+    images
+        ``copy``, ``link`` or ``none``: what becomes of the photographs.
+    screen
+        Where progress is shown.
+    """
+
+    source: Source
+    items: Sequence[Item]
+    folder: Folder
+    images: str
+    screen: Screen
+
+    def map(self, function: Callable[[Item], R]) -> Iterator[R]:
+        """Apply a function to every image, in threads, a few ahead; show progress."""
+        threads = count_threads()
+        title = f"export {self.source.evaluation.subject.key}"
+        with self.screen.count(title, len(self.items), "images") as counter:
+            for result in map_ahead(function, self.items, threads, 2 * threads):
+                counter.advance()
+                yield result
+
+    def write_photograph(self, item: Item, name: str) -> None:
+        """Bring the photograph of an image along under a name."""
+        export_photograph(self.source.manifest.root, item.image, self.folder, name, self.images)
+
+    def write_pairs(
+        self,
+        place: Callable[[Item], tuple[str, str]],
+        write_labels: Callable[[str, NDArray[np.uint8]], None],
+    ) -> list[tuple[str, str]]:
+        """Write photograph and label map of every image to their places, which are returned."""
+
+        def write(item: Item) -> tuple[str, str]:
+            image, label = place(item)
+            self.write_photograph(item, image)
+            if not self.folder.has(label):
+                write_labels(label, self.source.read_labels(item.image))
+            return image, label
+
+        return list(self.map(write))

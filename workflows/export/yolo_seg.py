@@ -1,11 +1,9 @@
 """The layout of Ultralytics' segmentation datasets: ``images``, ``labels`` and ``data.yaml``.
 
 A line of a label file is one connected part of a class: its number, and a polygon in shares of the
-image's width and height (see :mod:`workflows.export.yolo_seg`). Parts of fewer than ``LEAST``
-pixels are left out: no instance is that small. Ignored pixels are in no polygon, which is
-background to YOLO: the format cannot say that it does not know.
-
-From masks to polygons: every connected part one closed line, holes cut in by seams.
+image's width and height. Parts of fewer than ``LEAST`` pixels are left out: no instance is that
+small. Ignored pixels are in no polygon, which is background to YOLO: the format cannot say that it
+does not know.
 
 A polygon runs through the centres of a part's outermost pixels. A hole is joined to the line around
 it by a seam of no width, there and back, so that one list of points says it all: filled by the
@@ -22,14 +20,61 @@ from numpy.typing import NDArray
 from skimage.measure import find_contours, label
 
 from pipeline.datasets import IGNORE
-from pipeline.progress import Screen
-from workflows.export.folder import Folder
-from workflows.export.photographs import COMMON, choose_suffix, export_photograph
-from workflows.export.source import Item, Source, map_items
+from workflows.export.folder import COMMON, choose_suffix
+from workflows.export.source import Export, Item, Source
 
+NESTED = False
+NOTE = (
+    "ignored pixels are background to YOLO, and connected parts of fewer than 9 pixels are left out"
+)
+LEAST = 9
 Points = NDArray[np.int64]
 # As near to 1 as keeps interpolated positions apart from the pixels' centres by a hair only.
 _LEVEL = 0.999
+
+
+def write(export: Export) -> list[tuple[str, str]]:
+    """Write images, polygons and ``data.yaml``."""
+
+    def place(item: Item) -> tuple[str, str]:
+        image = f"images/{item.split}/{item.name}{choose_suffix(item.image.path, COMMON)}"
+        return image, f"labels/{item.split}/{item.name}.txt"
+
+    def describe(label: str, labels: NDArray[np.uint8]) -> None:
+        lines = describe_parts(labels)
+        export.folder.write(label, "".join(f"{line}\n" for line in lines).encode())
+
+    places = export.write_pairs(place, describe)
+    export.folder.write("data.yaml", _write_data(export.source).encode())
+    return places
+
+
+def describe_parts(labels: NDArray[np.uint8]) -> Iterator[str]:
+    """Describe the connected parts of every class in a label map, uint8 [y, x], a line each."""
+    size = np.array([labels.shape[1], labels.shape[0]])
+    for number in np.unique(labels).tolist():
+        if number == IGNORE:
+            continue
+        for points in trace_parts(labels == number, LEAST):
+            # the centre of a pixel, so that rounding down gives the pixel
+            shares = (points + 0.5) / size
+            yield f"{number} " + " ".join(f"{share:.5f}" for share in shares.ravel())
+
+
+def _write_data(source: Source) -> str:
+    """Write what Ultralytics asks of a dataset: a train and a val split, and names."""
+    splits = list(source.splits.values())
+    train = "train" if "train" in splits else splits[0]
+    val = next((split for split in ("val", "test") if split in splits), train)
+    content = {
+        # no path: it is the folder of this file
+        "train": f"images/{train}",
+        "val": f"images/{val}",
+        **{s: f"images/{s}" for s in splits if s not in (train, val)},
+        "names": dict(enumerate(source.names)),
+        "colours": [list(colour) for colour in source.colours],
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def trace_parts(mask: NDArray[np.bool_], least: int) -> Iterator[Points]:
@@ -94,58 +139,3 @@ def _pad(points: Points) -> Points:
     """Repeat the last point of what is a point or a line, which no reader takes for a polygon."""
     missing = max(0, 3 - len(points))
     return np.concatenate([points, np.repeat(points[-1:], missing, axis=0)])
-
-
-NESTED = False
-NOTE = (
-    "ignored pixels are background to YOLO, and connected parts of fewer than 9 pixels are left out"
-)
-LEAST = 9
-
-
-def write(
-    source: Source, items: list[Item], folder: Folder, images: str, screen: Screen
-) -> list[tuple[str, str]]:
-    """Write images, polygons and ``data.yaml``."""
-
-    def export(item: Item) -> tuple[str, str]:
-        suffix = choose_suffix(item.image.path, COMMON)
-        image = f"images/{item.split}/{item.name}{suffix}"
-        label = f"labels/{item.split}/{item.name}.txt"
-        export_photograph(source.manifest.root, item.image, folder, image, images)
-        if not folder.has(label):
-            lines = describe_parts(source.read_labels(item.image))
-            folder.write(label, "".join(f"{line}\n" for line in lines).encode())
-        return image, label
-
-    places = list(map_items(source, items, export, screen))
-    folder.write("data.yaml", _write_data(source).encode())
-    return places
-
-
-def describe_parts(labels: NDArray[np.uint8]) -> Iterator[str]:
-    """Describe the connected parts of every class in a label map, uint8 [y, x], a line each."""
-    size = np.array([labels.shape[1], labels.shape[0]])
-    for number in np.unique(labels).tolist():
-        if number == IGNORE:
-            continue
-        for points in trace_parts(labels == number, LEAST):
-            # the centre of a pixel, so that rounding down gives the pixel
-            shares = (points + 0.5) / size
-            yield f"{number} " + " ".join(f"{share:.5f}" for share in shares.ravel())
-
-
-def _write_data(source: Source) -> str:
-    """Write what Ultralytics asks of a dataset: a train and a val split, and names."""
-    splits = list(source.splits.values())
-    train = "train" if "train" in splits else splits[0]
-    val = next((split for split in ("val", "test") if split in splits), train)
-    content = {
-        # no path: it is the folder of this file
-        "train": f"images/{train}",
-        "val": f"images/{val}",
-        **{s: f"images/{s}" for s in splits if s not in (train, val)},
-        "names": dict(enumerate(source.names)),
-        "colours": [list(colour) for colour in source.colours],
-    }
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)

@@ -23,6 +23,7 @@ from tests.scenes import hash_tree
 from tests.workflows.export.conftest import QUIET, Export
 from workflows.export import cityscapes, coco_panoptic, coco_stuff
 from workflows.export.folder import Folder, open_folder
+from workflows.export.source import Export as Task
 from workflows.export.source import ExportClass, Source, open_source
 
 NAMES = ["class 0", "class 1", "class 2"]
@@ -95,7 +96,7 @@ def test_mmseg_of_several_kinds_of_files(
         mmseg, "choose_suffix", lambda path, _: chosen.setdefault(path, next(suffixes))
     )
     items = source.list_items(nested=True)[:2]
-    places = mmseg.write(source, items, Folder(tmp_path), "copy", QUIET)
+    places = mmseg.write(Task(source, items, Folder(tmp_path), "copy", QUIET))
     assert places[0][0].endswith("0.jpg")
     assert places[0][1].endswith("0.jpg.png")
     config: dict[str, Any] = {}
@@ -117,7 +118,7 @@ def test_names_are_text_in_every_format(tmp_path: Path, source: Source) -> None:
     for module in (mmseg, yolo_seg, huggingface):
         folder = Folder(tmp_path / module.__name__)
         items = hostile.list_items(nested=module.NESTED)[:1]
-        module.write(hostile, items, folder, "none", QUIET)
+        module.write(Task(hostile, items, folder, "none", QUIET))
     config: dict[str, Any] = {}
     exec((tmp_path / mmseg.__name__ / "dataset_config.py").read_text(), config)
     assert config["metainfo"]["classes"][0] == name
@@ -165,7 +166,7 @@ def test_coco_stuff_reads_its_own_labels_back(
         table=np.where(np.arange(256) < 255, source.table + 9, 255).astype(np.uint8),
     )
     items = own.list_items(nested=coco_stuff.NESTED)
-    coco_stuff.write(own, items, Folder(tmp_path), "copy", QUIET)
+    coco_stuff.write(Task(own, items, Folder(tmp_path), "copy", QUIET))
     samples = {s.id: s for s in dataset.list_samples(tmp_path, ("train",))}
     assert len(samples) == len(items)
     for item in items:
@@ -220,7 +221,7 @@ def test_ignored_pixels(tmp_path: Path, source: Source, expected: Expected) -> N
         items = some.list_items(nested=module.NESTED)
         out = tmp_path / module.__name__
         for item, (_, label) in zip(
-            items, module.write(some, items, Folder(out), "none", QUIET), strict=True
+            items, module.write(Task(some, items, Folder(out), "none", QUIET)), strict=True
         ):
             found = read_ids(out / label)
             gone = expected[item.image.id] == lost

@@ -12,11 +12,11 @@ from PIL import Image as PillowImage
 from pipeline.errors import StaleError
 from pipeline.images.decoding import probe_image, read_rgb
 from pipeline.run.manifest import Image
-from workflows.export.folder import Folder
-from workflows.export.photographs import (
+from workflows.export.folder import (
     COMMON,
     JPEG,
     PNG,
+    Folder,
     choose_suffix,
     export_photograph,
     load_photograph,
