@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DatasetError, PipelineError
-from workflows.demo import photographs
-from workflows.demo.photographs import (
+from workflows import demo
+from workflows.demo import (
     IGNORE,
+    UNLABELLED,
+    Drawings,
     Photograph,
     PhotographSet,
     Region,
@@ -25,8 +27,10 @@ from workflows.demo.photographs import (
     write_photographs,
 )
 
-CLASSES, PHOTOGRAPHS = read_drawings()
-SMALL = replace(PHOTOGRAPHS[0], size=(6, 4), crops=(), regions=())
+DRAWINGS = read_drawings()
+CLASSES, PHOTOGRAPHS = DRAWINGS.classes, DRAWINGS.photographs
+NAMES = [each.name for each in CLASSES]
+SMALL = replace(PHOTOGRAPHS[0], size=(6, 4), crops={}, regions=())
 
 each_photograph = pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda each: each.name)
 
@@ -54,7 +58,7 @@ def test_polygons_and_crops_lie_in_their_photograph(photograph: Photograph) -> N
         assert len(points) >= 3
         assert points.min() >= 0
         assert (points < [width, height]).all()
-    for _, (left, top, right, bottom) in photograph.crops:
+    for left, top, right, bottom in photograph.crops.values():
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
         assert min(right - left, bottom - top) >= 224
@@ -63,7 +67,7 @@ def test_polygons_and_crops_lie_in_their_photograph(photograph: Photograph) -> N
 @each_photograph
 def test_names_sources_and_classes_of_a_photograph(photograph: Photograph) -> None:
     assert photograph.source
-    assert {region.class_id for region in photograph.regions} <= {*range(len(CLASSES)), IGNORE}
+    assert {region.label for region in photograph.regions} <= {*NAMES, UNLABELLED}
     with Image.open(find_photograph(photograph)) as image:
         assert image.size == photograph.size
 
@@ -131,14 +135,14 @@ def test_class_names_and_palette_are_written(written: PhotographSet) -> None:
 )
 def test_known_points(name: str, at: tuple[int, int], expected: str) -> None:
     photograph = next(each for each in PHOTOGRAPHS if each.name == name)
-    assert CLASSES[draw_labels(photograph).getpixel(at)].name == expected
+    assert CLASSES[draw_labels(photograph, CLASSES).getpixel(at)].name == expected
 
 
 def test_later_polygons_are_painted_over_earlier_ones() -> None:
-    below = Region(1, ((0, 0), (3, 0), (3, 3), (0, 3)))
-    above = Region(2, ((2, 1), (4, 1), (4, 2), (2, 2)))
-    hole = Region(IGNORE, ((0, 0), (0, 0), (0, 0)))
-    label = np.asarray(draw_labels(replace(SMALL, regions=(below, above, hole))))
+    below = Region(NAMES[1], ((0, 0), (3, 0), (3, 3), (0, 3)))
+    above = Region(NAMES[2], ((2, 1), (4, 1), (4, 2), (2, 2)))
+    hole = Region(UNLABELLED, ((0, 0), (0, 0), (0, 0)))
+    label = np.asarray(draw_labels(replace(SMALL, regions=(below, above, hole)), CLASSES))
     assert label.tolist() == [
         [255, 1, 1, 1, 255, 255],
         [1, 1, 2, 2, 2, 255],
@@ -149,14 +153,14 @@ def test_later_polygons_are_painted_over_earlier_ones() -> None:
 
 def test_a_crop_is_the_same_pixels_of_image_and_labels(written: PhotographSet) -> None:
     photograph = next(each for each in PHOTOGRAPHS if each.name == "china")
-    name, box = photograph.crops[0]
+    name, box = next(iter(photograph.crops.items()))
     left, top, right, bottom = box
     with Image.open(find_photograph(photograph)) as whole:
         expected = np.asarray(whole)[top:bottom, left:right]
     path = written.images / f"china_{name}.png"
     with Image.open(path) as crop:
         np.testing.assert_array_equal(np.asarray(crop), expected)
-    whole_label = np.asarray(draw_labels(photograph))
+    whole_label = np.asarray(draw_labels(photograph, CLASSES))
     np.testing.assert_array_equal(label_of(written, path), whole_label[top:bottom, left:right])
 
 
@@ -171,7 +175,7 @@ def test_writing_again_touches_only_what_differs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept = tuple(each for each in PHOTOGRAPHS if each.name in ("chelsea", "china"))
-    monkeypatch.setattr(photographs, "read_drawings", lambda: (CLASSES, kept))
+    monkeypatch.setattr(demo, "read_drawings", lambda: Drawings(CLASSES, kept))
     first = write_photographs(tmp_path)
     files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
     assert len(files) == 2 * sum(1 + len(each.crops) for each in kept) + 1
@@ -194,14 +198,14 @@ def test_a_missing_photograph_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gone = replace(PHOTOGRAPHS[0], file="data/no such photograph.png")
-    monkeypatch.setattr(photographs, "read_drawings", lambda: (CLASSES, (gone,)))
+    monkeypatch.setattr(demo, "read_drawings", lambda: Drawings(CLASSES, (gone,)))
     with pytest.raises(DatasetError, match=r"astronaut is not in the installed scikit-image"):
         write_photographs(tmp_path)
     assert issubclass(DatasetError, PipelineError)
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photographs, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(DatasetError, match=r"run `pip install scikit-image`"):
         find_photograph(PHOTOGRAPHS[0])
 
@@ -217,7 +221,7 @@ def test_another_file_than_the_one_drawn_on_is_refused(
         Image.new("RGB", (5, 5)).save(path)
     else:
         path.write_bytes(content)
-    monkeypatch.setattr(photographs, "find_photograph", lambda photograph: path)
+    monkeypatch.setattr(demo, "find_photograph", lambda photograph: path)
     with pytest.raises(DatasetError, match=message):
         write_photographs(tmp_path / "demo")
 
@@ -225,10 +229,10 @@ def test_another_file_than_the_one_drawn_on_is_refused(
 def test_the_packages_themselves_are_not_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from workflows.demo.photographs import find_photograph, read_drawings\n"
-        "[find_photograph(each) for each in read_drawings()[1]]\n"
+        "from workflows.demo import find_photograph, read_drawings\n"
+        "[find_photograph(each) for each in read_drawings().photographs]\n"
         "sys.exit(bool({'skimage', 'sklearn'} & set(sys.modules)))"
     )
-    root = Path(photographs.__file__).resolve().parents[2]
+    root = Path(demo.__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""The demo's photographs and their label maps.
+"""The demo: all stages on photographs that come with the install.
 
 The photographs are those inside the wheels of scikit-image and scikit-learn: nothing is downloaded,
 and none is kept in this repository. Their label maps are drawn from ``polygons.json``, polygons
@@ -14,35 +14,26 @@ the stages work together; they measure nothing about segmentation in general.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from PIL import Image, ImageDraw
+from pydantic import TypeAdapter
 
-from pipeline.datasets import IGNORE
-from pipeline.errors import DatasetError
-from pipeline.storage.files import write_bytes
+from pipeline.compute.scheduler import Execution
+from pipeline.datasets import IGNORE, Colour
+from pipeline.errors import DatasetError, WeightsError
+from pipeline.progress import Screen
+from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.storage.files import write_changed
+from workflows.recipes import Recipe, read_recipe, resolve_recipe, run_recipe
 
 UNLABELLED = "ignore"
 DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
-
-Box = tuple[int, int, int, int]
-Point = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class PhotographSet:
-    """Where the photographs and their label maps lie, and what the labels' ids mean."""
-
-    images: Path
-    labels: Path
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,15 +41,15 @@ class LabelClass:
     """A class of the label maps: its name, and its RGB colour in their palette."""
 
     name: str
-    colour: tuple[int, int, int]
+    colour: Colour
 
 
 @dataclass(frozen=True)
 class Region:
-    """A polygon [x, y] in pixels of the original, and the class id it paints (255 = no label)."""
+    """The name of a class, or ``ignore``, and a polygon [x, y] of it in pixels of the original."""
 
-    class_id: int
-    polygon: tuple[Point, ...]
+    label: str
+    polygon: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -70,8 +61,48 @@ class Photograph:
     file: str
     source: str
     size: tuple[int, int]
-    crops: tuple[tuple[str, Box], ...]
+    crops: dict[str, tuple[int, int, int, int]]
     regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """What ``polygons.json`` holds: the classes in the order of their ids, and the photographs."""
+
+    classes: tuple[LabelClass, ...]
+    photographs: tuple[Photograph, ...]
+
+
+@dataclass(frozen=True)
+class PhotographSet:
+    """Where the photographs and their label maps lie, and what the labels' ids mean."""
+
+    images: Path
+    labels: Path
+    class_names: tuple[str, ...]
+
+
+def run_demo(run: RunDirectory, execution: Execution, screen: Screen) -> Path:
+    """Run all four stages on the photographs in scikit-image's and scikit-learn's wheels.
+
+    Where no source of pretrained weights answers, it goes on with hand-crafted features, and says
+    so on the screen and in the report's first line.
+    """
+    folder = run.path / "photographs"
+    if execution.dry_run and not folder.is_dir():
+        screen.note(f"dry run: the photographs would be written to {folder}, and all stages run")
+        return run.report(DEFAULT_NAME) / "index.html"
+    run.create()
+    photographs = write_photographs(folder)
+    recipe = read_recipe("demo")
+    places: Recipe = {"extract": {"root": photographs.images, "labels": photographs.labels}}
+    try:
+        return run_recipe(run, resolve_recipe(recipe, places), execution, screen)
+    except WeightsError as error:
+        screen.warn(str(error))
+        screen.warn("going on with hand-crafted features: expect far weaker classes.")
+    places["extract"]["backbone"] = "handcrafted"
+    return run_recipe(run, resolve_recipe(recipe, places), execution, screen)
 
 
 def write_photographs(folder: Path) -> PhotographSet:
@@ -80,34 +111,33 @@ def write_photographs(folder: Path) -> PhotographSet:
     A file is written whole or not at all, and one that already has the right content keeps its
     modification time, so that a run on an existing folder finds its images unchanged.
     """
-    classes, photographs = read_drawings()
+    drawings = read_drawings()
     images, labels = folder / "images", folder / "labels"
-    palette = _palette(classes)
-    for photograph in photographs:
-        for name, image, label in _pictures(photograph):
-            _write_changed(images / name, image)
+    # black for every index but the classes'
+    palette = b"".join(bytes(each.colour) for each in drawings.classes).ljust(3 * 256, b"\0")
+    for photograph in drawings.photographs:
+        for name, content, label in _pictures(photograph, drawings.classes):
+            write_changed(images / name, content)
             label.putpalette(palette)
-            _write_changed(labels / f"{PurePosixPath(name).stem}.png", _png(label))
-    names = tuple(each.name for each in classes)
-    _write_changed(labels / "classes.txt", "".join(f"{name}\n" for name in names).encode())
+            write_changed(labels / f"{PurePosixPath(name).stem}.png", _png(label))
+    names = tuple(each.name for each in drawings.classes)
+    write_changed(labels / "classes.txt", "".join(f"{name}\n" for name in names).encode())
     return PhotographSet(images, labels, names)
 
 
-def read_drawings() -> tuple[tuple[LabelClass, ...], tuple[Photograph, ...]]:
-    """Read ``polygons.json``: the classes in the order of their ids, and the photographs."""
-    text = resources.files("workflows.demo").joinpath("polygons.json").read_text(encoding="utf-8")
-    content = json.loads(text)
-    classes = tuple(LabelClass(each["name"], tuple(each["colour"])) for each in content["classes"])
-    ids = {each.name: index for index, each in enumerate(classes)} | {UNLABELLED: IGNORE}
-    return classes, tuple(_photograph(entry, ids) for entry in content["photographs"])
+def read_drawings() -> Drawings:
+    """Read ``polygons.json``."""
+    text = resources.files("workflows").joinpath("polygons.json").read_text(encoding="utf-8")
+    return TypeAdapter(Drawings).validate_json(text)
 
 
-def draw_labels(photograph: Photograph) -> Image.Image:
+def draw_labels(photograph: Photograph, classes: Sequence[LabelClass]) -> Image.Image:
     """Paint the polygons of a photograph: mode P, its size, class ids, 255 = no label."""
+    ids = {each.name: index for index, each in enumerate(classes)} | {UNLABELLED: IGNORE}
     label = Image.new("P", photograph.size, IGNORE)
     canvas = ImageDraw.Draw(label)
     for region in photograph.regions:
-        canvas.polygon(region.polygon, fill=region.class_id)
+        canvas.polygon(region.polygon, fill=ids[region.label])
     return label
 
 
@@ -130,13 +160,15 @@ def find_photograph(photograph: Photograph) -> Path:
     return path
 
 
-def _pictures(photograph: Photograph) -> Iterator[tuple[str, bytes, Image.Image]]:
+def _pictures(
+    photograph: Photograph, classes: Sequence[LabelClass]
+) -> Iterator[tuple[str, bytes, Image.Image]]:
     """Yield file name, file content and labels of a whole photograph, then of its crops."""
     path = find_photograph(photograph)
-    label = draw_labels(photograph)
+    label = draw_labels(photograph, classes)
     content, image = _read(photograph, path)
     yield f"{photograph.name}{path.suffix}", content, label.copy()
-    for name, box in photograph.crops:
+    for name, box in photograph.crops.items():
         yield f"{photograph.name}_{name}.png", _png(image.crop(box)), label.crop(box)
 
 
@@ -160,35 +192,9 @@ def _read(photograph: Photograph, path: Path) -> tuple[bytes, Image.Image]:
     return content, image
 
 
-def _photograph(entry: dict[str, Any], ids: dict[str, int]) -> Photograph:
-    return Photograph(
-        name=entry["name"],
-        package=entry["package"],
-        file=entry["file"],
-        source=entry["source"],
-        size=tuple(entry["size"]),
-        crops=tuple((crop["name"], tuple(crop["box"])) for crop in entry["crops"]),
-        regions=tuple(
-            Region(ids[region["class"]], tuple((x, y) for x, y in region["polygon"]))
-            for region in entry["regions"]
-        ),
-    )
-
-
-def _palette(classes: tuple[LabelClass, ...]) -> bytes:
-    """Return 256 RGB triples: the classes' colours, black for every other index."""
-    colours = b"".join(bytes(each.colour) for each in classes)
-    return colours.ljust(3 * 256, b"\0")
-
-
 def _png(image: Image.Image) -> bytes:
     # what the original carried (resolution, profile, comments) would make the bytes depend on it
     image.info.clear()
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _write_changed(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        write_bytes(path, content)
