@@ -21,12 +21,14 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
 from pipeline.compute.scheduler import Execution
 from pipeline.datasets import IGNORE, Colour
 from pipeline.errors import DatasetError, WeightsError
+from pipeline.images.decoding import encode_png
 from pipeline.progress import Screen
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.storage.files import write_changed
@@ -118,8 +120,8 @@ def write_photographs(folder: Path) -> PhotographSet:
     for photograph in drawings.photographs:
         for name, content, label in _pictures(photograph, drawings.classes):
             write_changed(images / name, content)
-            label.putpalette(palette)
-            write_changed(labels / f"{PurePosixPath(name).stem}.png", _png(label))
+            file = labels / f"{PurePosixPath(name).stem}.png"
+            write_changed(file, encode_png(np.asarray(label), palette))
     names = tuple(each.name for each in drawings.classes)
     write_changed(labels / "classes.txt", "".join(f"{name}\n" for name in names).encode())
     return PhotographSet(images, labels, names)
@@ -167,9 +169,13 @@ def _pictures(
     path = find_photograph(photograph)
     label = draw_labels(photograph, classes)
     content, image = _read(photograph, path)
-    yield f"{photograph.name}{path.suffix}", content, label.copy()
+    yield f"{photograph.name}{path.suffix}", content, label
     for name, box in photograph.crops.items():
-        yield f"{photograph.name}_{name}.png", _png(image.crop(box)), label.crop(box)
+        yield (
+            f"{photograph.name}_{name}.png",
+            encode_png(np.asarray(image.crop(box))),
+            label.crop(box),
+        )
 
 
 def _read(photograph: Photograph, path: Path) -> tuple[bytes, Image.Image]:
@@ -190,11 +196,3 @@ def _read(photograph: Photograph, path: Path) -> tuple[bytes, Image.Image]:
             f" of {DISTRIBUTIONS[photograph.package]}."
         )
     return content, image
-
-
-def _png(image: Image.Image) -> bytes:
-    # what the original carried (resolution, profile, comments) would make the bytes depend on it
-    image.info.clear()
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -522,13 +522,19 @@ def _mat_label(data: bytes) -> NDArray[np.integer[Any]]:
     return values.astype(np.int64) if values.dtype.kind == "f" else values
 
 
-def write_label(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
-    """Write a label map as an indexed PNG, atomically."""
-    image = Image.fromarray(np.ascontiguousarray(labels))
-    image.putpalette(palette)
+def encode_png(pixels: NDArray[np.uint8], palette: bytes | None = None) -> bytes:
+    """Encode numbers, [y, x], with a palette or as grey values, or colours, [y, x, rgb]."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if palette is not None:
+        image.putpalette(palette)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=False)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_label(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
+    """Write a label map as an indexed PNG, atomically."""
+    write_bytes(path, encode_png(labels, palette))
 
 
 def remove_other_labels(folder: Path, keep: set[Path]) -> int:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.datasets import IGNORE, IGNORE_COLOUR
 from pipeline.errors import UsageError
-from workflows.export.source import Export, Item, Source, make_safe
+from workflows.export.job import Export, Item, Source, make_safe
 
 NESTED = True
 NOTE = "photographs are PNG files; index.csv says which name stands for which image"
@@ -63,15 +64,13 @@ def write(export: Export) -> list[tuple[str, str]]:
     return places
 
 
-def name_frames(items: list[Item]) -> dict[tuple[str, str], str]:
+def name_frames(items: Sequence[Item]) -> dict[tuple[str, str], str]:
     """Name the frames, ``<city>/<city>_<sequence>_<frame>``, by split and name."""
     counts: Counter[tuple[str, str]] = Counter()
     frames = {}
-    own = all(_OWN_NAME.fullmatch(item.name) for item in items)
+    if all(_OWN_NAME.fullmatch(item.name) for item in items):
+        return {(item.split, item.name): item.name for item in items}
     for item in items:
-        if own:
-            frames[item.split, item.name] = item.name
-            continue
         first, slash, _ = item.name.partition("/")
         city = make_safe(first).replace("_", "-").strip("-") if slash else ""
         city = city or item.split.replace("_", "-")
@@ -90,17 +89,16 @@ def _list_train_ids(source: Source) -> list[int]:
 
 
 def _list_labels(source: Source, train: np.ndarray) -> list[dict[str, object]]:
-    void = {"name": "unlabeled", "id": UNLABELED, "trainId": IGNORE, "ignoreInEval": True}
+    rows = [("unlabeled", UNLABELED, IGNORE, IGNORE_COLOUR)]
+    for number, (name, colour) in enumerate(source.classes):
+        rows.append((name, FIRST_ID + number, int(train[number]), colour))
     return [
-        {**void, "color": list(IGNORE_COLOUR)},
-        *(
-            {
-                "name": each.name,
-                "id": FIRST_ID + number,
-                "trainId": int(train[number]),
-                "ignoreInEval": bool(train[number] == IGNORE),
-                "color": list(each.colour),
-            }
-            for number, each in enumerate(source.classes)
-        ),
+        {
+            "name": name,
+            "id": id_,
+            "trainId": train_id,
+            "ignoreInEval": train_id == IGNORE,
+            "color": list(colour),
+        }
+        for name, id_, train_id, colour in rows
     ]

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from pipeline.datasets import IGNORE, Colour
 from workflows.export.folder import COMMON, choose_suffix
-from workflows.export.source import Export, Item
+from workflows.export.job import Export, Item
 
 NESTED = False
 NOTE = "each class of an image is one stuff segment"
@@ -60,7 +60,7 @@ def _write_split(export: Export, split: str) -> list[tuple[str, str]]:
             pass
     else:
         with folder.stream(file) as stream:
-            _write_json(stream, export, places, segments)
+            _write_json(stream, export, colours, places, segments)
     return places
 
 
@@ -84,18 +84,14 @@ def describe_segments(labels: NDArray[np.uint8], colours: list[Colour]) -> list[
     segments = []
     for number in np.flatnonzero(areas[:IGNORE]).tolist():
         rows, columns = boxes[number]
+        left, top = columns.start, rows.start
         red, green, blue = colours[number]
         segments.append(
             {
                 "id": red + 256 * green + 65536 * blue,
                 "category_id": number + 1,
                 "area": int(areas[number]),
-                "bbox": [
-                    columns.start,
-                    rows.start,
-                    columns.stop - columns.start,
-                    rows.stop - rows.start,
-                ],
+                "bbox": [left, top, columns.stop - left, rows.stop - top],
                 "iscrowd": 0,
             }
         )
@@ -105,6 +101,7 @@ def describe_segments(labels: NDArray[np.uint8], colours: list[Colour]) -> list[
 def _write_json(
     stream: IO[bytes],
     export: Export,
+    colours: list[Colour],
     places: list[tuple[str, str]],
     segments: Iterator[list[dict[str, Any]]],
 ) -> None:
@@ -112,16 +109,8 @@ def _write_json(
     source = export.source
     description = f"pseudo-labels of {source.evaluation.subject.key}, made by primaps-pipe"
     categories = [
-        {
-            "id": number + 1,
-            "name": each.name,
-            "supercategory": each.name,
-            "isthing": 0,
-            "color": list(colour),
-        }
-        for number, (each, colour) in enumerate(
-            zip(source.classes, part_colours(source.colours), strict=True)
-        )
+        {"id": n, "name": name, "supercategory": name, "isthing": 0, "color": list(colour)}
+        for n, (name, colour) in enumerate(zip(source.names, colours, strict=True), start=1)
     ]
     files = [(image.rpartition("/")[2], label.rpartition("/")[2]) for image, label in places]
     images = (

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.datasets import IGNORE, Benchmark
 from workflows.export.folder import JPEG, choose_suffix
-from workflows.export.source import Export, Item, Source
+from workflows.export.job import Export, Item, Source
 
 NESTED = False
 NOTE = "photographs that are no JPEG files are written as JPEG, quality 95"
@@ -37,10 +37,10 @@ def write(export: Export) -> list[tuple[str, str]]:
     )
     for split in source.splits.values():
         names = [item.name for item in export.items if item.split == split]
-        folder.write(f"curated/{split}2017/{CURATED}", "".join(f"{n}\n" for n in names).encode())
+        export.write_list(f"curated/{split}2017/{CURATED}", names)
     lines = ["0: unlabeled"]
     lines += [f"{value + 1}: {name}" for value, name in sorted(zip(ids, source.names, strict=True))]
-    folder.write("labels.txt", "".join(f"{line}\n" for line in lines).encode())
+    export.write_list("labels.txt", lines)
     colours = {str(v): list(colour) for v, colour in zip(ids, source.colours, strict=True)}
     folder.write_json("palette.json", colours)
     return places

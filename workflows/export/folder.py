@@ -19,7 +19,7 @@ from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from pipeline.errors import DamageError, ImageError, RunError, StaleError, UsageError
-from pipeline.images.decoding import FORMATS, read_rgb
+from pipeline.images.decoding import FORMATS, encode_png, read_rgb
 from pipeline.run.manifest import Image
 from pipeline.storage.files import (
     checksum,
@@ -61,7 +61,7 @@ class Folder:
     def write_labels(self, name: str, labels: NDArray[np.uint8], palette: bytes | None) -> None:
         """Write an array of numbers, [y, x], or of colours, [y, x, rgb], as a PNG."""
         if not self.has(name):
-            self.write(name, encode_labels(labels, palette))
+            self.write(name, encode_png(labels, palette))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write JSON, unless it is there."""
@@ -109,7 +109,9 @@ class Folder:
 @contextmanager
 def open_folder(path: Path, record: dict[str, Any]) -> Iterator[Folder]:
     """Open the folder of an export, and keep other exports out of it."""
-    check_local(path)
+    require_local(path, f"--out {path}: an export needs a local folder; copy it there afterwards.")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file; give a folder.")
     # a run may get another name
     print_ = fingerprint({name: value for name, value in record.items() if name != "run"})
     _check_content(path, print_)
@@ -121,13 +123,6 @@ def open_folder(path: Path, record: dict[str, Any]) -> Iterator[Folder]:
             write_json(path / RECORD, {**content, "finished": False})
         yield Folder(path)
         write_json(path / RECORD, {**content, "finished": True})
-
-
-def check_local(path: Path) -> None:
-    """Refuse an object store, and a file where a folder is meant."""
-    require_local(path, f"--out {path}: an export needs a local folder; copy it there afterwards.")
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--out {path} is a file; give a folder.")
 
 
 def _check_content(path: Path, print_: str) -> None:
@@ -159,12 +154,10 @@ COMMON = {**JPEG, **PNG, **TIFF, ".bmp": ".bmp", ".webp": ".webp"}
 """Suffix of a photograph -> the one it is exported with, for readers that take all of these."""
 
 # Lossless, but for JPEG: there 4:4:4 at a quality at which no difference can be seen.
-_ENCODINGS: dict[str, tuple[str, dict[str, object]]] = {
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".png": ("PNG", {}),
-    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
-    ".bmp": ("BMP", {}),
-    ".webp": ("WEBP", {"lossless": True}),
+_ENCODINGS: dict[str, dict[str, Any]] = {
+    ".jpg": {"quality": 95, "subsampling": 0},
+    ".tif": {"compression": "tiff_lzw"},
+    ".webp": {"lossless": True},
 }
 
 
@@ -174,11 +167,6 @@ def choose_suffix(path: str, accepted: Mapping[str, str]) -> str:
     if suffix in accepted:
         return accepted[suffix]
     return ".png" if ".png" in accepted else next(iter(accepted.values()))
-
-
-def check_linkable(root: Path) -> None:
-    """Refuse links into an object store."""
-    require_local(root, f"--images link: the photographs lie at {root}; take copy or none.")
 
 
 def export_photograph(root: Path, image: Image, folder: Folder, name: str, images: str) -> None:
@@ -216,30 +204,15 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
         pixels = read_rgb(path, image.digest)
     except ImageError as error:
         raise _stale(path, str(error)) from error
-    return encode_pixels(pixels, suffix)
+    buffer = io.BytesIO()
+    kind = PillowImage.registered_extensions()[suffix]
+    PillowImage.fromarray(pixels).save(buffer, format=kind, **_ENCODINGS.get(suffix, {}))
+    return buffer.getvalue()
 
 
 def _takes(path: Path, suffix: str) -> bool:
     """Whether a photograph is of the kind of files that have a suffix."""
     return COMMON.get(path.suffix.lower()) == suffix
-
-
-def encode_labels(labels: NDArray[np.uint8], palette: bytes | None) -> bytes:
-    """Encode an array of numbers, [y, x], or of colours, [y, x, rgb], as a PNG."""
-    image = PillowImage.fromarray(np.ascontiguousarray(labels))
-    if palette is not None:
-        image.putpalette(palette)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def encode_pixels(pixels: NDArray[np.uint8], suffix: str) -> bytes:
-    """Encode pixels, uint8 [y, x, rgb], as a file with a suffix."""
-    name, options = _ENCODINGS[suffix]
-    buffer = io.BytesIO()
-    PillowImage.fromarray(pixels).save(buffer, format=name, **options)
-    return buffer.getvalue()
 
 
 def _is_upright(file: Path | io.BytesIO) -> bool:

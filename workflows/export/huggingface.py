@@ -20,8 +20,9 @@ import yaml
 
 from pipeline.datasets import IGNORE
 from pipeline.errors import UsageError
-from workflows.export.folder import COMMON, choose_suffix, encode_labels, load_photograph
-from workflows.export.source import Export, Item, Source
+from pipeline.images.decoding import encode_png
+from workflows.export.folder import COMMON, choose_suffix, load_photograph
+from workflows.export.job import Export, Item, Source
 
 NESTED = True
 NOTE = ""
@@ -88,7 +89,7 @@ def _write_shard(export: Export, name: str, schema: pa.Schema) -> None:
         labels = source.read_labels(item.image)
         row: dict[str, Any] = {
             "id": item.image.id,
-            "label": _picture(item.name + ".png", encode_labels(labels, source.palette)),
+            "label": _picture(item.name + ".png", encode_png(labels, source.palette)),
             "classes": [n for n in np.unique(labels).tolist() if n != IGNORE],
         }
         if photographs:
@@ -130,8 +131,8 @@ def _write_card(source: Source) -> str:
         "configs": [{"config_name": "default", "data_files": splits}],
     }
     rows = [
-        f"| {number} | {each.name.replace('|', '/')} | {each.colour} |"
-        for number, each in enumerate(source.classes)
+        f"| {number} | {name.replace('|', '/')} | {colour} |"
+        for number, (name, colour) in enumerate(source.classes)
     ]
     lines = [
         "---",

@@ -1,26 +1,50 @@
-"""The job behind `export`: choose what, open the folder, hand both to the format."""
+"""The job behind `export`: choose what, name the files, open the folder, hand it all to the format.
+
+The files are named so that every file system takes them, and never two images alike.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.datasets import IGNORE, Colour, Dataset, png_palette
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
+from pipeline.run.evaluation import Evaluation, open_evaluation
+from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.manifest import Image, Manifest
 from pipeline.run.status import find_upstream_changes
+from pipeline.storage.files import fingerprint
+from pipeline.storage.places import require_local
 from pipeline.wording import count_of, did_you_mean
+from stages import SETTINGS
 from workflows.export import FORMATS, PROTOTYPES
-from workflows.export.folder import Folder, check_linkable, open_folder
-from workflows.export.source import Export, Item, Source, describe_ids, open_source
+from workflows.export.folder import Folder, export_photograph, open_folder
 
 VERSION = 1
+EVERYTHING = "all"
+# A file system allows 255 bytes; formats append suffixes of up to 40.
+_LONGEST = 160
+_UNSAFE = re.compile(r"[^\w.-]+")
+# What Windows takes for a device, whatever suffix follows.
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
 Ids = Literal["auto", "classes", "clusters"]
 Images = Literal["copy", "link", "none"]
+R = TypeVar("R")
 
 
 class Format(Protocol):
@@ -91,9 +115,17 @@ def export_run(
     RunError
         The fit or head was not evaluated, or its labels are stale; or the folder is not ours.
     """
-    _require_choice("--format", format, tuple(FORMATS))
-    _require_choice("--ids", ids, get_args(Ids))
-    _require_choice("--images", images, get_args(Images))
+    known = (
+        ("--format", format, tuple(FORMATS)),
+        ("--ids", ids, get_args(Ids)),
+        ("--images", images, get_args(Images)),
+    )
+    for option, given, names in known:
+        if given not in names:
+            raise UsageError(
+                f"{option} {given!r}: no such{did_you_mean(given, names)}; there are "
+                f"{', '.join(names)}."
+            )
     _refuse_run(run, out)
     _warn_of_changes(run, em, head, screen)
     if format == PROTOTYPES:
@@ -101,14 +133,20 @@ def export_run(
 
         return export_prototypes(run, out, em=em, head=head)
     source = open_source(run, em=em, head=head, splits=splits, ids=ids)
+    root = source.manifest.root
     if images == "link":
-        check_linkable(source.manifest.root)
+        require_local(root, f"--images link: the photographs lie at {root}; take copy or none.")
     writer = cast(Format, FORMATS[format])
     items = source.list_items(nested=writer.NESTED)
     record = {"format": format, "version": VERSION, "photographs": images, **source.describe()}
     with open_folder(out, record) as folder:
         places = writer.write(Export(source, items, folder, images, screen))
-        _write_classes(source, folder)
+        # no format says the classes completely
+        classes = [
+            {"id": number, "name": name, "colour": list(colour)}
+            for number, (name, colour) in enumerate(source.classes)
+        ]
+        folder.write_json("classes.json", {"ids": source.ids, "ignore": 255, "classes": classes})
         folder.write("index.csv", _make_index(items, places))
     counts = Counter(item.split for item in items).items()
     written = ", ".join(f"{count_of(count, 'images')} of {split}" for split, count in counts)
@@ -117,14 +155,6 @@ def export_run(
         f"export: {written} as {format} in {out}",
         *([f"export: {writer.NOTE}"] if writer.NOTE else []),
     ]
-
-
-def _require_choice(option: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise UsageError(
-            f"{option} {given!r}: no such{did_you_mean(given, known)}; there are "
-            f"{', '.join(known)}."
-        )
 
 
 def _refuse_run(run: RunDirectory, out: Path) -> None:
@@ -144,15 +174,6 @@ def _warn_of_changes(run: RunDirectory, em: str | None, head: str | None, screen
         )
 
 
-def _write_classes(source: Source, folder: Folder) -> None:
-    """Write the classes, which no format says completely, the same way for all."""
-    classes = [
-        {"id": number, "name": each.name, "colour": list(each.colour)}
-        for number, each in enumerate(source.classes)
-    ]
-    folder.write_json("classes.json", {"ids": source.ids, "ignore": 255, "classes": classes})
-
-
 def _make_index(items: Iterable[Item], places: Iterable[tuple[str, str]]) -> bytes:
     """Make the table from images of the run to files of the export."""
     text = io.StringIO()
@@ -161,3 +182,252 @@ def _make_index(items: Iterable[Item], places: Iterable[tuple[str, str]]) -> byt
     for item, (image, label) in zip(items, places, strict=True):
         writer.writerow((item.image.id, item.split, image, label))
     return text.getvalue().encode()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of an export."""
+
+    image: Image
+    split: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The label maps of one fit or head, under the numbers that were asked for."""
+
+    evaluation: Evaluation
+    manifest: Manifest
+    dataset: Dataset
+    ids: str
+    classes: tuple[tuple[str, Colour], ...]
+    table: NDArray[np.uint8]
+    splits: dict[str, str]
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset, without the folder that a file of one's own lies in."""
+        return self.manifest.dataset.replace("\\", "/").rpartition("/")[2]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes."""
+        return [name for name, _ in self.classes]
+
+    @property
+    def colours(self) -> list[Colour]:
+        """Colours of the classes."""
+        return [colour for _, colour in self.classes]
+
+    @property
+    def palette(self) -> bytes:
+        """The classes' colours as the palette of an indexed PNG."""
+        return png_palette(self.colours)
+
+    def list_items(self, *, nested: bool) -> list[Item]:
+        """List the images, split by split, in the order of the manifest."""
+        items = []
+        for split, shown in self.splits.items():
+            images = [i for i in self.manifest.images if i.ok and i.split == split]
+            names = name_images([image.id for image in images], nested=nested)
+            items += [Item(image, shown, names[image.id]) for image in images]
+        return items
+
+    def read_labels(self, image: Image) -> NDArray[np.uint8]:
+        """Read the label map of an image, uint8 [y, x], 255 = ignore."""
+        return self.table[self.evaluation.read_labels(image)]
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the export, but for the format, as JSON: who gets the same gets one folder."""
+        return {
+            "run": self.evaluation.run.path.name,
+            "subject": self.evaluation.subject.key,
+            "dataset": self.dataset_name,
+            "labels": self.evaluation.record.digest,
+            "images_listed": self.manifest.fingerprint,
+            "ids": self.ids,
+            "splits": self.splits,
+            "classes": [[name, list(colour)] for name, colour in self.classes],
+            "table": fingerprint(self.table.tolist()),
+        }
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a format writes, and where.
+
+    Attributes
+    ----------
+    source
+        Gives label maps, uint8 [y, x], 255 = ignore, and names and colours of the classes.
+    items
+        The images, with their names in the export.
+    folder
+        What files are written into; a file that is there is kept.
+    images
+        ``copy``, ``link`` or ``none``: what becomes of the photographs.
+    screen
+        Where progress is shown.
+    """
+
+    source: Source
+    items: Sequence[Item]
+    folder: Folder
+    images: str
+    screen: Screen
+
+    def map(self, function: Callable[[Item], R]) -> Iterator[R]:
+        """Apply a function to every image, in threads, a few ahead; show progress."""
+        threads = count_threads()
+        title = f"export {self.source.evaluation.subject.key}"
+        with self.screen.count(title, len(self.items), "images") as counter:
+            for result in map_ahead(function, self.items, threads, 2 * threads):
+                counter.advance()
+                yield result
+
+    def write_photograph(self, item: Item, name: str) -> None:
+        """Bring the photograph of an image along under a name."""
+        export_photograph(self.source.manifest.root, item.image, self.folder, name, self.images)
+
+    def write_pairs(
+        self,
+        place: Callable[[Item], tuple[str, str]],
+        write_labels: Callable[[str, NDArray[np.uint8]], None],
+    ) -> list[tuple[str, str]]:
+        """Write photograph and label map of every image to their places, which are returned."""
+
+        def write(item: Item) -> tuple[str, str]:
+            image, label = place(item)
+            self.write_photograph(item, image)
+            if not self.folder.has(label):
+                write_labels(label, self.source.read_labels(item.image))
+            return image, label
+
+        return list(self.map(write))
+
+    def write_list(self, name: str, lines: Iterable[str]) -> None:
+        """Write a text of lines."""
+        self.folder.write(name, "".join(f"{line}\n" for line in lines).encode())
+
+
+def open_source(
+    run: RunDirectory, *, em: str | None, head: str | None, splits: Sequence[str], ids: str
+) -> Source:
+    """Open what is exported; parameters and errors as in :func:`export_run`."""
+    evaluation = open_evaluation(run, em, head, SETTINGS)
+    key, clusters = evaluation.subject.key, range(evaluation.clusters)
+    names: Sequence[str]
+    colours: Sequence[Colour]
+    assignment, names = evaluation.match()
+    matched = assignment is not None and any(label is not None for label in assignment)
+    if ids == "auto":
+        ids = "classes" if matched else "clusters"
+    if ids == "classes" and not matched:
+        raise UsageError(
+            f"--ids classes: the clusters of {key} are matched to no classes, "
+            "for the images have no label maps; take --ids clusters."
+        )
+    if ids == "clusters" or assignment is None:
+        assignment, look = list(clusters), evaluation.look()
+        names, colours = look.names, look.colours
+    else:
+        colours = evaluation.dataset.palette[: len(names)]
+    table = np.full(256, IGNORE, np.uint8)
+    table[clusters] = [IGNORE if label is None else label for label in assignment]
+    labelled = list(evaluation.record.settings["splits"])
+    for split in splits:
+        if split not in labelled:
+            raise UsageError(
+                f"--split {split!r}: {key} was evaluated on "
+                f"{', '.join(labelled)}{did_you_mean(split, labelled)}; "
+                f"{evaluation.command[:-1]} --split NAME` labels others."
+            )
+    # lists of names have a line for each
+    lines = make_unique(" ".join(name.split()) for name in names)
+    return Source(
+        evaluation=evaluation,
+        manifest=evaluation.manifest,
+        dataset=evaluation.dataset,
+        ids=ids,
+        classes=tuple(zip(lines, colours, strict=False)),
+        table=table,
+        splits=name_splits(list(dict.fromkeys(splits)) or labelled),
+    )
+
+
+def describe_ids(source: Source) -> str:
+    """Say in one sentence what the numbers of the label maps stand for."""
+    count, key = len(source.classes), source.evaluation.subject.key
+    if source.ids == "clusters":
+        return f"export: label maps hold the {count} clusters of {key}; 255 = ignore"
+    unmatched = [k for k in range(source.evaluation.clusters) if source.table[k] == IGNORE]
+    line = (
+        f"export: label maps hold the {count} classes of {source.dataset_name}, to which the "
+        f"clusters of {key} are matched on {source.evaluation.metrics.get('split', '')}; "
+        "255 = ignore"
+    )
+    if unmatched:
+        line += f", among it the clusters without a class ({', '.join(map(str, unmatched))})"
+    return line
+
+
+def make_safe(text: str) -> str:
+    """Make one part of a path safe: letters, digits, ``.``, ``_`` and ``-``, not too long.
+
+    Letters of any script are kept. What is hidden on Unix or a device on Windows gets a ``_`` in
+    front; a name that is too long ends in a digest of the whole.
+    """
+    plain = unicodedata.normalize("NFC", text)
+    name = _UNSAFE.sub("_", plain).rstrip(".")
+    if not name or name[0] in ".-" or _DEVICES.fullmatch(name):
+        name = f"_{name}"
+    if len(name.encode()) > _LONGEST:
+        start = name.encode()[: _LONGEST - 17].decode(errors="ignore")
+        name = f"{start}-{_digest(text)}"
+    return name
+
+
+def name_images(ids: Sequence[str], *, nested: bool) -> dict[str, str]:
+    """Name the files of the images of one split."""
+    names = {}
+    for image in ids:
+        parts = [make_safe(part) for part in image.split("/")]
+        name = "/".join(parts) if nested else "__".join(parts)
+        if not nested and len(name.encode()) > _LONGEST:
+            name = make_safe(name)
+        names[image] = name
+    return _tell_apart(names, "-")
+
+
+def name_splits(splits: Sequence[str]) -> dict[str, str]:
+    """Name the splits: the ``all`` of a folder, which is no split, is what is trained on."""
+    renamed = {s: "train" if s == EVERYTHING and "train" not in splits else s for s in splits}
+    safe = {split: re.sub(r"\W+", "_", name) or "_" for split, name in renamed.items()}
+    return _tell_apart(safe, "_")
+
+
+def _tell_apart(names: Mapping[str, str], joint: str) -> dict[str, str]:
+    """Append a digest to the names that would meet where capitals do not count."""
+    claims = Counter(name.casefold() for name in names.values())
+    return {
+        text: name if claims[name.casefold()] == 1 else f"{name}{joint}{_digest(text)}"
+        for text, name in names.items()
+    }
+
+
+def _digest(text: str) -> str:
+    """Return 16 hexadecimal digits that stand for a text."""
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def make_unique(names: Iterable[str]) -> list[str]:
+    """Give names that occur again a number: ``road``, ``road (2)``."""
+    unique: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in unique:
+            number += 1
+            candidate = f"{name} ({number})"
+        unique.append(candidate)
+    return unique

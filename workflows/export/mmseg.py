@@ -8,7 +8,7 @@ name (``a.jpg`` has ``a.jpg.png``), and lists of the names say which files there
 from __future__ import annotations
 
 from workflows.export.folder import COMMON, choose_suffix
-from workflows.export.source import Export, Item, Source
+from workflows.export.job import Export, Item, Source
 
 NESTED = True
 NOTE = ""
@@ -32,7 +32,7 @@ def write(export: Export) -> list[tuple[str, str]]:
     for split in source.splits.values():
         start = f"ann_dir/{split}/"
         names = [label[len(start) : -len(".png")] for _, label in places if label.startswith(start)]
-        folder.write(f"splits/{split}.txt", "".join(f"{n}\n" for n in names).encode())
+        export.write_list(f"splits/{split}.txt", names)
     folder.write("dataset_config.py", _write_config(source, common).encode())
     return places
 

@@ -21,7 +21,7 @@ from skimage.measure import find_contours, label
 
 from pipeline.datasets import IGNORE
 from workflows.export.folder import COMMON, choose_suffix
-from workflows.export.source import Export, Item, Source
+from workflows.export.job import Export, Item, Source
 
 NESTED = False
 NOTE = (
@@ -40,11 +40,9 @@ def write(export: Export) -> list[tuple[str, str]]:
         image = f"images/{item.split}/{item.name}{choose_suffix(item.image.path, COMMON)}"
         return image, f"labels/{item.split}/{item.name}.txt"
 
-    def describe(label: str, labels: NDArray[np.uint8]) -> None:
-        lines = describe_parts(labels)
-        export.folder.write(label, "".join(f"{line}\n" for line in lines).encode())
-
-    places = export.write_pairs(place, describe)
+    places = export.write_pairs(
+        place, lambda label, labels: export.write_list(label, describe_parts(labels))
+    )
     export.folder.write("data.yaml", _write_data(export.source).encode())
     return places
 

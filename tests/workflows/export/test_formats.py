@@ -23,8 +23,8 @@ from tests.scenes import hash_tree
 from tests.workflows.export.conftest import QUIET, Export
 from workflows.export import cityscapes, coco_panoptic, coco_stuff
 from workflows.export.folder import Folder, open_folder
-from workflows.export.source import Export as Task
-from workflows.export.source import ExportClass, Source, open_source
+from workflows.export.job import Export as Task
+from workflows.export.job import Source, open_source
 
 NAMES = ["class 0", "class 1", "class 2"]
 Expected = dict[str, np.ndarray]
@@ -113,7 +113,7 @@ def test_names_are_text_in_every_format(tmp_path: Path, source: Source) -> None:
     from workflows.export import huggingface, mmseg, yolo_seg
 
     name = "'),) ; raise SystemExit('!') # \" | {{ x }} !!python/object:os.system [a]"
-    classes = (ExportClass(name, (1, 2, 3)), *source.classes[1:])
+    classes = ((name, (1, 2, 3)), *source.classes[1:])
     hostile = replace(source, classes=classes)
     for module in (mmseg, yolo_seg, huggingface):
         folder = Folder(tmp_path / module.__name__)
@@ -161,7 +161,7 @@ def test_coco_stuff_reads_its_own_labels_back(
         source,
         manifest=replace(source.manifest, dataset=name),
         dataset=dataset,
-        classes=tuple(map(ExportClass, dataset.class_names(), dataset.palette)),
+        classes=tuple(zip(dataset.class_names(), dataset.palette, strict=False)),
         # classes whose ids are not their numbers
         table=np.where(np.arange(256) < 255, source.table + 9, 255).astype(np.uint8),
     )
@@ -201,7 +201,7 @@ def test_cityscapes_keeps_its_own_names_and_ids(source: Source) -> None:
         source,
         manifest=replace(source.manifest, dataset="cityscapes"),
         dataset=dataset,
-        classes=tuple(map(ExportClass, dataset.class_names(), dataset.palette)),
+        classes=tuple(zip(dataset.class_names(), dataset.palette, strict=False)),
     )
     train = cityscapes._list_train_ids(own)
     named = dict(zip(own.names, train, strict=True))

@@ -10,15 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import DamageError, RunError, StaleError, UsageError
 from pipeline.run.directory import RunDirectory
 from tests.scenes import Invoke, hash_tree
 from tests.workflows.export.conftest import Export
-from workflows.export import FORMATS, source
+from workflows.export import FORMATS, job
 from workflows.export.folder import Folder
-from workflows.export.source import describe_ids, open_source
+from workflows.export.job import (
+    describe_ids,
+    make_safe,
+    make_unique,
+    name_images,
+    name_splits,
+    open_source,
+)
 
 
 def list_loaded(code: str) -> set[str]:
@@ -159,14 +168,14 @@ def test_an_export_that_was_broken_off_goes_on(
     export(format_, tmp_path / "whole")
     left = [5]
 
-    def read_labels(self: source.Source, image: object) -> np.ndarray:
+    def read_labels(self: job.Source, image: object) -> np.ndarray:
         left[0] -= 1
         if left[0] < 0:
             raise RunError("no space left.")
         return read(self, image)  # type: ignore[arg-type]
 
-    read = source.Source.read_labels
-    monkeypatch.setattr(source.Source, "read_labels", read_labels)
+    read = job.Source.read_labels
+    monkeypatch.setattr(job.Source, "read_labels", read_labels)
     with pytest.raises(RunError, match="no space left"):
         export(format_, tmp_path / "out")
     assert not (tmp_path / "out" / "index.csv").exists()
@@ -194,3 +203,73 @@ def test_another_export_does_not_mix_in(export: Export, tmp_path: Path) -> None:
         export("mmseg", tmp_path / "out", ids="clusters")
     assert hash_tree(tmp_path / "out") == before
     shutil.rmtree(tmp_path / "out")
+
+
+PART = st.text(min_size=1, max_size=12).filter(lambda text: "/" not in text)
+IDS = st.lists(
+    st.lists(PART, min_size=1, max_size=3).map("/".join), min_size=1, max_size=8, unique=True
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("scene 1", "scene_1"),
+        ("größe", "größe"),
+        (".hidden", "_.hidden"),
+        ("-rf", "_-rf"),
+        ("..", "_"),
+        ("con", "_con"),
+        ("aux.old", "_aux.old"),
+        ("a\n;$(rm)", "a_rm_"),
+        ("ends.", "ends"),
+    ],
+)
+def test_safe_parts(text: str, name: str) -> None:
+    assert make_safe(text) == name
+
+
+def test_long_names_end_in_a_digest_of_the_whole() -> None:
+    first, second = make_safe("é" * 200 + "1"), make_safe("é" * 200 + "2")
+    assert first != second
+    assert len(first.encode()) <= 160
+
+
+def test_folders_are_kept_or_become_parts_of_the_name() -> None:
+    assert name_images(["part 0/scene"], nested=True) == {"part 0/scene": "part_0/scene"}
+    assert name_images(["part 0/scene"], nested=False) == {"part 0/scene": "part_0__scene"}
+
+
+def test_names_that_would_meet_are_told_apart() -> None:
+    names = name_images(["a b", "a_b", "A_B", "c"], nested=True)
+    assert len({name.casefold() for name in names.values()}) == 4
+    assert names["c"] == "c"
+
+
+@given(ids=IDS, nested=st.booleans())
+def test_no_two_images_share_a_name(ids: list[str], nested: bool) -> None:
+    names = name_images(ids, nested=nested)
+    assert len({name.casefold() for name in names.values()}) == len(ids)
+    assert names == name_images(sorted(ids, reverse=True), nested=nested)
+    for name in names.values():
+        assert nested or "/" not in name
+        for part in name.split("/"):
+            assert part not in ("", ".", "..")
+            assert part[0] not in ".-"
+            assert len(part.encode()) < 200
+
+
+def test_everything_is_what_is_trained_on() -> None:
+    assert name_splits(["all"]) == {"all": "train"}
+    assert name_splits(["all", "train"]) == {"all": "all", "train": "train"}
+    assert name_splits(["my split", "my-split"]) != {"my split": "my_split", "my-split": "my_split"}
+    assert len(set(name_splits(["my split", "my-split"]).values())) == 2
+
+
+def test_names_that_occur_again_are_numbered() -> None:
+    assert make_unique(["car", "car", "car (2)", "car"]) == [
+        "car",
+        "car (2)",
+        "car (2) (2)",
+        "car (3)",
+    ]
