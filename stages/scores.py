@@ -1,12 +1,14 @@
 """Pixel accuracy and IoU of clusters that are matched to classes, from counts that add up.
 
-Every score of the project is computed here: of a split, of each of many images, of one picture.
+Every score of the project is computed here: of a split, of each of many images, of one picture; and
+put into words for the screen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from pipeline.datasets import IGNORE
 
 UNMATCHED = -1
 MAX_CLASSES = 255
+# What may be scored beside the labels, by its name in ``metrics.json``.
+OTHERS = {"running_prototypes": "running prototypes", "linear_probe": "linear probe"}
 
 
 @dataclass(frozen=True)
@@ -192,3 +196,25 @@ def list_parts(
     return [
         Part(int(k), float(shares[k]), None if np.isnan(ious[k]) else float(ious[k])) for k in order
     ]
+
+
+def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
+    """Describe every split of ``metrics.json`` in one line."""
+    return [_describe_split(split, block) for split, block in metrics["splits"].items()]
+
+
+def _describe_split(split: str, block: Mapping[str, Any]) -> str:
+    if block["accuracy"] is None:
+        # label maps of nothing but ignored pixels are none
+        what = "a labelled pixel" if block["labelled_images"] else "labels"
+        return (
+            f"{split}: {block['images']} images without {what}: "
+            f"coverage {block['coverage']:.1f} %, confidence {block['confidence']:.1f} %"
+        )
+    line = f"{split}: accuracy {block['accuracy']:.1f}, mIoU {block['miou']:.1f}"
+    if block["accuracy_crf"] is not None:
+        line += f"; with CRF {block['accuracy_crf']:.1f}, {block['miou_crf']:.1f}"
+    for name, title in OTHERS.items():
+        if name in block:
+            line += f"; {title} {block[name]['accuracy']:.1f}, {block[name]['miou']:.1f}"
+    return f"{line} ({block['labelled_images']} labelled images)"

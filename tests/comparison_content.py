@@ -7,15 +7,10 @@ from functools import cache
 
 import numpy as np
 
-from stages.report.comparison import (
-    Column,
-    ComparedImage,
-    ComparisonContent,
-    Row,
-    Table,
-)
+from stages.report.comparison import ComparedImage, Row
+from stages.report.content import Content
 from stages.report.pictures import make_thumbnail
-from stages.report.plots import draw_loss
+from stages.report.plots import draw_series
 from tests.report_content import COLOURS, HOSTILE, NAMES, PALETTE
 from tests.scenes import draw_scene
 
@@ -40,7 +35,17 @@ def make_image(number: int, columns: int = 2) -> ComparedImage:
     )
 
 
-def make_comparison(names: tuple[str, ...] = ("default", "k-means")) -> ComparisonContent:
+def make_column(name: str, facts: tuple[tuple[str, str], ...]) -> Content:
+    """Say what is compared."""
+    return {"name": name, "facts": facts}
+
+
+def make_table(split: str, rows: tuple[Row, ...], note: str = "") -> Content:
+    """Put rows under the name of a split."""
+    return {"split": split, "rows": rows, "note": note}
+
+
+def make_comparison(names: tuple[str, ...] = ("default", "k-means")) -> Content:
     """Make a comparison of two fits, or as many as there are names."""
     count = len(names)
     scores = (
@@ -52,45 +57,52 @@ def make_comparison(names: tuple[str, ...] = ("default", "k-means")) -> Comparis
         Row(name, tuple(50.0 - i for i in range(count)), (0,), colour)
         for name, colour in zip(NAMES, COLOURS, strict=False)
     )
-    return ComparisonContent(
-        title=f"Comparison of {', '.join(names)}",
-        verdict="Highest mean IoU on val: k-means, 41.5 %, 1.0 points above the next.",
-        columns=tuple(Column(name, (("run", "/runs/mine"), ("clusters", "4"))) for name in names),
-        notes=("30 images are in common.",),
-        scores=(Table("val", scores, "Not as many images in all."), Table("train", scores)),
-        classes=(Table("val", classes),),
-        settings=(Row("em.method", ("primaps", "kmeans", "stego", None)[:count]),),
-        agreement=tuple(
+    return {
+        "title": f"Comparison of {', '.join(names)}",
+        "verdict": "Highest mean IoU on val: k-means, 41.5 %, 1.0 points above the next.",
+        "columns": [
+            make_column(name, (("run", "/runs/mine"), ("clusters", "4"))) for name in names
+        ],
+        "notes": ("30 images are in common.",),
+        "scores": (
+            make_table("val", scores, "Not as many images in all."),
+            make_table("train", scores),
+        ),
+        "classes": (make_table("val", classes),),
+        "settings": (Row("em.method", ("primaps", "kmeans", "stego", None)[:count]),),
+        "agreement": tuple(
             tuple(None if a == b else 71.25 for b in range(count)) for a in range(count)
         ),
-        agreement_note="All 30 images in common were compared.",
-        gallery=tuple(make_image(number, count) for number in (1, 3, 0, 2)),
-        gallery_note="Half of them are those on which the label maps differ most.",
-        legend=tuple(zip(NAMES, COLOURS, strict=False)),
-        other_colours=True,
-        curves=tuple((name, (("Loss", draw_loss((3.0, 2.0, 1.5))),)) for name in names),
-        commands=tuple(f"primaps-pipe evaluate {name}" for name in names),
-        version="1.2.3",
-    )
+        "agreement_note": "All 30 images in common were compared.",
+        "gallery": tuple(make_image(number, count) for number in (1, 3, 0, 2)),
+        "gallery_note": "Half of them are those on which the label maps differ most.",
+        "legend": tuple(zip(NAMES, COLOURS, strict=False)),
+        "other_colours": True,
+        "curves": tuple(
+            (name, (("Loss", draw_series("Loss", (3.0, 2.0, 1.5))),)) for name in names
+        ),
+        "commands": tuple(f"primaps-pipe evaluate {name}" for name in names),
+        "version": "1.2.3",
+    }
 
 
-def make_hostile() -> ComparisonContent:
+def make_hostile() -> Content:
     """Make a comparison in which every text is hostile."""
     content = make_comparison((HOSTILE, "b"))
-    gallery = tuple(replace(image, id=HOSTILE, split=HOSTILE) for image in content.gallery)
+    gallery = tuple(replace(image, id=HOSTILE, split=HOSTILE) for image in content["gallery"])
     rows = tuple(Row(HOSTILE, (HOSTILE, None), (), (1, 2, 3)) for _ in range(2))
-    return replace(
+    return dict(
         content,
         verdict=HOSTILE,
         notes=(HOSTILE,),
-        scores=(Table(HOSTILE, rows, HOSTILE),),
-        classes=(Table(HOSTILE, rows),),
+        scores=(make_table(HOSTILE, rows, HOSTILE),),
+        classes=(make_table(HOSTILE, rows),),
         settings=rows,
         agreement_note=HOSTILE,
         gallery=gallery,
         gallery_note=HOSTILE,
         legend=((HOSTILE, (1, 2, 3)),),
-        columns=tuple(Column(HOSTILE, ((HOSTILE, HOSTILE),)) for _ in range(len(content.columns))),
+        columns=[make_column(HOSTILE, ((HOSTILE, HOSTILE),)) for _ in content["columns"]],
         commands=(HOSTILE,),
         version=HOSTILE,
     )

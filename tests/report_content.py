@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.report.content import (
-    ClusterCard,
-    Curve,
-    GalleryItem,
-    Picture,
-    ReportContent,
-    Series,
-)
+from stages.report.content import ClusterCard, Content, GalleryItem, draw_fit
 from stages.report.pictures import Role, colour_errors, colour_proposals, make_thumbnail
 from stages.report.typical import Cutout
 from stages.scores import Part
@@ -65,32 +58,37 @@ def make_block(*, labels: bool = True, crf: bool = True) -> dict[str, Any]:
     }
 
 
-def make_content(*, labels: bool = True, crf: bool = True) -> ReportContent:
+def make_content(*, labels: bool = True, crf: bool = True) -> Content:
     """Make a report of eight images in two splits."""
     splits = {s: make_block(labels=labels, crf=crf) for s in ("train", "val")}
-    return ReportContent(
-        title="Photographs",
-        notice="",
-        facts=(
+    fit = {
+        "loss": np.array((2.0, 1.0, 0.5)),
+        "class_usage": np.array(((0.25,) * 4, (0.3,) * 4, (0.4, 0.35, 0.2495, 0.0005))),
+        "score_silhouette": np.array((0.1, 0.2, 0.25)),
+    }
+    return {
+        "title": "Photographs",
+        "notice": "",
+        "facts": (
             ("backbone", "vit_small_patch14_dinov2.lvd142m"),
             ("weights", "/data/weights/of/some/one/vit_small_patch14_dinov2.lvd142m.safetensors"),
             ("images", "train: 34, val: 34"),
         ),
-        settings_yaml="em:\n  classes: 4\n",
-        commands=("primaps-pipe extract run --dataset folder", "primaps-pipe evaluate run"),
-        metrics={"em": "default", "split": "val", **splits["val"], "splits": splits},
-        gallery=tuple(_make_item(number, labels=labels, crf=crf) for number in range(8)),
-        curve=Curve(
-            (2.0, 1.0, 0.5),
-            ((0.25,) * 4, (0.3,) * 4, (0.4, 0.35, 0.2495, 0.0005)),
-            scores=(Series("silhouette", "cosine", (0.1, 0.2, 0.25)),),
-        ),
-        clusters=tuple(_make_card(cluster, labels=labels, crf=crf) for cluster in range(4)),
-        warnings=("One class is hardly used.",),
-        cutout_note="Cut-outs: of all 68 windows.",
-        sample_note="8 of 68 images: of every split the worst, the best and an even sample.",
-        version="9.9",
-    )
+        "settings_yaml": "em:\n  classes: 4\n",
+        "commands": ("primaps-pipe extract run --dataset folder", "primaps-pipe evaluate run"),
+        "metrics": {"em": "default", "split": "val", **splits["val"], "splits": splits},
+        "gallery": tuple(_make_item(number, labels=labels, crf=crf) for number in range(8)),
+        "curves": draw_fit(fit, {"score_units": {"silhouette": "cosine"}}, COLOURS),
+        "clusters": tuple(_make_card(cluster, labels=labels, crf=crf) for cluster in range(4)),
+        "warnings": ("One class is hardly used.",),
+        "names_file": "names.yaml",
+        "unusual": (),
+        "repeatability": "",
+        "suggestions": (),
+        "cutout_note": "Cut-outs: of all 68 windows.",
+        "sample_note": "8 of 68 images: of every split the worst, the best and an even sample.",
+        "version": "9.9",
+    }
 
 
 @cache
@@ -102,18 +100,17 @@ def _make_item(number: int, *, labels: bool, crf: bool) -> GalleryItem:
     pixels, truth = _draw(number)
     plain = np.where(truth == 2, 3 - number % 2, truth).astype(np.uint8)
     blocks = np.repeat(np.repeat(pixels[::8, ::8], 8, 0), 8, 1)
-    pictures = [
-        Picture("image", "image", make_thumbnail(pixels, "photograph")),
-        Picture("features", "features (PCA)", make_thumbnail(blocks[..., ::-1], "map")),
-        Picture("proposals", "proposals", make_thumbnail(colour_proposals(truth + 1), "map")),
-        Picture("label", "label", make_thumbnail(PALETTE[plain], "map")),
-    ]
+    pictures = {
+        "image": make_thumbnail(pixels, "photograph"),
+        "features": make_thumbnail(blocks[..., ::-1], "map"),
+        "proposals": make_thumbnail(colour_proposals(truth + 1), "map"),
+        "label": make_thumbnail(PALETTE[plain], "map"),
+    }
     if crf:
-        pictures.append(Picture("label_crf", "label + CRF", make_thumbnail(PALETTE[plain], "map")))
+        pictures["label_crf"] = make_thumbnail(PALETTE[plain], "map")
     if labels:
-        errors = colour_errors(plain, truth)
-        pictures.append(Picture("truth", "ground truth", make_thumbnail(PALETTE[truth], "map")))
-        pictures.append(Picture("errors", "errors", make_thumbnail(errors, "map")))
+        pictures["truth"] = make_thumbnail(PALETTE[truth], "map")
+        pictures["errors"] = make_thumbnail(colour_errors(plain, truth), "map")
     found, counts = np.unique(plain, return_counts=True)
     parts = [
         Part(int(k), 100 * count / plain.size, 50.0 + k if labels and k < 3 else None)
@@ -123,7 +120,7 @@ def _make_item(number: int, *, labels: bool, crf: bool) -> GalleryItem:
         id=f"part {number % 2}/scene {number}",
         split="train" if number < 4 else "val",
         role=ROLES[number % 4],
-        pictures=tuple(pictures),
+        pictures=pictures,
         parts=tuple(sorted(parts, key=lambda part: -part.share)),
         names=(*NAMES, "cluster 3") if labels else tuple(f"cluster {k}" for k in range(4)),
         colours=COLOURS,
@@ -159,19 +156,27 @@ def _make_card(cluster: int, *, labels: bool, crf: bool) -> ClusterCard:
     )
 
 
-def make_hostile() -> ReportContent:
+def make_hostile() -> Content:
     """Make a report whose every text is an attack, names of splits and of images included."""
     content = make_content()
     block = make_block()
     block["class_names"] = [HOSTILE] * 3
     for entry in block["per_class"]:
         entry["name"] = HOSTILE
-    item = content.gallery[0]
+    first, *others = content["gallery"]
+    fit = {"loss": np.array((2.0, 1.0)), "class_usage": np.full((1, 4), 0.25)}
+    fit[f"score_{HOSTILE}"] = np.array((1.0, 2.0))
+    attributes = {
+        "unit": HOSTILE,
+        "classes": 2,
+        "classes_curve": ((2, 0.5),),
+        "classes_label": HOSTILE,
+        "score_units": {HOSTILE: HOSTILE},
+    }
     evil = replace(
-        item,
+        first,
         id=HOSTILE,
         split=HOSTILE,
-        pictures=tuple(replace(picture, caption=HOSTILE) for picture in item.pictures),
         figures=((HOSTILE, HOSTILE),),
     )
     cards = tuple(
@@ -181,9 +186,9 @@ def make_hostile() -> ReportContent:
             class_name=HOSTILE,
             cutouts=(replace(card.cutouts[0], image_id=HOSTILE, split=HOSTILE),),
         )
-        for card in content.clusters
+        for card in content["clusters"]
     )
-    return replace(
+    return dict(
         content,
         title=HOSTILE,
         notice=HOSTILE,
@@ -191,7 +196,7 @@ def make_hostile() -> ReportContent:
         settings_yaml=HOSTILE,
         commands=(HOSTILE,),
         metrics={"em": HOSTILE, "split": HOSTILE, **block, "splits": {HOSTILE: block, "b": block}},
-        gallery=tuple(replace(item, names=(HOSTILE,) * 4) for item in (evil, *content.gallery[1:])),
+        gallery=tuple(replace(item, names=(HOSTILE,) * 4) for item in (evil, *others)),
         clusters=cards,
         warnings=(HOSTILE,),
         unusual=((HOSTILE, HOSTILE),),
@@ -199,13 +204,6 @@ def make_hostile() -> ReportContent:
         sample_note=HOSTILE,
         cutout_note=HOSTILE,
         version=HOSTILE,
-        curve=Curve(
-            (2.0, 1.0),
-            ((0.25,) * 4,),
-            HOSTILE,
-            ((2, 0.5),),
-            HOSTILE,
-            2,
-            (Series(HOSTILE, HOSTILE, (1.0, 2.0)),),
-        ),
+        names_file=HOSTILE,
+        curves=draw_fit(fit, attributes, COLOURS),
     )

@@ -1,45 +1,254 @@
-"""What ``metrics.json`` and the screen say of all splits, and of what was unusual on the way."""
+"""What evaluation counts of every image alone, and what the counts come to: ``metrics.json``.
+
+The matching of clusters to classes is that of a whole split, and so it is known only when all
+images are counted. Until then an image is a row of its shard's table: for its labels and every
+other classifier, the pairs of cluster and class that occur in it. ``images.parquet`` is what became
+of them all.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.errors import DamageError, RunError
+from pipeline.run.directory import RunDirectory, Subject
+from pipeline.run.frames import map_ahead
 from pipeline.run.ledger import ShardRecord, StageRecord
-from stages.evaluate.counts import PLAIN, REFINED, Tally
-from stages.labelling import PROBE, RUNNING
-from stages.scores import MAX_CLASSES, UNMATCHED, match_clusters, score_assignment
+from pipeline.run.manifest import Image
+from pipeline.storage.files import decode_table, remove_file
+from pipeline.storage.places import REQUESTS, find_files
+from stages.labelling import PROBE, RUNNING, Labelling
+from stages.scores import (
+    MAX_CLASSES,
+    UNMATCHED,
+    count_confusion,
+    match_clusters,
+    read_assignment,
+    score_assignment,
+    score_pairs,
+)
 
-TITLES = {RUNNING: "running prototypes", PROBE: "linear probe"}
+# What is counted against the truth: the labels without and with CRF, and the other classifiers, to
+# which a method of another package may add.
+PLAIN, REFINED = "plain", "crf"
+_KINDS = (PLAIN, REFINED, RUNNING, PROBE)
+_PAIRS, _COUNTS = "pairs_", "counts_"
+_COUNT_COLUMNS = (
+    ("id", pa.string()),
+    ("split", pa.string()),
+    # of the label PNG: all, and those of every cluster
+    ("pixels", pa.int64()),
+    ("usage", pa.list_(pa.int64())),
+    # of the windows: all, and the sum of their largest probabilities
+    ("predicted", pa.int64()),
+    ("confidence", pa.float64()),
+)
+_SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.int64(), metadata={"long_name": "row of manifest.parquet"}),
+        pa.field("id", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("coverage", pa.float64(), metadata={"units": "%"}),
+        pa.field("confidence", pa.float64(), metadata={"units": "%"}),
+        pa.field("labelled_pixels", pa.int64(), metadata={"units": "pixels of the windows"}),
+        pa.field("accuracy", pa.float64(), metadata={"units": "%"}),
+        pa.field("miou", pa.float64(), metadata={"units": "%"}),
+        pa.field("accuracy_crf", pa.float64(), metadata={"units": "%"}),
+        pa.field("miou_crf", pa.float64(), metadata={"units": "%"}),
+    ]
+)
 TOP_REASONS = 5
 _PROCESSOR = "cpu"
-_NO_SCORE: dict[str, Any] = dict.fromkeys(("accuracy", "miou", "iou", "assignment", "confusion"))
+
+
+# --- single images --------------------------------------------------------------------------------
+
+
+def count_image(
+    image: Image,
+    labels: NDArray[np.uint8],
+    labelling: Labelling,
+    clusters: int,
+    truth: NDArray[np.uint8] | None = None,
+    others: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> dict[str, Any]:
+    """Count one image: a row of its shard's table.
+
+    ``labels`` is its label map, uint8 [y, x], drawn from ``labelling``. ``truth`` has the classes
+    at the windows' scale, uint8 [y, x], 255 = ignore; ``others`` the clusters, or classes, of every
+    other classifier.
+    """
+    row: dict[str, Any] = {
+        "id": image.id,
+        "split": image.split,
+        "pixels": labels.size,
+        "usage": np.bincount(labels.ravel(), minlength=256)[:clusters].tolist(),
+        "predicted": labelling.plain.size,
+        "confidence": labelling.confidence,
+    }
+    kinds = {PLAIN: labelling.plain, REFINED: labelling.refined, **(others or {})}
+    for kind, prediction in kinds.items():
+        if truth is not None and prediction is not None:
+            confusion = count_confusion(prediction, truth, MAX_CLASSES, MAX_CLASSES).ravel()
+            pairs = np.flatnonzero(confusion)
+            row[_PAIRS + kind], row[_COUNTS + kind] = pairs, confusion[pairs]
+    return row
+
+
+def _make_schema(kinds: Iterable[str]) -> pa.Schema:
+    # null without a truth, or without that kind; cluster * MAX_CLASSES + class, and how often
+    pairs = [(_PAIRS + kind, pa.list_(pa.int32())) for kind in kinds]
+    counts = [(_COUNTS + kind, pa.list_(pa.int64())) for kind in kinds]
+    return pa.schema([*_COUNT_COLUMNS, *pairs, *counts])
+
+
+def _list_kinds(columns: Iterable[str]) -> list[str]:
+    return [name.removeprefix(_PAIRS) for name in columns if name.startswith(_PAIRS)]
+
+
+def encode_counts(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write the counts of a shard's images."""
+    found = {kind for row in rows for kind in _list_kinds(row)}
+    schema = _make_schema([*_KINDS, *sorted(found - {*_KINDS})])
+    return encode_table(pa.Table.from_pylist(rows, schema))
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """Write a table as parquet whose pages carry checksums; equal tables, equal bytes."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    content: bytes = buffer.getvalue().to_pybytes()
+    return content
+
+
+def decode_counts(content: bytes) -> pa.Table:
+    """Read what :func:`encode_counts` wrote; ValueError where it is damaged or something else."""
+    try:
+        table = decode_table(content)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    if table.schema != _make_schema(_list_kinds(table.column_names)):
+        raise ValueError("it holds other columns than counts of images")
+    return table
+
+
+def counts_file(run: RunDirectory, subject: Subject, shard: int) -> Path:
+    """Return where the counts of the images of one shard lie."""
+    return run.state(f"evaluate/{subject.title}") / "images" / f"{shard:06d}.parquet"
+
+
+def read_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> Iterator[pa.Table]:
+    """Read the tables of some shards, one after another."""
+    files = [counts_file(run, subject, shard) for shard in sorted(shards)]
+    return map_ahead(partial(_read_counts, run), files, REQUESTS, REQUESTS)
+
+
+def _read_counts(run: RunDirectory, file: Path) -> pa.Table:
+    try:
+        return decode_counts(file.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise DamageError(
+            f"{file} is not as it was written ({error}); "
+            f"`primaps-pipe verify {run.quoted} --repair` puts it right."
+        ) from error
+
+
+def remove_other_counts(run: RunDirectory, subject: Subject, shards: Iterable[int]) -> None:
+    """Remove the tables of shards that there are no more."""
+    files = {counts_file(run, subject, shard) for shard in shards}
+    for old in set(find_files(counts_file(run, subject, 0).parent)) - files:
+        remove_file(old)
+
+
+def _choose(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))
+
+
+def _flatten(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the row and the value of all that is in lists."""
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(len(lists)), lengths), lists.flatten().to_numpy().astype(np.int64)
+
+
+def _list_pairs(table: pa.Table, kind: str) -> tuple[NDArray[np.int64], ...]:
+    """Return row, cluster, class and count of all pairs that occur in images."""
+    rows, pairs = _flatten(table[_PAIRS + kind])
+    return rows, *np.divmod(pairs, MAX_CLASSES), _flatten(table[_COUNTS + kind])[1]
+
+
+# --- images of a split added up -------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """Counts over the images of one split: as of single images, with the windows' confusions.
+
+    ``usage`` is int64 [cluster], ``confusions`` int64 [cluster, class], by kind.
+    """
+
+    clusters: int
+    images: int = 0
+    labelled: int = 0
+    pixels: int = 0
+    predicted: int = 0
+    confidence: float = 0.0
+    usage: NDArray[np.int64] = field(init=False)
+    confusions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.usage = np.zeros(self.clusters, np.int64)
+
+    def add(self, table: pa.Table) -> None:
+        """Add the images of a table, all of them of the split."""
+        self.images += len(table)
+        self.labelled += len(table) - table[_PAIRS + PLAIN].null_count
+        self.pixels += sum(table["pixels"].to_pylist())
+        self.predicted += sum(table["predicted"].to_pylist())
+        self.confidence += sum(table["confidence"].to_pylist())
+        self.usage += _flatten(table["usage"])[1].reshape(-1, self.clusters).sum(axis=0)
+        for kind in _list_kinds(table.column_names):
+            if table[_PAIRS + kind].null_count < len(table):
+                nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
+                total = self.confusions.setdefault(kind, nothing)
+                _, cluster, label, counts = _list_pairs(table, kind)
+                np.add.at(total, (cluster, label), counts)
+
+
+def tally_images(
+    tables: Iterable[pa.Table], splits: Sequence[str], clusters: int
+) -> dict[str, Tally]:
+    """Add up the images of every split."""
+    tallies = {split: Tally(clusters) for split in splits}
+    for table in tables:
+        for split, tally in tallies.items():
+            tally.add(_choose(table, split))
+    return tallies
 
 
 def summarise(
-    tally: Tally, class_names: tuple[str, ...], others: Sequence[str] = ()
+    tally: Tally, class_names: Sequence[str], others: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Turn counts into what ``metrics.json`` says of a split, in per cent.
 
-    Parameters
-    ----------
-    tally
-        The counts.
-    class_names
-        Names of the classes; those without a name, up to the largest label, are numbered.
-    others
-        Names of the other classifiers that were scored. The linear probe predicts classes, which
-        are not matched; all others predict as many clusters as the labels have.
-
-    Returns
-    -------
-    dict
-        Scores are None where no image has labels, or none was refined: nothing is made up.
+    Classes without a name, up to the largest label, are numbered. Of the ``others`` that were
+    scored the linear probe predicts classes, which are not matched; all others predict as many
+    clusters as the labels have. Scores are None where no image has labels, or none was refined:
+    nothing is made up.
     """
     nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
     confusions = {k: tally.confusions.get(k, nothing) for k in (PLAIN, REFINED, *others)}
@@ -47,10 +256,18 @@ def summarise(
     present = np.flatnonzero(confusions[PLAIN].sum(axis=0))
     numbered = [f"class {i}" for i in range(present.max() + 1 if len(present) else 0)]
     names = [*class_names, *numbered[len(class_names) :]]
-    plain, refined = (
-        _score(confusions[k][: tally.clusters, : len(names)]) for k in (PLAIN, REFINED)
-    )
     used = max(int(tally.usage.sum()), 1)
+    scored = {}
+    for kind, confusion in confusions.items():
+        assignment = None
+        clusters, classes = tally.clusters, len(names)
+        if kind == PROBE:
+            # a class that is only predicted has an IoU of 0, too
+            predicted = np.flatnonzero(confusion.any(axis=1))
+            clusters = classes = max(classes, int(predicted.max(initial=-1)) + 1)
+            assignment = np.arange(classes)
+        scored[kind] = _score(confusion[:clusters, :classes], assignment)
+    plain, refined = scored[PLAIN], scored[REFINED]
     return {
         "images": tally.images,
         "labelled_images": tally.labelled,
@@ -61,8 +278,8 @@ def summarise(
         "miou_crf": refined["miou"],
         "class_names": names,
         "per_class": [
-            {"name": name, "iou": _at(plain["iou"], i), "iou_crf": _at(refined["iou"], i)}
-            for i, name in enumerate(names)
+            {"name": name, "iou": iou, "iou_crf": iou_crf}
+            for name, iou, iou_crf in zip(names, plain["iou"], refined["iou"], strict=True)
         ],
         "assignment": plain["assignment"],
         "assignment_crf": refined["assignment"],
@@ -71,27 +288,16 @@ def summarise(
         "class_usage": [_percent(count / used) for count in tally.usage],
         "coverage": _percent(tally.usage.sum() / max(tally.pixels, 1)),
         "confidence": _percent(tally.confidence / max(tally.predicted, 1)),
-        **{k: _score_other(k, confusions[k], tally.clusters, len(names)) for k in others},
+        **{k: {"accuracy": scored[k]["accuracy"], "miou": scored[k]["miou"]} for k in others},
     }
-
-
-def _score_other(
-    name: str, confusion: NDArray[np.int64], clusters: int, classes: int
-) -> dict[str, float | None]:
-    if name == PROBE:
-        # a class that is only predicted has an IoU of 0, too
-        size = max(classes, int(np.flatnonzero(confusion.any(axis=1)).max(initial=-1)) + 1)
-        found = _score(confusion[:size, :size], np.arange(size))
-    else:
-        found = _score(confusion[:clusters, :classes])
-    return {"accuracy": found["accuracy"], "miou": found["miou"]}
 
 
 def _score(
     confusion: NDArray[np.int64], assignment: NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
     if not confusion.sum():
-        return _NO_SCORE
+        nothing = dict.fromkeys(("accuracy", "miou", "assignment", "confusion"))
+        return {**nothing, "iou": [None] * confusion.shape[1]}
     if assignment is None:
         assignment = match_clusters(confusion)
     scores = score_assignment(confusion, assignment)
@@ -108,12 +314,8 @@ def _percent(share: float) -> float:
     return round(100 * float(share), 2)
 
 
-def _at(values: list[Any] | None, index: int) -> Any:
-    return None if values is None else values[index]
-
-
 def summarise_splits(
-    tallies: Mapping[str, Tally], class_names: tuple[str, ...], others: Sequence[str]
+    tallies: Mapping[str, Tally], class_names: Sequence[str], others: Sequence[str]
 ) -> dict[str, Any]:
     """Score every split, and put the one that papers report on top: as ``split`` and its figures.
 
@@ -126,26 +328,62 @@ def summarise_splits(
     return {"split": primary, **splits[primary], "splits": splits}
 
 
-def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
-    """Describe every split in one line."""
-    return [_describe_split(split, block) for split, block in metrics["splits"].items()]
+# --- every image scored by the matching of its split ----------------------------------------------
 
 
-def _describe_split(split: str, block: Mapping[str, Any]) -> str:
-    if block["accuracy"] is None:
-        # label maps of nothing but ignored pixels are none
-        what = "a labelled pixel" if block["labelled_images"] else "labels"
-        return (
-            f"{split}: {block['images']} images without {what}: "
-            f"coverage {block['coverage']:.1f} %, confidence {block['confidence']:.1f} %"
-        )
-    line = f"{split}: accuracy {block['accuracy']:.1f}, mIoU {block['miou']:.1f}"
-    if block["accuracy_crf"] is not None:
-        line += f"; with CRF {block['accuracy_crf']:.1f}, {block['miou_crf']:.1f}"
-    for name, title in TITLES.items():
-        if name in block:
-            line += f"; {title} {block[name]['accuracy']:.1f}, {block[name]['miou']:.1f}"
-    return f"{line} ({block['labelled_images']} labelled images)"
+def score_images(
+    tables: Iterable[pa.Table], blocks: Mapping[str, Any], images: Iterable[Image]
+) -> pa.Table:
+    """Score every image by the matching of its split, as ``metrics.json`` has it."""
+    rows: dict[str, dict[str, int]] = {split: {} for split in blocks}
+    for image in images:
+        rows.setdefault(image.split, {})[image.id] = image.image
+    parts: dict[str, list[pa.Table]] = {split: [] for split in blocks}
+    for table in tables:
+        for split, block in blocks.items():
+            parts[split].append(score_counts(_choose(table, split), block, rows[split]))
+    scores = [_SCORE_SCHEMA.empty_table(), *(part for own in parts.values() for part in own)]
+    return pa.concat_tables(scores).combine_chunks()
+
+
+def score_counts(table: pa.Table, block: Mapping[str, Any], rows: Mapping[str, int]) -> pa.Table:
+    """Score the images of one split by its matching, as ``metrics.json`` has it, in per cent.
+
+    ``rows`` says which row of the manifest an id is. What there is none of is null.
+    """
+
+    def score(kind: str, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if block[key] is None:
+            nothing = np.full(len(table), np.nan)
+            return nothing, nothing
+        row, cluster, label, counts = _list_pairs(table, kind)
+        matching, shape = read_assignment(block[key]), (len(table), MAX_CLASSES)
+        accuracy, miou, _ = score_pairs((row, cluster, label), counts, matching, shape)
+        return 100 * accuracy, 100 * miou
+
+    def add(column: str) -> NDArray[np.float64]:
+        row, values = _flatten(table[column])
+        return np.bincount(row, values.astype(np.float64), len(table)).astype(np.float64)
+
+    pixels, predicted, confidence = (
+        table[name].to_numpy() for name in ("pixels", "predicted", "confidence")
+    )
+    columns = [
+        [rows[id_] for id_ in table["id"].to_pylist()],
+        table["id"].to_pylist(),
+        table["split"].to_pylist(),
+        100 * add("usage") / np.maximum(pixels, 1),
+        100 * confidence / np.maximum(predicted, 1),
+        add(_COUNTS + PLAIN).astype(np.int64),
+        *score(PLAIN, "assignment"),
+        *score(REFINED, "assignment_crf"),
+    ]
+    pairs = zip(columns, _SCORE_SCHEMA, strict=True)
+    arrays = [pa.array(values, field.type, from_pandas=True) for values, field in pairs]
+    return pa.Table.from_arrays(arrays, schema=_SCORE_SCHEMA)
+
+
+# --- what was unusual -----------------------------------------------------------------------------
 
 
 def count_unusual(
@@ -156,19 +394,23 @@ def count_unusual(
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """Count what a reader of the scores should know happened on the way."""
-    windows = _sum_results(stages, "extract", ("not_finite_windows",))
-    masks = _sum_results(stages, "masks", ("windows", "constant", "empty", "single", "full"))
+
+    def add(key: str, name: str) -> int | None:
+        if key not in stages:
+            return None
+        return sum(shard.result.get(name, 0) for shard in stages[key][1])
+
     devices = {key: _list_devices(*records) for key, records in stages.items()}
     return {
         "images": listed,
         "images_rejected": len(rejected),
         "rejected_for": count_reasons(rejected),
         "windows": sum(r.items for r in stages["extract"][1]) if "extract" in stages else None,
-        "windows_not_finite": windows["not_finite_windows"],
-        "windows_constant": masks["constant"],
-        "windows_without_proposal": masks["empty"],
-        "windows_with_one_proposal": masks["single"],
-        "windows_with_most_proposals": masks["full"],
+        "windows_not_finite": add("extract", "not_finite_windows"),
+        "windows_constant": add("masks", "constant"),
+        "windows_without_proposal": add("masks", "empty"),
+        "windows_with_one_proposal": add("masks", "single"),
+        "windows_with_most_proposals": add("masks", "full"),
         "classes": len(usage),
         "classes_unused": [cluster for cluster, pixels in enumerate(usage) if not pixels],
         "label_maps_left_out": len(left_out),
@@ -183,14 +425,6 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     kinds = Counter(re.split(r": | \(", reason, maxsplit=1)[0] for reason in reasons)
     # of equally frequent ones the first of the alphabet: no count depends on an order
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:TOP_REASONS])
-
-
-def _sum_results(
-    stages: Mapping[str, tuple[StageRecord, Sequence[ShardRecord]]], key: str, names: Sequence[str]
-) -> dict[str, int | None]:
-    if key not in stages:
-        return dict.fromkeys(names)
-    return {name: sum(r.result.get(name, 0) for r in stages[key][1]) for name in names}
 
 
 def _list_devices(record: StageRecord, shards: Sequence[ShardRecord]) -> list[str]:

@@ -39,17 +39,18 @@ from pipeline.wording import count_of
 from stages.artefacts import fingerprint_image, label_file
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
-from stages.evaluate.counts import (
+from stages.evaluate.metrics import (
     count_image,
+    count_unusual,
     counts_file,
     encode_counts,
     encode_table,
     read_counts,
     remove_other_counts,
     score_images,
+    summarise_splits,
     tally_images,
 )
-from stages.evaluate.metrics import count_unusual, describe_metrics, summarise_splits
 from stages.evaluate.probe import (
     fingerprint_probe,
     list_training_windows,
@@ -69,6 +70,7 @@ from stages.labelling import (
     label_images,
     take_clusters,
 )
+from stages.scores import describe_metrics
 
 
 class Evaluate(SubjectStage[EvaluateSettings]):

@@ -6,52 +6,32 @@ another by the pixels that they have in common, so that the agreement is largest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 
 from pipeline.datasets import IGNORE, Colour
 from pipeline.progress import Screen
 from pipeline.run.evaluation import ClusterLook, Evaluation
 from pipeline.run.frames import count_threads, map_ahead
-from stages.scores import UNMATCHED, match_clusters
+from stages.scores import UNMATCHED, count_confusion, match_clusters
 
 Name = tuple[str, str]  # split and id of an image
 Pair = tuple[int, int]  # positions of two evaluations
-_MOST = 254  # the last index of a palette that does not mean ignore
 
 
-@dataclass(frozen=True)
-class PairCounts:
-    """How often clusters of two label maps meet: cells are 256 * first + second, none is 0."""
+def count_pairs(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> coo_array:
+    """Count which clusters two label maps of one image give to the same pixels.
 
-    cells: NDArray[np.int64]
-    pixels: NDArray[np.int64]
-
-
-def count_pairs(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> PairCounts:
-    """Count which clusters two label maps of one image give to the same pixels."""
+    Given are the counts that are not 0, int64 [first, second].
+    """
     if first.shape != second.shape:
         raise ValueError(f"label maps of shapes {first.shape} and {second.shape}")
-    counts = np.bincount((first.astype(np.intp) * 256 + second).ravel(), minlength=256 * 256)
-    counts = counts.reshape(256, 256)
-    counts[IGNORE, :] = counts[:, IGNORE] = 0
-    return pack_pairs(counts)
-
-
-def pack_pairs(total: NDArray[np.int64]) -> PairCounts:
-    """Turn a matrix, int64 [first, second], into its non-zero counts."""
-    rows, columns = np.nonzero(total)
-    return PairCounts(rows * 256 + columns, total[rows, columns])
-
-
-def add_pairs(total: NDArray[np.int64], counts: PairCounts) -> None:
-    """Add the counts of an image to ``total``, int64 [first, second] of at most 256 x 256."""
-    rows, columns = np.divmod(counts.cells, 256)
-    total[rows, columns] += counts.pixels
+    return coo_array(count_confusion(first, second, IGNORE, IGNORE))
 
 
 def match_pairs(total: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -73,13 +53,12 @@ def invert_matching(matching: NDArray[np.int64], count: int) -> NDArray[np.int64
     return inverse
 
 
-def measure_agreement(counts: PairCounts, matching: NDArray[np.int64]) -> float:
+def measure_agreement(counts: coo_array, matching: NDArray[np.int64]) -> float:
     """Measure on which share of the pixels that both label two labellings agree; NaN of none."""
-    if not len(counts.cells):
+    if not counts.nnz:
         return float("nan")
-    rows, columns = np.divmod(counts.cells, 256)
-    same = counts.pixels[matching[columns] == rows].sum()
-    return float(same / counts.pixels.sum())
+    same = counts.data[matching[counts.col] == counts.row].sum()
+    return float(same / counts.data.sum())
 
 
 @dataclass(frozen=True)
@@ -104,18 +83,18 @@ def compare_labels(
         (a, b): np.zeros((opened[a].clusters, opened[b].clusters), np.int64) for a, b in pairs
     }
 
-    def count(name: Name) -> dict[Pair, PairCounts]:
+    def count(name: Name) -> dict[Pair, coo_array]:
         maps = [entry.read_labels(entry.images[name]) for entry in opened]
         return {(a, b): count_pairs(maps[a], maps[b]) for a, b in pairs}
 
     threads = count_threads()
-    counts: dict[Name, dict[Pair, PairCounts]] = {}
+    counts: dict[Name, dict[Pair, coo_array]] = {}
     with screen.count("compare", len(chosen), "images") as counter:
         found = map_ahead(count, chosen, threads, threads)
         for name, of_pairs in zip(chosen, found, strict=True):
             counts[name] = of_pairs
             for pair, cells in of_pairs.items():
-                add_pairs(totals[pair], cells)
+                totals[pair][cells.row, cells.col] += cells.data
             counter.advance()
     matchings = {pair: match_pairs(total) for pair, total in totals.items()}
     turned = {(b, a): invert_matching(m, opened[a].clusters) for (a, b), m in matchings.items()}
@@ -123,14 +102,16 @@ def compare_labels(
     return Pairwise(
         matchings={**matchings, **turned, **same},
         shares={
-            pair: 100 * measure_agreement(pack_pairs(total), matchings[pair])
+            pair: 100 * measure_agreement(coo_array(total), matchings[pair])
             for pair, total in totals.items()
         },
         differences={name: _measure(of_pairs, matchings) for name, of_pairs in counts.items()},
     )
 
 
-def _measure(counts: dict[Pair, PairCounts], matchings: dict[Pair, NDArray[np.int64]]) -> float:
+def _measure(
+    counts: Mapping[Pair, coo_array], matchings: Mapping[Pair, NDArray[np.int64]]
+) -> float:
     """Measure how far the label maps of an image differ, in per cent, as a mean over the pairs."""
     shares = [measure_agreement(cells, matchings[pair]) for pair, cells in counts.items()]
     known = [share for share in shares if not np.isnan(share)]
@@ -148,11 +129,6 @@ class Paint:
     by: str
 
 
-def choose_reference(looks: Sequence[ClusterLook]) -> int:
-    """Choose whose colours the others take: the first that has classes, else the first."""
-    return next((i for i, look in enumerate(looks) if look.classes is not None), 0)
-
-
 def paint_looks(
     looks: Sequence[ClusterLook],
     classes: Sequence[Sequence[str]],
@@ -163,7 +139,10 @@ def paint_looks(
     base = looks[reference]
     paints = []
     for look, names, matching in zip(looks, classes, matchings, strict=True):
-        if base.classes and look.classes and _are_same(names, classes[reference]):
+        # labels without a name are numbered behind the others, as far as they occur in a split
+        shared = min(len(names), len(classes[reference]))
+        same = shared > 0 and list(names[:shared]) == list(classes[reference][:shared])
+        if base.classes and look.classes and same:
             paints.append(Paint(look.palette[look.index], "class"))
         elif look is base:
             paints.append(Paint(look.palette[look.index], "itself"))
@@ -172,26 +151,20 @@ def paint_looks(
     return paints
 
 
-def _are_same(first: Sequence[str], second: Sequence[str]) -> bool:
-    # labels without a name are numbered behind the others, as far as they occur in a split
-    shared = min(len(first), len(second))
-    return shared > 0 and list(first[:shared]) == list(second[:shared])
-
-
 def _borrow_colours(base: ClusterLook, matching: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Give clusters the colours of those they are matched to, and the others unused ones."""
-    used = base.index[: len(base.names)]
-    taken = set(used.tolist())
-    free = [i for i in range(int(used.max(initial=0)) + 1, _MOST + 1) if i not in taken]
-    index = np.full(256, 255, np.uint8)
-    spare = 0
-    for cluster, matched in enumerate(matching):
-        if matched == UNMATCHED:
-            index[cluster] = free[spare % len(free)] if free else _MOST
-            spare += 1
-        else:
-            index[cluster] = base.index[matched]
+    largest = int(base.index[: len(base.names)].max(initial=0))
+    free = np.arange(min(largest + 1, IGNORE - 1), IGNORE)
+    left = np.flatnonzero(matching == UNMATCHED)
+    index = np.full(256, IGNORE, np.uint8)
+    index[: len(matching)] = base.index[matching]
+    index[left] = np.resize(free, len(left))
     return base.palette[index]
+
+
+def choose_reference(looks: Sequence[ClusterLook]) -> int:
+    """Choose whose colours the others take: the first that has classes, else the first."""
+    return next((i for i, look in enumerate(looks) if look.classes is not None), 0)
 
 
 def list_legend(look: ClusterLook, class_names: Sequence[str]) -> list[tuple[str, Colour]]:

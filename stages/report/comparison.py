@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -31,16 +29,20 @@ from stages.report.agreement import (
     Name,
     Paint,
     Pair,
-    Pairwise,
     choose_reference,
     compare_labels,
     list_legend,
     paint_looks,
 )
-from stages.report.content import make_curve
+from stages.report.content import Content, draw_fit
 from stages.report.page import check_picture, render_page
-from stages.report.pictures import colour_labels, make_thumbnail, sample_evenly
-from stages.report.plots import draw_loss, draw_usage
+from stages.report.pictures import (
+    colour_labels,
+    make_thumbnail,
+    sample_evenly,
+    take_turns,
+    take_within,
+)
 from stages.report.words import count_effectively, find_version, is_number, list_commands
 
 MOST_SUBJECTS = 12
@@ -49,14 +51,21 @@ SIDE = 384  # longest side of a picture, pixels
 BUDGET = 18_000_000  # characters of all pictures: with text and plots, the page is below 25 MB
 # By this a page is known as one of a comparison.
 WRITER = 'data-writer="primaps-pipe compare"'
-_SCORES = (
-    ("accuracy_crf", "Accuracy with CRF, %"),
-    ("accuracy", "Accuracy without CRF, %"),
-    ("miou_crf", "Mean IoU with CRF, %"),
-    ("miou", "Mean IoU without CRF, %"),
+# Of every split: its name in the metrics, in the table, and whether more of it is better. Coverage,
+# confidence and numbers of clusters have no better and worse between one method and another.
+_FIGURES = (
+    ("images", "Images", False),
+    ("labelled_images", "with labels", False),
+    ("accuracy_crf", "Accuracy with CRF, %", True),
+    ("accuracy", "Accuracy without CRF, %", True),
+    ("miou_crf", "Mean IoU with CRF, %", True),
+    ("miou", "Mean IoU without CRF, %", True),
+    ("coverage", "Coverage, %", False),
+    ("confidence", "Confidence, %", False),
+    ("classes", "Clusters", False),
 )
-# what has no better and worse between one method and another
-_FIGURES = (("coverage", "Coverage, %"), ("confidence", "Confidence, %"))
+# the plots of a fit that are shown, and what they are called here
+_PLOTS = {"Loss": "Loss", "Class usage": "Share of every cluster"}
 # names of fits and heads, by which the columns are called, and of a view's parts
 _NAMES = frozenset(
     {"em.name", "evaluate.em", "evaluate.head", "head.name", "encode.head", "views.part"}
@@ -67,39 +76,22 @@ Role = Literal["most", "sample"]
 Value = float | int | str | None
 
 
-# --- what the page says --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Column:
-    """One evaluation that is compared."""
-
-    name: str
-    facts: tuple[tuple[str, str], ...]
+# --- the page as a whole -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of every evaluation."""
+    """One figure of every evaluation, and which of them are the best."""
 
     name: str
-    values: tuple[Value, ...]
-    best: tuple[int, ...] = ()
+    values: Sequence[Value]
+    best: Sequence[int] = ()
     colour: Colour | None = None
 
 
 @dataclass(frozen=True)
-class Table:
-    """Figures of one split."""
-
-    split: str
-    rows: tuple[Row, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class ComparedImage:
-    """One row of the gallery."""
+    """One row of the gallery; label maps and their accuracies are those of every evaluation."""
 
     id: str
     split: str
@@ -107,45 +99,28 @@ class ComparedImage:
     difference: float | None
     photograph: str | None
     truth: str | None
-    labels: tuple[str, ...]
-    accuracy: tuple[float | None, ...]
+    labels: Sequence[str]
+    accuracy: Sequence[float | None]
+
+    @property
+    def pictures(self) -> list[str]:
+        """All its pictures that there are."""
+        return [source for source in (self.photograph, self.truth, *self.labels) if source]
 
 
-@dataclass(frozen=True)
-class ComparisonContent:
-    """Everything that the page says; ``curves`` has name and plots, title and SVG, of each."""
-
-    title: str
-    verdict: str
-    columns: tuple[Column, ...]
-    notes: tuple[str, ...]
-    scores: tuple[Table, ...]
-    classes: tuple[Table, ...]
-    settings: tuple[Row, ...]
-    agreement: tuple[tuple[float | None, ...], ...]
-    agreement_note: str
-    gallery: tuple[ComparedImage, ...]
-    gallery_note: str
-    legend: tuple[tuple[str, Colour], ...]
-    other_colours: bool
-    curves: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    commands: tuple[str, ...]
-    version: str
-
-
-def render_comparison(content: ComparisonContent) -> str:
+def render_comparison(content: Content) -> str:
     """Render the page."""
-    for image in content.gallery:
-        for source in (image.photograph, image.truth, *image.labels):
-            if source is not None:
-                check_picture(source, f"of {image.id!r}")
+    gallery = content["gallery"]
+    for image in gallery:
+        for source in image.pictures:
+            check_picture(source, f"of {image.id!r}")
     sections = [
-        ("scores", "Scores", content.scores),
-        ("gallery", "Images", content.gallery),
-        ("agreement", "Agreement", content.agreement),
+        ("scores", "Scores", content["scores"]),
+        ("gallery", "Images", gallery),
+        ("agreement", "Agreement", content["agreement"]),
         ("settings", "Settings", True),
-        ("classes", "Classes", content.classes),
-        ("curves", "Training", content.curves),
+        ("classes", "Classes", content["classes"]),
+        ("curves", "Training", content["curves"]),
     ]
     return render_page(
         "comparison.html.j2",
@@ -153,18 +128,12 @@ def render_comparison(content: ComparisonContent) -> str:
         scripts=("common.js", "comparison.js"),
         content=content,
         writer=Markup(WRITER),
-        count=len(content.columns),
+        count=len(content["columns"]),
         sections=[(identity, name) for identity, name, there in sections if there],
-        has_photographs=any(image.photograph for image in content.gallery),
-        has_truth=any(image.truth for image in content.gallery),
-        gallery_splits=list(dict.fromkeys(image.split for image in content.gallery)),
-        curves=[
-            (name, [(title, Markup(svg)) for title, svg in plots]) for name, plots in content.curves
-        ],
+        has_photographs=any(image.photograph for image in gallery),
+        has_truth=any(image.truth for image in gallery),
+        gallery_splits=list(dict.fromkeys(image.split for image in gallery)),
     )
-
-
-# --- the page as a whole -------------------------------------------------------------------------
 
 
 def compare_runs(
@@ -187,7 +156,7 @@ def compare_runs(
     opened = [open_evaluation(run, em, head, SETTINGS) for run, em, head in subjects]
     _check_subjects(opened)
     for entry in opened:
-        if changed := find_upstream_changes(entry.run, f"evaluate/{entry.subject.title}"):
+        if changed := find_upstream_changes(entry.run, _key(entry)):
             screen.warn(
                 f"compare: {entry.subject.key} of {entry.run.path}: {changed.rstrip('.')}; what is "
                 "shown was evaluated before. "
@@ -206,60 +175,69 @@ def _check_subjects(opened: Sequence[Evaluation]) -> None:
         raise UsageError(f"{len(opened)} fits are too many for one page: give {MOST_SUBJECTS}.")
     seen = set()
     for entry in opened:
-        key = (_locate(entry.run), entry.subject.title)
-        if key in seen:
+        # a run is one, by whatever way it was given
+        place = (entry.run.path.resolve(), entry.subject.title)
+        if place in seen:
             raise UsageError(f"{entry.subject.key} of {entry.run.path} is given twice.")
-        seen.add(key)
+        seen.add(place)
 
 
-def _locate(run: RunDirectory) -> Path:
-    """Return the one place of a run, by whatever way it was given."""
-    return run.path.resolve()
+def _key(entry: Evaluation) -> str:
+    return f"evaluate/{entry.subject.title}"
 
 
-def build_comparison(
-    opened: Sequence[Evaluation], images: int, screen: Screen
-) -> ComparisonContent:
+def build_comparison(opened: Sequence[Evaluation], images: int, screen: Screen) -> Content:
     """Gather what the page says of some evaluations."""
-    called = [
-        e.subject.name if e.subject.kind == "em" else f"head {e.subject.name}" for e in opened
-    ]
-    names = name_columns([(_locate(e.run), name) for e, name in zip(opened, called, strict=True)])
+    names = name_columns([(entry.run.path.resolve(), _call(entry)) for entry in opened])
     common = find_common([entry.images for entry in opened])
     chosen = sample_common(common, max(COMPARED, images))
     pairs = compare_labels(opened, chosen, screen)
     rows = choose_rows(pairs.differences, images)
-    reference, paints = _choose_paints(opened, pairs, list(common.splits))
-    gallery = draw_gallery(opened, rows, pairs.differences, paints, reference, screen)
-    main = next(iter(common.splits))
-    block = opened[reference].metrics["splits"][main]
-    legend = list_legend(opened[reference].look(main), block["class_names"])
-    commands = (
-        command
-        for entry in opened
-        for command in list_commands(entry.run, f"evaluate/{entry.subject.title}", SETTINGS)
+    # whose colours the others take, and the colours of every split
+    looks = {split: [entry.look(split) for entry in opened] for split in common.splits}
+    main = next(iter(looks))
+    reference = choose_reference(looks[main])
+    matchings = [pairs.matchings[reference, entry] for entry in range(len(opened))]
+    paints = {}
+    for split, own in looks.items():
+        classes = [block["class_names"] for block in _list_blocks(opened, split)]
+        paints[split] = paint_looks(own, classes, matchings, reference)
+    gallery, unreadable = draw_gallery(
+        opened, rows, pairs.differences, paints, reference, screen, BUDGET
     )
-    return ComparisonContent(
-        title=f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
-        verdict=describe_verdict(names, opened, list(pairs.shares.values())),
-        columns=tuple(map(_describe_column, names, opened)),
-        notes=_describe_images(names, common, gallery),
-        scores=tuple(_tabulate_scores(opened, split) for split in _list_splits(opened)),
-        classes=tabulate_classes(opened),
-        settings=list_differences(opened),
-        agreement=tabulate_agreement(pairs.shares, len(opened)),
-        agreement_note=_count_compared(len(chosen), common),
-        gallery=gallery.images,
-        gallery_note=_describe_gallery(names, gallery, paints[main], reference),
-        legend=tuple(legend),
-        other_colours=_has_others(opened, paints, legend),
-        curves=tuple(
-            (name, _draw_curves(entry)) for name, entry in zip(names, opened, strict=True)
-        ),
+    class_names = opened[reference].metrics["splits"][main]["class_names"]
+    legend = list_legend(looks[main][reference], class_names)
+    shown = {
+        tuple(colour)
+        for own in paints.values()
+        for entry, paint in zip(opened, own, strict=True)
+        for colour in paint.palette[: entry.clusters].tolist()
+    }
+    commands = [c for entry in opened for c in list_commands(entry.run, _key(entry), SETTINGS)]
+    return {
+        "title": f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
+        "verdict": describe_verdict(names, opened, list(pairs.shares.values())),
+        "columns": [_describe_column(*each) for each in zip(names, opened, strict=True)],
+        "notes": _describe_images(names, common, unreadable),
+        "scores": [_tabulate_scores(opened, split) for split in _list_splits(opened)],
+        "classes": tabulate_classes(opened),
+        "settings": list_differences(opened),
+        "agreement": tabulate_agreement(pairs.shares, len(opened)),
+        "agreement_note": _count_compared(len(chosen), common),
+        "gallery": gallery,
+        "gallery_note": _describe_gallery(names, len(rows) - len(gallery), paints[main], reference),
+        "legend": legend,
+        # a colour of some cluster that the legend does not name
+        "other_colours": not shown <= {colour for _, colour in legend},
+        "curves": [(name, _draw_curves(e)) for name, e in zip(names, opened, strict=True)],
         # those of a run that several share once
-        commands=tuple(dict.fromkeys(commands)),
-        version=find_version(),
-    )
+        "commands": list(dict.fromkeys(commands)),
+        "version": find_version(),
+    }
+
+
+def _call(entry: Evaluation) -> str:
+    return entry.subject.name if entry.subject.kind == "em" else f"head {entry.subject.name}"
 
 
 def name_columns(places: Sequence[tuple[Path, str]]) -> list[str]:
@@ -275,65 +253,30 @@ def name_columns(places: Sequence[tuple[Path, str]]) -> list[str]:
 
 def _shorten_paths(paths: Sequence[PurePath]) -> list[str]:
     """Give each path by as few of its last parts as tell it from the others."""
-    for length in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
-        if max(Counter(names).values(), default=1) == 1:
+        if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
 
 
-def _choose_paints(
-    opened: Sequence[Evaluation], pairs: Pairwise, splits: Sequence[str]
-) -> tuple[int, dict[str, list[Paint]]]:
-    """Choose whose colours the others take, and the colours of every split."""
-    looks = {split: [entry.look(split) for entry in opened] for split in splits}
-    reference = choose_reference(looks[splits[0]])
-    matchings = [pairs.matchings[reference, entry] for entry in range(len(opened))]
-    names = {split: [e.metrics["splits"][split]["class_names"] for e in opened] for split in splits}
-    return reference, {
-        split: paint_looks(looks[split], names[split], matchings, reference) for split in splits
-    }
+def _describe_column(name: str, entry: Evaluation) -> Content:
+    made = f"fit {entry.subject.name}" if entry.subject.kind == "em" else name
+    facts = [
+        ("run", str(entry.run.path)),
+        ("made by", made),
+        ("dataset", entry.manifest.dataset),
+        ("images", str(len(entry.images))),
+        ("clusters", str(entry.clusters)),
+        ("CRF", str(entry.metrics["crf"])),
+    ]
+    return {"name": name, "facts": facts}
 
 
-def _has_others(
-    opened: Sequence[Evaluation],
-    paints: Mapping[str, Sequence[Paint]],
-    legend: Sequence[tuple[str, Colour]],
-) -> bool:
-    """Whether some cluster has a colour that the legend does not name."""
-    named = {colour for _, colour in legend}
-    return any(
-        tuple(colour) not in named
-        for of_split in paints.values()
-        for entry, paint in zip(opened, of_split, strict=True)
-        for colour in paint.palette[: entry.clusters].tolist()
-    )
-
-
-def _describe_column(name: str, entry: Evaluation) -> Column:
-    return Column(
-        name=name,
-        facts=(
-            ("run", str(entry.run.path)),
-            ("made by", f"fit {entry.subject.name}" if entry.subject.kind == "em" else name),
-            ("dataset", entry.manifest.dataset),
-            ("images", str(len(entry.images))),
-            ("clusters", str(entry.clusters)),
-            ("CRF", str(entry.metrics["crf"])),
-        ),
-    )
-
-
-def _draw_curves(entry: Evaluation) -> tuple[tuple[str, str], ...]:
-    """Draw how a fit or head went."""
-    curve = make_curve(*read_group_of(entry.run, entry.subject))
-    plots = []
-    if curve.loss:
-        plots.append(("Loss", draw_loss(curve.loss, curve.unit)))
-    if curve.usage:
-        colours = entry.look().colours
-        plots.append(("Share of every cluster", draw_usage(curve.usage, colours, curve.unit)))
-    return tuple(plots)
+def _draw_curves(entry: Evaluation) -> list[tuple[str, str]]:
+    """Draw how a fit or head went: title and SVG."""
+    plots = draw_fit(*read_group_of(entry.run, entry.subject), entry.look().colours)
+    return [(_PLOTS[plot["title"]], plot["svg"]) for plot in plots if plot["title"] in _PLOTS]
 
 
 # --- scores, classes and settings ----------------------------------------------------------------
@@ -349,30 +292,23 @@ def _list_blocks(opened: Sequence[Evaluation], split: str) -> list[dict[str, Any
     return [entry.metrics["splits"].get(split, {}) for entry in opened]
 
 
-def _tabulate_scores(opened: Sequence[Evaluation], split: str) -> Table:
+def _tabulate_scores(opened: Sequence[Evaluation], split: str) -> Content:
     """Put the scores of a split side by side."""
     blocks = _list_blocks(opened, split)
-
-    def pick(key: str) -> tuple[Value, ...]:
-        return tuple(block.get(key) for block in blocks)
-
-    rows = [Row("Images", pick("images"))]
-    if any(pick("labelled_images")):
-        rows.append(Row("with labels", pick("labelled_images")))
-    for key, title in _SCORES:
-        values = pick(key)
-        if any(map(is_number, values)):
-            rows.append(Row(title, values, find_best(values)))
-    rows += [Row(title, pick(key)) for key, title in _FIGURES]
-    rows.append(Row("Clusters", pick("classes")))
-    usage = [block.get("class_usage") or [] for block in blocks]
-    even: tuple[Value, ...] = tuple(count_effectively(u) if u else None for u in usage)
+    rows = []
+    for key, title, rated in _FIGURES:
+        values = [block.get(key) for block in blocks]
+        there = any(values) if key == "labelled_images" else any(map(is_number, values))
+        if there:
+            rows.append(Row(title, values, find_best(values) if rated else ()))
+    usage = [block.get("class_usage") for block in blocks]
+    even = [count_effectively(shares) if shares else None for shares in usage]
     rows.append(Row("Clusters in use, effectively", even))
     scored = {block["labelled_images"] for block in blocks if is_number(block.get("accuracy"))}
     note = ""
     if len(scored) > 1:
         note = "Every score is over the images of its own run, and these are not as many in all."
-    return Table(split, tuple(rows), note)
+    return {"split": split, "rows": rows, "note": note}
 
 
 def find_best(values: Sequence[Any]) -> tuple[int, ...]:
@@ -384,7 +320,7 @@ def find_best(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(i for i, v in enumerate(values) if is_number(v) and round(v, 2) == largest)
 
 
-def tabulate_classes(opened: Sequence[Evaluation]) -> tuple[Table, ...]:
+def tabulate_classes(opened: Sequence[Evaluation]) -> list[Content]:
     """Put the IoU of every class side by side, for every split that has labels."""
     tables = []
     for split in _list_splits(opened):
@@ -397,11 +333,11 @@ def tabulate_classes(opened: Sequence[Evaluation]) -> tuple[Table, ...]:
                 colours.setdefault(name, (red, green, blue))
         rows = []
         for name in dict.fromkeys(name for classes in scored for name in classes):
-            values = tuple(classes.get(name) for classes in scored)
+            values = [classes.get(name) for classes in scored]
             rows.append(Row(name, values, find_best(values), colours.get(name)))
         if any(is_number(value) for row in rows for value in row.values):
-            tables.append(Table(split, tuple(rows)))
-    return tuple(tables)
+            tables.append({"split": split, "rows": rows, "note": ""})
+    return tables
 
 
 def _read_classes(block: dict[str, Any]) -> dict[str, float | None]:
@@ -412,14 +348,14 @@ def _read_classes(block: dict[str, Any]) -> dict[str, float | None]:
     return {entry["name"]: entry.get(key) for entry in block["per_class"]}
 
 
-def list_differences(opened: Sequence[Evaluation]) -> tuple[Row, ...]:
+def list_differences(opened: Sequence[Evaluation]) -> list[Row]:
     """List the settings in which the evaluations differ, in the order of the stages."""
-    settings = [_list_settings(entry.run, f"evaluate/{entry.subject.title}") for entry in opened]
-    return tuple(
-        Row(name, tuple(map(_show, values)))
+    settings = [_list_settings(entry.run, _key(entry)) for entry in opened]
+    return [
+        Row(name, [_show(value) for value in values])
         for name, values in find_differences(settings).items()
         if name not in _NAMES
-    )
+    ]
 
 
 def _list_settings(run: RunDirectory, key: str) -> dict[str, Any]:
@@ -464,20 +400,21 @@ def describe_verdict(
 
 def _rank(names: Sequence[str], opened: Sequence[Evaluation]) -> str:
     """Say which has the highest mean IoU of the final labels, split by split."""
-    told, scored = [], set()
+    told, scored = [], set[str]()
     for split in _list_splits(opened):
-        blocks = _list_blocks(opened, split)
-        scores = [b.get("miou") if b.get("miou_crf") is None else b["miou_crf"] for b in blocks]
-        ranked = sorted(
-            ((score, -i) for i, score in enumerate(scores) if is_number(score)), reverse=True
-        )
-        scored |= {names[-i] for _, i in ranked}
-        if len(ranked) < 2:
+        scores = {}
+        for name, block in zip(names, _list_blocks(opened, split), strict=True):
+            final = block.get("miou") if block.get("miou_crf") is None else block["miou_crf"]
+            if is_number(final):
+                scores[name] = final
+        scored |= scores.keys()
+        if len(scores) < 2:
             continue
-        (best, first), (second, _) = ranked[:2]
-        lead = round(best, 1) - round(second, 1)
+        first, second = sorted(scores, key=lambda name: -scores[name])[:2]
+        best = scores[first]
+        lead = round(best, 1) - round(scores[second], 1)
         told.append(
-            f"{split}: {names[-first]}, {best:.1f} %, {lead:.1f} points above the next"
+            f"{split}: {first}, {best:.1f} %, {lead:.1f} points above the next"
             if lead > 0
             else f"{split}: no one alone, {best:.1f} %"
         )
@@ -488,12 +425,10 @@ def _rank(names: Sequence[str], opened: Sequence[Evaluation]) -> str:
     return f"Highest mean IoU of the final labels on {'; on '.join(told)}."
 
 
-def tabulate_agreement(
-    shares: Mapping[Pair, float], count: int
-) -> tuple[tuple[float | None, ...], ...]:
+def tabulate_agreement(shares: Mapping[Pair, float], count: int) -> list[list[float | None]]:
     """Make a matrix of the shares; None on the diagonal, and where there is none."""
     known = {frozenset(pair): share for pair, share in shares.items() if not np.isnan(share)}
-    return tuple(tuple(known.get(frozenset((a, b))) for b in range(count)) for a in range(count))
+    return [[known.get(frozenset((a, b))) for b in range(count)] for a in range(count)]
 
 
 # --- the images ----------------------------------------------------------------------------------
@@ -501,16 +436,12 @@ def tabulate_agreement(
 
 @dataclass(frozen=True)
 class CommonImages:
-    """The ids of the images that all evaluations labelled, by split.
-
-    ``others`` counts what each has besides; ``resized`` those of another size, which are left out;
-    ``changed`` those of the same size that are another file.
-    """
+    """The ids of the images that all evaluations labelled, by split."""
 
     splits: dict[str, list[str]]
-    others: tuple[int, ...]
-    resized: int
-    changed: int
+    others: tuple[int, ...]  # images that each has besides
+    resized: int  # of another size, which are left out
+    changed: int  # of the same size, but another file
 
     @property
     def count(self) -> int:
@@ -571,13 +502,7 @@ def choose_rows(differences: Mapping[Name, float], wanted: int) -> dict[Name, Ro
     return rows
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """The rows, how many found no room, and the files that cannot be read, with the reasons."""
-
-    images: tuple[ComparedImage, ...]
-    left_out: int
-    unreadable: tuple[tuple[str, str], ...]
+Fault = tuple[str, str]  # a file that cannot be read, and why
 
 
 def draw_gallery(
@@ -587,17 +512,16 @@ def draw_gallery(
     paints: Mapping[str, Sequence[Paint]],
     reference: int,
     screen: Screen,
-    budget: int = BUDGET,
-) -> Gallery:
+    budget: int,
+) -> tuple[list[ComparedImage], list[Fault]]:
     """Draw as many rows as there is room for, fair to all splits."""
     splits = dict.fromkeys(split for split, _ in rows)
-    turns = zip_longest(*([name for name in rows if name[0] == split] for split in splits))
-    ordered = [name for turn in turns for name in turn if name is not None]
+    ordered = take_turns([name for name in rows if name[0] == split] for split in splits)
     scores = [entry.read_scores(ordered) for entry in opened]
 
-    def draw(name: Name) -> tuple[ComparedImage, list[tuple[str, str]]]:
+    def draw(name: Name) -> tuple[ComparedImage, list[Fault]]:
         value = differences[name]
-        faults: list[tuple[str, str]] = []
+        faults: list[Fault] = []
         final = [found.get(name, {}) for found in scores]
         image = ComparedImage(
             id=name[1],
@@ -606,34 +530,27 @@ def draw_gallery(
             difference=None if np.isnan(value) else value,
             photograph=_draw_photograph(opened, name, faults),
             truth=_draw_truth(opened[reference], name, faults),
-            labels=tuple(
+            labels=[
                 _draw_map(entry.read_labels(entry.images[name]), paint.palette)
                 for entry, paint in zip(opened, paints[name[0]], strict=True)
-            ),
-            accuracy=tuple(found.get("accuracy_crf", found.get("accuracy")) for found in final),
+            ],
+            accuracy=[found.get("accuracy_crf", found.get("accuracy")) for found in final],
         )
         return image, faults
 
     drawn: dict[Name, ComparedImage] = {}
-    unreadable: list[tuple[str, str]] = []
-    size, threads = 0, count_threads()
+    unreadable: list[Fault] = []
+    threads = count_threads()
     with screen.count("draw", len(ordered), "images") as counter:
-        for name, (image, faults) in zip(
-            ordered, map_ahead(draw, ordered, threads, threads), strict=False
-        ):
-            size += sum(len(s) for s in (image.photograph, image.truth, *image.labels) if s)
-            if size > budget:
-                break
-            drawn[name] = image
+        found = map_ahead(draw, ordered, threads, threads)
+        for image, faults in take_within(found, lambda d: sum(map(len, d[0].pictures)), budget):
+            drawn[image.split, image.id] = image
             unreadable += faults
             counter.advance()
-    images = tuple(drawn[name] for name in rows if name in drawn)
-    return Gallery(images, len(rows) - len(images), tuple(unreadable))
+    return [drawn[name] for name in rows if name in drawn], unreadable
 
 
-def _draw_photograph(
-    opened: Sequence[Evaluation], name: Name, faults: list[tuple[str, str]]
-) -> str | None:
+def _draw_photograph(opened: Sequence[Evaluation], name: Name, faults: list[Fault]) -> str | None:
     """Draw the photograph of the first evaluation that still has it."""
     for entry in opened:
         image = entry.images[name]
@@ -648,7 +565,7 @@ def _draw_photograph(
     return None
 
 
-def _draw_truth(entry: Evaluation, name: Name, faults: list[tuple[str, str]]) -> str | None:
+def _draw_truth(entry: Evaluation, name: Name, faults: list[Fault]) -> str | None:
     image = entry.images[name]
     path = entry.manifest.label_path(image)
     if path is None:
@@ -673,8 +590,8 @@ def _fit(width: int, height: int) -> tuple[int, int]:
 
 
 def _describe_images(
-    names: Sequence[str], common: CommonImages, gallery: Gallery
-) -> tuple[str, ...]:
+    names: Sequence[str], common: CommonImages, unreadable: Sequence[Fault]
+) -> list[str]:
     """Say what is not compared, and what else a reader must know of the images."""
     notes = []
     apart = [
@@ -695,12 +612,12 @@ def _describe_images(
             f"{common.changed} of the images in common are not the same file in all: what differs "
             "there may be the photograph."
         )
-    if gallery.unreadable:
-        path, reason = gallery.unreadable[0]
-        more = len(gallery.unreadable) - 1
+    if unreadable:
+        path, reason = unreadable[0]
+        more = len(unreadable) - 1
         others = f" ({more} more)" if more else ""
         notes.append(f"{path} could not be read and is not shown: {reason}{others}.")
-    return tuple(notes)
+    return notes
 
 
 def _count_compared(count: int, common: CommonImages) -> str:
@@ -713,15 +630,15 @@ def _count_compared(count: int, common: CommonImages) -> str:
 
 
 def _describe_gallery(
-    names: Sequence[str], gallery: Gallery, paints: Sequence[Paint], reference: int
+    names: Sequence[str], left_out: int, paints: Sequence[Paint], reference: int
 ) -> str:
     """Say which images are shown and what their colours mean."""
     shown = (
         "Of each split, half of the images are those on which the label maps differ most, and half "
         "are an even sample of the others; those that differ most come first."
     )
-    if gallery.left_out:
-        shown += f" {gallery.left_out} more found no room: the page is kept under 25 MB."
+    if left_out:
+        shown += f" {left_out} more found no room: the page is kept under 25 MB."
     base = names[reference]
     borrowed = [name for name, paint in zip(names, paints, strict=True) if paint.by == "pixels"]
     if not borrowed:

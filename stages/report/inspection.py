@@ -1,29 +1,31 @@
-"""One image with everything that the stages have made of it so far, as one picture."""
+"""One image with everything that the stages have made of it so far, as one picture.
+
+It is a sheet of captioned pictures with a legend and figures, drawn as one matplotlib figure.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.datasets import IGNORE, png_palette
+from pipeline.datasets import IGNORE, Colour, png_palette
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
-from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory, Subject, choose_subject
-from pipeline.run.evaluation import (
-    ClusterLook,
-    Evaluation,
-    choose_look,
-    open_evaluation,
-    read_given_names,
-)
+from pipeline.run.evaluation import Evaluation, choose_look, open_evaluation, read_given_names
 from pipeline.run.ledger import inspect_stage, read_record, require_fresh
 from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
@@ -33,18 +35,16 @@ from stages.artefacts import Artefacts, open_artefacts
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.labelling import MAIN, label_images
-from stages.report.content import read_clusters
+from stages.report.content import read_labels
 from stages.report.pictures import (
-    colour_errors,
-    colour_features,
+    Exhibit,
+    Labels,
     colour_labels,
-    colour_proposals,
+    draw_exhibit,
     fit_feature_colours,
-    join_pictures,
     join_proposals,
 )
-from stages.report.sheet import Legend, Panel, Sheet, draw_sheet
-from stages.report.words import describe_scores
+from stages.report.words import NOTHING, describe_scores, format_percent
 from stages.scores import list_parts
 
 _DEVICE = "auto"
@@ -52,8 +52,38 @@ _DEVICE = "auto"
 _DEFAULTS = SETTINGS["evaluate"]().model_dump()
 # Key and value of the text in the PNG by which its pictures are known.
 _WRITER = ("Software", "primaps-pipe inspect")
-_NOTHING = "–"
 _COLUMNS = ("share", "in truth", "IoU")
+# Of the sheet. All lengths are pixels.
+_WIDTH = 1640
+_MARGIN = 28
+_INNER = _WIDTH - 2 * _MARGIN
+_GAP = 14
+_TALLEST = 620  # of a picture
+_FIGURE = 88  # that a figure of the legend may take
+_BESIDE = 3  # columns of the legend
+_INK, _MUTED, _RULE = "#1d2125", "#5d6670", "#d0d4d2"
+_TITLE, _TEXT, _SMALL = 26, 16, 14
+_LINE = 1.4  # line height in units of the font size
+_ASCENT = 0.93  # of the font, in the same unit
+_POINT = 0.72  # points a pixel, at matplotlib's 100 pixels an inch
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the sheet; a photograph is smoothed, a map is not."""
+
+    caption: str
+    pixels: NDArray[np.uint8]
+    smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Legend:
+    """One row of the legend."""
+
+    colour: Colour
+    name: str
+    figures: tuple[str, ...] = ()
 
 
 def inspect_image(
@@ -63,9 +93,51 @@ def inspect_image(
     require_fresh(run, "extract", SETTINGS)
     row = find_image(run, read_manifest(run), image)
     _check_file(out)
+    subject, notes = _choose_fit(run, em, head)
+    evaluation = None
+    if subject is not None:
+        evaluation, reasons = _find_evaluation(run, subject, row)
+        notes += reasons
+    artefacts = _open(run, subject, evaluation)
+    if not artefacts.has_proposals:
+        notes.append(f"No proposals: {_explain(run, 'masks')}")
+    frame = _read_frame(artefacts, row)
+    try:
+        truth = artefacts.read_truth(row)
+    except ImageError as error:
+        truth = None
+        notes.append(f"No ground truth: {row.label} cannot be read: {error}.")
+    labels, scores, crf = None, dict[str, float](), "none"
+    if evaluation is not None:
+        looks = (evaluation.look(row.split, refined=False), evaluation.look(row.split))
+        labels = read_labels(evaluation, artefacts, row, looks, _DEVICE)
+        name = (row.split, row.id)
+        scores, crf = evaluation.read_scores([name]).get(name, {}), str(evaluation.metrics["crf"])
+    elif subject is not None:
+        labels, scores, crf = _compute_labels(artefacts, row)
+    exhibit = Exhibit(
+        frame=frame,
+        boxes=artefacts.cover(row).boxes,
+        features=artefacts.read_features(row),
+        proposals=artefacts.read_proposals(row),
+        truth=truth,
+        palette=np.frombuffer(png_palette(artefacts.dataset.palette), np.uint8).reshape(256, 3),
+        labels=labels,
+    )
+    legend = _list_legend(artefacts, exhibit)
+    # columns in which nothing stands are left out
+    kept = [i for i in range(len(_COLUMNS)) if any(e.figures[i] != NOTHING for e in legend)]
+    pixels = draw_sheet(
+        title=f"{row.split}/{row.id}",
+        line=_describe_image(artefacts, row, labels),
+        panels=list(_list_panels(artefacts, row, exhibit, crf)),
+        figures=_list_figures(exhibit, scores),
+        legend=[replace(e, figures=tuple(e.figures[i] for i in kept)) for e in legend],
+        columns=("class or cluster", *(_COLUMNS[i] for i in kept)),
+        notes=notes,
+    )
     signed, buffer = PngInfo(), io.BytesIO()
     signed.add_text(*_WRITER)
-    pixels = draw_sheet(_make_sheet(_gather(run, row, em, head)))
     PillowImage.fromarray(pixels).save(buffer, "PNG", optimize=True, pnginfo=signed)
     write_bytes(out, buffer.getvalue())
     return out
@@ -89,82 +161,6 @@ def _check_file(out: Path) -> None:
 
 
 # --- what there is of an image -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """The labels of an image, over the box that its windows cover."""
-
-    plain: NDArray[np.uint8]
-    refined: NDArray[np.uint8] | None
-    crf: str
-    plain_look: ClusterLook
-    look: ClusterLook
-    scores: Mapping[str, float]
-
-    @property
-    def final(self) -> NDArray[np.uint8]:
-        """The labels that are written."""
-        return self.plain if self.refined is None else self.refined
-
-
-@dataclass(frozen=True)
-class _View:
-    """One image of a run as far as it has got; what lacks is said in the notes."""
-
-    artefacts: Artefacts
-    image: Image
-    frame: NDArray[np.uint8]
-    truth: NDArray[np.uint8] | None
-    labels: _Labels | None
-    notes: tuple[str, ...]
-
-    @property
-    def cover(self) -> Cover:
-        return self.artefacts.cover(self.image)
-
-    @property
-    def palette(self) -> NDArray[np.uint8]:
-        """Colours of the classes, uint8 [256, rgb]."""
-        colours = png_palette(self.artefacts.dataset.palette[:255])
-        return np.frombuffer(colours, np.uint8).reshape(256, 3)
-
-    @cached_property
-    def true_shares(self) -> dict[int, float]:
-        """Share of every class in the ground truth in per cent, the largest first."""
-        if self.truth is None:
-            return {}
-        usage = np.bincount(self.truth.ravel(), minlength=256)[:IGNORE]
-        total = max(int(usage.sum()), 1)
-        order = sorted(np.flatnonzero(usage).tolist(), key=lambda index: (-usage[index], index))
-        return {index: 100 * float(usage[index]) / total for index in order}
-
-
-def _gather(run: RunDirectory, image: Image, em: str | None, head: str | None) -> _View:
-    subject, notes = _choose_fit(run, em, head)
-    evaluation = None
-    if subject is not None:
-        evaluation, reasons = _find_evaluation(run, subject, image)
-        notes += reasons
-    artefacts = _open(run, subject, evaluation)
-    if not artefacts.has_proposals:
-        notes.append(f"No proposals: {_explain(run, 'masks')}")
-    try:
-        frame = artefacts.read_pixels(image)
-    except ImageError as error:
-        path = artefacts.manifest.root / image.path
-        raise RunError(f"{path} cannot be read: {error}.") from error
-    try:
-        truth = artefacts.read_truth(image)
-    except ImageError as error:
-        truth = None
-        notes.append(f"No ground truth: {image.label} cannot be read: {error}.")
-    labels = None
-    if evaluation is not None:
-        labels = _read_labels(artefacts, evaluation, image)
-    elif subject is not None:
-        labels = _compute_labels(artefacts, image)
-    return _View(artefacts, image, frame, truth, labels, tuple(notes))
 
 
 def _choose_fit(
@@ -230,22 +226,16 @@ def _explain(run: RunDirectory, key: str) -> str:
     return f"{key} is {condition.state} in {run.path}."
 
 
-def _read_labels(artefacts: Artefacts, evaluation: Evaluation, image: Image) -> _Labels:
-    """Take the labels of the evaluation."""
-    name = (image.split, image.id)
-    plain, refined = read_clusters(evaluation, artefacts, image, _DEVICE)
-    return _Labels(
-        plain=plain,
-        refined=refined,
-        crf=str(evaluation.metrics["crf"]),
-        plain_look=evaluation.look(image.split, refined=False),
-        look=evaluation.look(image.split),
-        scores=evaluation.read_scores([name]).get(name, {}),
-    )
+def _read_frame(artefacts: Artefacts, image: Image) -> NDArray[np.uint8]:
+    try:
+        return artefacts.read_pixels(image)
+    except ImageError as error:
+        path = artefacts.manifest.root / image.path
+        raise RunError(f"{path} cannot be read: {error}.") from error
 
 
-def _compute_labels(artefacts: Artefacts, image: Image) -> _Labels:
-    """Label an image that no evaluation has labelled."""
+def _compute_labels(artefacts: Artefacts, image: Image) -> tuple[Labels, dict[str, float], str]:
+    """Label an image that no evaluation has labelled; say how sure that is, and by which CRF."""
     logits = artefacts.read_logits([image], device=_DEVICE, names=[MAIN])[image.image][MAIN]
     backend = choose_backend(_DEFAULTS["crf"], _DEVICE)
     (labelling,) = label_images(
@@ -259,136 +249,272 @@ def _compute_labels(artefacts: Artefacts, image: Image) -> _Labels:
     )
     given = read_given_names(artefacts.run, artefacts.subject.title, artefacts.clusters)
     look = choose_look(artefacts.clusters, None, (), (), given)
-    return _Labels(
-        plain=labelling.plain,
-        refined=labelling.refined,
-        crf="none" if backend is None else backend.name,
-        plain_look=look,
-        look=look,
-        scores={"confidence": 100 * labelling.confidence / labelling.plain.size},
-    )
+    scores = {"confidence": 100 * labelling.confidence / labelling.plain.size}
+    labels = Labels(labelling.plain, labelling.refined, look, look)
+    return labels, scores, "none" if backend is None else backend.name
 
 
 # --- what is drawn of it -------------------------------------------------------------------------
 
 
-def _make_sheet(view: _View) -> Sheet:
-    legend = [*_list_clusters(view), *_list_classes(view)]
-    # columns in which nothing stands are left out
-    kept = [i for i in range(len(_COLUMNS)) if any(e.figures[i] != _NOTHING for e in legend)]
-    return Sheet(
-        title=f"{view.image.split}/{view.image.id}",
-        lines=(_describe_image(view),),
-        panels=tuple(_draw_panels(view)),
-        figures=tuple(_list_figures(view)),
-        legend=tuple(replace(e, figures=tuple(e.figures[i] for i in kept)) for e in legend),
-        columns=("class or cluster", *(_COLUMNS[i] for i in kept)),
-        notes=view.notes,
-    )
-
-
-def _describe_image(view: _View) -> str:
-    image, windows, labels = view.image, view.cover.windows, view.labels
+def _describe_image(artefacts: Artefacts, image: Image, labels: Labels | None) -> str:
+    windows, subject = artefacts.cover(image).windows, artefacts.subject
     parts = [
-        f"run {view.artefacts.run.path}",
+        f"run {artefacts.run.path}",
         f"{image.width} x {image.height} px",
         f"{len(windows)} window{'s' if len(windows) > 1 else ''} of {windows[0].size} px",
     ]
     if labels is not None:
-        subject = view.artefacts.subject
         kind = "fit" if subject.kind == "em" else "head"
         matched = "" if labels.look.classes is not None else ", not matched to classes"
         parts.append(f"{kind} {subject.name}: {len(labels.look.names)} clusters{matched}")
     return " · ".join(parts)
 
 
-def _draw_panels(view: _View) -> Iterator[Panel]:
-    artefacts, cover, shape = view.artefacts, view.cover, view.frame.shape[:2]
+def _list_panels(artefacts: Artefacts, image: Image, exhibit: Exhibit, crf: str) -> Iterator[Panel]:
+    """Caption what there is, and lay the final labels over the photograph."""
+    cover = artefacts.cover(image)
     left, top, right, bottom = cover.box
     whole = (right - left, bottom - top) == cover.resized
-    part = "" if whole else ", the part that the windows cover"
-    yield Panel(f"photograph{part}", view.frame, "photograph")
-    features = artefacts.read_features(view.image)
-    fitted = fit_feature_colours(features)
-    grids = colour_features(features, fitted)
     what = "features" if artefacts.features == artefacts.run.features else "codes of the head"
-    caption = f"{what}: the first three principal components as colours, of this image alone"
-    yield Panel(caption, join_pictures(grids, cover.boxes, shape))
-    proposals = artefacts.read_proposals(view.image)
-    if proposals is not None:
-        ids = join_proposals(proposals, cover.boxes, shape)
-        count = len(np.unique(ids[ids > 0]))
-        yield Panel(f"{count} proposals; dark grey: none", colour_proposals(ids))
-    if view.labels is not None:
-        yield from _draw_labels(view, view.labels)
-    if view.truth is not None:
-        yield Panel("ground truth", colour_labels(view.truth, view.palette))
-    if view.truth is not None and view.labels is not None and view.labels.look.classes:
-        final = view.labels.look.index[view.labels.final]
-        caption = "errors: red is wrong, light green is right, grey is not judged"
-        yield Panel(caption, colour_errors(final, view.truth))
+    captions = {
+        "image": f"photograph{'' if whole else ', the part that the windows cover'}",
+        "features": f"{what}: the first three principal components as colours, of this image alone",
+        "proposals": "",
+        "label": "labels",
+        "label_crf": f"labels after the CRF ({crf})",
+        "over": "final labels over the photograph",
+        "truth": "ground truth",
+        "errors": "errors: red is wrong, light green is right, grey is not judged",
+    }
+    drawn = draw_exhibit(exhibit, fit_feature_colours(exhibit.features))
+    if exhibit.proposals is not None:
+        ids = join_proposals(exhibit.proposals, exhibit.boxes, exhibit.frame.shape)
+        captions["proposals"] = f"{len(np.unique(ids[ids > 0]))} proposals; dark grey: none"
+    if (labels := exhibit.labels) is not None:
+        if labels.refined is not None:
+            same = labels.plain_look.classes == labels.look.classes
+            own = "" if same else ", matched to classes on their own"
+            captions["label"] = f"labels before the CRF{own}"
+        final = colour_labels(labels.look.index[labels.final], labels.look.palette)
+        drawn["over"] = ((exhibit.frame.astype(np.uint16) + final) // 2).astype(np.uint8)
+    for key, caption in captions.items():
+        if key in drawn:
+            yield Panel(caption, drawn[key], smooth=key in ("image", "over"))
 
 
-def _draw_labels(view: _View, labels: _Labels) -> Iterator[Panel]:
-    before, after = labels.plain_look, labels.look
-    plain = colour_labels(before.index[labels.plain], before.palette)
-    final = colour_labels(after.index[labels.final], after.palette)
-    if labels.refined is None:
-        yield Panel("labels", plain)
-    else:
-        own = "" if before.classes == after.classes else ", matched to classes on their own"
-        yield Panel(f"labels before the CRF{own}", plain)
-        yield Panel(f"labels after the CRF ({labels.crf})", final)
-    mixed = (view.frame.astype(np.uint16) + final) // 2
-    yield Panel("final labels over the photograph", mixed.astype(np.uint8), "photograph")
+def _list_figures(exhibit: Exhibit, scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    figures = [*describe_scores(scores)]
+    if exhibit.truth is not None:
+        share = 100 * float((exhibit.truth != IGNORE).mean())
+        figures.append(("pixels with ground truth", format_percent(share)))
+    return figures
 
 
-def _list_figures(view: _View) -> Iterator[tuple[str, str]]:
-    if view.labels is not None:
-        yield from describe_scores(view.labels.scores)
-    if view.truth is not None:
-        share = 100 * float((view.truth != IGNORE).mean())
-        yield "pixels with ground truth", f"{share:.1f} %"
+def _list_legend(artefacts: Artefacts, exhibit: Exhibit) -> list[Legend]:
+    """List the clusters that occur, the largest share first, then classes that have none there."""
+    legend = []
 
+    def add(colour: Sequence[int], name: str, *figures: float | None) -> None:
+        red, green, blue = colour
+        legend.append(Legend((red, green, blue), name, tuple(map(format_percent, figures))))
 
-def _list_clusters(view: _View) -> Iterator[Legend]:
-    """List the clusters that occur, the largest share first, then classes that are all missed."""
-    labels = view.labels
-    if labels is None:
-        return
-    look = labels.look
-    truth = view.true_shares if look.classes is not None else {}
+    truth: dict[int, float] = {}
+    if exhibit.truth is not None:
+        truth = {part.cluster: part.share for part in list_parts(exhibit.truth, None, None)}
+    matching = None if exhibit.labels is None else exhibit.labels.look.classes
     found = set()
-    for part in list_parts(labels.final, view.truth, look.classes):
-        index = None if look.classes is None else look.classes[part.cluster]
-        found.add(index)
-        name = look.names[part.cluster]
-        number = f"cluster {part.cluster}"
-        share = truth.get(index) if index is not None else None
-        yield Legend(
-            look.colours[part.cluster],
-            name if name == number else f"{name} ({number})",
-            (_percent(part.share), _percent(share), _percent(part.iou)),
-        )
+    if (labels := exhibit.labels) is not None:
+        for part in list_parts(labels.final, exhibit.truth, matching):
+            index = None if matching is None else matching[part.cluster]
+            found.add(index)
+            name, number = labels.look.names[part.cluster], f"cluster {part.cluster}"
+            add(
+                labels.look.colours[part.cluster],
+                name if name == number else f"{name} ({number})",
+                part.share,
+                None if index is None else truth.get(index),
+                part.iou,
+            )
+    names = artefacts.dataset.class_names(artefacts.manifest.labels)
     for index, share in truth.items():
         if index not in found:
-            yield _describe_class(view, index, (_NOTHING, _percent(share), _percent(0.0)))
+            name = names[index] if index < len(names) else f"class {index}"
+            colour = exhibit.palette[index].tolist()
+            add(colour, f"{name} (ground truth)", None, share, None if matching is None else 0.0)
+    return legend
 
 
-def _list_classes(view: _View) -> Iterator[Legend]:
-    """List the classes of the ground truth, where no cluster has their colours."""
-    if view.labels is not None and view.labels.look.classes is not None:
-        return
-    for index, share in view.true_shares.items():
-        yield _describe_class(view, index, (_NOTHING, _percent(share), _NOTHING))
+# --- the sheet -----------------------------------------------------------------------------------
 
 
-def _describe_class(view: _View, index: int, figures: tuple[str, ...]) -> Legend:
-    names = view.artefacts.dataset.class_names(view.artefacts.manifest.labels)
-    name = names[index] if index < len(names) else f"class {index}"
-    red, green, blue = view.palette[index].tolist()
-    return Legend((red, green, blue), f"{name} (ground truth)", figures)
+def draw_sheet(
+    *,
+    title: str,
+    line: str,
+    panels: Sequence[Panel],
+    notes: Sequence[str] = (),
+    figures: Sequence[tuple[str, str]] = (),
+    legend: Sequence[Legend] = (),
+    columns: Sequence[str] = (),
+) -> NDArray[np.uint8]:
+    """Draw a sheet, uint8 [y, x, rgb]; ``columns`` are the heads of the legend."""
+    if not panels:
+        raise ValueError("a sheet without a picture")
+    with warnings.catch_warnings():
+        # a letter that the font lacks is drawn as a box
+        warnings.simplefilter("ignore", UserWarning)
+        page = _Page()
+        page.write_lines([title], _TITLE, weight="bold")
+        page.write_lines([line], _TEXT, color=_MUTED)
+        page.write_lines(notes, _TEXT)
+        page.draw_panels(panels)
+        page.list_figures(figures)
+        page.list_legend(legend, columns)
+        return page.finish()
 
 
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f} %"
+def wrap_text(
+    text: str, width: float, size: int, *, weight: str = "normal", lines: int = 0
+) -> list[str]:
+    """Break a text into lines that fit a width, between words where that is possible."""
+
+    def fits(line: str) -> bool:
+        return _measure(line, size, weight) <= width
+
+    wrapped = [""]
+    for word in text.split():
+        joined = f"{wrapped[-1]} {word}".lstrip()
+        if fits(joined):
+            wrapped[-1] = joined
+            continue
+        wrapped.append("")
+        for character in word:
+            if wrapped[-1] and not fits(wrapped[-1] + character):
+                wrapped.append("")
+            wrapped[-1] += character
+    wrapped = [line for line in wrapped if line] or [""]
+    if lines and len(wrapped) > lines:
+        last = wrapped[lines - 1]
+        while last and not fits(f"{last}…"):
+            last = last[:-1]
+        wrapped = [*wrapped[: lines - 1], f"{last}…"]
+    return wrapped
+
+
+def _measure(text: str, size: int, weight: str = "normal") -> float:
+    font = FontProperties(size=size * _POINT, weight=weight)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width) / _POINT
+
+
+def _line_height(size: int) -> int:
+    return round(_LINE * size)
+
+
+class _Page:
+    """One figure whose coordinates are pixels from its upper left; it grows row by row."""
+
+    def __init__(self) -> None:
+        self.figure = Figure(facecolor="white", dpi=100)
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        self.top = _MARGIN
+
+    def finish(self) -> NDArray[np.uint8]:
+        height = self.top - _GAP + _MARGIN
+        self.figure.set_size_inches(_WIDTH / 100, height / 100)
+        self.axes.set(xlim=(0, _WIDTH), ylim=(height, 0), aspect="auto")
+        canvas = FigureCanvasAgg(self.figure)
+        canvas.draw()
+        return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+    def write(self, left: float, top: float, text: str, size: int, **style: Any) -> None:
+        style = {"color": _INK, "size": size * _POINT, "parse_math": False, **style}
+        self.axes.text(left, top + _ASCENT * size, text, **style)
+
+    def write_lines(
+        self, texts: Sequence[str], size: int, weight: str = "normal", **style: Any
+    ) -> None:
+        for text in texts:
+            for line in wrap_text(text, _INNER, size, weight=weight):
+                self.write(_MARGIN, self.top, line, size, weight=weight, **style)
+                self.top += _line_height(size)
+        self.top += _GAP if texts else 0
+
+    def draw_panels(self, panels: Sequence[Panel]) -> None:
+        columns = _count_columns(panels)
+        place = (_INNER - _GAP * (columns - 1)) // columns
+        for start in range(0, len(panels), columns):
+            row = panels[start : start + columns]
+            captions = [wrap_text(panel.caption, place, _TEXT, lines=3) for panel in row]
+            tallest = max(_fit(panel, place)[1] for panel in row)
+            for number, (panel, lines) in enumerate(zip(row, captions, strict=True)):
+                left = _MARGIN + number * (place + _GAP)
+                width, height = _fit(panel, place)
+                self.axes.imshow(
+                    panel.pixels,
+                    extent=(left, left + width, self.top + height, self.top),
+                    interpolation="lanczos" if panel.smooth else "nearest",
+                )
+                for n, line in enumerate(lines):
+                    below = self.top + tallest + 6 + n * _line_height(_TEXT)
+                    self.write(left, below, line, _TEXT, color=_MUTED)
+            self.top += tallest + 6 + max(map(len, captions)) * _line_height(_TEXT) + _GAP
+
+    def list_figures(self, figures: Sequence[tuple[str, str]]) -> None:
+        """Write name over value, from left to right, in as many rows as it takes."""
+        left, height = 0, _line_height(_SMALL) + _line_height(_TEXT) + 8
+        for name, value in figures:
+            width = round(max(_measure(name, _SMALL), _measure(value, _TEXT, "bold")))
+            if left and left + width > _INNER:
+                left, self.top = 0, self.top + height
+            self.write(_MARGIN + left, self.top, name, _SMALL, color=_MUTED)
+            under = self.top + _line_height(_SMALL)
+            self.write(_MARGIN + left, under, value, _TEXT, weight="bold")
+            left += width + 2 * _GAP
+        self.top += height + _GAP if figures else 0
+
+    def list_legend(self, legend: Sequence[Legend], columns: Sequence[str]) -> None:
+        """Write the legend as a table, broken into as many parts as stand side by side."""
+        if not legend:
+            return
+        place = (_INNER - 2 * _GAP * (_BESIDE - 1)) // _BESIDE
+        length = -(-len(legend) // _BESIDE)
+        height = _line_height(_TEXT) + 4
+        for part in range(-(-len(legend) // length)):
+            left = _MARGIN + part * (place + 2 * _GAP)
+            self.write(left, self.top, "".join(columns[:1]), _SMALL, color=_MUTED)
+            self._write_figures(left + place, self.top, columns[1:], _SMALL, _MUTED)
+            rule = self.top + height - 3
+            self.axes.hlines(rule, left, left + place, colors=_RULE, linewidth=_POINT)
+            for number, row in enumerate(legend[part * length : (part + 1) * length], start=1):
+                top = self.top + number * height
+                colour = [channel / 255 for channel in row.colour]
+                swatch = Rectangle((left, top + 2), 17, 17, fc=colour, ec=_RULE, lw=_POINT)
+                self.axes.add_patch(swatch)
+                room = place - 28 - _FIGURE * len(row.figures)
+                name = wrap_text(row.name, room, _TEXT, lines=1)[0]
+                self.write(left + 28, top, name, _TEXT)
+                self._write_figures(left + place, top, row.figures, _TEXT, _INK)
+        self.top += height * (length + 1) + _GAP
+
+    def _write_figures(
+        self, right: float, top: float, texts: Sequence[str], size: int, color: str
+    ) -> None:
+        for i, text in enumerate(reversed(texts)):
+            self.write(right - _FIGURE * i, top, text, size, color=color, ha="right")
+
+
+def _count_columns(panels: Sequence[Panel]) -> int:
+    """Choose how many pictures stand side by side: four, or fewer where they are wide."""
+    height, width = panels[0].pixels.shape[:2]
+    most = 4 if width <= 1.7 * height else 3 if width <= 2.2 * height else 2
+    return min(len(panels), most if width <= 4 * height else 1)
+
+
+def _fit(panel: Panel, place: int) -> tuple[int, int]:
+    """Return the width and height in which a picture is drawn."""
+    height, width = panel.pixels.shape[:2]
+    scale = min(place / width, _TALLEST / height)
+    return max(1, round(scale * width)), max(1, round(scale * height))

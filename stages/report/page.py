@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -13,15 +13,16 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from stages.report.content import ClusterCard, Curve, GalleryItem, ReportContent
+from stages.report.content import ClusterCard, Content, GalleryItem
 from stages.report.pictures import (
+    CAPTIONS,
     IGNORED_COLOUR,
     RIGHT_COLOUR,
     ROLES,
     WRONG_COLOUR,
     sample_evenly,
 )
-from stages.report.plots import draw_confusion, draw_loss, draw_scores, draw_series, draw_usage
+from stages.report.plots import draw_confusion
 from stages.report.words import (
     IN_USE,
     count_effectively,
@@ -37,46 +38,35 @@ PAGE_BYTES = 25_000_000
 _BREAKS = "/\\_.-"  # after these a path or an id may go on in the next line
 _STYLES = ("style.css", "scores.css", "gallery.css", "clusters.css")
 _SCRIPTS = ("common.js", "gallery.js", "clusters.js", "pointer.js", "viewer.js")
-_LAYERS = {
-    "features": "features (PCA)",
-    "proposals": "proposals",
-    "label": "label",
-    "label_crf": "label + CRF",
-    "truth": "ground truth",
-    "errors": "errors",
-}
 _MARKS = (("right", RIGHT_COLOUR), ("wrong", WRONG_COLOUR), ("not judged", IGNORED_COLOUR))
 # Without labels nobody knows which labels are good.
 _ROLE_NAMES = {"worst": "least confident", "best": "most confident"}
-_MEANINGS = {
-    "agreement": "Share of the labelled pixels whose own class is that of their proposal. "
-    "It rises while the prototypes learn what the proposals say.",
-    "turn": "Mean angle by which the prototypes were turned. Close to nothing, more epochs "
-    "change nothing.",
-    "effective classes": "Exponential of the entropy of the class usage. It falls when classes "
-    "die.",
-}
 
 
-def render_report(content: ReportContent) -> str:
+def render_report(content: Content) -> str:
     """Render the page."""
-    for item in content.gallery:
-        for picture in item.pictures:
-            check_picture(picture.source, f"{picture.caption!r} of {item.id!r}")
-    for card in content.clusters:
+    gallery, cards, metrics = content["gallery"], content["clusters"], content["metrics"]
+    for item in gallery:
+        for key, source in item.pictures.items():
+            check_picture(source, f"{CAPTIONS[key]!r} of {item.id!r}")
+    for card in cards:
         for cutout in card.cutouts:
             check_picture(cutout.source, f"of cluster {card.cluster} in {cutout.image_id!r}")
-    metrics = content.metrics
     blocks = metrics.get("splits") or {metrics["split"]: metrics}
     others = {name: list_others(block) for name, block in blocks.items()}
     suffix = "_crf" if metrics["confusion_crf"] is not None else ""
     counts, assignment = (metrics[f"{name}{suffix}"] for name in ("confusion", "assignment"))
     classes = metrics["class_names"]
-    confusion = None
+    by_number = {card.cluster: card for card in cards}
+    names = [
+        by_number[k].name if k in by_number else f"cluster {k}" for k in range(metrics["classes"])
+    ]
+    confusion, confusions = "", []
     if counts and assignment and classes:
-        confusion = Markup(draw_confusion(np.array(counts, np.int64), assignment, classes))
-    cards = {card.cluster: card for card in content.clusters}
-    names = [cards[k].name if k in cards else f"cluster {k}" for k in range(metrics["classes"])]
+        confusion = draw_confusion(np.array(counts, np.int64), assignment, classes)
+        confusions = list_confusions(counts, assignment, classes, names)
+    covering = [card for card in cards if card.share >= IN_USE]
+    found = {card.class_name for card in cards if card.class_name}
     return render_page(
         "report.html.j2",
         styles=_STYLES,
@@ -89,129 +79,79 @@ def render_report(content: ReportContent) -> str:
         has_crf=any(is_number(block["accuracy_crf"]) for block in blocks.values()),
         tiles=make_tiles(metrics),
         others=others,
-        notes=list(dict.fromkeys(note for found in others.values() for *_, note in found)),
-        gallery=list_choices(content),
-        pages={(item.split, item.id) for item in content.gallery},
-        cards=cards,
-        clusters=sort_clusters(content),
-        strip=list_covering(content),
-        unfound=list_unfound(content),
+        notes=list(dict.fromkeys(note for scored in others.values() for *_, note in scored)),
+        gallery=list_choices(gallery, cards),
+        captions=CAPTIONS,
+        pages={(item.split, item.id) for item in gallery},
+        cards=by_number,
+        clusters=sort_clusters(cards, classes),
+        strip=sorted(covering, key=lambda card: (-card.share, card.cluster)),
+        # none where there are no labels
+        unfound=[name for name in classes if found and name not in found],
         confusion=confusion,
-        confusions=list_confusions(counts, assignment, classes, names) if confusion else [],
-        curves=list(_plot_curves(content.curve, [card.colour for card in content.clusters])),
+        confusions=confusions,
     )
 
 
-def list_choices(content: ReportContent) -> dict[str, Any]:
+def list_choices(items: Sequence[GalleryItem], cards: Sequence[ClusterCard]) -> Content:
     """List what the images of the gallery can be chosen and sorted by."""
-    items = content.gallery
-    score = next(
-        (
-            name
-            for name in ("accuracy", "confidence")
-            if any(is_number(getattr(item, name)) for item in items)
-        ),
-        "",
-    )
-    keys = {picture.key for item in items for picture in item.pictures}
+    score = ""
+    for name in ("confidence", "accuracy"):
+        if any(is_number(getattr(item, name)) for item in items):
+            score = name
+    keys = {key for item in items for key in item.pictures}
     present = {part.cluster for item in items for part in item.parts}
     return {
         "splits": list(dict.fromkeys(item.split for item in items)),
         "roles": [role for role in ROLES if any(item.role == role for item in items)],
-        "layers": [(key, name) for key, name in _LAYERS.items() if key in keys],
-        "clusters": [card for card in content.clusters if card.cluster in present],
+        "layers": [(key, name) for key, name in CAPTIONS.items() if key in keys - {"image"}],
+        "clusters": [card for card in cards if card.cluster in present],
         "score": score,
         "role_names": _ROLE_NAMES if score == "confidence" else {},
         "marks": _MARKS if "errors" in keys else (),
     }
 
 
-def sort_clusters(content: ReportContent) -> list[ClusterCard]:
+def sort_clusters(cards: Sequence[ClusterCard], class_names: Sequence[str]) -> list[ClusterCard]:
     """Sort the clusters: those with a class in the order of the classes, then by size."""
-    names = content.metrics["class_names"]
+    last = len(class_names)
 
     def rank(card: ClusterCard) -> tuple[int, float, int]:
-        place = names.index(card.class_name) if card.class_name in names else len(names)
+        place = class_names.index(card.class_name) if card.class_name in class_names else last
         return place, -card.share, card.cluster
 
-    return sorted(content.clusters, key=rank)
-
-
-def list_covering(content: ReportContent) -> list[ClusterCard]:
-    """List the clusters that cover something, the largest first."""
-    covering = [card for card in content.clusters if card.share >= IN_USE]
-    return sorted(covering, key=lambda card: (-card.share, card.cluster))
-
-
-def list_unfound(content: ReportContent) -> list[str]:
-    """List the classes that no cluster is matched to; none where there are no labels."""
-    found = {card.class_name for card in content.clusters if card.class_name}
-    return [name for name in content.metrics["class_names"] if found and name not in found]
-
-
-def _plot_curves(curve: Curve, palette: Sequence[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
-    def plot(title: str, svg: str, detail: str = "", *, legend: bool = False) -> dict[str, Any]:
-        return {"title": title, "svg": Markup(svg), "detail": detail, "legend": legend}
-
-    if curve.classes:
-        yield plot(
-            "Number of classes",
-            draw_scores(curve.classes, curve.chosen),
-            "What every number of classes scores without labels: "
-            f"{curve.classes_label}. The dot is the one that was fitted.",
-        )
-    if curve.loss:
-        yield plot("Loss", draw_loss(curve.loss, curve.unit))
-    if curve.usage and palette:
-        yield plot("Class usage", draw_usage(curve.usage, palette, curve.unit), legend=True)
-    for series in curve.scores:
-        if any(map(is_number, series.values)):
-            name = series.name.replace("_", " ")
-            title = f"{name[:1].upper()}{name[1:]}{', ' if series.unit else ''}{series.unit}"
-            svg = draw_series(series.name, series.values, curve.unit)
-            yield plot(title, svg, _MEANINGS.get(name, ""))
+    return sorted(cards, key=rank)
 
 
 # --- a page that is not too large -----------------------------------------------------------------
 
 
-def fit_page(
-    content: ReportContent, render: Callable[[ReportContent], str], most: int = PAGE_BYTES
-) -> str:
+def fit_page(content: Content, render: Callable[[Content], str], most: int = PAGE_BYTES) -> str:
     """Render the page; pictures are left out where it would be too large, and that is said."""
-    chosen = len(content.gallery)
+    chosen, said = len(content["gallery"]), content["sample_note"]
+    limit = f"so that the page stays below {most / 1e6:.0f} MB"
     page = render(content)
     while (over := len(page.encode()) - most) > 0:
-        if content.gallery:
-            kept = _keep_images(content.gallery, over)
-            note = f"{_say_left_out(len(kept), chosen, most)} {content.sample_note}".strip()
-            page = render(replace(content, gallery=kept, sample_note=note))
-            content = replace(content, gallery=kept)
-        elif any(card.cutouts for card in content.clusters):
-            bare = tuple(replace(card, cutouts=()) for card in content.clusters)
-            left = f"There are no cut-outs, {_say_limit(most)}."
-            note = _say_left_out(0, chosen, most) if chosen else content.sample_note
-            content = replace(content, clusters=bare, cutout_note=left, sample_note=note)
-            page = render(content)
+        if content["gallery"]:
+            kept = _keep_images(content["gallery"], over)
+            note = f"Only {len(kept)} of the {chosen} chosen images are shown, {limit}. {said}"
+            content = {**content, "gallery": kept, "sample_note": note.strip()}
+        elif any(card.cutouts for card in content["clusters"]):
+            bare = [replace(card, cutouts=()) for card in content["clusters"]]
+            left = f"There are no cut-outs, {limit}."
+            content = {**content, "clusters": bare, "cutout_note": left}
         else:
             break
+        page = render(content)
     return page
 
 
-def _keep_images(gallery: Sequence[GalleryItem], over: int) -> tuple[GalleryItem, ...]:
+def _keep_images(gallery: Sequence[GalleryItem], over: int) -> list[GalleryItem]:
     """Keep an even sample of the images, smaller by some bytes at least."""
     share = 1 - over / max(sum(item.size for item in gallery), 1)
     # a page may hold a picture more than once: no more than half are left out at a time
     count = min(len(gallery) - 1, max(int(share * len(gallery)), len(gallery) // 2))
-    return tuple(gallery[i] for i in sample_evenly(len(gallery), count))
-
-
-def _say_left_out(kept: int, chosen: int, most: int) -> str:
-    return f"Only {kept} of the {chosen} chosen images are shown, {_say_limit(most)}."
-
-
-def _say_limit(most: int) -> str:
-    return f"so that the page stays below {most / 1e6:.0f} MB"
+    return [gallery[i] for i in sample_evenly(len(gallery), count)]
 
 
 # --- pages that need nothing but themselves, which comparisons are, too ---------------------------

@@ -1,13 +1,13 @@
-"""Pictures of the report: which images are shown, in which colours, and as data URIs."""
+"""Pictures of what the stages made: of which images, in which colours, and as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
@@ -16,11 +16,24 @@ from PIL import Image
 
 from pipeline.datasets import IGNORE
 from pipeline.images.windows import Box
+from pipeline.run.evaluation import ClusterLook
 
+T = TypeVar("T")
 Role = Literal["worst", "best", "sample"]
 # (position, why it is shown)
 Choice = tuple[int, Role]
 ROLES: tuple[Role, ...] = ("worst", "best", "sample")
+
+# What is shown of an image, in the order in which the stages made it.
+CAPTIONS = {
+    "image": "image",
+    "features": "features (PCA)",
+    "proposals": "proposals",
+    "label": "label",
+    "label_crf": "label + CRF",
+    "truth": "ground truth",
+    "errors": "errors",
+}
 
 RIGHT_COLOUR = (184, 224, 186)
 WRONG_COLOUR = (200, 30, 45)
@@ -38,6 +51,21 @@ def sample_evenly(count: int, wanted: int) -> list[int]:
     if wanted >= count:
         return list(range(count))
     return [round((i + 0.5) * count / wanted - 0.5) for i in range(wanted)]
+
+
+def take_turns(lists: Iterable[Sequence[T]]) -> list[T]:
+    """Put the items of several lists in an order that is fair to all, where room may run out."""
+    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
+
+
+def take_within(items: Iterable[T], measure: Callable[[T], int], most: int) -> Iterator[T]:
+    """Take items as long as they fit; those after them are not even asked for."""
+    size = 0
+    for item in items:
+        size += measure(item)
+        if size > most:
+            return
+        yield item
 
 
 def choose_images(ids: Sequence[str], scores: NDArray[np.float64], wanted: int) -> list[Choice]:
@@ -67,7 +95,7 @@ def rank_choices(choices: Sequence[Sequence[tuple[Any, Role]]]) -> list[tuple[in
         for role in ROLES
         for split, chosen in enumerate(choices)
     ]
-    return [place for round_ in zip_longest(*lists) for place in round_ if place is not None]
+    return take_turns(lists)
 
 
 @dataclass(frozen=True)
@@ -90,15 +118,12 @@ def colour_proposals(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return _PROPOSAL_PALETTE[ids]
 
 
-def colour_errors(
-    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], ignore: int = IGNORE
-) -> NDArray[np.uint8]:
+def colour_errors(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Colour where a prediction is right (light green), wrong (red) or not judged (grey)."""
     colours = np.array([WRONG_COLOUR, RIGHT_COLOUR, IGNORED_COLOUR], np.uint8)
     state = (prediction == truth).astype(np.intp)
-    state[truth == ignore] = 2
-    coloured: NDArray[np.uint8] = colours[state]
-    return coloured
+    state[truth == IGNORE] = 2
+    return colours[state]
 
 
 def fit_feature_colours(features: NDArray[Any]) -> FeatureColours:
@@ -125,8 +150,7 @@ def colour_features(features: NDArray[Any], colours: FeatureColours) -> NDArray[
     flat = extent <= np.finfo(np.float64).eps * np.maximum(np.abs(high), np.abs(low))
     scaled = (projected - low) / np.where(flat, 1.0, extent)
     shares = np.where(flat, 0.5, np.clip(scaled, 0.0, 1.0))
-    coloured: NDArray[np.uint8] = np.rint(255 * shares).astype(np.uint8)
-    return coloured
+    return np.rint(255 * shares).astype(np.uint8)
 
 
 def make_thumbnail(
@@ -146,9 +170,10 @@ def make_thumbnail(
     buffer = io.BytesIO()
     if kind == "photograph":
         image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-        return _inline(buffer.getvalue(), "image/jpeg")
-    _index_colours(image).save(buffer, "PNG", optimize=True)
-    return _inline(buffer.getvalue(), "image/png")
+    else:
+        _index_colours(image).save(buffer, "PNG", optimize=True)
+    media_type = "image/jpeg" if kind == "photograph" else "image/png"
+    return f"data:{media_type};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _index_colours(image: Image.Image) -> Image.Image:
@@ -162,10 +187,6 @@ def _index_colours(image: Image.Image) -> Image.Image:
     indexed = Image.fromarray(indices.reshape(pixels.shape[:2]).astype(np.uint8))
     indexed.putpalette(colours.tobytes())
     return indexed
-
-
-def _inline(content: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _make_proposal_palette() -> NDArray[np.uint8]:
@@ -183,9 +204,7 @@ _PROPOSAL_PALETTE = _make_proposal_palette()
 
 
 def join_pictures(
-    windows: NDArray[np.uint8],
-    boxes: Sequence[Box],
-    shape: tuple[int, ...],
+    windows: NDArray[np.uint8], boxes: Sequence[Box], shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
     """Paste pictures of windows into one; where they overlap, one fades into the other."""
     total = np.zeros((*shape[:2], 3), np.float32)
@@ -193,22 +212,20 @@ def join_pictures(
     for window, (left, top, right, bottom) in zip(windows, boxes, strict=True):
         height, width = bottom - top, right - left
         weight = np.minimum.outer(_ramp(height), _ramp(width))[..., None]
-        total[top:bottom, left:right] += weight * _enlarge(window, height, width)
+        total[top:bottom, left:right] += weight * enlarge(window, height, width)
         weights[top:bottom, left:right] += weight
     mean = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
     return np.rint(mean).astype(np.uint8)
 
 
 def join_proposals(
-    windows: NDArray[np.uint8],
-    boxes: Sequence[Box],
-    shape: tuple[int, ...],
+    windows: NDArray[np.uint8], boxes: Sequence[Box], shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
     """Paste the proposals of windows into one map; what two windows agree on keeps one id."""
     joined = np.zeros(shape[:2], np.int64)
     used = 0
     for window, (left, top, right, bottom) in zip(windows, boxes, strict=True):
-        ids = _enlarge(window, bottom - top, right - left).astype(np.int64)
+        ids = enlarge(window, bottom - top, right - left).astype(np.int64)
         before = joined[top:bottom, left:right]
         names, used = _match_ids(ids, before, used)
         before[...] = np.where(before > 0, before, names[ids])
@@ -238,7 +255,60 @@ def _ramp(length: int) -> NDArray[np.float32]:
     return np.minimum(position, length - position)
 
 
-def _enlarge(window: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def enlarge(window: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Enlarge a picture or map to the nearest of its pixels."""
     rows = np.arange(height) * window.shape[0] // height
     columns = np.arange(width) * window.shape[1] // width
     return window[rows[:, None], columns]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Clusters before the CRF and after it, if there was one, and how those of each look."""
+
+    plain: NDArray[np.uint8]
+    refined: NDArray[np.uint8] | None
+    plain_look: ClusterLook
+    look: ClusterLook
+
+    @property
+    def final(self) -> NDArray[np.uint8]:
+        """The labels that are written."""
+        return self.plain if self.refined is None else self.refined
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What the stages made of one image, over the box that its windows cover, at their scale.
+
+    ``palette`` has the colours of the classes, uint8 [256, rgb].
+    """
+
+    frame: NDArray[np.uint8]
+    boxes: tuple[Box, ...]
+    features: NDArray[np.float32]
+    proposals: NDArray[np.uint8] | None
+    truth: NDArray[np.uint8] | None
+    palette: NDArray[np.uint8]
+    labels: Labels | None
+
+
+def draw_exhibit(exhibit: Exhibit, colours: FeatureColours) -> dict[str, NDArray[np.uint8]]:
+    """Draw what there is of an image, uint8 [y, x, rgb] each; by the keys of ``CAPTIONS``."""
+    shape, boxes = exhibit.frame.shape, exhibit.boxes
+    grids = colour_features(exhibit.features, colours)
+    drawn = {"image": exhibit.frame, "features": join_pictures(grids, boxes, shape)}
+    if exhibit.proposals is not None:
+        ids = join_proposals(exhibit.proposals, boxes, shape)
+        drawn["proposals"] = colour_proposals(ids)
+    labels, truth = exhibit.labels, exhibit.truth
+    if labels is not None:
+        before, after = labels.plain_look, labels.look
+        drawn["label"] = colour_labels(before.index[labels.plain], before.palette)
+        if labels.refined is not None:
+            drawn["label_crf"] = colour_labels(after.index[labels.refined], after.palette)
+    if truth is not None:
+        drawn["truth"] = colour_labels(truth, exhibit.palette)
+        if labels is not None and labels.look.classes is not None:
+            drawn["errors"] = colour_errors(labels.look.index[labels.final], truth)
+    return drawn

@@ -5,17 +5,18 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # matplotlib has no notion of a CSS variable, so each theme colour is drawn as a stand-in
 _THEME = {
@@ -40,48 +41,39 @@ _RC: dict[Any, Any] = {
 }
 
 
-def draw_loss(loss: Sequence[float], unit: str = "epoch") -> str:
-    """Draw the loss over the epochs."""
-    return _draw_epochs(loss, unit, 0.08, f"Loss of {len(loss)} times one {unit}")
-
-
-def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) -> str:
+def draw_scores(scores: Sequence[tuple[int, float]], chosen: int | None = None) -> Markup:
     """Draw the score of every number of classes that was tried."""
-    figure, axes = _make_curve_axes()
     ordered = sorted(scores)
     numbers, values = zip(*ordered, strict=True)
-    axes.plot(numbers, values, color=_ACCENT, linewidth=1.8, marker="o", markersize=3.5)
+    figure, axes = _make_curve_axes("classes")
+    _draw_line(axes, numbers, values, marker="o")
     for number, value in ordered:
         if number == chosen:
             axes.plot([number], [value], color=_INK, marker="o", markersize=8)
-    axes.grid(axis="y", color=_RULE, linewidth=0.7)
     axes.margins(x=0.03, y=0.12)
-    _name_axis(axes, "classes")
     return _render(figure, f"Score of {len(ordered)} numbers of classes")
 
 
-def draw_series(name: str, values: Sequence[float], unit: str = "epoch") -> str:
-    """Draw one score over the epochs."""
-    return _draw_epochs(values, unit, 0.1, f"{name} of {len(values)} times one {unit}")
-
-
-def _draw_epochs(values: Sequence[float], unit: str, margin: float, description: str) -> str:
-    figure, axes = _make_curve_axes()
-    epochs = np.arange(1, len(values) + 1)
-    marker = "o" if len(values) < 12 else ""
+def draw_series(
+    name: str, values: ArrayLike, unit: str = "epoch", *, margin: float = 0.1
+) -> Markup:
+    """Draw one number over the epochs; ``margin`` is left free above and below."""
+    figure, axes = _make_curve_axes(unit)
     points = np.asarray(values, np.float64)
-    axes.plot(epochs, points, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
-    axes.grid(axis="y", color=_RULE, linewidth=0.7)
+    marker = "o" if len(points) < 12 else ""
+    _draw_line(axes, np.arange(1, len(points) + 1), points, marker)
     axes.margins(x=0.02, y=margin)
-    _name_axis(axes, unit)
-    return _render(figure, description)
+    return _render(figure, f"{name} of {len(points)} times one {unit}")
+
+
+def _draw_line(axes: Axes, x: ArrayLike, y: ArrayLike, marker: str) -> None:
+    axes.plot(x, y, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
+    axes.grid(axis="y", color=_RULE, linewidth=0.7)
 
 
 def draw_usage(
-    usage: Sequence[Sequence[float]],
-    palette: Sequence[tuple[int, int, int]],
-    unit: str = "epoch",
-) -> str:
+    usage: ArrayLike, palette: Sequence[tuple[int, int, int]], unit: str = "epoch"
+) -> Markup:
     """Draw how the share of pixels of each cluster develops, stacked to 100 per cent."""
     shares = np.asarray(usage, np.float64)
     total = shares.sum(axis=1, keepdims=True)
@@ -89,7 +81,7 @@ def draw_usage(
     epochs = np.arange(1.0, len(shares) + 1)
     if len(shares) == 1:  # an area needs two ends
         shares, epochs = np.repeat(shares, 2, axis=0), np.array([0.5, 1.5])
-    figure, axes = _make_curve_axes()
+    figure, axes = _make_curve_axes(unit)
     axes.stackplot(
         epochs,
         shares.T,
@@ -100,26 +92,32 @@ def draw_usage(
     axes.set_xlim(epochs[0], epochs[-1])
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    _name_axis(axes, unit)
     return _render(figure, f"Share of pixels of {shares.shape[1]} clusters per {unit}")
 
 
 def draw_confusion(
     confusion: NDArray[np.int64], assignment: Sequence[int | None], class_names: Sequence[str]
-) -> str:
+) -> Markup:
     """Draw the confusion matrix as a heat map of row shares, matched clusters on the diagonal."""
     rows = order_clusters(assignment)
     counts = np.asarray(confusion, np.float64)[rows]
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    labels = [_label_row(row, assignment[row], class_names) for row in rows]
     names = [_shorten(name) for name in class_names]
+    matches = [assignment[row] for row in rows]
+    labels = [
+        f"{row} (unmatched)" if match is None else f"{row} → {names[match]}"
+        for row, match in zip(rows, matches, strict=True)
+    ]
 
     cell = float(np.clip(780 / max(shares.shape), 9, 44))
     font = min(11.5, 0.7 * cell)
     figure, axes = _make_matrix_axes(shares.shape, cell, font, labels, names)
-    _draw_cells(axes, shares)
-    _frame_cells(axes, [(y, assignment[row]) for y, row in enumerate(rows)])
+    cells = np.argwhere(shares >= 0.005).tolist()
+    colours = [(_HEAT, float(round(shares[y, x], 2))) for y, x in cells]
+    _add_squares(axes, cells, facecolors=colours, linewidths=0)
+    matched = [(y, x) for y, x in enumerate(matches) if x is not None]
+    _add_squares(axes, matched, facecolors="none", edgecolors=_INK, linewidths=1.1)
     if cell >= 18:
         for y, x in np.argwhere(np.rint(100 * shares) >= 1):
             axes.text(
@@ -142,7 +140,7 @@ def order_clusters(assignment: Sequence[int | None]) -> list[int]:
     )
 
 
-def _make_curve_axes() -> tuple[Figure, Axes]:
+def _make_curve_axes(unit: str) -> tuple[Figure, Axes]:
     width, height = _CURVE_SIZE
     figure = Figure(figsize=(width / _POINTS, height / _POINTS), dpi=_POINTS)
     axes = figure.add_axes((54 / width, 42 / height, (width - 68) / width, (height - 54) / height))
@@ -152,14 +150,11 @@ def _make_curve_axes() -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(_RULE)
     axes.tick_params(length=0, pad=6, colors=_MUTED, labelsize=12)
     axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _name_axis(axes: Axes, name: str) -> None:
     axes.xaxis.set_major_locator(
         MaxNLocator(integer=True, min_n_ticks=1, nbins=8, steps=[1, 2, 5, 10])
     )
-    axes.set_xlabel(name, color=_MUTED, fontsize=12, labelpad=4, parse_math=False)
+    axes.set_xlabel(unit, color=_MUTED, fontsize=12, labelpad=4, parse_math=False)
+    return figure, axes
 
 
 def _make_matrix_axes(
@@ -197,38 +192,17 @@ def _make_matrix_axes(
     return figure, axes
 
 
-def _draw_cells(axes: Axes, shares: NDArray[np.float64]) -> None:
-    cells = np.argwhere(shares >= 0.005)
-    colours = [(_HEAT, float(round(shares[y, x], 2))) for y, x in cells]
-    squares = [_square(y, x) for y, x in cells]
-    axes.add_collection(
-        PolyCollection(squares, facecolors=colours, linewidths=0, clip_on=False), autolim=False
-    )
+def _add_squares(axes: Axes, places: Iterable[Sequence[int]], **style: Any) -> None:
+    squares = [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for y, x in places]
+    axes.add_collection(PolyCollection(squares, clip_on=False, **style), autolim=False)
 
 
-def _frame_cells(axes: Axes, cells: list[tuple[int, int | None]]) -> None:
-    squares = [_square(y, x) for y, x in cells if x is not None]
-    axes.add_collection(
-        PolyCollection(squares, facecolors="none", edgecolors=_INK, linewidths=1.1, clip_on=False),
-        autolim=False,
-    )
-
-
-def _square(y: int, x: int) -> list[tuple[int, int]]:
-    return [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]
-
-
-def _label_row(cluster: int, matched: int | None, class_names: Sequence[str]) -> str:
-    return f"{cluster} (unmatched)" if matched is None else _shorten(class_names[matched], cluster)
-
-
-def _shorten(name: str, cluster: int | None = None) -> str:
+def _shorten(name: str) -> str:
     label = " ".join(name.split())
-    label = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
-    return label if cluster is None else f"{cluster} → {label}"
+    return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
 
 
-def _render(figure: Figure, description: str) -> str:
+def _render(figure: Figure, description: str) -> Markup:
     """Turn a figure into an SVG element that may stand beside others in one HTML page."""
     buffer = io.StringIO()
     figure.patch.set_visible(False)
@@ -249,7 +223,7 @@ def _render(figure: Figure, description: str) -> str:
     # as a function: what the description holds is no template
     svg = re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)
     # only inside tags: what the texts between them hold stays as it is
-    return re.sub(r"<[^>]+>\s*", _adapt_tag, svg)
+    return Markup(re.sub(r"<[^>]+>\s*", _adapt_tag, svg))
 
 
 def _adapt_tag(match: re.Match[str]) -> str:

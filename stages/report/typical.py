@@ -14,9 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 import zarr
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from scipy.ndimage import uniform_filter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.ndimage import binary_dilation, uniform_filter
+from skimage.measure import label
 from torch import Tensor
 
 from pipeline.images.windows import Window
@@ -25,7 +24,7 @@ from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays, read_rows
 from stages.artefacts import Artefacts
 from stages.labelling import MAIN, classify
-from stages.report.pictures import make_thumbnail, sample_evenly
+from stages.report.pictures import enlarge, make_thumbnail, sample_evenly, take_within
 
 WINDOWS = 512
 MOST = 10
@@ -65,15 +64,8 @@ class Cutout:
 
 
 def find_regions(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Find the connected regions of equal labels."""
-    index = np.arange(labels.size).reshape(labels.shape)
-    across = labels[:, 1:] == labels[:, :-1]
-    down = labels[1:] == labels[:-1]
-    start = np.concatenate([index[:, :-1][across], index[:-1][down]])
-    end = np.concatenate([index[:, 1:][across], index[1:][down]])
-    graph = coo_array((np.ones(len(start)), (start, end)), shape=(labels.size, labels.size))
-    _, numbers = connected_components(graph, directed=False)
-    regions: NDArray[np.int64] = numbers.reshape(labels.shape).astype(np.int64) + 1
+    """Find the connected regions of equal labels, numbered from 1."""
+    regions: NDArray[np.int64] = label(labels, background=-1, connectivity=1)
     return regions
 
 
@@ -128,10 +120,7 @@ def draw_cutout(
     frame: NDArray[np.uint8], mask: NDArray[np.bool_], side: int = 128
 ) -> NDArray[np.uint8]:
     """Cut a part out of its window: a square around it, all else in dim grey, an outline."""
-    height, width = frame.shape[:2]
-    rows = np.arange(height) * mask.shape[0] // height
-    columns = np.arange(width) * mask.shape[1] // width
-    mask = mask[rows[:, None], columns]
+    mask = enlarge(mask, *frame.shape[:2])
     area = _frame_part(mask)
     picture = PillowImage.fromarray(np.ascontiguousarray(frame[area]))
     cover = PillowImage.fromarray(mask[area].astype(np.uint8) * 255)
@@ -142,9 +131,9 @@ def draw_cutout(
     grey = pixels.mean(axis=-1, keepdims=True)
     drawn = share * pixels + (1 - share) * (_DIM * grey + _LIFT)
     # smoothed, so that specks have no outline
-    drawn[_find_edge(uniform_filter(share[..., 0], 3) >= 0.5)] = _OUTLINE
-    cutout: NDArray[np.uint8] = np.rint(drawn).clip(0, 255).astype(np.uint8)
-    return cutout
+    inside = uniform_filter(share[..., 0], 3) >= 0.5
+    drawn[binary_dilation(inside) & ~inside] = _OUTLINE
+    return np.rint(drawn).clip(0, 255).astype(np.uint8)
 
 
 def _frame_part(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
@@ -169,13 +158,6 @@ def _find_ends(counts: NDArray[np.int64]) -> tuple[int, int]:
     return int(first), min(int(last), int(np.flatnonzero(counts)[-1]))
 
 
-def _find_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find the positions outside a mask that touch it."""
-    padded = np.pad(mask, 1)
-    near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return near & ~mask
-
-
 def gather_typical(
     artefacts: Artefacts, splits: Sequence[str]
 ) -> tuple[dict[int, list[Cutout]], str]:
@@ -192,10 +174,7 @@ def gather_typical(
     proposals = choose_typical(rated[rated["proposal"]], MOST, _PER_IMAGE)
     lacking = ~rated["proposal"] & ~np.isin(rated["cluster"], proposals["cluster"])
     regions = choose_typical(rated[lacking], MOST, _PER_IMAGE)
-    parts = np.concatenate([proposals, regions])
-    cutouts: dict[int, list[Cutout]] = {}
-    for cluster, cutout in zip(parts["cluster"].tolist(), reader.cut(parts), strict=True):
-        cutouts.setdefault(cluster, []).append(cutout)
+    cutouts = reader.cut(np.concatenate([proposals, regions]))
     stand_ins = np.unique(regions["cluster"]).tolist()
     note = _describe(len(sample), len(windows), artefacts.has_proposals, stand_ins)
     return trim_cutouts(cutouts), note
@@ -209,36 +188,24 @@ class _Reader:
     features: zarr.Array
     proposals: zarr.Array | None
 
-    def _classify(self, window: int) -> tuple[Tensor, Tensor]:
-        """Return features [row, column, channel] and logits [cluster, row, column], float32."""
-        features = torch.from_numpy(read_rows(self.features, window, window + 1)).float()
-        return features[0], classify(features, self.artefacts.classifiers[MAIN])[0]
-
-    def _read_proposals(self, window: int) -> NDArray[np.uint8] | None:
-        if self.proposals is None:
-            return None
-        ids: NDArray[np.uint8] = read_rows(self.proposals, window, window + 1)[0]
-        return ids
-
     def rate(self, window: Window) -> NDArray[Any]:
-        """Rate the proposals of a window, and the regions of its labels."""
+        """Rate the regions of the labels of a window, and its proposals."""
         features, logits = self._classify(window.index)
         prototypes = self.artefacts.classifiers[MAIN].prototypes.float()
-        proposals = self._read_proposals(window.index)
-        regions = find_regions(logits.argmax(dim=0).numpy())
-        found = [rate_parts(regions, features, logits, prototypes, _SMALLEST_REGION)]
-        if proposals is not None:
-            own = rate_parts(proposals, features, logits, prototypes, _SMALLEST_PROPOSAL)
-            own["proposal"] = True
-            found.append(own)
-        parts = np.concatenate(found)
-        parts["window"], parts["image"] = window.index, window.image
-        return parts
+        maps: list[tuple[NDArray[np.integer], float]]
+        maps = [(find_regions(logits.argmax(dim=0).numpy()), _SMALLEST_REGION)]
+        if self.proposals is not None:
+            maps.append((self._read_proposals(window.index), _SMALLEST_PROPOSAL))
+        found = []
+        for proposal, (ids, smallest) in enumerate(maps):
+            parts = rate_parts(ids, features, logits, prototypes, smallest)
+            parts["window"], parts["image"] = window.index, window.image
+            parts["proposal"] = proposal
+            found.append(parts)
+        return np.concatenate(found)
 
-    def cut(self, parts: NDArray[Any]) -> list[Cutout]:
-        """Cut parts out of their photographs, each of which is read once."""
-        rows = np.unique(parts["image"]).tolist()
-        cutouts: dict[int, Cutout] = {}
+    def cut(self, parts: NDArray[Any]) -> dict[int, list[Cutout]]:
+        """Cut parts out of their photographs, each of which is read once; by cluster, in order."""
 
         def draw(row: int) -> dict[int, Cutout]:
             image = self.artefacts.manifest.images[row]
@@ -246,18 +213,32 @@ class _Reader:
             places = np.flatnonzero(parts["image"] == row).tolist()
             return {place: self._draw(image, pixels, parts[place]) for place in places}
 
+        drawn: dict[int, Cutout] = {}
         threads = count_threads()
-        for drawn in map_ahead(draw, rows, threads, threads):
-            cutouts |= drawn
-        return [cutouts[place] for place in range(len(parts))]
+        for of_image in map_ahead(draw, np.unique(parts["image"]).tolist(), threads, threads):
+            drawn |= of_image
+        cutouts: dict[int, list[Cutout]] = {}
+        for place, cluster in enumerate(parts["cluster"].tolist()):
+            cutouts.setdefault(cluster, []).append(drawn[place])
+        return cutouts
+
+    def _classify(self, window: int) -> tuple[Tensor, Tensor]:
+        """Return features [row, column, channel] and logits [cluster, row, column], float32."""
+        features = torch.from_numpy(read_rows(self.features, window, window + 1)).float()
+        return features[0], classify(features, self.artefacts.classifiers[MAIN])[0]
+
+    def _read_proposals(self, window: int) -> NDArray[np.integer]:
+        assert self.proposals is not None
+        return read_rows(self.proposals, window, window + 1)[0]
 
     def _draw(self, image: Image, pixels: NDArray[np.uint8], part: np.void) -> Cutout:
         window = int(part["window"])
         cover = self.artefacts.cover(image)
         left, top, right, bottom = cover.boxes[window - cover.rows.start]
         # mapped again as they were rated: kept, the maps of all windows would take too much
-        ids: NDArray[np.integer] | None = self._read_proposals(window) if part["proposal"] else None
-        if ids is None:
+        if part["proposal"]:
+            ids = self._read_proposals(window)
+        else:
             ids = find_regions(self._classify(window)[1].argmax(dim=0).numpy())
         cutout = draw_cutout(pixels[top:bottom, left:right], ids == part["number"], _SIDE)
         return Cutout(
@@ -299,13 +280,7 @@ def trim_cutouts(
     cutouts: Mapping[int, Sequence[Cutout]], most: int = CUTOUT_BYTES
 ) -> dict[int, list[Cutout]]:
     """Leave the least typical cut-outs out where all would not fit, of every cluster alike."""
-    kept: dict[int, list[Cutout]] = {cluster: [] for cluster in cutouts}
-    size = 0
-    for round_ in zip_longest(*cutouts.values()):
-        size += sum(len(cutout.source) for cutout in round_ if cutout is not None)
-        if size > most:
-            break
-        for cluster, cutout in zip(cutouts, round_, strict=True):
-            if cutout is not None:
-                kept[cluster].append(cutout)
-    return kept
+    turns = zip_longest(*cutouts.values())
+    fitting = take_within(turns, lambda turn: sum(len(c.source) for c in turn if c), most)
+    count = sum(1 for _ in fitting)
+    return {cluster: list(own[:count]) for cluster, own in cutouts.items()}

@@ -9,12 +9,15 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from pipeline.errors import UsageError
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, Subject
 from pipeline.run.ledger import list_sources
 from pipeline.settings import StageSettings, choose_class, option_name
 from pipeline.wording import count_of
 from stages.clustering import UNUSED
+from stages.scores import OTHERS
 
 NOTHING = "–"
 IN_USE = 0.1  # per cent of the pixels from which on a class counts as used
@@ -29,20 +32,38 @@ _NAMES = ("name", "em")
 _MOST_LINES = 200
 _LONGEST_LINE = 600
 _LONGEST_SETTINGS = 100_000
-# What is scored beside the labels: its name in the metrics, in the table, and in a note.
-OTHERS = (
+_NOTES = {
+    "running_prototypes": "Running prototypes: those that the gradient moves, which the momentum "
+    "prototypes, that made the labels, follow; without CRF, matched to the classes on their own.",
+    "linear_probe": "Linear probe: a linear classifier of the same features, trained on the labels "
+    "of the split train; without CRF. No choice of prototypes is likely to do better.",
+}
+# What is worth a word where it is not 0: its name, its count, and a text about the counts.
+_UNUSUAL = (
+    ("images rejected", "images_rejected", "of {images}: {rejected_for}"),
     (
-        "running_prototypes",
-        "running prototypes",
-        "Running prototypes: those that the gradient moves, which the momentum prototypes, that "
-        "made the labels, follow; without CRF, matched to the classes on their own.",
+        "windows whose features are not finite",
+        "windows_not_finite",
+        "of {windows}; their images are among the rejected",
     ),
     (
-        "linear_probe",
-        "linear probe",
-        "Linear probe: a linear classifier of the same features, trained on the labels of the "
-        "split train; without CRF. No choice of prototypes is likely to do better.",
+        "windows whose features are all equal",
+        "windows_constant",
+        "of {windows}: nothing in them tells one place from another",
     ),
+    (
+        "windows without a proposal",
+        "windows_without_proposal",
+        "of {windows}: no class is learned from them",
+    ),
+    ("windows with exactly one proposal", "windows_with_one_proposal", "of {windows}"),
+    (
+        "windows with as many proposals as --max-proposals allows",
+        "windows_with_most_proposals",
+        "of {windows}: they may hold more",
+    ),
+    ("classes that no pixel was given", "unused", "of {classes}: {classes_unused}"),
+    ("label maps left out of the scores", "label_maps_left_out", "in all: {left_out_for}"),
 )
 _IMAGE_FIGURES = (
     ("accuracy_crf", "accuracy with CRF"),
@@ -55,7 +76,7 @@ _IMAGE_FIGURES = (
 
 Tile = dict[str, str]
 # A sentence, and the commands that do what it says.
-Step = tuple[str, tuple[str, ...]]
+Step = tuple[str, list[str]]
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -86,11 +107,11 @@ def find_version() -> str:
 
 def describe_facts(
     facts: Mapping[str, Any], metrics: Mapping[str, Any], dataset: str, root: str
-) -> tuple[tuple[str, str], ...]:
+) -> list[tuple[str, str]]:
     """List what ran on what, for the report's first screen."""
     head = metrics.get("head")
     maker = f"fit {metrics['em']}" if head is None else f"cluster probe of the head {head}"
-    return (
+    return [
         ("dataset", dataset),
         ("folder", root),
         ("images", ", ".join(f"{s}: {b['images']}" for s, b in metrics["splits"].items())),
@@ -100,14 +121,12 @@ def describe_facts(
         ("clusters", str(metrics["classes"])),
         ("made by", maker),
         ("CRF", str(metrics["crf"])),
-    )
+    ]
 
 
-def describe_scores(scores: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
+def describe_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Put the figures of an image into words, those that there are."""
-    return tuple(
-        (title, f"{scores[name]:.1f} %") for name, title in _IMAGE_FIGURES if name in scores
-    )
+    return [(title, format_percent(scores[n])) for n, title in _IMAGE_FIGURES if n in scores]
 
 
 def count_effectively(usage: Sequence[float]) -> float:
@@ -122,44 +141,40 @@ def count_effectively(usage: Sequence[float]) -> float:
 
 def make_tiles(metrics: Mapping[str, Any]) -> list[Tile]:
     """Make the large figures: scores, or what can be said without labels."""
+
+    def make(name: str, value: object, detail: str) -> Tile:
+        unit = "%" if is_number(value) else ""
+        return {"name": name, "value": format_number(value), "unit": unit, "detail": detail}
+
+    tiles = []
+    for name, key in (("Pixel accuracy", "accuracy"), ("Mean IoU", "miou")):
+        plain, refined = metrics[key], metrics[f"{key}_crf"]
+        if is_number(refined):
+            tiles.append(make(name, refined, f"with CRF; {format_number(plain)} % without"))
+        else:
+            tiles.append(make(name, plain, "without CRF"))
+    if not is_number(metrics["accuracy"]):
+        tiles = [make("Coverage", metrics["coverage"], "pixels that were given a class")]
     usage = metrics["class_usage"]
     used = sum(share >= IN_USE for share in usage)
-    confidence = _make_tile(
-        "Confidence", metrics["confidence"], "mean probability of the most likely class"
+    balance = make(
+        "Class balance",
+        count_effectively(usage),
+        f"effective number of classes; {used} cover at least {IN_USE:g} % each",
     )
-    balance = {
-        "name": "Class balance",
-        "value": f"{count_effectively(usage):.1f}",
-        "unit": f"of {len(usage)}",
-        "detail": f"effective number of classes; {used} cover at least {IN_USE:g} % each",
-    }
-    if not is_number(metrics["accuracy"]):
-        coverage = _make_tile("Coverage", metrics["coverage"], "pixels that were given a class")
-        return [coverage, confidence, balance]
-    scores = [
-        _make_score_tile(name, metrics, key)
-        for name, key in (("Pixel accuracy", "accuracy"), ("Mean IoU", "miou"))
+    confidence = "mean probability of the most likely class"
+    return [
+        *tiles,
+        make("Confidence", metrics["confidence"], confidence),
+        {**balance, "unit": f"of {len(usage)}"},
     ]
-    return [*scores, confidence, balance]
-
-
-def _make_score_tile(name: str, metrics: Mapping[str, Any], key: str) -> Tile:
-    refined = metrics[f"{key}_crf"]
-    if not is_number(refined):
-        return _make_tile(name, metrics[key], "without CRF")
-    return _make_tile(name, refined, f"with CRF; {format_number(metrics[key])} % without")
-
-
-def _make_tile(name: str, value: object, detail: str) -> Tile:
-    unit = "%" if is_number(value) else ""
-    return {"name": name, "value": format_number(value), "unit": unit, "detail": detail}
 
 
 def list_others(block: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
     """List what else was scored in a split: what it is called, its scores, a note."""
     return [
-        (title, block[name], note)
-        for name, title, note in OTHERS
+        (title, block[name], _NOTES[name])
+        for name, title in OTHERS.items()
         if is_number(block.get(name, {}).get("accuracy"))
     ]
 
@@ -171,21 +186,21 @@ def list_confusions(
     cluster_names: Sequence[str],
 ) -> list[dict[str, str]]:
     """List what is most often taken for something else."""
-    total = sum(map(sum, confusion))
-    sizes = [sum(column) for column in zip(*confusion, strict=True)]
+    counts = np.array(confusion, np.int64)
+    total, sizes = int(counts.sum()), counts.sum(axis=0)
     wrong = [
-        (count, cluster, index)
-        for cluster, row in enumerate(confusion)
-        for index, count in enumerate(row)
-        if assignment[cluster] != index and count >= _LEAST_CONFUSION * total and count
+        (int(counts[cluster, index]), cluster, index)
+        for cluster, index in np.argwhere(counts >= max(_LEAST_CONFUSION * total, 1)).tolist()
+        if assignment[cluster] != index
     ]
-    largest = sorted(wrong, key=lambda w: (-w[0], *w[1:]))[:_LARGEST_CONFUSIONS]
+    # of equal ones the first
+    largest = sorted(wrong, key=lambda entry: -entry[0])[:_LARGEST_CONFUSIONS]
     return [
         {
             "truth": class_names[index],
             "prediction": cluster_names[cluster],
             "share": format_number(100 * count / total),
-            "part": format_number(100 * count / sizes[index], 0),
+            "part": format_number(100 * count / int(sizes[index]), 0),
         }
         for count, cluster, index in largest
     ]
@@ -194,51 +209,21 @@ def list_confusions(
 # --- what was unusual -----------------------------------------------------------------------------
 
 
-def describe_unusual(counts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def describe_unusual(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Put the counts that are not 0 into words."""
-    rows = [
-        (
-            "images rejected",
-            counts["images_rejected"],
-            f"of {counts['images']}: {_list_reasons(counts['rejected_for'])}",
-        ),
-        (
-            "windows whose features are not finite",
-            counts["windows_not_finite"],
-            f"of {counts['windows']}; their images are among the rejected",
-        ),
-        (
-            "windows whose features are all equal",
-            counts["windows_constant"],
-            f"of {counts['windows']}: nothing in them tells one place from another",
-        ),
-        (
-            "windows without a proposal",
-            counts["windows_without_proposal"],
-            f"of {counts['windows']}: no class is learned from them",
-        ),
-        (
-            "windows with exactly one proposal",
-            counts["windows_with_one_proposal"],
-            f"of {counts['windows']}",
-        ),
-        (
-            "windows with as many proposals as --max-proposals allows",
-            counts["windows_with_most_proposals"],
-            f"of {counts['windows']}: they may hold more",
-        ),
-        (
-            "classes that no pixel was given",
-            len(counts["classes_unused"]),
-            f"of {counts['classes']}: {_list_numbers(counts['classes_unused'])}",
-        ),
-        (
-            "label maps left out of the scores",
-            counts["label_maps_left_out"],
-            f"in all: {_list_reasons(counts['left_out_for'])}",
-        ),
+    unused = counts["classes_unused"]
+    more = len(unused) - _MOST_LISTED
+    said = {
+        **counts,
+        "unused": len(unused),
+        "classes_unused": ", ".join(map(str, unused[:_MOST_LISTED]))
+        + (f" and {more} more" if more > 0 else ""),
+    }
+    for key in ("rejected_for", "left_out_for"):
+        said[key] = ", ".join(f"{reason} ({number})" for reason, number in counts[key].items())
+    return [
+        (name, f"{said[key]} {text.format_map(said)}") for name, key, text in _UNUSUAL if said[key]
     ]
-    return tuple((name, f"{number} {text}") for name, number, text in rows if number)
 
 
 def describe_repeatability(counts: Mapping[str, Any]) -> str:
@@ -260,15 +245,6 @@ def describe_repeatability(counts: Mapping[str, Any]) -> str:
     )
 
 
-def _list_reasons(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} ({number})" for reason, number in reasons.items())
-
-
-def _list_numbers(numbers: Sequence[int]) -> str:
-    more = len(numbers) - _MOST_LISTED
-    return ", ".join(map(str, numbers[:_MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
-
-
 def shorten_lines(lines: Sequence[str], more: str) -> list[str]:
     """Shorten a list of sentences that would make the page too long to open."""
     short = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…" for line in lines]
@@ -288,44 +264,37 @@ def shorten_settings(text: str, file: object) -> str:
 
 def suggest_steps(
     run: RunDirectory, subject: Subject, metrics: Mapping[str, Any], *, named: bool
-) -> tuple[Step, ...]:
+) -> list[Step]:
     """Suggest what to try next."""
     begin, classes = "primaps-pipe", int(metrics["classes"])
     steps: list[Step] = []
     if metrics["accuracy"] is None and not named:
         file = run.names_file(subject.title)
         text = f"Name the clusters in {file}, a line such as 7: water for each, and show them so"
-        steps.append((text, (f"{begin} evaluate {run.quoted}{subject.options}",)))
+        steps.append((text, [f"{begin} evaluate {run.quoted}{subject.options}"]))
     if subject.kind == "em":
         dead = sum(share < 100 * UNUSED for share in metrics["class_usage"])
-        fewer = 0 < dead < classes - 1
-        other = classes - dead if fewer else min(max(classes + 1, round(_MORE * classes)), 255)
-        why = (
-            f"{count_of(dead, 'clusters')} hardly used: fit fewer" if fewer else "Fit more classes"
-        )
+        if 0 < dead < classes - 1:
+            why, other = f"{count_of(dead, 'clusters')} hardly used: fit fewer", classes - dead
+        else:
+            why = "Fit more classes"
+            other = min(max(classes + 1, round(_MORE * classes)), 255)
         name = f"k{other}"
-        steps.append(
-            (
-                f"{why}, and look at both side by side; it costs only the fit",
-                (
-                    f"{begin} em {run.quoted} --classes {other} --name {name}",
-                    f"{begin} evaluate {run.quoted} --em {name}",
-                    f"{begin} compare {run.quoted} --em {subject.name} --em {name}",
-                ),
-            )
-        )
-    steps.append(
-        (
-            "Train on the labels: export --help lists the formats",
-            (f"{begin} export {run.quoted}{subject.options} --format mmseg --out training",),
-        )
-    )
-    return tuple(steps)
+        commands = [
+            f"{begin} em {run.quoted} --classes {other} --name {name}",
+            f"{begin} evaluate {run.quoted} --em {name}",
+            f"{begin} compare {run.quoted} --em {subject.name} --em {name}",
+        ]
+        text = f"{why}, and look at both side by side; it costs only the fit"
+        steps.append((text, commands))
+    export = f"{begin} export {run.quoted}{subject.options} --format mmseg --out training"
+    steps.append(("Train on the labels: export --help lists the formats", [export]))
+    return steps
 
 
 def list_commands(
     run: RunDirectory, key: str, classes: Mapping[str, type[StageSettings]]
-) -> tuple[str, ...]:
+) -> list[str]:
     """List the commands that lead to a stage."""
     sources = list_sources(run, key)
     options = {
@@ -342,10 +311,10 @@ def list_commands(
             given = run.read_given(source.replace("evaluate", "report", 1))
             own = {n: given[n] for n in given if n not in classes["evaluate"].model_fields}
             options[source] += write_options(classes["report"], own)
-    return tuple(
+    return [
         f"primaps-pipe {sources[source].stage} {run.quoted}{text}"
         for source, text in options.items()
-    )
+    ]
 
 
 def write_options(settings: type[StageSettings], given: Mapping[str, Any], own: str = "") -> str:

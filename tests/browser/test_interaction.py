@@ -108,13 +108,13 @@ def test_a_class_shows_its_images(page: Any) -> None:
 )
 def test_order_of_the_classes(order: str, expected: str, tmp_path: Path, open_page: Open) -> None:
     content = make_content()
-    odd = replace(content.clusters[3], class_name="sky", iou=99.0)  # the first class now
-    first = replace(content.clusters[0], class_name="field", iou=12.0)
-    second = replace(content.clusters[1], class_name="road", iou=50.0)
-    third = replace(content.clusters[2], class_name=None, iou=None)
+    odd = replace(content["clusters"][3], class_name="sky", iou=99.0)  # the first class now
+    first = replace(content["clusters"][0], class_name="field", iou=12.0)
+    second = replace(content["clusters"][1], class_name="road", iou=50.0)
+    third = replace(content["clusters"][2], class_name=None, iou=None)
     cards = (odd, second, third, first)
     file = tmp_path / "index.html"
-    file.write_text(render_report(replace(content, clusters=cards)), encoding="utf-8")
+    file.write_text(render_report(dict(content, clusters=cards)), encoding="utf-8")
     page = open_page(file)
     page.select_option("#clusters-order", order)
     assert (

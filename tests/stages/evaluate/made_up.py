@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.run.manifest import Image
-from stages.evaluate.counts import Tally, count_image, decode_counts, encode_counts
+from stages.evaluate.metrics import Tally, count_image, decode_counts, encode_counts
 from stages.labelling import Labelling
 
 Map = NDArray[np.uint8]

@@ -20,7 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pipeline.errors import DamageError, RunError
 from pipeline.run.directory import RunDirectory, name_subject
 from pipeline.run.manifest import Image
-from stages.evaluate.counts import (
+from stages.evaluate.metrics import (
     Tally,
     counts_file,
     decode_counts,

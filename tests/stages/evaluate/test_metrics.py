@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from stages.evaluate.counts import Tally
-from stages.evaluate.metrics import count_reasons, describe_metrics, summarise, summarise_splits
+from stages.evaluate.metrics import Tally, count_reasons, summarise, summarise_splits
+from stages.scores import describe_metrics
 from tests.stages.evaluate.made_up import count, make_row, make_tally
 
 CLUSTERS = 4

@@ -26,7 +26,6 @@ from pipeline.storage.files import read_json
 from stages.report.agreement import Name, Paint
 from stages.report.comparison import (
     CommonImages,
-    ComparisonContent,
     build_comparison,
     choose_rows,
     compare_runs,
@@ -39,6 +38,7 @@ from stages.report.comparison import (
     sample_common,
     tabulate_agreement,
 )
+from stages.report.content import Content
 from tests.comparison_content import make_comparison, make_hostile
 from tests.scenes import FAST_EM, Invoke, write_scenes
 
@@ -79,7 +79,7 @@ def open_both(run: Path, *more: Path) -> list[Evaluation]:
 
 
 @pytest.fixture(scope="module")
-def content(fits: Path) -> ComparisonContent:
+def content(fits: Path) -> Content:
     return build_comparison(open_both(fits), 4, SCREEN)
 
 
@@ -97,65 +97,65 @@ def agree(first: np.ndarray, second: np.ndarray) -> float:
     )
 
 
-def test_the_agreement_is_that_of_the_best_matching(fits: Path, content: ComparisonContent) -> None:
+def test_the_agreement_is_that_of_the_best_matching(fits: Path, content: Content) -> None:
     first, second = read_maps(fits, "labels"), read_maps(fits, "labels-four")
     joined = [np.concatenate([m.ravel() for m in maps.values()]) for maps in (first, second)]
-    ((one, share), (same, other)) = content.agreement
+    ((one, share), (same, other)) = content["agreement"]
     assert one is other is None
     assert share == same == pytest.approx(agree(*joined), abs=1e-9)
-    assert "All 9 images in common were compared" in content.agreement_note
+    assert "All 9 images in common were compared" in content["agreement_note"]
 
 
 def test_the_table_of_agreement_is_symmetric() -> None:
     shares = {(0, 1): 80.0, (0, 2): float("nan"), (1, 2): 12.5}
     table = tabulate_agreement(shares, 3)
-    assert table == ((None, 80.0, None), (80.0, None, 12.5), (None, 12.5, None))
+    assert table == [[None, 80.0, None], [80.0, None, 12.5], [None, 12.5, None]]
 
 
-def test_the_scores_are_those_of_the_evaluations(fits: Path, content: ComparisonContent) -> None:
-    (table,) = content.scores
-    rows = {row.name: row for row in table.rows}
+def test_the_scores_are_those_of_the_evaluations(fits: Path, content: Content) -> None:
+    (table,) = content["scores"]
+    rows = {row.name: row for row in table["rows"]}
     metrics: list[Any] = [
         read_json(fits / f"report{end}" / "metrics.json") for end in ("", "-four")
     ]
-    assert rows["Mean IoU without CRF, %"].values == tuple(m["miou"] for m in metrics)
-    assert rows["Mean IoU with CRF, %"].values == (metrics[0]["miou_crf"], None)
-    assert rows["Clusters"].values == (3, 4)
+    assert rows["Mean IoU without CRF, %"].values == [m["miou"] for m in metrics]
+    assert rows["Mean IoU with CRF, %"].values == [metrics[0]["miou_crf"], None]
+    assert rows["Clusters"].values == [3, 4]
     assert rows["Clusters"].best == rows["Confidence, %"].best == ()
-    (classes,) = content.classes
-    assert len(classes.rows) == 3
-    assert classes.rows[0].values[0] == metrics[0]["per_class"][0]["iou_crf"]
-    assert classes.rows[0].values[1] == metrics[1]["per_class"][0]["iou"]
+    (classes,) = content["classes"]
+    assert len(classes["rows"]) == 3
+    assert classes["rows"][0].values[0] == metrics[0]["per_class"][0]["iou_crf"]
+    assert classes["rows"][0].values[1] == metrics[1]["per_class"][0]["iou"]
 
 
-def test_the_commands_make_both_again(fits: Path, content: ComparisonContent) -> None:
-    verbs = [command.split(" ")[1] for command in content.commands]
+def test_the_commands_make_both_again(fits: Path, content: Content) -> None:
+    verbs = [command.split(" ")[1] for command in content["commands"]]
     # a K-means fit needs no masks, and both have the same features
     assert verbs == ["extract", "masks", "em", "evaluate", "em", "evaluate"]
-    assert "--name four" in content.commands[-2]
-    assert content.commands[-1].endswith("--em four --crf none")
+    assert "--name four" in content["commands"][-2]
+    assert content["commands"][-1].endswith("--em four --crf none")
 
 
-def test_only_settings_that_differ_are_listed(content: ComparisonContent) -> None:
-    settings = {row.name: row.values for row in content.settings}
-    assert settings["em.method"] == ("primaps", "kmeans")
-    assert settings["em.classes"] == ("3", "4")
+def test_only_settings_that_differ_are_listed(content: Content) -> None:
+    settings = {row.name: row.values for row in content["settings"]}
+    assert settings["em.method"] == ["primaps", "kmeans"]
+    assert settings["em.classes"] == ["3", "4"]
     assert settings["evaluate.crf"][1] == "none"
     # a K-means fit has nothing to do with proposals
     assert settings["masks.threshold"][1] is None
     assert not {"em.epochs", "em.name", "evaluate.em", "em.device", "extract.size"} & set(settings)
 
 
-def test_the_gallery_begins_with_what_differs_most(content: ComparisonContent) -> None:
-    differences = [image.difference or 0.0 for image in content.gallery]
+def test_the_gallery_begins_with_what_differs_most(content: Content) -> None:
+    differences = [image.difference or 0.0 for image in content["gallery"]]
     assert len(differences) == 4
     assert differences == sorted(differences, reverse=True)
-    assert [image.role for image in content.gallery] == ["most", "most", "sample", "sample"]
-    assert all(len(image.labels) == 2 and image.truth for image in content.gallery)
-    assert all(None not in image.accuracy for image in content.gallery)
-    assert [name for name, _ in content.legend] == ["class 0", "class 1", "class 2"]
+    assert [image.role for image in content["gallery"]] == ["most", "most", "sample", "sample"]
+    assert all(len(image.labels) == 2 and image.truth for image in content["gallery"])
+    assert all(None not in image.accuracy for image in content["gallery"])
+    assert [name for name, _ in content["legend"]] == ["class 0", "class 1", "class 2"]
     # the fourth cluster of the second fit is no class's
-    assert content.other_colours
+    assert content["other_colours"]
 
 
 def test_the_page_is_the_same_every_time(fits: Path, tmp_path: Path) -> None:
@@ -172,23 +172,24 @@ def test_the_page_is_the_same_every_time(fits: Path, tmp_path: Path) -> None:
 
 def test_runs_with_and_without_labels(fits: Path, unlabelled: Path) -> None:
     content = build_comparison(open_both(fits, unlabelled), 3, SCREEN)
-    assert [column.name for column in content.columns] == [
+    assert [column["name"] for column in content["columns"]] == [
         "run · default",
         "run · four",
         "bare · default",
     ]
-    (note,) = content.notes
+    (note,) = content["notes"]
     assert "8 images are in common" in note
     assert "1 of run · default, 1 of run · four" in note
-    assert "those of bare · default have the colour of the cluster of run · def" in (
-        content.gallery_note
+    assert (
+        "those of bare · default have the colour of the cluster of run · def"
+        in (content["gallery_note"])
     )
-    assert content.scores[0].rows[2].values[2] is None
-    assert all(image.truth for image in content.gallery)
+    assert content["scores"][0]["rows"][2].values[2] is None
+    assert all(image.truth for image in content["gallery"])
     turned = build_comparison(open_both(fits, unlabelled)[::-1], 3, SCREEN)
-    assert "Clusters of run · four have the colour of the class" in turned.gallery_note
-    assert [row[::-1] for row in turned.agreement[::-1]] == [
-        pytest.approx(row, nan_ok=True) for row in content.agreement
+    assert "Clusters of run · four have the colour of the class" in turned["gallery_note"]
+    assert [row[::-1] for row in turned["agreement"][::-1]] == [
+        pytest.approx(row, nan_ok=True) for row in content["agreement"]
     ]
 
 
@@ -199,11 +200,11 @@ def test_without_any_labels_there_is_still_something_to_see(
     invoke("evaluate", unlabelled, "--em", "few", "--crf", "none", QUIET)
     opened = [open_evaluation(RunDirectory(unlabelled), n, None) for n in ("default", "few")]
     content = build_comparison(opened, 2, SCREEN)
-    assert content.verdict.startswith("There are no labels to score these by")
-    assert "agree on" in content.verdict
-    assert content.classes == ()
-    assert [name for name, _ in content.legend] == [f"cluster {k}" for k in range(5)]
-    assert all(image.truth is None for image in content.gallery)
+    assert content["verdict"].startswith("There are no labels to score these by")
+    assert "agree on" in content["verdict"]
+    assert content["classes"] == []
+    assert [name for name, _ in content["legend"]] == [f"cluster {k}" for k in range(5)]
+    assert all(image.truth is None for image in content["gallery"])
 
 
 def test_images_are_left_out_where_there_is_no_room(fits: Path) -> None:
@@ -212,12 +213,19 @@ def test_images_are_left_out_where_there_is_no_room(fits: Path) -> None:
     rows = choose_rows(differences, 9)
     paints = {"all": [Paint(np.zeros((256, 3), np.uint8), "class")] * 2}
     paints = dict.fromkeys(opened[0].splits, paints["all"])
-    gallery = draw_gallery(opened, rows, differences, paints, 0, SCREEN, budget=30_000)
-    size = sum(len(s or "") for i in gallery.images for s in (i.photograph, i.truth, *i.labels))
-    assert 0 < len(gallery.images) < 9
+    images, _ = draw_gallery(opened, rows, differences, paints, 0, SCREEN, budget=30_000)
+    size = sum(len(s or "") for i in images for s in (i.photograph, i.truth, *i.labels))
+    assert 0 < len(images) < 9
     assert size <= 30_000
-    assert gallery.left_out == 9 - len(gallery.images)
-    assert gallery.images[0].difference == 8.0
+    assert images[0].difference == 8.0
+
+
+def test_images_that_found_no_room_are_counted(fits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.report.comparison.BUDGET", 30_000)
+    content = build_comparison(open_both(fits), 9, SCREEN)
+    left = 9 - len(content["gallery"])
+    assert left
+    assert f"{left} more found no room" in content["gallery_note"]
 
 
 @pytest.fixture
@@ -233,10 +241,10 @@ def test_a_photograph_that_is_gone_is_said(fits: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("stages.report.comparison.read_frame", refuse)
     content = build_comparison(open_both(fits), 2, SCREEN)
-    assert all(image.photograph is None for image in content.gallery)
+    assert all(image.photograph is None for image in content["gallery"])
     assert any(
         "could not be read and is not shown: no such file (1 more)" in note
-        for note in content.notes
+        for note in content["notes"]
     )
 
 
@@ -510,7 +518,7 @@ def test_the_page_needs_nothing_but_itself() -> None:
 
 
 def test_what_is_not_there_is_left_out() -> None:
-    bare = replace(
+    bare = dict(
         make_comparison(), gallery=(), classes=(), settings=(), curves=(), notes=(), legend=()
     )
     html = render_comparison(bare)
@@ -522,9 +530,9 @@ def test_what_is_not_there_is_left_out() -> None:
 
 def test_pictures_from_elsewhere_are_refused() -> None:
     content = make_comparison()
-    image = replace(content.gallery[0], photograph="https://example.org/a.png")
+    image = replace(content["gallery"][0], photograph="https://example.org/a.png")
     with pytest.raises(ValueError, match="no data URI"):
-        render_comparison(replace(content, gallery=(image,)))
+        render_comparison(dict(content, gallery=(image,)))
 
 
 def test_the_same_content_gives_the_same_page() -> None:

@@ -13,16 +13,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.run.evaluation import ClusterLook, choose_look
+from pipeline.run.manifest import Image as Row
 from stages.report.content import (
-    Exhibit,
     GalleryItem,
-    Series,
     build_item,
+    draw_fit,
     find_nearest,
+    list_scores,
     make_cards,
-    make_curve,
 )
-from stages.report.pictures import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, fit_feature_colours
+from stages.report.pictures import (
+    IGNORED_COLOUR,
+    RIGHT_COLOUR,
+    WRONG_COLOUR,
+    Exhibit,
+    Labels,
+    fit_feature_colours,
+)
+from stages.report.plots import draw_scores, draw_series, draw_usage
 from stages.report.typical import Cutout
 from stages.report.words import describe_facts
 from stages.scores import Part
@@ -32,26 +40,28 @@ COLOURS = ((1, 2, 3), (4, 5, 6))
 HOSTILE = '<script>alert("x")</script>/../&amp; ünï {{ 7 * 7 }}'
 
 
+PLAIN = np.zeros((8, 12), np.uint8)
+PLAIN[:, 6:] = 1
+ROW = Row(0, "a/b", "val", "a/b.png", None, 24, 16, 1, 0, "")
+
+
 def make_exhibit(**changes: Any) -> Exhibit:
     """Make an image of 8 x 12 pixels in two windows; the left half is cluster 0."""
     generator = np.random.default_rng(0)
-    plain = np.zeros((8, 12), np.uint8)
-    plain[:, 6:] = 1
-    truth = 1 - plain
+    truth = 1 - PLAIN
     truth[0] = 255
     proposals = np.zeros((2, 8, 8), np.uint8)
     proposals[:, :, 2:] = 1
     exhibit = Exhibit(
-        id="a/b",
-        split="val",
         frame=generator.integers(0, 256, size=(8, 12, 3)).astype(np.uint8),
         boxes=((0, 0, 8, 8), (4, 0, 12, 8)),
         features=generator.normal(size=(2, 2, 2, 5)).astype(np.float32),
         proposals=proposals,
-        plain=plain,
-        refined=None,
         truth=truth,
+        palette=np.zeros((256, 3), np.uint8),
+        labels=None,
     )
+    exhibit.palette[:2] = COLOURS
     return replace(exhibit, **changes)
 
 
@@ -61,32 +71,33 @@ def read_picture(uri: str) -> NDArray[np.uint8]:
 
 
 def build(
-    exhibit: Exhibit, plain: ClusterLook, final: ClusterLook | None = None, **scores: float
+    exhibit: Exhibit,
+    plain: ClusterLook,
+    final: ClusterLook | None = None,
+    *,
+    refined: NDArray[np.uint8] | None = None,
+    row: Row = ROW,
+    **scores: float,
 ) -> GalleryItem:
     colours = fit_feature_colours(exhibit.features)
-    return build_item(exhibit, "sample", colours, (plain, final or plain), scores)
+    labelled = replace(exhibit, labels=Labels(PLAIN, refined, plain, final or plain))
+    return build_item(row, labelled, "sample", colours, scores)
 
 
 def read_pictures(item: GalleryItem) -> dict[str, NDArray[np.uint8]]:
-    return {picture.key: read_picture(picture.source) for picture in item.pictures}
+    return {key: read_picture(source) for key, source in item.pictures.items()}
 
 
 def test_the_pictures_of_an_image() -> None:
     look = choose_look(2, [1, 0], NAMES, COLOURS)
     exhibit = make_exhibit()
     item = build(exhibit, look)
-    assert [(picture.key, picture.caption) for picture in item.pictures] == [
-        ("image", "image"),
-        ("features", "features (PCA)"),
-        ("proposals", "proposals"),
-        ("label", "label"),
-        ("truth", "ground truth"),
-        ("errors", "errors"),
-    ]
+    keys = ["image", "features", "proposals", "label", "truth", "errors"]
+    assert list(item.pictures) == keys
     pictures = read_pictures(item)
     assert {picture.shape for picture in pictures.values()} == {(8, 12, 3)}
     colours = np.array(COLOURS)
-    np.testing.assert_array_equal(pictures["label"], colours[1 - exhibit.plain])
+    np.testing.assert_array_equal(pictures["label"], colours[1 - PLAIN])
     np.testing.assert_array_equal(pictures["truth"][1:], pictures["label"][1:])
     assert (pictures["errors"][0] == IGNORED_COLOUR).all()
     assert (pictures["errors"][1:] == RIGHT_COLOUR).all()
@@ -99,20 +110,22 @@ def test_the_pictures_of_an_image() -> None:
 def test_the_numbers_of_an_image() -> None:
     look = choose_look(2, [1, 0], NAMES, COLOURS)
     scores = {"accuracy": 70.0, "accuracy_crf": 81.25, "miou": 60.5, "confidence": 90.0}
-    item = build(make_exhibit(figures=(("windows", "2"),)), look, **scores)
+    item = build(make_exhibit(), look, **scores)
     assert (item.role, item.accuracy, item.confidence) == ("sample", 81.25, 90.0)
-    assert item.figures == (
+    assert item.figures == [
         ("accuracy with CRF", "81.2 %"),
         ("accuracy without CRF", "70.0 %"),
         ("mIoU without CRF", "60.5 %"),
         ("confidence", "90.0 %"),
+        ("photograph", "24 x 16 px"),
         ("windows", "2"),
-    )
+        ("proposals", "2"),
+    ]
     # one row is ignored, and all else is right
-    assert item.parts == (
+    assert item.parts == [
         Part(0, 50.0, 100.0),
         Part(1, 50.0, 100.0),
-    )
+    ]
     assert (item.names, item.colours) == (("road", "sky"), (COLOURS[1], COLOURS[0]))
     assert (build(make_exhibit(), look).accuracy, build(make_exhibit(), look).confidence) == (
         None,
@@ -122,13 +135,13 @@ def test_the_numbers_of_an_image() -> None:
 
 def test_errors_are_those_of_the_final_labels() -> None:
     exhibit = make_exhibit()
-    turned = replace(exhibit, refined=(1 - exhibit.plain).astype(np.uint8))
+    turned = (1 - PLAIN).astype(np.uint8)
     look = choose_look(2, [1, 0], NAMES, COLOURS)
-    item = build(turned, look)
+    item = build(exhibit, look, refined=turned)
     assert (read_pictures(item)["errors"][1:] == WRONG_COLOUR).all()
     assert [part.iou for part in item.parts] == [0.0, 0.0]
     # each of the two has a matching of its own
-    item = build(turned, look, choose_look(2, [0, 1], NAMES, COLOURS))
+    item = build(exhibit, look, choose_look(2, [0, 1], NAMES, COLOURS), refined=turned)
     pictures = read_pictures(item)
     np.testing.assert_array_equal(pictures["label"], pictures["label_crf"])
     assert [part.iou for part in item.parts] == [100.0, 100.0]
@@ -137,23 +150,22 @@ def test_errors_are_those_of_the_final_labels() -> None:
 def test_what_is_not_there_is_not_shown() -> None:
     look = choose_look(2, None, (), ())
     item = build(make_exhibit(proposals=None, truth=None), look)
-    assert [picture.key for picture in item.pictures] == ["image", "features", "label"]
+    assert list(item.pictures) == ["image", "features", "label"]
     assert [part.iou for part in item.parts] == [None, None]
 
 
 def test_clusters_that_are_not_matched_are_not_judged() -> None:
     item = build(make_exhibit(), choose_look(2, None, NAMES, COLOURS))
-    keys = [picture.key for picture in item.pictures]
-    assert "truth" in keys and "errors" not in keys
+    assert "truth" in item.pictures and "errors" not in item.pictures
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "", "a" * 5000, "\u202eevil\n"])
 def test_hostile_names_pass_through_untouched(name: str) -> None:
     look = choose_look(2, [1, 0], (name, "road"), COLOURS)
-    item = build(make_exhibit(id=name, split=name), look)
+    item = build(make_exhibit(), look, row=replace(ROW, id=name, split=name))
     assert (item.id, item.split) == (name, name)
     assert look.names == ("road", name)
-    assert all(picture.source.startswith("data:image/") for picture in item.pictures)
+    assert all(source.startswith("data:image/") for source in item.pictures.values())
 
 
 def test_facts_say_what_ran_on_what() -> None:
@@ -176,15 +188,21 @@ def test_a_fit_tells_how_it_went() -> None:
         "class_usage": np.array([[0.5, 0.5], [0.25, 0.75]], np.float32),
         "prototypes": np.zeros((2, 3)),
     }
-    curve = make_curve(arrays, {"classes": 2, "classes_curve": [[2, 0.5], [3, 0.25]]})
-    assert curve.loss == (2.0, 1.0)
-    assert curve.usage == ((0.5, 0.5), (0.25, 0.75))
-    assert curve.classes == ((2, 0.5), (3, 0.25))
-    assert curve.chosen == 2
-    bare = make_curve({}, {})
-    assert (bare.loss, bare.usage, bare.classes, bare.chosen) == ((), (), (), None)
-    named = make_curve({}, {"classes_curve": [[2, 1]], "classes_label": "stability"})
-    assert named.classes_label == "stability"
+    tried = {"classes": 2, "classes_curve": [[2, 0.5], [3, 0.25]]}
+    plots = {plot["title"]: plot["svg"] for plot in draw_fit(arrays, tried, COLOURS)}
+    shares = np.array([[0.5, 0.5], [0.25, 0.75]])
+    effective = np.exp(-(shares * np.log(shares)).sum(axis=1))
+    assert plots == {
+        "Number of classes": draw_scores([(2, 0.5), (3, 0.25)], 2),
+        "Loss": draw_series("Loss", (2.0, 1.0), margin=0.08),
+        "Class usage": draw_usage(shares, COLOURS),
+        "Effective classes": draw_series("effective classes", effective),
+    }
+    assert draw_fit({}, {}, COLOURS) == []
+    attributes = {"classes_curve": [[2, 1]], "classes_label": "stability"}
+    (named,) = draw_fit({}, attributes, COLOURS)
+    assert "without labels: stability. The dot" in named["detail"]
+    assert named["svg"] == draw_scores([(2, 1.0)], None)
 
 
 def test_scores_without_labels_are_whatever_the_fit_has() -> None:
@@ -194,13 +212,13 @@ def test_scores_without_labels_are_whatever_the_fit_has() -> None:
         "score_agreement": np.array([70.0, 80.0, 90.0]),
         "score_of_nothing": np.array(1.0),
     }
-    curve = make_curve(arrays, {"score_units": {"agreement": "%"}})
-    agreement, turn, effective = curve.scores
-    assert agreement == Series("agreement", "%", (70.0, 80.0, 90.0))
-    assert (turn.name, turn.unit, turn.values[:2]) == ("turn back", "", (1.0, 0.5))
-    assert effective.name == "effective classes"
-    np.testing.assert_allclose(effective.values, [2, 1, np.nan])
-    assert make_curve({}, {}).scores == ()
+    found = list(list_scores(arrays, {"score_units": {"agreement": "%"}}))
+    agreement, turn, effective = found
+    assert agreement == ("agreement", "%", [70.0, 80.0, 90.0])
+    assert (turn[0], turn[1], turn[2][:2]) == ("turn back", "", [1.0, 0.5])
+    assert effective[0] == "effective classes"
+    np.testing.assert_allclose(effective[2], [2, 1, np.nan])
+    assert list(list_scores({}, {})) == []
 
 
 BLOCK: dict[str, Any] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,13 @@ from pipeline.errors import RunError, StaleError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import open_evaluation
 from stages.report import inspection
-from stages.report.inspection import inspect_image
+from stages.report.inspection import draw_sheet, inspect_image
 from stages.report.pictures import RIGHT_COLOUR, WRONG_COLOUR
-from stages.report.sheet import Sheet, draw_sheet
 from tests.scenes import FAST_EM, Invoke
 
 QUIET = "--no-progress"
 IMAGE = "part 0/scene 2"
+Sheet = SimpleNamespace
 
 
 @pytest.fixture
@@ -27,9 +29,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sheet]:
     """What was drawn, the last sheet last."""
     sheets: list[Sheet] = []
 
-    def draw(sheet: Sheet) -> np.ndarray:
-        sheets.append(sheet)
-        return draw_sheet(sheet)
+    def draw(**sheet: Any) -> np.ndarray:
+        sheets.append(Sheet(**sheet))
+        return draw_sheet(**sheet)
 
     monkeypatch.setattr(inspection, "draw_sheet", draw)
     return sheets
@@ -103,7 +105,7 @@ def test_it_shows_as_much_as_there_is(
     invoke("evaluate", copy, QUIET)
     sheet = look()
     assert list_captions(sheet)[3:] == [*labels, "ground truth", "errors"]
-    assert sheet.notes == ()
+    assert sheet.notes == []
     assert dict(before.figures)["confidence"] == dict(sheet.figures)["confidence"]
     assert np.mean(before.panels[3].pixels != sheet.panels[3].pixels) > 0, "other colours"
 

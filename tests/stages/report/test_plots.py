@@ -11,7 +11,6 @@ import pytest
 
 from stages.report.plots import (
     draw_confusion,
-    draw_loss,
     draw_scores,
     draw_series,
     draw_usage,
@@ -33,7 +32,7 @@ def read_texts(svg: str) -> list[str]:
 def draw_all() -> list[str]:
     palette = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
     return [
-        draw_loss([3.0, 2.0, 1.5]),
+        draw_series("Loss", [3.0, 2.0, 1.5]),
         draw_scores([(3, 0.1), (5, 0.4), (9, 0.3)], 5),
         draw_usage([[0.25] * 4, [0.4, 0.3, 0.2, 0.1]], palette),
         draw_series("consistency", (1.0, 2.0, 2.5)),
@@ -88,7 +87,7 @@ def test_long_names_are_cut():
 
 
 def test_one_epoch_is_shown():
-    assert parse(draw_loss([1.0])).findall(".//use")
+    assert parse(draw_series("Loss", [1.0])).findall(".//use")
     svg = draw_usage([[3.0, 1.0]], [(255, 0, 0), (0, 0, 255)])
     assert "#ff0000" in svg and "#0000ff" in svg
 
@@ -100,7 +99,7 @@ def test_usage_is_stacked_to_the_whole():
 
 
 def test_loss_that_breaks_down_is_still_drawn():
-    assert "nan" not in draw_loss([2.0, float("nan"), 1.0])
+    assert "nan" not in draw_series("Loss", [2.0, float("nan"), 1.0])
 
 
 def test_plots_stand_alone_and_side_by_side():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stages.report.sheet import Legend, Panel, Sheet, draw_sheet, wrap_text
+from stages.report.inspection import Legend, Panel, draw_sheet, wrap_text
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
 
@@ -23,11 +23,15 @@ def count_colour(sheet: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((sheet == colour).all(axis=-1).sum())
 
 
-SHEET = Sheet("a title", ("a line",), (Panel("a caption", make_map()),))
+SHEET: dict[str, Any] = {
+    "title": "a title",
+    "line": "a line",
+    "panels": [Panel("a caption", make_map())],
+}
 
 
 def test_a_picture_keeps_its_colours_and_shape() -> None:
-    drawn = draw_sheet(SHEET)
+    drawn = draw_sheet(**SHEET)
     assert drawn.dtype == np.uint8
     assert drawn.shape[1:] == (1640, 3)
     red, blue = count_colour(drawn, RED), count_colour(drawn, BLUE)
@@ -46,7 +50,7 @@ def test_pictures_stand_side_by_side_as_their_shape_allows(
     shape: tuple[int, int], columns: int
 ) -> None:
     panels = tuple(Panel("a caption", make_map(*shape)) for _ in range(4))
-    drawn = draw_sheet(replace(SHEET, panels=panels))
+    drawn = draw_sheet(**dict(SHEET, panels=panels))
     red = (drawn == RED).all(axis=-1)
     first = np.flatnonzero(red.any(axis=1))[0]
     starts = np.flatnonzero(np.diff(red[first].astype(int)) == 1)
@@ -59,7 +63,7 @@ def test_pictures_are_drawn_whole() -> None:
     panels = tuple(Panel(f"caption {i} " * 9, make_map()) for i in range(7))
     legend = tuple(Legend((i, 255 - i, 7), f"class {i} " * 9, ("100.0 %", "–")) for i in range(40))
     figures = tuple((f"figure {i}", "12.3 %") for i in range(30))
-    full = replace(
+    full = dict(
         SHEET,
         panels=panels,
         legend=legend,
@@ -67,23 +71,23 @@ def test_pictures_are_drawn_whole() -> None:
         figures=figures,
         notes=("a note " * 60, "another"),
     )
-    drawn = draw_sheet(full)
+    drawn = draw_sheet(**full)
     white = (drawn == 255).all(axis=-1)
     for edge in (white[:20], white[-20:], white[:, :20], white[:, -20:]):
         assert edge.all()
     assert all(count_colour(drawn, entry.colour) > 100 for entry in legend)
-    np.testing.assert_array_equal(drawn, draw_sheet(full))
+    np.testing.assert_array_equal(drawn, draw_sheet(**full))
 
 
 def test_photographs_are_smoothed_and_maps_are_not() -> None:
-    smooth = draw_sheet(replace(SHEET, panels=(Panel("x", make_map(), "photograph"),)))
+    smooth = draw_sheet(**dict(SHEET, panels=(Panel("x", make_map(), smooth=True),)))
     colours = np.unique(smooth.reshape(-1, 3), axis=0)
-    assert len(colours) > len(np.unique(draw_sheet(SHEET).reshape(-1, 3), axis=0))
+    assert len(colours) > len(np.unique(draw_sheet(**SHEET).reshape(-1, 3), axis=0))
 
 
 def test_a_sheet_without_a_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="without a picture"):
-        draw_sheet(replace(SHEET, panels=()))
+        draw_sheet(**dict(SHEET, panels=()))
 
 
 def test_text_is_wrapped_between_words_if_that_will_do() -> None:
@@ -105,4 +109,4 @@ def test_what_does_not_fit_is_cut_short() -> None:
     "name", ["äöü ß", "$x^", "дорога", "δρόμος", "道路", "\u202e\x00\x07", "🌳"]
 )
 def test_names_of_any_alphabet_are_drawn(name: str) -> None:
-    draw_sheet(replace(SHEET, title=name, legend=(Legend(RED, name, (name,)),)))
+    draw_sheet(**dict(SHEET, title=name, legend=(Legend(RED, name, (name,)),)))

@@ -131,7 +131,7 @@ def count(**changed: Any) -> dict[str, Any]:
 
 def test_nothing_unusual_is_nothing_to_say() -> None:
     counts = count()
-    assert describe_unusual(counts) == ()
+    assert describe_unusual(counts) == []
     assert counts["windows"] == 8 and counts["windows_constant"] == 0
     assert counts["classes_unused"] == []
     assert "the same bytes" in describe_repeatability(counts)
@@ -154,7 +154,7 @@ def test_shards_are_summed_and_put_into_words() -> None:
         usage=[0, 4, 0],
         left_out={"a.png": "it is 3 x 3, the image 4 x 4"},
     )
-    assert describe_unusual(counts) == (
+    assert describe_unusual(counts) == [
         ("images rejected", "3 of 11: truncated (2), empty file (1)"),
         ("windows whose features are not finite", "3 of 8; their images are among the rejected"),
         (
@@ -169,14 +169,14 @@ def test_shards_are_summed_and_put_into_words() -> None:
         ),
         ("classes that no pixel was given", "2 of 3: 0, 2"),
         ("label maps left out of the scores", "1 in all: it is 3 x 3, the image 4 x 4 (1)"),
-    )
+    ]
 
 
 def test_a_fit_without_proposals_counts_none() -> None:
     stages = {key: make_stage({"device": "cpu"}) for key in ("extract", "em/km")}
     counts = count_unusual([], 4, stages, [1], {})
     assert counts["windows_without_proposal"] is None
-    assert describe_unusual(counts) == ()
+    assert describe_unusual(counts) == []
 
 
 def test_long_lists_end() -> None:
