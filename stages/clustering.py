@@ -13,22 +13,11 @@ UNUSED = 1e-3
 
 
 def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the loss of cosine K-means.
+    """Compute the loss of cosine K-means on float32 features [window, ..., channel].
 
-    Parameters
-    ----------
-    features
-        float32 [window, ..., channel].
-    direction
-        float32 [class, channel], any length.
-
-    Returns
-    -------
-    loss : Tensor
-        Minus the mean over positions of the largest cosine (STEGO, section 3.4): its gradient moves
-        every prototype towards the positions nearest to it.
-    usage : Tensor
-        int64 [class]: positions nearest to each prototype.
+    It is minus the mean over positions of the largest cosine (STEGO, section 3.4): its gradient
+    moves every prototype, a direction [class, channel] of any length, towards the positions nearest
+    to it. Gives also the number of these, int64 [class].
     """
     runs = features.reshape(len(features), -1, features.shape[-1])
     unit = F.normalize(direction, dim=-1)
@@ -39,21 +28,9 @@ def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
 def measure_clusters(runs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the loss of cosine K-means and its gradient, window by window.
 
-    Parameters
-    ----------
-    runs
-        float32 [window, position, channel].
-    unit
-        float32 [class, channel] at unit length.
-
-    Returns
-    -------
-    loss : Tensor
-        [window]: as of :func:`cluster_loss`.
-    gradient : Tensor
-        [window, class, channel]: of each window's loss with respect to ``unit``.
-    usage : Tensor
-        int64 [window, class]: positions nearest to each prototype.
+    Takes float32 [window, position, channel] and prototypes [class, channel] at unit length; gives
+    the loss [window], as of :func:`cluster_loss`, its gradient with respect to the prototypes
+    [window, class, channel], and the positions nearest to each, int64 [window, class].
     """
     cosine, nearest, length = _find_nearest(runs, unit)
     positions = runs.shape[1]

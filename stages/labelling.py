@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier.
+    """A linear classifier; ``ValueError`` where its parts do not fit together.
 
     Attributes
     ----------
@@ -48,11 +48,6 @@ class Classifier:
         ``inner product`` of feature and prototype, or their ``cosine``.
     gain
         Factor on cosines, which have no scale of their own.
-
-    Raises
-    ------
-    ValueError
-        The parts do not fit together.
     """
 
     prototypes: Tensor
@@ -74,19 +69,9 @@ class Classifier:
 
 
 def classify(features: Tensor, classifier: Classifier) -> Tensor:
-    """Compute the class logits of every position.
+    """Compute the logits of features [window, row, column, channel], on any device.
 
-    Parameters
-    ----------
-    features
-        float [window, row, column, channel].
-    classifier
-        What classifies them; on any device.
-
-    Returns
-    -------
-    Tensor
-        [window, class, row, column], of the features' type and device.
+    Gives [window, class, row, column], of the features' type and device.
     """
     prototypes = classifier.prototypes.to(features)
     if classifier.logits == "cosine":
@@ -101,17 +86,7 @@ def classify(features: Tensor, classifier: Classifier) -> Tensor:
 def average_views(clean: Tensor, mirror: Tensor) -> Tensor:
     """Average the features of windows with those of their mirror images.
 
-    Parameters
-    ----------
-    clean
-        float [window, row, column, channel].
-    mirror
-        The same of the mirrored windows, columns still mirrored.
-
-    Returns
-    -------
-    Tensor
-        float [window, row, column, channel].
+    Both are float [window, row, column, channel], the columns of ``mirror`` still mirrored.
     """
     return (clean + mirror.flip(2)) / 2
 
@@ -126,23 +101,9 @@ def classify_windows(
 ) -> dict[str, Tensor]:
     """Classify every position of some windows, from the mean of both their views.
 
-    Parameters
-    ----------
-    read
-        Gives some rows of a view, ``clean`` or ``mirror``: float16 [window, row, column, channel].
-    rows
-        The windows.
-    classifiers
-        What classifies them, by name.
-    values
-        Numbers that a window has, by which memory is asked for.
-    device
-        Where to compute.
-
-    Returns
-    -------
-    dict
-        float32 [window, class, row, column] of every classifier, on the processor.
+    ``read`` gives some rows of a view, ``clean`` or ``mirror``: float16 [window, row, column,
+    channel]; ``values``, the numbers that a window has, say how much memory is asked for. Gives
+    float32 [window, class, row, column] of every classifier, on the processor.
     """
 
     def compute(part: range) -> dict[str, Tensor]:
@@ -173,19 +134,8 @@ def classify_windows(
 def stitch_windows(logits: Tensor, boxes: Sequence[Box], size: int) -> Tensor:
     """Put the windows of one image together; logits are averaged where windows overlap.
 
-    Parameters
-    ----------
-    logits
-        float32 [window, class, row, column].
-    boxes
-        Left, top, right, bottom of every window in the resized image, pixels.
-    size
-        Side of a window, pixels.
-
-    Returns
-    -------
-    Tensor
-        float32 [class, y, x] over the smallest box that holds all windows.
+    Takes float32 [window, class, row, column] and the windows' boxes in the resized image, of side
+    ``size``; gives float32 [class, y, x] over the smallest box that holds them all.
     """
     if len(boxes) == 1:
         return _enlarge(logits, size)[0]
@@ -205,19 +155,9 @@ def _enlarge(logits: Tensor, size: int) -> Tensor:
 
 
 def scale_box(box: Box, resized: tuple[int, int], original: tuple[int, int]) -> Box:
-    """Map a box from the resized image to the original one.
+    """Map a box in pixels of the resized image, (width, height), to the original one.
 
-    Parameters
-    ----------
-    box
-        Left, top, right, bottom, pixels.
-    resized, original
-        Width and height of the two.
-
-    Returns
-    -------
-    tuple of int
-        Left, top, right, bottom, pixels; never empty, however thin the original is.
+    It is never empty, however thin the original is.
     """
     scale_x, scale_y = original[0] / resized[0], original[1] / resized[1]
     left, top = round(box[0] * scale_x), round(box[1] * scale_y)
@@ -227,21 +167,10 @@ def scale_box(box: Box, resized: tuple[int, int], original: tuple[int, int]) -> 
 
 
 def draw_labels(probabilities: Tensor, cover: Cover, width: int, height: int) -> NDArray[np.uint8]:
-    """Draw the label map of a whole image at its own size.
+    """Draw the label map of a whole image at its own size, uint8 [y, x].
 
-    Parameters
-    ----------
-    probabilities
-        float32 [class, y, x] of the part of the resized image that windows cover.
-    cover
-        That part.
-    width, height
-        Size of the image, pixels.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 [y, x]: class of the largest bilinearly resampled probability; 255 where no window is.
+    Every pixel has the class of the largest bilinearly resampled probability, of float32 [class, y,
+    x] over the part of the resized image that windows cover; 255 where no window is.
     """
     left, top, right, bottom = scale_box(cover.box, cover.resized, (width, height))
     labels = np.full((height, width), IGNORE, np.uint8)
@@ -271,24 +200,12 @@ def argmax_resampled(values: Tensor, height: int, width: int) -> NDArray[np.uint
 
 @dataclass(frozen=True)
 class Labelling:
-    """Clusters of the part of an image that its windows cover, at the windows' scale.
+    """The clusters of what an image's windows cover, at the windows' scale."""
 
-    Attributes
-    ----------
-    plain
-        uint8 [y, x]: cluster of the largest logit.
-    probabilities
-        float32 [cluster, y, x]: after the CRF where there is one.
-    confidence
-        Sum over the pixels of the largest probability before the CRF.
-    refined
-        uint8 [y, x]: cluster after the CRF; None without one.
-    """
-
-    plain: NDArray[np.uint8]
-    probabilities: Tensor
-    confidence: float
-    refined: NDArray[np.uint8] | None = None
+    plain: NDArray[np.uint8]  # [y, x]: of the largest logit
+    probabilities: Tensor  # float32 [cluster, y, x]: after the CRF where there is one
+    confidence: float  # sum over the pixels of the largest probability before the CRF
+    refined: NDArray[np.uint8] | None = None  # [y, x]: after the CRF; None without one
 
 
 def label_images(
@@ -300,22 +217,10 @@ def label_images(
     backend: Backend | None,
     settings: CrfSettings,
 ) -> Iterator[R]:
-    """Label images in threads; the CRF between may work on a device.
+    """Label images in threads, in their order; the CRF between may work on a device.
 
-    Parameters
-    ----------
-    manifest
-        Of the images, which are read only for the CRF.
-    images
-        Which, one after the other.
-    logits
-        Row of the image -> float32 [window, cluster, row, column].
-    size
-        Side of a window, pixels.
-    finish
-        Makes of an image and its labels what is yielded.
-    backend, settings
-        The dense CRF, or None, and its settings.
+    ``logits`` has float32 [window, cluster, row, column] by the row of the image; the images are
+    read only for the CRF. What ``finish`` makes of an image and its labels is yielded.
     """
 
     def score(image: Image) -> tuple[Labelling, Tensor]:

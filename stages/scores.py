@@ -25,14 +25,8 @@ OTHERS = {"running_prototypes": "running prototypes", "linear_probe": "linear pr
 class Scores:
     """Scores of a matched prediction, as shares in [0, 1].
 
-    Attributes
-    ----------
-    accuracy
-        Right pixels over labelled pixels.
-    miou
-        Mean of ``iou`` over the classes that occur in the labels or the prediction.
-    iou
-        float64 [class]; NaN for a class that occurs in neither.
+    ``miou`` is the mean of ``iou``, float64 [class], over the classes that occur in the labels or
+    the prediction; the others' is NaN.
     """
 
     accuracy: float
@@ -43,19 +37,9 @@ class Scores:
 def match_clusters(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
     """Match clusters to classes one to one so that the matched pixels are most.
 
-    Parameters
-    ----------
-    confusion
-        int64 [cluster, class]: pixels of each cluster in each class.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 [cluster]: the class, or ``UNMATCHED`` where there are more clusters than classes.
-
-    References
-    ----------
-    Kuhn, "The Hungarian method for the assignment problem", 1955; scipy solves it.
+    Takes int64 [cluster, class], the pixels of each cluster in each class; gives int64 [cluster]:
+    the class, or ``UNMATCHED`` where there are more clusters than classes (Kuhn, "The Hungarian
+    method for the assignment problem", 1955).
     """
     assignment = np.full(confusion.shape[0], UNMATCHED, np.int64)
     # what scores is loaded more often than anything is scored
@@ -74,24 +58,10 @@ def read_assignment(assignment: Sequence[int | None]) -> NDArray[np.int64]:
 def count_confusion(
     prediction: NDArray[np.uint8], truth: NDArray[np.uint8], clusters: int, classes: int
 ) -> NDArray[np.int64]:
-    """Count how often each cluster meets each class.
+    """Count how often each cluster meets each class, int64 [cluster, class].
 
-    Parameters
-    ----------
-    prediction, truth
-        uint8, same shape; 255 in either leaves the pixel out.
-    clusters, classes
-        Numbers of clusters K and classes C.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 [cluster, class].
-
-    Raises
-    ------
-    ValueError
-        A value is neither 255 nor below its number.
+    Takes uint8 of the same shape; 255 in either leaves the pixel out. ``ValueError``: a value is
+    neither 255 nor below its number.
     """
     valid = (prediction != IGNORE) & (truth != IGNORE)
     cluster, label = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
@@ -173,14 +143,8 @@ def list_parts(
 ) -> list[Part]:
     """List the clusters that an image is made of, the largest first.
 
-    Parameters
-    ----------
-    labels
-        uint8 [y, x]: clusters; 255 where there is none.
-    truth
-        uint8 [y, x]: classes, 255 = ignore; or None.
-    classes
-        Class of every cluster (None: unmatched); None where none is matched.
+    ``labels`` and ``truth`` are uint8 [y, x], 255 = none; ``classes`` is the class of every cluster
+    (None: unmatched), or None where none is matched.
     """
     usage = np.bincount(labels.ravel(), minlength=256)[:IGNORE]
     present = np.flatnonzero(usage)

@@ -6,7 +6,7 @@ The optional package pydensecrf2 is the oracle that our own implementations must
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,18 +19,9 @@ from pipeline.run.frames import count_threads, map_ahead
 from stages.crf.definition import CrfError, check_inputs
 from stages.crf.settings import BACKENDS, CrfSettings
 
-if TYPE_CHECKING:
-    import torch
-
 
 class PydensecrfBackend:
-    """Krähenbühl and Koltun's implementation, as wrapped by pydensecrf.
-
-    Raises
-    ------
-    CrfError
-        The package is not installed.
-    """
+    """Krähenbühl and Koltun's implementation, as wrapped by pydensecrf."""
 
     name = "pydensecrf"
 
@@ -98,43 +89,20 @@ class Backend(Protocol):
 
 @runtime_checkable
 class BatchBackend(Backend, Protocol):
-    """A backend that is fastest when it is given many images at once.
+    """A backend that is fastest when it is given many images at once."""
 
-    Attributes
-    ----------
-    device : torch.device
-        Where it computes.
-    """
-
-    device: torch.device
+    device: torch.device  # where it computes
 
     def refine_batch(
         self,
-        unaries: Sequence[torch.Tensor],
+        unaries: Sequence[Tensor],
         images: Sequence[NDArray[np.uint8]],
         settings: CrfSettings,
-    ) -> list[torch.Tensor]:
-        """Infer the posteriors of many images.
+    ) -> list[Tensor]:
+        """Infer the posteriors of many images, in their order, as `refine` that of one.
 
-        Parameters
-        ----------
-        unaries : sequence of float32 [label, y, x]
-            Energies, as in `refine`, on any device; sizes and numbers of labels may differ.
-        images : sequence of uint8 [y, x, rgb]
-            The images.
-        settings : CrfSettings
-            Kernels and iterations.
-
-        Returns
-        -------
-        list of float32 [label, y, x]
-            Probabilities, in the order of the images, still on the device: who wants labels alone
-            takes them there.
-
-        Raises
-        ------
-        CrfError
-            As in `refine`; or the device's memory does not hold a batch.
+        Energies may lie on any device; sizes and numbers of labels may differ. The posteriors stay
+        on the backend's: who wants labels alone takes them there.
         """
         ...
 
@@ -156,26 +124,9 @@ class NumbaBackend:
 
 
 def choose_backend(name: str, device: str = "cpu") -> Backend | None:
-    """Choose the backend of the dense CRF.
+    """Choose the backend of the dense CRF by a name of `BACKENDS`: None for "none".
 
-    Parameters
-    ----------
-    name : str
-        One of `BACKENDS`: "auto" takes the project's own for the device.
-    device : str
-        Where the stage computes, as `pipeline.compute.devices.resolve_device` takes it.
-
-    Returns
-    -------
-    Backend or None
-        None for "none": the labels stay as they are.
-
-    Raises
-    ------
-    UsageError
-        No backend has this name, or there is no such device.
-    CrfError
-        The backend is not installed, or has no device to run on.
+    "auto" takes the project's own for the device where the stage computes.
     """
     if name == "none":
         return None
@@ -191,8 +142,6 @@ def choose_backend(name: str, device: str = "cpu") -> Backend | None:
 
 
 def _choose_cuda(device: str) -> Backend:
-    import torch
-
     if not torch.cuda.is_available():
         raise CrfError(
             "the CRF backend cuda needs a CUDA device, and this machine has none: choose --crf auto"
@@ -200,13 +149,14 @@ def _choose_cuda(device: str) -> Backend:
     from stages.crf.cuda import CudaBackend
 
     # The labels may be refined on the device though everything else stays on the processor.
-    chosen = resolve_device("cuda" if device == "cpu" else device)
-    return CudaBackend(chosen)
+    return CudaBackend(resolve_device("cuda" if device == "cpu" else device))
 
 
 T = TypeVar("T")
 K = TypeVar("K")
 R = TypeVar("R")
+# What `finish` will need of an image, its energies, float32 [label, y, x], and its pixels.
+Prepared = tuple[K, Tensor, NDArray[np.uint8]]
 
 # Energies that are gathered for one batch, bytes: twenty images of 320 x 320 and 27 labels.
 GATHERED = 2**28
@@ -215,34 +165,17 @@ GATHERED = 2**28
 def refine_each(
     backend: Backend,
     items: Iterable[T],
-    prepare: Callable[[T], tuple[K, Tensor, NDArray[np.uint8]]],
+    prepare: Callable[[T], Prepared[K]],
     finish: Callable[[K, Tensor], R],
     settings: CrfSettings,
 ) -> Iterator[R]:
     """Refine one image after the other, as many at once as suits the backend.
 
-    On the processor every item goes through all three steps in one of the threads. A
-    `BatchBackend` is given batches of prepared items; the steps around it run in threads. Either
-    way only a few items are held at a time, however many there are.
-
-    Parameters
-    ----------
-    backend : Backend
-        The dense CRF.
-    items : iterable
-        Whatever stands for an image.
-    prepare : callable
-        Gives, of an item, what `finish` will need, the energies, float32 [label, y, x] (see
-        `place_beside`), and the image, uint8 [y, x, rgb].
-    finish : callable
-        Takes what was kept and the posterior, float32 [label, y, x], on the backend's device.
-    settings : CrfSettings
-        Kernels and iterations.
-
-    Yields
-    ------
-    R
-        What `finish` returns, in the order of the items.
+    On the processor every item goes through all three steps in one of the threads. A `BatchBackend`
+    is given batches of prepared items, with energies where `place_beside` puts them; the steps
+    around it run in threads. Either way only a few items are held at a time. `finish` takes what
+    was kept and the posterior, float32 [label, y, x], on the backend's device; what it gives is
+    yielded, in the order of the items.
     """
     threads = count_threads()
     if isinstance(backend, BatchBackend):
@@ -266,12 +199,9 @@ def place_beside(values: Tensor, backend: Backend | None) -> Tensor:
     return values.to(backend.device if isinstance(backend, BatchBackend) else "cpu")
 
 
-def _gather(
-    samples: Iterable[tuple[K, Tensor, NDArray[np.uint8]]],
-) -> Iterator[list[tuple[K, Tensor, NDArray[np.uint8]]]]:
+def _gather(samples: Iterable[Prepared[K]]) -> Iterator[list[Prepared[K]]]:
     """Gather prepared images until their energies fill a batch."""
-    batch = []
-    held = 0
+    batch, held = [], 0
     for sample in samples:
         batch.append(sample)
         held += sample[1].nbytes

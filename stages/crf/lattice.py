@@ -7,13 +7,19 @@ Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS 2011 (the symmetric
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, CrfError, scale_axes
+from stages.crf.definition import (
+    TOO_NARROW,
+    CrfError,
+    bound_coordinates,
+    pack_strides,
+    scale_axes,
+)
 from stages.crf.vectors import (
     compile_kernel,
     less,
@@ -40,26 +46,15 @@ HASH_HIGH, HASH_LOW = 0x2545F4914F6CDD1D, -7046029254386353131
 
 
 class Embedding(NamedTuple):
-    """Pixels in the lattice.
+    """Pixels in the lattice."""
 
-    Attributes
-    ----------
-    vertices : int32 [pixel, corner]
-        The vertices of the simplex that encloses each pixel, numbered in order of appearance.
-    weights : float32 [pixel, corner]
-        Barycentric weights of the pixel in its simplex.
-    sums : float32 [vertex]
-        Sum of each vertex's weights.
-    keys : int64 [word, vertex]
-        Where each vertex lies: its coordinates, packed into two integers.
-    steps : int64 [word, axis]
-        What is added to a vertex's key to get that of its neighbour along each axis.
-    """
-
+    # int32 [pixel, corner]: the vertices of the simplex that encloses each pixel, numbered in order
+    # of appearance
     vertices: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    sums: NDArray[np.float32]
-    keys: NDArray[np.int64]
+    weights: NDArray[np.float32]  # [pixel, corner]: barycentric weights of the pixel in its simplex
+    sums: NDArray[np.float32]  # [vertex]: sum of each vertex's weights
+    keys: NDArray[np.int64]  # [word, vertex]: each vertex's coordinates, packed into two integers
+    # int64 [word, axis]: what is added to a vertex's key to get that of its neighbour along each
     steps: NDArray[np.int64]
 
 
@@ -71,7 +66,15 @@ def embed_pixels(features: NDArray[np.float32]) -> Embedding:
     dimension, pixels = features.shape
     count = dimension + 1
     scale = scale_axes(dimension)
-    strides, offset = _pack_strides(*_bound_coordinates(features, scale))
+    smallest, largest = features.min(axis=1), features.max(axis=1)
+    offset, highest = bound_coordinates(smallest.astype(np.float64), largest.astype(np.float64))
+    # The last coordinate follows from the others, as they sum to 0.
+    packed = pack_strides((highest - offset)[:-1].tolist(), KEY_BITS)
+    if len(packed) > 2:
+        raise CrfError(TOO_NARROW)
+    # The second integer stays 0 unless the kernel is narrow.
+    strides = np.zeros((2, count), np.int64)
+    strides[: len(packed), :-1] = packed
     padded = take_scratch("padded", (dimension, -(-pixels // BLOCK) * BLOCK), np.float32)
     padded[:, :pixels] = features
     padded[:, pixels:] = features[:, -1:]
@@ -84,50 +87,6 @@ def embed_pixels(features: NDArray[np.float32]) -> Embedding:
     size = _embed(padded, scale, offset, strides, vertices, weights, sums, keys, table)
     steps = strides.sum(axis=1, keepdims=True) - count * strides
     return Embedding(vertices, weights, sums[:size], keys[:, :size], steps)
-
-
-def _bound_coordinates(
-    features: NDArray[np.float32], scale: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Bound the coordinates of all vertices [axis] from the features' ranges."""
-    dimension = len(features)
-    # Elevated coordinate j sums the scaled features from j on, less j times the one before.
-    elevate = np.triu(np.ones((dimension + 1, dimension)))
-    elevate[np.arange(1, dimension + 1), np.arange(dimension)] = -np.arange(1, dimension + 1)
-    elevate *= scale
-    smallest = features.min(axis=1).astype(np.float64)
-    largest = features.max(axis=1).astype(np.float64)
-    low = np.minimum(elevate * smallest, elevate * largest).sum(axis=1)
-    high = np.maximum(elevate * smallest, elevate * largest).sum(axis=1)
-    if not max(-low.min(), high.max()) < LARGEST_COORDINATE:
-        raise CrfError(TOO_NARROW)
-    # A pixel's 0-coloured vertex is within two cells of it, the others within one of that, and
-    # their neighbours within one more.
-    margin = 4 * (dimension + 1)
-    return np.floor(low).astype(np.int64) - margin, np.ceil(high).astype(np.int64) + margin
-
-
-def _pack_strides(
-    lowest: NDArray[np.int64], highest: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give each coordinate but the last its place in a key of two integers.
-
-    With room left for a vertex's neighbours, two neighbours' keys differ by a constant of the axis
-    between them, with no carry from one coordinate into the next. The last coordinate follows from
-    the others, as they sum to 0. The second integer stays 0 unless the kernel is narrow.
-    """
-    dimension = len(lowest) - 1
-    strides = np.zeros((2, dimension + 1), np.int64)
-    word, used = 0, 0
-    for axis in range(dimension):
-        bits = (int(highest[axis]) - int(lowest[axis])).bit_length()
-        if used + bits > KEY_BITS:
-            word, used = word + 1, 0
-        if word == len(strides):
-            raise CrfError(TOO_NARROW)
-        strides[word, axis] = 1 << used
-        used += bits
-    return strides, lowest
 
 
 @compile_kernel
@@ -283,7 +242,8 @@ def _embed(
             if wide:
                 _list_keys(origins, lane, order, offset, strides[1], high)
         while 2 * (size + lanes * count) > slots:
-            slots *= 4
+            # the table has room for all vertices, though it may be smaller than the next step
+            slots = min(4 * slots, len(table))
             _fill(table, slots, keys, size)
         # The slots are in the cache by the time they are looked at.
         for entry in range(lanes * count):
@@ -314,37 +274,15 @@ def _embed(
 
 @dataclass(frozen=True)
 class Lattice:
-    """The vertices that some pixel touches, and how pixels and vertices are tied to each other.
+    """The vertices that some pixel touches, and how pixels and vertices are tied to each other."""
 
-    Parameters
-    ----------
-    vertices : int32 [pixel, corner]
-        The vertices of the simplex that encloses each pixel, numbered in order of appearance.
-    weights : float32 [pixel, corner]
-        Barycentric weights of the pixel in its simplex, times the pixel's kernel normalisation.
-    chains : int32 [entry]
-        For every lattice axis in turn, the runs of two or more vertices that neighbour each other
-        along it; the last vertex v of a run is stored as -1 - v.
-    axes : int64 [axis + 1]
-        Where the runs of each axis begin and end in `chains`.
-    size : int
-        Number of vertices.
-    """
-
-    vertices: NDArray[np.int32]
-    weights: NDArray[np.float32]
+    vertices: NDArray[np.int32]  # [pixel, corner]: as those of `Embedding`
+    weights: NDArray[np.float32]  # [pixel, corner]: times the pixel's kernel normalisation
+    # int32 [entry]: for every lattice axis in turn, the runs of two or more vertices that neighbour
+    # each other along it; the last vertex v of a run is stored as -1 - v
     chains: NDArray[np.int32]
-    axes: NDArray[np.int64]
-    size: int
-
-    def keep(self) -> Lattice:
-        """Return a copy in memory of its own."""
-        return replace(
-            self,
-            vertices=self.vertices.copy(),
-            weights=self.weights.copy(),
-            chains=self.chains.copy(),
-        )
+    axes: NDArray[np.int64]  # [axis + 1]: where the runs of each axis begin and end in `chains`
+    size: int  # number of vertices
 
 
 def build_lattice(features: NDArray[np.float32]) -> Lattice:
@@ -352,8 +290,8 @@ def build_lattice(features: NDArray[np.float32]) -> Lattice:
 
     Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels (found
     by filtering ones on the same lattice). The papers' factor of the slice, 1 / (1 + 2^-d), cancels
-    in it. In scratch memory: it holds until the thread builds another; `keep` returns one that
-    stays. Features are float32 [dimension, pixel], in units of the kernel's standard deviation.
+    in it. In scratch memory: it holds until the thread builds another. Features are float32
+    [dimension, pixel], in units of the kernel's standard deviation.
     """
     vertices, weights, sums, keys, steps = embed_pixels(features)
     size, axes = len(sums), np.empty(steps.shape[1] + 1, np.int64)
@@ -468,7 +406,7 @@ def _chain_vertices(
 def _blur_numbers(
     chains: NDArray[np.int32], axes: NDArray[np.int64], values: NDArray[np.float32]
 ) -> None:
-    """Blur one number per vertex, in place; see `stages.crf.rows.RowKernels.blur`."""
+    """Blur one number per vertex, in place; see `stages.crf.mean_field.RowKernels.blur`."""
     before = np.float32(0.0)
     for entry in range(axes[-1]):
         vertex = chains[entry]

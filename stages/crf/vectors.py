@@ -16,6 +16,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable
+from functools import wraps
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,6 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, _floats(kind.lanes))
 
 
-def _operation(build: Callable[..., Any]) -> Any:
-    """Make an operation of compiled code; to a type checker it takes and returns anything."""
-    return intrinsic(build)
-
-
 def _floats(lanes: int) -> ir.VectorType:
     return ir.VectorType(_FLOAT, lanes)
 
@@ -70,124 +66,123 @@ def _constant(value: float, lanes: int) -> ir.Constant:
     return ir.Constant(_floats(lanes), [value] * lanes)
 
 
-def _place(context: Any, builder: ir.IRBuilder, kind: types.Array, array: Any, at: Any) -> Any:
-    data = cgutils.create_struct_proxy(kind)(context, builder, array).data
-    return builder.gep(data, [at])
+def _lower(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Make what numba compiles an operation by, of a function that builds it of LLVM values.
+
+    The function is given the data of an array, the value of a literal, and numbers beside a vector
+    as vectors.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        lanes = [kind.lanes for kind in signature.args if isinstance(kind, Vector)]
+        values = []
+        for kind, value in zip(signature.args, args, strict=True):
+            if isinstance(kind, types.Array):
+                value = cgutils.create_struct_proxy(kind)(context, builder, value).data
+            elif isinstance(kind, types.IntegerLiteral):
+                value = kind.literal_value
+            elif isinstance(kind, types.Float) and lanes:
+                value = _spread(builder, value, lanes[0])
+            values.append(value)
+        found = build(builder, *values)
+        return context.get_dummy_value() if found is None else found
+
+    return generate
 
 
-@_operation
-def zeros(typingctx: Any, lanes: Any) -> Any:
+def _operation(sign: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Make an operation of compiled code; to a type checker it takes and returns anything.
+
+    ``sign`` makes the signature of the types of its arguments, None where it takes others.
+    """
+
+    def decorate(build: Callable[..., Any]) -> Any:
+        generate = _lower(build)
+
+        @wraps(build)
+        def type_operation(typingctx: Any, *kinds: Any) -> Any:
+            signature = sign(*kinds)
+            return None if signature is None else (signature, generate)
+
+        return intrinsic(type_operation)
+
+    return decorate
+
+
+def _sign_zeros(lanes: Any) -> Any:
+    return Vector(lanes.literal_value)(lanes) if isinstance(lanes, types.IntegerLiteral) else None
+
+
+@_operation(_sign_zeros)
+def zeros(builder: ir.IRBuilder, lanes: int) -> Any:
     """Return a vector of ``lanes`` zeros; ``lanes`` is a constant."""
-    if not isinstance(lanes, types.IntegerLiteral):
-        return None
-    result = Vector(lanes.literal_value)
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _constant(0.0, result.lanes)
-
-    return result(lanes), generate
+    return _constant(0.0, lanes)
 
 
-@_operation
-def count_lanes(typingctx: Any, vector: Any) -> Any:
+@_operation(lambda vector: types.intp(vector))
+def count_lanes(builder: ir.IRBuilder, vector: ir.Value) -> Any:
     """Return the number of lanes, a constant to the compiler."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.intp, args[0].type.count)
-
-    return types.intp(vector), generate
+    return ir.IntType(8 * np.dtype(np.intp).itemsize)(vector.type.count)
 
 
-@_operation
-def spread(typingctx: Any, scalar: Any, like: Any) -> Any:
+@_operation(lambda scalar, like: like(types.float32, like))
+def spread(builder: ir.IRBuilder, scalar: ir.Value, like: ir.Value) -> Any:
     """Return a vector as long as ``like``, the same number in every lane."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _spread(builder, args[0], args[1].type.count)
-
-    return like(types.float32, like), generate
+    return scalar
 
 
-@_operation
-def load(typingctx: Any, array: Any, at: Any, like: Any) -> Any:
+def _sign_load(array: Any, at: Any, like: Any) -> Any:
+    floats = isinstance(array, types.Array) and array.dtype == types.float32
+    return like(array, types.intp, like) if floats else None
+
+
+@_operation(_sign_load)
+def load(builder: ir.IRBuilder, array: ir.Value, at: ir.Value, like: ir.Value) -> Any:
     """Load a vector as long as ``like`` from flat index ``at`` of a C-contiguous float32 array."""
-    if not (isinstance(array, types.Array) and array.dtype == types.float32):
-        return None
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        place = _place(context, builder, signature.args[0], args[0], args[1])
-        return builder.load(builder.bitcast(place, args[2].type.as_pointer()), align=4)
-
-    return like(array, types.intp, like), generate
+    place = builder.bitcast(builder.gep(array, [at]), like.type.as_pointer())
+    return builder.load(place, align=4)
 
 
-@_operation
-def store(typingctx: Any, array: Any, at: Any, vector: Any) -> Any:
+@_operation(lambda array, at, vector: types.void(array, types.intp, vector))
+def store(builder: ir.IRBuilder, array: ir.Value, at: ir.Value, vector: ir.Value) -> None:
     """Store a vector in a C-contiguous float32 array from flat index ``at`` on."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        place = _place(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(place, args[2].type.as_pointer())
-        builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, vector), generate
+    place = builder.bitcast(builder.gep(array, [at]), vector.type.as_pointer())
+    builder.store(vector, place, align=4)
 
 
-@_operation
-def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
+@_operation(lambda array, at: types.void(array, types.intp))
+def prefetch(builder: ir.IRBuilder, array: ir.Value, at: ir.Value) -> None:
     """Ask for the cache line of flat index ``at`` of a C-contiguous array, to be written soon."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        place = _place(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(place, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [pointer, _INT(0), _INT(3), _INT(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
+    place = builder.bitcast(builder.gep(array, [at]), ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [place, _INT(0), _INT(3), _INT(1)])
 
 
-def _call(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
-    kind = args[0].type
-    full = f"llvm.{name}.v{kind.count}f32"
-    signature = ir.FunctionType(kind, [kind] * len(args))
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, full), args)
+def _sign_add_scaled(vector: Any, other: Any, factor: Any) -> Any:
+    return vector(vector, other, factor if isinstance(factor, Vector) else types.float32)
 
 
-@_operation
-def add_scaled(typingctx: Any, vector: Any, other: Any, factor: Any) -> Any:
+@_operation(_sign_add_scaled)
+def add_scaled(builder: ir.IRBuilder, vector: ir.Value, other: ir.Value, factor: ir.Value) -> Any:
     """Return ``vector + factor * other``, rounded once; ``factor`` is a number or a vector."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        own, theirs, factor = args
-        if not isinstance(signature.args[2], Vector):
-            factor = _spread(builder, factor, own.type.count)
-        return _call(builder, "fma", theirs, factor, own)
-
-    kind = factor if isinstance(factor, Vector) else types.float32
-    return vector(vector, other, kind), generate
+    kind = vector.type
+    signature = ir.FunctionType(kind, [kind] * 3)
+    name = f"llvm.fma.v{kind.count}f32"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [other, factor, vector])
 
 
-@_operation
-def largest(typingctx: Any, vector: Any) -> Any:
+@_operation(lambda vector: types.float32(vector))
+def largest(builder: ir.IRBuilder, vector: ir.Value) -> Any:
     """Return the largest lane."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], _maximum)
-
-    return types.float32(vector), generate
+    return _fold(builder, vector, _maximum)
 
 
-@_operation
-def total(typingctx: Any, vector: Any) -> Any:
+@_operation(lambda vector: types.float32(vector))
+def total(builder: ir.IRBuilder, vector: ir.Value) -> Any:
     """Return the sum of the lanes, added half to half."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], lambda builder, a, b: builder.fadd(a, b))
-
-    return types.float32(vector), generate
+    return _fold(builder, vector, ir.IRBuilder.fadd)
 
 
 def _fold(builder: ir.IRBuilder, vector: ir.Value, join: Callable[..., ir.Value]) -> ir.Value:
@@ -213,111 +208,67 @@ def _maximum(builder: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Val
     return builder.select(builder.fcmp_ordered(">", first, second), first, second)
 
 
-@_operation
-def maximum(typingctx: Any, first: Any, second: Any) -> Any:
-    """Return the larger of the two in every lane; ``second`` is a vector or a number."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _maximum(builder, *_even(builder, signature, args))
-
-    return _sign(first, second), generate
-
-
-@_operation
-def minimum(typingctx: Any, first: Any, second: Any) -> Any:
-    """Return the smaller of the two in every lane; ``second`` is a vector or a number."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        own, other = _even(builder, signature, args)
-        return builder.select(builder.fcmp_ordered("<", own, other), own, other)
-
-    return _sign(first, second), generate
-
-
-@_operation
-def zero_below(typingctx: Any, vector: Any, tested: Any, bound: Any) -> Any:
-    """Return ``vector`` where ``tested`` exceeds the number ``bound``, and 0 elsewhere."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        lanes = args[0].type.count
-        above = builder.fcmp_ordered(">", args[1], _spread(builder, args[2], lanes))
-        return builder.select(above, args[0], _constant(0.0, lanes))
-
-    return vector(vector, tested, types.float32), generate
-
-
-@_operation
-def less(typingctx: Any, first: Any, second: Any) -> Any:
-    """Return 1 in every lane where ``first`` is less than ``second``, and 0 elsewhere."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        own, other = _even(builder, signature, args)
-        lanes = own.type.count
-        below = builder.fcmp_ordered("<", own, other)
-        return builder.select(below, _constant(1.0, lanes), _constant(0.0, lanes))
-
-    return _sign(first, second), generate
-
-
-@_operation
-def power_of_two(typingctx: Any, vector: Any) -> Any:
-    """Return 2 to the power of each lane; all are integers from -126 to 127."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        lanes = args[0].type.count
-        integers = ir.VectorType(_INT, lanes)
-        whole = builder.fptosi(args[0], integers)
-        biased = builder.add(whole, ir.Constant(integers, [127] * lanes))
-        return builder.bitcast(
-            builder.shl(biased, ir.Constant(integers, [23] * lanes)), args[0].type
-        )
-
-    return vector(vector), generate
-
-
-def _even(builder: ir.IRBuilder, signature: Any, args: Any) -> list[ir.Value]:
-    """Spread the argument that is a number over as many lanes as the other has."""
-    lanes = next(kind.lanes for kind in signature.args if isinstance(kind, Vector))
-    return [
-        arg if isinstance(kind, Vector) else _spread(builder, arg, lanes)
-        for kind, arg in zip(signature.args, args, strict=True)
-    ]
-
-
-def _sign(first: Any, second: Any) -> Any:
+def _sign_two(first: Any, second: Any) -> Any:
     """Return the signature of an operation on two vectors, or on a vector and a number."""
-    vectors = {kind for kind in (first, second) if isinstance(kind, Vector)}
-    if len(vectors) != 1:
-        return None
-    result = vectors.pop()
-    return result(
-        *(kind if isinstance(kind, Vector) else types.float32 for kind in (first, second))
-    )
+    kinds = [kind if isinstance(kind, Vector) else types.float32 for kind in (first, second)]
+    vectors = {kind for kind in kinds if isinstance(kind, Vector)}
+    return vectors.pop()(*kinds) if len(vectors) == 1 else None
 
 
-def _define(operation: Callable[..., Any], instruction: str) -> None:
+@_operation(_sign_two)
+def maximum(builder: ir.IRBuilder, first: ir.Value, second: ir.Value) -> Any:
+    """Return the larger of the two in every lane; ``second`` is a vector or a number."""
+    return _maximum(builder, first, second)
+
+
+@_operation(_sign_two)
+def minimum(builder: ir.IRBuilder, first: ir.Value, second: ir.Value) -> Any:
+    """Return the smaller of the two in every lane; ``second`` is a vector or a number."""
+    return builder.select(builder.fcmp_ordered("<", first, second), first, second)
+
+
+@_operation(_sign_two)
+def less(builder: ir.IRBuilder, first: ir.Value, second: ir.Value) -> Any:
+    """Return 1 in every lane where ``first`` is less than ``second``, and 0 elsewhere."""
+    lanes = first.type.count
+    below = builder.fcmp_ordered("<", first, second)
+    return builder.select(below, _constant(1.0, lanes), _constant(0.0, lanes))
+
+
+@_operation(lambda vector, tested, bound: vector(vector, tested, types.float32))
+def zero_below(builder: ir.IRBuilder, vector: ir.Value, tested: ir.Value, bound: ir.Value) -> Any:
+    """Return ``vector`` where ``tested`` exceeds the number ``bound``, and 0 elsewhere."""
+    above = builder.fcmp_ordered(">", tested, bound)
+    return builder.select(above, vector, _constant(0.0, vector.type.count))
+
+
+@_operation(lambda vector: vector(vector))
+def power_of_two(builder: ir.IRBuilder, vector: ir.Value) -> Any:
+    """Return 2 to the power of each lane; all are integers from -126 to 127."""
+    lanes = vector.type.count
+    integers = ir.VectorType(_INT, lanes)
+    biased = builder.add(builder.fptosi(vector, integers), ir.Constant(integers, [127] * lanes))
+    shifted = builder.shl(biased, ir.Constant(integers, [23] * lanes))
+    return builder.bitcast(shifted, vector.type)
+
+
+def _define(operation: Callable[..., Any], build: Callable[..., Any]) -> None:
     @type_callable(operation)
     def type_operation(context: Any) -> Callable[[Any, Any], Any]:
         def typer(first: Any, second: Any) -> Any:
-            kinds = (first, second)
-            vectors = [kind for kind in kinds if isinstance(kind, Vector)]
-            others = [kind for kind in kinds if not isinstance(kind, Vector)]
-            if vectors and len(set(vectors)) == 1 and all(o == types.float32 for o in others):
-                return vectors[0]
-            return None
+            signature = _sign_two(first, second)
+            taken = signature is not None and signature.args == (first, second)
+            return signature.return_type if taken else None
 
         return typer
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*_even(builder, signature, args))
-
     for kinds in ((Vector, Vector), (Vector, types.Float), (types.Float, Vector)):
-        lower_builtin(operation, *kinds)(generate)
+        lower_builtin(operation, *kinds)(_lower(build))
 
 
-_define(operator.add, "fadd")
-_define(operator.sub, "fsub")
-_define(operator.mul, "fmul")
+_define(operator.add, ir.IRBuilder.fadd)
+_define(operator.sub, ir.IRBuilder.fsub)
+_define(operator.mul, ir.IRBuilder.fmul)
 
 
 # A larger array is given back at once.
@@ -355,21 +306,11 @@ def allocate_aligned(shape: tuple[int, ...], dtype: type = np.float32) -> NDArra
 
 
 def compile_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of arrays to machine code that holds no interpreter lock.
+    """Compile a function of arrays, scalars and tuples of these; many threads may run it at once.
 
     The code is kept on disk beside the module, or in the user's cache where that is read-only.
     Strict floating-point rules hold, so that the same image gives the same bytes everywhere; a
     division by 0 gives infinity, as in numpy, and no test for it.
-
-    Parameters
-    ----------
-    function : callable
-        Arrays, scalars and tuples of these in; no Python objects.
-
-    Returns
-    -------
-    callable
-        The compiled function; it may run in many threads at once.
     """
     try:
         kernel: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")(function)

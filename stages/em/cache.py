@@ -61,13 +61,8 @@ class Cache:
             yield wide.fill(batch.arrays["clean"])
 
     def plan_sample(self) -> list[Part]:
-        """List the batches of :meth:`read_sample`, for :meth:`read_block`."""
+        """List the batches of :meth:`read_sample`, for :meth:`read_piece`."""
         return self._stream(self.sample, ["clean"]).plan_epoch()
-
-    def read_block(self, part: Part) -> Tensor:
-        """Read one batch of the sample."""
-        batch = self._stream(self.sample, ["clean"]).read_part(part)
-        return _Wide(self.device).fill(batch.arrays["clean"])
 
     def read_epoch(self, epoch: int) -> Iterator[list[FitBatch]]:
         """Read the steps of an epoch, each in one piece; those of the initialisation are clean."""
@@ -198,7 +193,7 @@ def _open_source(source: Source) -> Cache:
 
 def read_block(source: Source, part: Part) -> Tensor:
     """Read one batch of the sample; called at a worker."""
-    return _open_source(source).read_block(part)
+    return _open_source(source).read_piece(part, clean=True).features
 
 
 def read_piece(source: Source, part: Part, clean: bool) -> FitBatch:

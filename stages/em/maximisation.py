@@ -6,12 +6,10 @@ loss = 1/N * sum over labelled pixels of -w_y log p_y (PriMaPs, equation 8).
 
 The weight needs the mean over the whole batch before any gradient, so the windows are passed over
 twice: :func:`sum_probabilities`, then, with what :func:`weigh_classes` makes of all windows' sums,
-:func:`differentiate`. On the processor no logit at image size is ever stored.
-
-The compiled loops make softmax, cross entropy and gradient in one pass over the pixels, by
-exponentials and logarithms of whole rows of float32, without branches and calls: a loop over such a
-row fills the vector registers, which a call of the mathematical library for every number does not.
-Strict floating-point rules hold: the same bytes come out on every processor.
+:func:`differentiate`. On the processor no logit at image size is ever stored: compiled loops make
+softmax, cross entropy and gradient in one pass over the pixels, by exponentials and logarithms of
+whole rows of float32, which fill the vector registers. Strict floating-point rules hold: the same
+bytes come out on every processor.
 
 Between the centres of two rows of the grid every logit is linear in y, so its exponential follows a
 geometric progression down the rows of pixels: one exponential for its start, one for its ratio, and
@@ -21,6 +19,7 @@ the largest logits at both ends, and progressions are so short that no class goe
 
 from __future__ import annotations
 
+from functools import partial
 from math import factorial
 from typing import NamedTuple
 
@@ -35,11 +34,10 @@ from stages.em.pixels import (
     Taps,
     allocate_rows,
     downsample,
-    find_taps,
     hold_rows,
-    map_windows,
     narrow_row,
     pad_classes,
+    run_kernel,
     runs_compiled,
     split_windows,
     upsample,
@@ -84,9 +82,8 @@ def exponentiate(exponents: NDArray[np.float32]) -> None:
 def take_logarithms(numbers: NDArray[np.float32]) -> None:
     """Replace each number, positive and normal, by its natural logarithm, within 1e-7.
 
-    That is absolute or relative.
     log(2^n m) = n ln(2) + 2 atanh((m - 1) / (m + 1)) with sqrt(1/2) < m <= sqrt(2), and the series
-    of atanh up to the ninth power.
+    of atanh up to the ninth power; the error is absolute or relative.
     """
     for index in range(len(numbers)):
         bits = np.float32(numbers[index]).view(np.int32)
@@ -114,7 +111,7 @@ FLOOR = np.float32(-50.0)
 
 @compile_kernel
 def _sum_softmax(  # type: ignore[no-untyped-def]
-    logits, rows: Taps, columns: Taps, planes, band, normaliser, sums
+    rows: Taps, columns: Taps, planes, band, logits, normaliser, sums
 ):
     starts, share = rows.starts, rows.share
     upper, lower, power, ratio, shares = planes[0], planes[1], planes[2], planes[3], planes[4]
@@ -243,7 +240,7 @@ def _add_shares(power, ratio, length, inverse, shares):  # type: ignore[no-untyp
 
 @compile_kernel
 def _differentiate(  # type: ignore[no-untyped-def]
-    logits, labels, weight, rows: Taps, columns: Taps, planes, band, normaliser, gradient
+    weight, rows: Taps, columns: Taps, planes, band, logits, labels, normaliser, gradient
 ):
     first, second, starts, share = rows
     upper, lower, power, ratio = planes[0], planes[1], planes[2], planes[3]
@@ -373,12 +370,8 @@ class Gradient(NamedTuple):
 def sum_probabilities(logits: Tensor, labels: Tensor) -> Softmax:
     """Sum the softmax of the up-sampled logits over every window's pixels.
 
-    Parameters
-    ----------
-    logits
-        float [window, class, row, column], at most 255 classes.
-    labels
-        Integers [window, y, x], ``IGNORE`` where unlabelled; they say the size.
+    Takes float [window, class, row, column], at most 255 classes, and integers [window, y, x],
+    ``IGNORE`` where unlabelled, which say the size.
     """
     logits = logits.detach()
     if not runs_compiled(logits):
@@ -387,20 +380,9 @@ def sum_probabilities(logits: Tensor, labels: Tensor) -> Softmax:
         sums = [upsample(run, size).softmax(dim=1).sum(dim=(2, 3)) for run in runs]
         return Softmax(torch.cat(sums).double(), logits, labels)
     padded, targets = pad_classes(logits), labels.to(torch.uint8).contiguous()
-    windows, height, width = targets.shape
-    _, classes, *grid = padded.shape
-    rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
-    normaliser = allocate_rows(windows, height, width)
-    totals = np.empty(padded.shape[:2])
-
-    def add(run: slice) -> None:
-        planes, band = allocate_rows(5, classes, width), allocate_rows(LONGEST + 4, width)
-        for window in range(run.start, run.stop):
-            _sum_softmax(
-                padded[window], rows, columns, planes, band, normaliser[window], totals[window]
-            )
-
-    map_windows(add, windows)
+    normaliser, totals = allocate_rows(*targets.shape), np.empty(padded.shape[:2])
+    arrays = padded, normaliser, totals
+    run_kernel(_sum_softmax, (5, LONGEST + 4), targets.shape[1:], *arrays)
     known = torch.from_numpy(totals)[:, : logits.shape[1]]
     return Softmax(known, torch.from_numpy(padded), targets, normaliser)
 
@@ -413,12 +395,7 @@ def weigh_classes(total: Tensor, pixels: int, focus: float) -> Tensor:
 def differentiate(softmax: Softmax, weight: Tensor) -> Gradient:
     """Compute the focused cross entropy of some windows and its gradient on the grid.
 
-    Parameters
-    ----------
-    softmax
-        Of the windows.
-    weight
-        float [class]: of the batch that they belong to.
+    The weights, float [class], are those of the batch that they belong to.
     """
     compute = _differentiate_on_device if softmax.normaliser is None else _differentiate_compiled
     return compute(softmax, weight)
@@ -429,28 +406,12 @@ def _differentiate_compiled(softmax: Softmax, weight: Tensor) -> Gradient:
     assert normaliser is not None
     of_label = np.zeros(_NUMBERS, np.float32)
     of_label[: len(weight)] = weight.numpy()
-    windows, height, width = targets.shape
-    _, classes, *grid = padded.shape
-    rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
-    losses, gradient = np.empty(windows), np.empty_like(padded)
-
-    def compute(run: slice) -> None:
-        planes, band = allocate_rows(6, classes, width), allocate_rows(LONGEST + 4, width)
-        for window in range(run.start, run.stop):
-            losses[window] = _differentiate(
-                padded[window],
-                targets[window],
-                of_label,
-                rows,
-                columns,
-                planes,
-                band,
-                normaliser[window],
-                gradient[window],
-            )
-
-    map_windows(compute, windows)
-    return Gradient(torch.from_numpy(losses), torch.from_numpy(gradient)[:, : len(weight)])
+    gradient = np.empty_like(padded)
+    kernel, arrays = partial(_differentiate, of_label), (targets, normaliser, gradient)
+    losses = run_kernel(kernel, (6, LONGEST + 4), targets.shape[1:], padded, *arrays)
+    return Gradient(
+        torch.tensor(losses, dtype=torch.float64), torch.from_numpy(gradient)[:, : len(weight)]
+    )
 
 
 def _differentiate_on_device(softmax: Softmax, weight: Tensor) -> Gradient:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -196,30 +196,18 @@ _COUNTS = ("epoch", "step", "loss", "usage", "scores")
 class FitState:
     """All that a fit needs to go on after any epoch.
 
-    Attributes
-    ----------
-    running, momentum, initial
-        theta_R, theta_M, and where both started.
-    moments
-        Adam's step count and first and second moments of direction and norm.
-    epoch, step
-        Finished epochs, and steps since the initialisation.
-    loss
-        Mean loss of every finished epoch.
-    usage
-        Share of the labelled positions of each class, for every finished epoch.
-    scores
-        What an epoch can be judged by without labels, for every finished epoch: ``agreement``
-        (see :class:`Epoch`; PriMaPs-EM alone) and ``turn``, the mean angle by which the epoch
-        turned the running prototypes, in degrees.
+    ``scores`` are what an epoch can be judged by without labels: ``agreement`` (see :class:`Epoch`;
+    PriMaPs-EM alone) and ``turn``, the mean angle by which it turned the running prototypes, in
+    degrees.
     """
 
-    running: Prototypes
-    momentum: Prototypes
-    initial: Prototypes
+    running: Prototypes  # theta_R
+    momentum: Prototypes  # theta_M
+    initial: Prototypes  # where both started
+    # Adam's step count and first and second moments of direction and norm
     moments: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
-    step: int = 0
+    step: int = 0  # since the initialisation
     loss: list[float] = field(default_factory=list)
     usage: list[list[float]] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
@@ -259,23 +247,12 @@ def start_at(directions: Tensor) -> FitState:
     return FitState(started.copy(), started.copy(), started.copy())
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch says of itself.
+class Epoch(NamedTuple):
+    """What one epoch says of itself."""
 
-    Attributes
-    ----------
-    loss
-        The steps' mean.
-    usage
-        Share of the labelled positions of each class.
-    agreement
-        Share of the labelled pixels whose own class is that of their proposal: how much of what
-        the prototypes say of single pixels the proposals confirm. None without proposals.
-    """
-
-    loss: float
-    usage: list[float]
+    loss: float  # the steps' mean
+    usage: list[float]  # share of the labelled positions of each class
+    # share of the labelled pixels whose own class is that of their proposal; None without proposals
     agreement: float | None
 
 
@@ -287,9 +264,10 @@ class Gradual(Method):
     logits: ClassVar[Literal["inner product", "cosine"]] = "inner product"
     others: ClassVar[Mapping[str, str]] = {}
 
+    @staticmethod
     @abstractmethod
     def run_epoch(
-        self, state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team
+        state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team
     ) -> Epoch:
         """Run one epoch, and move the state on."""
 
@@ -398,43 +376,11 @@ def _require_usage(state: FitState, settings: EmSettings) -> None:
         )
 
 
-class Kmeans(Gradual):
-    """Cosine K-means by Adam: the baseline."""
-
-    needs_proposals = False
-    # it knows no norms
-    logits = "cosine"
-
-    def take_over(self, clustered: FitState) -> FitState:
-        """Carry the K-means of the initialisation on: neither lengths nor moments begin again."""
-        running = clustered.running
-        return FitState(running, running, running.copy(), clustered.moments)
-
-    def run_epoch(
-        self, state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team
-    ) -> Epoch:
-        """Run one epoch of cosine K-means."""
-        return run_kmeans_epoch(state, steps, settings, team)
-
-
-class Primaps(Gradual):
-    """PriMaPs-EM (Hahn et al., TMLR 2024, section 3.2)."""
-
-    has_student = True
-    others: ClassVar[Mapping[str, str]] = {"running_prototypes": "prototypes"}
-
-    def run_epoch(
-        self, state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team
-    ) -> Epoch:
-        """Run one epoch of PriMaPs-EM."""
-        return run_em_epoch(state, steps, settings, team)
-
-
 def run_kmeans_epoch(
     state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
 ) -> Epoch:
     """Run one epoch of cosine K-means by Adam."""
-    sums = _Sums()
+    sums = _Sums(state.running)
     running, adam = _open(state, settings.learning_rate)
     for step in steps:
         unit = F.normalize(running.direction, dim=1)
@@ -448,14 +394,14 @@ def run_kmeans_epoch(
         sums.add(loss, add_in_order([part.usage for part in parts]))
     _close(state, running, adam)
     state.momentum = state.running
-    return sums.summarise()
+    return sums.summarise(proposals=False)
 
 
 def run_em_epoch(
     state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
 ) -> Epoch:
     """Run one epoch of PriMaPs-EM."""
-    sums = _Sums()
+    sums = _Sums(state.running)
     running, adam = _open(state, settings.learning_rate)
     for step in steps:
         weight = running.weight()
@@ -480,7 +426,7 @@ def run_em_epoch(
         usage = add_in_order([part.usage for part in totals])
         sums.add(loss, usage, add_in_order([part.agreed for part in totals]))
     _close(state, running, adam)
-    return sums.summarise()
+    return sums.summarise(proposals=True)
 
 
 def _add_groups(parts: Iterable[Tensor]) -> Tensor:
@@ -515,7 +461,6 @@ def _close(state: FitState, running: Prototypes, adam: torch.optim.Adam) -> None
     }
 
 
-@dataclass
 class _Sums:
     """What an epoch says of itself, added up on the device.
 
@@ -523,28 +468,47 @@ class _Sums:
     allocator's memory, and more of it the longer an epoch is.
     """
 
-    loss: Tensor | None = None
-    usage: Tensor | None = None
-    agreed: Tensor | None = None
-    steps: int = 0
+    def __init__(self, prototypes: Prototypes) -> None:
+        norms = prototypes.norm
+        self.loss = norms.new_zeros((), dtype=torch.float64)
+        self.usage = norms.new_zeros(len(norms), dtype=torch.int64)
+        self.agreed = norms.new_zeros((), dtype=torch.int64)
+        self.steps = 0
 
-    def add(self, loss: Tensor, usage: Tensor, agreed: Tensor | None = None) -> None:
+    def add(self, loss: Tensor, usage: Tensor, agreed: Tensor | int = 0) -> None:
         """Add a step's loss, a scalar, usage, int64 [class], and agreed pixels, int64."""
-        if self.loss is None or self.usage is None:
-            self.loss, self.usage = loss.double(), usage.clone()
-            self.agreed = None if agreed is None else agreed.clone()
-        else:
-            self.loss += loss
-            self.usage += usage
-            if self.agreed is not None and agreed is not None:
-                self.agreed += agreed
+        self.loss += loss
+        self.usage += usage
+        self.agreed += agreed
         self.steps += 1
 
-    def summarise(self) -> Epoch:
+    def summarise(self, *, proposals: bool) -> Epoch:
         """Return the means."""
-        if self.loss is None or self.usage is None:
+        if not self.steps:
             raise ValueError("an epoch needs steps")
-        usage = self.usage.double()
-        total = usage.sum().clamp_min(1)
-        agreement = None if self.agreed is None else float(self.agreed / total)
-        return Epoch(float(self.loss) / self.steps, (usage / total).tolist(), agreement)
+        total = self.usage.sum().double().clamp_min(1)
+        usage = (self.usage / total).tolist()
+        agreement = float(self.agreed / total) if proposals else None
+        return Epoch(float(self.loss) / self.steps, usage, agreement)
+
+
+class Kmeans(Gradual):
+    """Cosine K-means by Adam: the baseline."""
+
+    needs_proposals = False
+    # it knows no norms
+    logits = "cosine"
+    run_epoch = staticmethod(run_kmeans_epoch)
+
+    def take_over(self, clustered: FitState) -> FitState:
+        """Carry the K-means of the initialisation on: neither lengths nor moments begin again."""
+        running = clustered.running
+        return FitState(running, running, running.copy(), clustered.moments)
+
+
+class Primaps(Gradual):
+    """PriMaPs-EM (Hahn et al., TMLR 2024, section 3.2)."""
+
+    has_student = True
+    others: ClassVar[Mapping[str, str]] = {"running_prototypes": "prototypes"}
+    run_epoch = staticmethod(run_em_epoch)

@@ -118,9 +118,9 @@ def update_momentum(
     """Move the momentum prototypes theta_M, updated so often before, towards the running theta_R.
 
     ``theta_M <- d * theta_M + (1 - d) * theta_R`` for directions and norms (PriMaPs, section 3.2),
-    with ``d = min(decay, updates / (updates + 1))``: a plain average until there are enough updates
-    for the exponential one. The authors' code warms up in the same way; without it the few hundred
-    steps of a small set leave theta_M near the initialisation.
+    with ``d = min(decay, updates / (updates + 1))``: a plain average until there are enough
+    updates, without which the few hundred steps of a small set leave theta_M near the
+    initialisation.
     """
     decay = min(decay, updates / (updates + 1))
     return Prototypes(

@@ -9,10 +9,10 @@ processor, compiled loops predict pixels, which are counted and never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,23 +33,12 @@ _TOGETHER = 2**28
 
 
 class Taps(NamedTuple):
-    """The two grid cells that every pixel along one axis mixes.
+    """The two grid cells that every pixel along one axis mixes, by strips that mix the same two."""
 
-    Attributes
-    ----------
-    first, second : int32 [strip]
-        Grid cells of every strip, a run of pixels that mix the same two; one and the same cell
-        beyond the outermost centres.
-    starts : int32 [strip + 1]
-        The first pixel of every strip, and the number of pixels.
-    share : float32 [pixel]
-        Weight of the second cell, in [0, 1), evenly spaced in a strip; the first has the rest.
-    """
-
-    first: NDArray[np.int32]
-    second: NDArray[np.int32]
-    starts: NDArray[np.int32]
-    share: NDArray[np.float32]
+    first: NDArray[np.int32]  # [strip]: one grid cell of every strip,
+    second: NDArray[np.int32]  # and the other; the same one beyond the outermost centres
+    starts: NDArray[np.int32]  # [strip + 1]: the first pixel of each, and the number of pixels
+    share: NDArray[np.float32]  # [pixel]: of the second cell, in [0, 1), evenly spaced in a strip
 
 
 @lru_cache(maxsize=16)
@@ -191,15 +180,43 @@ def map_windows(function: Callable[[slice], None], windows: int) -> None:
         pass
 
 
+def run_kernel(
+    kernel: Callable[..., Any],
+    scratch: tuple[int, int],
+    size: Sequence[int],
+    padded: NDArray[np.float32],
+    *arrays: NDArray[Any],
+) -> list[Any]:
+    """Apply a compiled loop to every window of padded logits and of arrays [window, ...].
+
+    It takes the taps of both axes to ``size`` (y, x), so many planes [class, x] and so many rows of
+    pixels of any content, and a window of every array, to read or to write.
+    """
+    windows, classes, *grid = padded.shape
+    rows, columns = find_taps(grid[0], size[0]), find_taps(grid[1], size[1])
+    found: list[Any] = [None] * windows
+
+    def compute(run: slice) -> None:
+        planes = allocate_rows(scratch[0], classes, size[1])
+        band = allocate_rows(scratch[1], size[1])
+        for window in range(run.start, run.stop):
+            own = (array[window] for array in (padded, *arrays))
+            found[window] = kernel(rows, columns, planes, band, *own)
+
+    map_windows(compute, windows)
+    return found
+
+
 # Rows of pixels predicted together: their winners stay in the first-level cache between classes.
 BAND = 16
 
 
 @compile_kernel
 def _vote_window(  # type: ignore[no-untyped-def]
-    logits, proposals, rows: Taps, columns: Taps, planes, best, winner, labels, usage
+    rows: Taps, columns: Taps, planes, band, logits, proposals, labels, usage
 ):
     starts, share = rows.starts, rows.share
+    best, winner = band[:BAND], band[BAND:].view(np.int32)
     counts = np.zeros((256, len(logits)), np.int64)
     upper, lower = planes[0], planes[1]
     for strip in range(len(rows.first)):
@@ -279,17 +296,8 @@ class Assignment(NamedTuple):
 def assign_proposals(logits: Tensor, proposals: Tensor) -> Assignment:
     """Give every proposal the class that is the largest at most of its pixels.
 
-    Parameters
-    ----------
-    logits
-        float [window, class, row, column], at most 255 classes.
-    proposals
-        uint8 [window, y, x]: 0 = no proposal, j = proposal j of the window.
-
-    Returns
-    -------
-    Assignment
-        Of equal logits and of equally frequent classes the smallest class wins.
+    Takes float [window, class, row, column], at most 255 classes, and uint8 [window, y, x]: 0 = no
+    proposal. Of equal logits and of equally frequent classes the smallest class wins.
     """
     if runs_compiled(logits):
         return _assign_compiled(logits, proposals)
@@ -302,33 +310,12 @@ def assign_proposals(logits: Tensor, proposals: Tensor) -> Assignment:
 
 def _assign_compiled(logits: Tensor, proposals: Tensor) -> Assignment:
     padded, ids = pad_classes(logits), proposals.contiguous().numpy()
-    _, classes, *grid = padded.shape
-    height, width = ids.shape[1:]
-    rows, columns = find_taps(grid[0], height), find_taps(grid[1], width)
-    labels = np.empty_like(ids)
-    usage, agreed = np.zeros(padded.shape[:2], np.int64), np.zeros(len(ids), np.int64)
-
-    def vote(run: slice) -> None:
-        planes, best = allocate_rows(2, classes, width), allocate_rows(BAND, width)
-        winner = allocate_rows(BAND, width).view(np.int32)
-        for window in range(run.start, run.stop):
-            agreed[window] = _vote_window(
-                padded[window],
-                ids[window],
-                rows,
-                columns,
-                planes,
-                best,
-                winner,
-                labels[window],
-                usage[window],
-            )
-
-    map_windows(vote, len(ids))
+    labels, usage = np.empty_like(ids), np.zeros(padded.shape[:2], np.int64)
+    agreed = run_kernel(_vote_window, (2, 2 * BAND), ids.shape[1:], padded, ids, labels, usage)
     return Assignment(
         torch.from_numpy(labels),
         torch.from_numpy(usage.sum(axis=0)[: logits.shape[1]]),
-        torch.tensor(agreed.sum()),
+        torch.tensor(sum(agreed), dtype=torch.int64),
     )
 
 

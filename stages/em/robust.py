@@ -1,21 +1,20 @@
 """The robust fit: proposals clustered by agreement, positions classified by linear discriminants.
 
 What K-means and PriMaPs-EM do pixel by pixel, from one start, is done here in two steps, of which
-none learns by gradients and none has a rate to tune. The proposals of a sample of windows, each
-weighted alike, so that a small thing is as much a vote as the road, are clustered by evidence
-accumulation; then the positions of each group make a Gaussian class, all with one covariance.
+none learns by gradients. The proposals of a sample of windows, each weighted alike, are clustered
+by evidence accumulation; then the positions of each group make a Gaussian class, all with one
+covariance.
 
 A single K-means of a few hundred proposals depends on where it starts, and draws round borders of
-equal size whatever the data. How often two proposals fall together, over many clusterings that
-differ in start, number of clusters and share of context, is a similarity that does not, and average
-linkage on it finds groups of any shape and size (Fred & Jain, "Combining multiple clusterings
-using evidence accumulation", 2005).
+equal size. How often two proposals fall together, over many clusterings that differ in start,
+number of clusters and share of context, is a similarity that does not, and average linkage on it
+finds groups of any shape and size (Fred & Jain, "Combining multiple clusterings using evidence
+accumulation", 2005).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,26 +39,15 @@ MOST_CLUSTERS = 3
 _PASSES = 10
 
 
-def cluster_units(
-    units: Tensor, context: Tensor, classes: int, *, clusterings: int, seed: int
-) -> NDArray[np.int64]:
-    """Cluster units, float64 [unit, channel], by the agreement of many clusterings.
-
-    ``context`` is the mean feature of each unit's window, of the same shape. Gives int64 [unit]:
-    all of 0..K-1 occur.
-    """
-    return link_units(count_agreement(units, context, classes, clusterings, seed), classes)
-
-
 def count_agreement(
     units: Tensor, context: Tensor, classes: int, clusterings: int, seed: int
 ) -> NDArray[np.float32]:
     """Count in which share of clusterings two units fall together, float32 [unit, unit].
 
-    Every clustering is one spherical K-means from one k-means++ start. It draws its number of
-    clusters from K..3K and how much of the context is taken off the units from 0..1: what a
-    proposal shares with its window tells scenes apart, what it does not tells objects apart, and
-    how much of either makes a class is not known beforehand.
+    Units are float64 [unit, channel], ``context`` is the mean feature of each unit's window. Every
+    clustering is one spherical K-means from one k-means++ start. It draws its number of clusters
+    from K..3K and how much of the context is taken off the units from 0..1: what a proposal shares
+    with its window tells scenes apart, what it does not tells objects apart.
     """
     generator = np.random.default_rng(seed)
     together = np.zeros((len(units), len(units)), np.float32)
@@ -131,15 +119,27 @@ _FLOOR = 1e-9
 GAINS = tuple(2.0 ** (1 - step / 4) for step in range(33))
 
 
-@dataclass(frozen=True)
 class Moments:
-    """Sums over labelled positions, in float64; those of parts of the data add up."""
+    """Sums over labelled positions, in float64, relative to an origin [channel].
 
-    # [channel]: what features are taken relative to; about a point near the mean no digits are lost
-    origin: Tensor
-    count: Tensor  # [class]: positions of each class
-    total: Tensor  # [class, channel]: sum of the features of each class
-    scatter: Tensor  # [channel, channel]: sum of the outer products of all features
+    About a point near the mean no digits are lost.
+    """
+
+    def __init__(self, origin: Tensor, classes: int) -> None:
+        channels = len(origin)
+        self.origin = origin
+        self.count = origin.new_zeros(classes)  # positions of each class
+        self.total = origin.new_zeros(classes, channels)  # sum of the features of each class
+        # sum of the outer products of all features
+        self.scatter = origin.new_zeros(channels, channels)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Add positions, float64 [position, channel], with a class each, int64 [position]."""
+        centred = features - self.origin
+        members = F.one_hot(labels, len(self.count)).to(centred.dtype)
+        self.count += members.sum(dim=0)
+        self.total += members.T @ centred
+        self.scatter += centred.T @ centred
 
 
 class Discriminant(NamedTuple):
@@ -153,37 +153,13 @@ class Discriminant(NamedTuple):
         return features @ self.weight.T + self.bias
 
 
-def start_moments(origin: Tensor, classes: int) -> Moments:
-    """Return the moments of no position about an origin, float64 [channel]."""
-    channels = len(origin)
-    return Moments(
-        origin,
-        origin.new_zeros(classes),
-        origin.new_zeros(classes, channels),
-        origin.new_zeros(channels, channels),
-    )
-
-
-def add_positions(moments: Moments, features: Tensor, labels: Tensor) -> Moments:
-    """Add positions, float64 [position, channel], with a class each, int64 [position]."""
-    centred = features - moments.origin
-    members = F.one_hot(labels, len(moments.count)).to(centred.dtype)
-    return Moments(
-        moments.origin,
-        moments.count + members.sum(dim=0),
-        moments.total + members.T @ centred,
-        moments.scatter + centred.T @ centred,
-    )
-
-
 def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
     """Find the classifier of Gaussian classes that share one covariance.
 
     With the means m_k, the shares p_k and the covariance S within the classes, shrunk towards a
     multiple of the identity, the log-posterior is linear up to a constant of the position (Fisher,
-    1936; Friedman, "Regularized discriminant analysis", 1989): w_k = S^-1 m_k and
-    b_k = log p_k - 1/2 m_k' S^-1 m_k. Directions in which positions of one class vary, such as
-    where in the image they lie, count less than those in which classes differ.
+    1936; Friedman, "Regularized discriminant analysis", 1989): w_k = S^-1 m_k and b_k = log p_k -
+    1/2 m_k' S^-1 m_k.
 
     ``shrinkage`` is the share of the identity, whose scale is the mean variance. The classifier is
     relative to 0, not to ``moments.origin``; a class without positions never wins.
@@ -193,7 +169,10 @@ def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
     within = (moments.scatter - (means.T * count) @ means) / positions
     variance = within.diagonal().mean().clamp_min(0)
     identity = torch.eye(len(within), dtype=within.dtype)
-    floor = (_FLOOR * _mean_square(moments)).clamp_min(torch.finfo(within.dtype).tiny)
+    # the mean squared feature, over positions and channels, relative to 0
+    across = moments.scatter.diagonal() + 2 * moments.origin * moments.total.sum(dim=0)
+    square = (moments.origin.square() + across / positions).mean()
+    floor = (_FLOOR * square).clamp_min(torch.finfo(within.dtype).tiny)
     shrunk = (1 - shrinkage) * within + (shrinkage * variance + floor) * identity
     weight = torch.linalg.solve(shrunk, means.T).T
     bias = (count / positions).log() - (weight * means).sum(dim=1) / 2 - weight @ moments.origin
@@ -203,20 +182,13 @@ def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
 def measure_gains(logits: Tensor, labels: Tensor) -> Tensor:
     """Measure how well logits [position, class] tell the labels [position], at each of ``GAINS``.
 
-    Gives float64 [gain]: minus the summed log-likelihood; those of parts of the data add up.
-    Neighbouring positions are much alike, so Gaussian classes, which take them as independent
-    draws, are several times too sure. One factor on all logits, that under which the labels are
-    likeliest, mends that and moves no border (Guo et al., "On calibration of modern neural
+    Gives float64 [gain]: minus the summed log-likelihood. Neighbouring positions are much alike, so
+    Gaussian classes, which take them as independent draws, are several times too sure. One factor
+    on all logits mends that and moves no border (Guo et al., "On calibration of modern neural
     networks", 2017).
     """
     own = logits.gather(1, labels[:, None]).sum()
     return torch.stack([(gain * logits).logsumexp(dim=1).sum() - gain * own for gain in GAINS])
-
-
-def _mean_square(moments: Moments) -> Tensor:
-    """Return the mean squared feature, over positions and channels, relative to 0."""
-    across = moments.scatter.diagonal() + 2 * moments.origin * moments.total.sum(dim=0)
-    return (moments.origin.square() + across / moments.count.sum()).mean()
 
 
 ReadSample = Callable[[], Iterable[FitBatch]]
@@ -258,13 +230,10 @@ def fit_robust(
     Parameters
     ----------
     read_sample
-        Gives the same batches in the same order at every call; it is called three times, and no
-        batch is kept, only one feature a proposal. Features are best the mean of those of the
-        window and of its mirror image: where in the image a thing lies then counts for less.
-    classes
-        K.
-    seed
-        Names the sample of proposals and the starts.
+        Gives the same batches in the same order at each of three calls; no batch is kept. Features
+        are best the mean of those of the window and of its mirror image.
+    classes, seed
+        K; and what names the sample of proposals and the starts.
     clusterings
         How many clusterings vote which proposals belong together.
     shrinkage
@@ -288,15 +257,12 @@ def fit_robust(
             "ask for fewer classes, or give more images."
         )
     units = _sample_units(units, seed)
-    groups = cluster_units(
-        units.feature,
-        units.context,
-        classes,
-        clusterings=clusterings,
-        seed=seed,
-    )
-    labels = torch.from_numpy(groups)
-    moments = _sum_positions(read_sample(), units, labels, classes)
+    agreement = count_agreement(units.feature, units.context, classes, clusterings, seed)
+    labels = torch.from_numpy(link_units(agreement, classes))
+    moments = Moments(units.feature.mean(dim=0), classes)
+    # the positions of the clustered proposals, each with the class of its proposal's group
+    for features, known, place in _find_units(read_sample(), units):
+        moments.add(features[known], labels[place[known]])
     found = find_discriminant(moments, shrinkage=shrinkage)
     gain, usage = _measure_use(read_sample(), units, labels, found)
     order = moments.count.argsort(descending=True, stable=True)
@@ -361,16 +327,6 @@ def _sample_units(units: Units, seed: int) -> Units:
     generator = np.random.default_rng([seed, MOST_UNITS])
     rows = np.sort(generator.choice(len(units.number), MOST_UNITS, replace=False))
     return Units(*(values[torch.from_numpy(rows)] for values in units))
-
-
-def _sum_positions(
-    batches: Iterable[FitBatch], units: Units, labels: Tensor, classes: int
-) -> Moments:
-    """Sum the positions of the clustered proposals, each with the class of its proposal's group."""
-    moments = start_moments(units.feature.mean(dim=0), classes)
-    for features, known, place in _find_units(batches, units):
-        moments = add_positions(moments, features[known], labels[place[known]])
-    return moments
 
 
 def _measure_use(

@@ -35,24 +35,12 @@ class ClassCount(NamedTuple):
 def estimate_classes(pooled: NDArray[np.float32], *, seed: int, most: int) -> ClassCount:
     """Estimate the number of classes from the pooled features of proposals.
 
-    The proposals' first 16 principal components are clustered by K-means, five times for every
-    number K from 2 up, a fifth apart; the K of the largest mean silhouette is taken, the smallest
-    of equals (Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of
-    cluster analysis", 1987).
-
-    Parameters
-    ----------
-    pooled
-        float32 [proposal, channel], at unit length; more than 4096 are sampled.
-    seed
-        Names the sample and the starts.
-    most
-        Largest number to try.
-
-    Raises
-    ------
-    ValueError
-        There are too few different proposals for two classes.
+    The first 16 principal components of float32 [proposal, channel], at unit length, are clustered
+    by K-means, five times for every number K from 2 to ``most``, a fifth apart; the K of the
+    largest mean silhouette is taken, the smallest of equals (Rousseeuw, "Silhouettes: a graphical
+    aid to the interpretation and validation of cluster analysis", 1987). The seed names the starts,
+    and the sample where there are more than 4096. ``ValueError``: there are too few different
+    proposals for two classes.
     """
     # most fits count no classes; and loaded before, not while, its threads are limited
     from sklearn.cluster import KMeans
@@ -109,22 +97,16 @@ class Moments(NamedTuple):
 
 
 def find_initial_directions(read_sample: ReadSample, classes: int, team: Team = INLINE) -> Tensor:
-    """Find the first principal directions of features, float32 [class, channel].
+    """Find the first K principal directions of features, float32 [class, channel].
 
     They are orthonormal, by falling variance. A prototype is compared by cosine, so it uses one end
     of its axis only, and a principal direction does not say which. The end with the longer tail
     (positive skewness of the projections) is taken: there lies a group far from the mean, at the
     other end the bulk that all directions share.
 
-    Parameters
-    ----------
-    read_sample
-        Gives the features, float [..., channel], in any number of blocks, the same ones at each of
-        its two calls; no block is kept. The first axis of a block of three or more is the window.
-    classes
-        Number of directions K, at most that of channels.
-    team
-        Who sums over the blocks; the sums are added in their order.
+    ``read_sample`` gives float [..., channel] in any number of blocks, the same ones at each of two
+    calls; the first axis of a block of three or more is the window. The team's sums over the blocks
+    are added in their order.
     """
     # a worker's device is not this process's
     home = torch.device("cpu") if team.remote else None

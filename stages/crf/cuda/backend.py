@@ -16,9 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.memory import compute_halving
-from stages.crf.cuda.lattice import build_lattice
-from stages.crf.cuda.passes import TORCH_PASSES, Lattice, Message, Passes, filter_values
-from stages.crf.definition import FORBIDDEN, NARROWEST, CrfError, check_inputs
+from stages.crf.cuda.lattice import (
+    TORCH_PASSES,
+    Lattice,
+    Message,
+    Passes,
+    build_lattice,
+    filter_values,
+)
+from stages.crf.definition import (
+    FORBIDDEN,
+    NARROWEST,
+    CrfError,
+    check_inputs,
+    spatial_features,
+)
 from stages.crf.settings import CrfSettings
 
 
@@ -76,11 +88,10 @@ def arrange_energies(stacked: Tensor) -> Tensor:
 def estimate_bytes(labels: int) -> int:
     """Return the most memory that a pixel needs on the device, in bytes.
 
-    The worst case, in which no two pixels share a vertex: six rows of bilateral values and three of
-    spatial ones, twice each, and four rows of energies and posteriors; and, per pixel, six keys
-    with their order while they are sorted, the neighbours of six vertices while they are looked
-    up, and what the embedding of six axes holds.
+    The worst case, in which no two pixels share a vertex; beside the rows of values, 2000 bytes for
+    keys and their order while they are sorted, neighbours, and what the embedding holds.
     """
+    # six rows of bilateral values and three of spatial ones, twice each; energies and posteriors
     rows = 2 * 6 + 2 * 3 + 4
     return rows * 4 * labels + 2000
 
@@ -90,39 +101,24 @@ def build_spatial_lattice(
     height: int, width: int, sxy: float, device: str, passes: Passes
 ) -> Lattice:
     """Build the lattice of the spatial kernel, shared and kept: nobody may write to it."""
-    columns, rows = (_scale(length, sxy, device) for length in (width, height))
-    features = torch.stack(
-        [columns.expand(height, width), rows[:, None].expand(height, width)]
-    ).reshape(2, -1)
-    extents = [_extent(width, sxy), _extent(height, sxy)]
-    return build_lattice(features, extents, 1, passes)
+    features = spatial_features(height, width, sxy)
+    extents = features[:, -1].tolist()
+    return build_lattice(torch.from_numpy(features).to(device), extents, 1, passes)
 
 
 def build_bilateral_lattice(images: Tensor, settings: CrfSettings, passes: Passes) -> Lattice:
     """Build one lattice of the bilateral kernel over all images of a batch."""
     count, height, width = images.shape[:3]
-    sxy, srgb, device = settings.bilateral_sxy, settings.bilateral_srgb, str(images.device)
+    positions = spatial_features(height, width, settings.bilateral_sxy)
     # Looked up instead of divided on the device, whose divisions by a scalar round differently.
-    colours = _scale(256, srgb, device).index_select(0, images.flatten().int())
-    features = torch.empty(5, count, height, width, device=device)
-    features[0] = _scale(width, sxy, device)
-    features[1] = _scale(height, sxy, device)[:, None]
-    features[2:] = colours.reshape(images.shape).permute(3, 0, 1, 2)
-    extents = [_extent(width, sxy), _extent(height, sxy), *[_extent(256, srgb)] * 3]
+    deviation = np.float32(max(settings.bilateral_srgb, NARROWEST))
+    shades = np.arange(256, dtype=np.float32) / deviation
+    colours = torch.from_numpy(shades).to(images.device)[images.int()]
+    features = torch.empty(5, count, height, width, device=images.device)
+    features[:2] = torch.from_numpy(positions).to(images.device).reshape(2, 1, height, width)
+    features[2:] = colours.permute(3, 0, 1, 2)
+    extents = [*positions[:, -1].tolist(), *[float(shades[-1])] * 3]
     return build_lattice(features.reshape(5, -1), extents, count, passes)
-
-
-def _scale(length: int, deviation: float, device: str) -> Tensor:
-    """Return 0, 1, ... in units of the deviation, float32 [length]."""
-    return torch.from_numpy(_divide(length, deviation)).to(device)
-
-
-def _extent(length: int, deviation: float) -> float:
-    return float(_divide(length, deviation)[-1])
-
-
-def _divide(length: int, deviation: float) -> NDArray[np.float32]:
-    return np.arange(length, dtype=np.float32) / np.float32(max(deviation, NARROWEST))
 
 
 # Rows of labels are padded to a multiple of this: 32 bytes, the least that a device's memory moves.
@@ -143,21 +139,9 @@ def choose_passes(device: torch.device) -> Passes:
 
 
 class CudaBackend:
-    """The project's own dense CRF on a CUDA device, many images at once.
+    """The project's own dense CRF on a CUDA device, many images at once, with sweeps that suit it.
 
-    Parameters
-    ----------
-    device : str or torch.device
-        Where to compute.
-    passes : Passes, optional
-        The sweeps to use; those that suit the device, when not given.
-
-    Attributes
-    ----------
-    name : str
-        ``cuda``.
-    device : torch.device
-        Where `refine_batch` leaves the posteriors.
+    `refine_batch` leaves the posteriors there.
     """
 
     name = "cuda"
@@ -184,8 +168,6 @@ class CudaBackend:
     ) -> list[Tensor]:
         """Infer the posteriors; see `stages.crf.backends.BatchBackend.refine_batch`.
 
-        Notes
-        -----
         Images of one size whose labels are padded to the same number run together. An image's
         posterior does not depend on which others run with it, to the last bit.
         """

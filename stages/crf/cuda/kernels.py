@@ -1,6 +1,6 @@
 """The sweeps of the mean field as Triton kernels: one read and one write of each row.
 
-What each computes is said in `stages.crf.cuda.passes`, whose torch functions are their oracle.
+What each computes is said in `stages.crf.cuda.lattice`, whose torch functions are their oracle.
 Rows are addressed by 64-bit numbers, so that no batch is too large for them.
 """
 
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stages.crf.cuda.passes import CROWD, Lattice, Message, Passes
+from stages.crf.cuda.lattice import CROWD, Lattice, Message, Passes
 from stages.crf.definition import NEGLIGIBLE
 
 # Values that one program holds: four to each of its 128 threads, a 16-byte read.

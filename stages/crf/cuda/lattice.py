@@ -1,7 +1,8 @@
-"""The permutohedral lattice of a batch of images, built by one sort.
+"""The permutohedral lattice of a batch of images, built by one sort, and the sweeps over it.
 
 `embed_features` finds the simplex around every pixel, `plan_keys` packs vertices into integers,
-which `fold_words` and `look_up` compare without a hash table, and `build_lattice` numbers them.
+which `fold_words` and `look_up` compare without a hash table, and `build_lattice` numbers them. The
+mean field sweeps between pixels and vertices, here in plain torch for any device.
 
 Sources: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010; Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
@@ -10,37 +11,137 @@ Gaussian Edge Potentials", NeurIPS 2011 (the symmetric normalisation).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.crf.cuda.passes import CROWD, Lattice, Passes, filter_values
-from stages.crf.definition import LARGEST_COORDINATE, TOO_NARROW, CrfError, scale_axes
+from stages.crf.definition import NEGLIGIBLE, bound_coordinates, pack_strides, scale_axes
+
+# A vertex of more entries than this is summed by a program of its own.
+CROWD = 32
 
 
 @dataclass(frozen=True)
-class Simplices:
-    """The simplices that enclose some pixels.
+class Lattice:
+    """Vertices and pixels, tied to each other both ways."""
 
-    Parameters
-    ----------
-    origins : float32 [axis, pixel]
-        The 0-coloured vertex, whole numbers.
-    axes : int64 [rank, pixel]
-        The lattice axes by rank: along axis 0 the pixel is furthest above the 0-coloured vertex.
-        The vertex of colour c + 1 is that of colour c one step on along all axes, but for the one
-        of rank d - c, which steps back by what the others gain.
-    weights : float32 [pixel, colour]
-        Barycentric weights, with a sum of 1.
+    vertices: Tensor  # int32 [pixel, corner]: those of the simplex that encloses each pixel
+    weights: Tensor  # float32 [pixel, corner]: barycentric, times the pixel's normalisation
+    entries: Tensor  # int32 [entry]: the pixels around each vertex, ascending, vertex by vertex
+    shares: Tensor  # float32 [entry]: their weights
+    starts: Tensor  # int32 [vertex + 1]: where the entries of each vertex begin
+    crowded: Tensor  # int32 [place]: the vertices of more than `CROWD` entries
+    # int32 [axis, 2, vertex]: the next and the previous vertex along each axis; `size` where there
+    # is none
+    neighbours: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of vertices."""
+        return len(self.starts) - 1
+
+    @property
+    def axes(self) -> int:
+        """Number of axes to blur along."""
+        return len(self.neighbours)
+
+    def allocate_values(self, images: int, labels: int) -> Tensor:
+        """Allocate values, float32 [image, vertex + 1, label], all 0; the last row stays so."""
+        return self.weights.new_zeros(images, self.size + 1, labels)
+
+
+class Message(NamedTuple):
+    """What a kernel says to the pixels: blurred values, to be sliced with a factor."""
+
+    lattice: Lattice  # of as many pixels as all the images, or of one image, which they then share
+    values: Tensor  # float32 [image, vertex + 1, label]; one "image" for a lattice of all images
+    factor: float  # weight of the kernel
+
+
+class Passes(NamedTuple):
+    """The three sweeps, as one kind of device computes them.
+
+    Rows of labels lie together, so that one read fetches a pixel's or a vertex's whole row. Every
+    sum is a gather in a fixed order: nothing is added to by two threads, and the same batch, or an
+    image of it alone, gives the same bytes every time.
     """
 
-    origins: Tensor
+    # (lattice, source, values): set the values of every vertex to the weighted sum of the rows of
+    # the pixels around it; source is float32 [image, pixel, label]
+    splat: Callable[[Lattice, Tensor, Tensor], None]
+    # (lattice, axis, values, blurred): set `blurred` to v + (n1 + n2) / 2 along one axis
+    blur: Callable[[Lattice, int, Tensor, Tensor], None]
+    # (energies, near, alike, posterior): set the posterior to softmax(-energies + both messages),
+    # probabilities below e^-40 of their pixel's largest being 0; float32 [image, pixel, label]
+    update: Callable[[Tensor, Message, Message, Tensor], None]
+
+
+def filter_values(
+    passes: Passes, lattice: Lattice, source: Tensor, buffers: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Splat and blur, in two buffers in turn.
+
+    `source` is float32 [image, pixel, label]; the buffers are float32 [image, vertex + 1, label],
+    their last rows 0. Returns the one that holds the blurred values.
+    """
+    values, spare = buffers
+    passes.splat(lattice, source, values)
+    for axis in range(lattice.axes):
+        passes.blur(lattice, axis, values, spare)
+        values, spare = spare, values
+    return values
+
+
+def _splat(lattice: Lattice, source: Tensor, values: Tensor) -> None:
+    for rows, sums in zip(source, values, strict=True):
+        sums[:-1] = F.embedding_bag(
+            lattice.entries,
+            rows,
+            lattice.starts,
+            mode="sum",
+            per_sample_weights=lattice.shares,
+            include_last_offset=True,
+        )
+
+
+def _blur(lattice: Lattice, axis: int, values: Tensor, blurred: Tensor) -> None:
+    following, preceding = lattice.neighbours[axis]
+    around = values.index_select(1, following) + values.index_select(1, preceding)
+    torch.add(values[:, :-1], around.mul_(0.5), out=blurred[:, :-1])
+
+
+def _update(energies: Tensor, near: Message, alike: Message, posterior: Tensor) -> None:
+    labels = energies.shape[-1]
+    logits = -energies.reshape(-1, labels)
+    for message in (near, alike):
+        vertices = message.lattice.vertices
+        weights = message.lattice.weights * message.factor
+        targets = logits.reshape(len(message.values), len(vertices), labels)
+        for target, values in zip(targets, message.values, strict=True):
+            target += F.embedding_bag(vertices, values, mode="sum", per_sample_weights=weights)
+    negligible = logits - logits.amax(dim=1, keepdim=True) <= NEGLIGIBLE
+    shares = torch.softmax(logits, dim=1).masked_fill_(negligible, 0.0)
+    posterior.copy_(shares.reshape(posterior.shape))
+
+
+TORCH_PASSES = Passes(_splat, _blur, _update)
+
+
+class Simplices(NamedTuple):
+    """The simplices that enclose some pixels."""
+
+    origins: Tensor  # float32 [axis, pixel]: the 0-coloured vertex, whole numbers
+    # int64 [rank, pixel]: the lattice axes by rank, along axis 0 the pixel is furthest above the
+    # 0-coloured vertex. The vertex of colour c + 1 is that of colour c one step on along all axes,
+    # but for the one of rank d - c, which steps back by what the others gain
     axes: Tensor
-    weights: Tensor
+    weights: Tensor  # float32 [pixel, colour]: barycentric weights, with a sum of 1
 
 
 def embed_features(features: Tensor) -> Simplices:
@@ -104,58 +205,25 @@ def _rank_axes(differences: Tensor) -> Tensor:
 KEY_BITS = 63
 
 
-@dataclass(frozen=True)
-class KeyPlan:
-    """How the coordinates of a vertex and the number of its image are packed into integers.
+class KeyPlan(NamedTuple):
+    """How the coordinates of a vertex and the number of its image are packed into integers."""
 
-    Parameters
-    ----------
-    strides : int64 [word, axis + 1]
-        What one step along each axis adds to each integer; the last column is the image's. The
-        lattice's last coordinate has no place: it follows from the others, as they sum to 0.
-    offset : int64 [axis]
-        The coordinates that are packed as 0.
-    """
-
+    # int64 [word, axis + 1]: what one step along each axis adds to each integer; the last column is
+    # the image's. The lattice's last coordinate has no place: it follows, as all sum to 0
     strides: NDArray[np.int64]
-    offset: NDArray[np.int64]
-
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """What a step to the next vertex along each axis adds, int64 [word, axis].
-
-        It goes on by 1 along all axes, but for one along which it goes back by the others' gain.
-        """
-        along = self.strides[:, :-1]
-        steps: NDArray[np.int64] = along.sum(axis=1, keepdims=True) - along.shape[1] * along
-        return steps
+    offset: NDArray[np.int64]  # [axis]: the coordinates that are packed as 0
+    # int64 [word, axis]: what a step to the next vertex along each axis adds. It goes on by 1 along
+    # all axes, but for one along which it goes back by the others' gain
+    steps: NDArray[np.int64]
 
 
-def plan_keys(lowest: Sequence[float], highest: Sequence[float], images: int) -> KeyPlan:
-    """Give each coordinate its bits, in as many integers as it takes.
-
-    There is room around the bounds for a pixel's vertices and for their neighbours: two
-    neighbours' keys differ by a constant of the axis between them, with no carry from one
-    coordinate into the next.
-    """
-    count = len(lowest)
-    # A simplex reaches less than 3 cells beyond the pixel in it, a neighbour one more.
-    margin = 4 * count
-    low = np.floor(np.asarray(lowest, np.float64)).astype(np.int64) - margin
-    high = np.ceil(np.asarray(highest, np.float64)).astype(np.int64) + margin
-    bits = [int(span).bit_length() for span in (high - low)[:-1]]
-    places: list[list[int]] = []
-    used = KEY_BITS + 1
-    # A single image needs no bit, and the place behind 63 of them would be no integer's.
-    last = [(images - 1).bit_length()] if images > 1 else []
-    for width in [*bits, *last]:
-        if used + width > KEY_BITS:
-            places.append([0] * (count + 1))
-            used = 0
-        axis = sum(1 for word in places for stride in word if stride)
-        places[-1][axis if axis < count - 1 else count] = 1 << used
-        used += width
-    return KeyPlan(np.array(places, np.int64), low)
+def plan_keys(low: NDArray[np.int64], high: NDArray[np.int64], images: int) -> KeyPlan:
+    """Give each coordinate between two bounds, and the image, its bits."""
+    count = len(low)
+    strides = pack_strides([*(high - low)[:-1], images - 1], KEY_BITS)
+    strides = np.insert(strides, count - 1, 0, axis=1)
+    along = strides[:, :-1]
+    return KeyPlan(strides, low, along.sum(axis=1, keepdims=True) - count * along)
 
 
 def fold_words(words: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -206,7 +274,8 @@ def build_lattice(
     Gaussian of standard deviation 1; extents bound each from 0 on, so that nothing need be read
     back from the device to know them. Images share no vertex.
     """
-    plan = _bound_keys(extents, images)
+    largest = np.asarray(extents, np.float64)
+    plan = plan_keys(*bound_coordinates(np.zeros_like(largest), largest), images)
     simplices = embed_features(features)
     words = _pack_vertices(simplices, plan, images)
     keys, tables = fold_words(words)
@@ -235,19 +304,6 @@ def build_lattice(
         neighbours=torch.stack(neighbours),
     )
     return _normalise(bare, order, passes)
-
-
-def _bound_keys(extents: Sequence[float], images: int) -> KeyPlan:
-    dimension = len(extents)
-    scaled = scale_axes(dimension).astype(np.float64) * np.asarray(extents, np.float64)
-    axis = np.arange(dimension)
-    # Elevated coordinate j sums the scaled features from j on, less j times the one before.
-    reach = float(((axis + 2) * scaled).sum())
-    if not reach < LARGEST_COORDINATE:
-        raise CrfError(TOO_NARROW)
-    highest = [float(scaled[j:].sum()) for j in range(dimension + 1)]
-    lowest = [0.0, *(-(axis + 1) * scaled)]
-    return plan_keys(lowest, highest, images)
 
 
 def _pack_vertices(simplices: Simplices, plan: KeyPlan, images: int) -> Tensor:
@@ -282,4 +338,4 @@ def _normalise(lattice: Lattice, order: Tensor, passes: Passes) -> Lattice:
         total += lattice.weights[:, corner] * sums.index_select(0, lattice.vertices[:, corner])
     norm = 1.0 / torch.sqrt(total + 1e-20)
     weights = lattice.weights * norm[:, None]
-    return lattice.weigh(weights, weights.flatten()[order])
+    return replace(lattice, weights=weights, shares=weights.flatten()[order])

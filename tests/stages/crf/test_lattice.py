@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.crf.definition import CrfError
 from stages.crf.lattice import Lattice, build_lattice, embed_pixels
-from stages.crf.rows import REACH, compile_rows, pad_labels
+from stages.crf.mean_field import REACH, compile_rows, pad_labels
 from tests.stages.crf.reference import find_simplex, kernel_matrix
 
 
@@ -171,8 +171,9 @@ def test_sums_are_those_of_the_weights() -> None:
     np.testing.assert_allclose(embedding.weights.sum(axis=1), 1.0, atol=1e-5)
 
 
-def test_so_many_vertices_that_the_table_grows() -> None:
-    features = np.random.default_rng(2).uniform(0.0, 400.0, (5, 4000)).astype(np.float32)
+@pytest.mark.parametrize("pixels", [4000, 6000])  # the latter fill it to more than half
+def test_so_many_vertices_that_the_table_grows(pixels: int) -> None:
+    features = np.random.default_rng(2).uniform(0.0, 400.0, (5, pixels)).astype(np.float32)
     embedding = embed_pixels(features)
     vertices = len(embedding.sums)
     assert vertices > 2**14

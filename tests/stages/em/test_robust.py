@@ -26,9 +26,7 @@ from stages.em.robust import (
     GAINS,
     Moments,
     RobustFit,
-    add_positions,
     cluster_directions,
-    cluster_units,
     count_agreement,
     find_discriminant,
     fit_robust,
@@ -36,7 +34,6 @@ from stages.em.robust import (
     measure_gains,
     pool_units,
     read_positions,
-    start_moments,
 )
 
 GRID, PATCH, CHANNELS = 6, 3, 8
@@ -303,6 +300,12 @@ def test_context_is_taken_off_in_part_and_clusters_are_drawn(
         torch.testing.assert_close(points.norm(dim=1), torch.ones(40, dtype=torch.float64))
 
 
+def cluster_units(
+    units: Tensor, context: Tensor, classes: int, *, clusterings: int, seed: int
+) -> np.ndarray:
+    return link_units(count_agreement(units, context, classes, clusterings, seed), classes)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_groups_of_unequal_size_are_found(seed: int) -> None:
     units, truth = draw_groups([200, 40, 12, 5], seed)
@@ -372,8 +375,9 @@ def test_units_that_are_their_context_have_no_direction_and_do_no_harm() -> None
 
 
 def sum_up(features: Tensor, labels: Tensor, classes: int, origin: Tensor | None = None) -> Moments:
-    origin = features.mean(dim=0) if origin is None else origin
-    return add_positions(start_moments(origin, classes), features, labels)
+    moments = Moments(features.mean(dim=0) if origin is None else origin, classes)
+    moments.add(features, labels)
+    return moments
 
 
 def draw(seed: int, positions: int = 300) -> tuple[Tensor, Tensor]:
@@ -444,10 +448,10 @@ def test_agrees_with_scikit_learn(seed: int, shrinkage: float) -> None:
 def test_neither_parts_nor_origin_matter(cuts: list[int], shift: float) -> None:
     features, labels = draw(7)
     whole = find_discriminant(sum_up(features, labels, 3), shrinkage=0.1)
-    moments = start_moments(features.mean(dim=0) + shift, 3)
+    moments = Moments(features.mean(dim=0) + shift, 3)
     parts = (torch.tensor_split(part, sorted(cuts)) for part in (features, labels))
     for some, theirs in zip(*parts, strict=True):
-        moments = add_positions(moments, some, theirs)
+        moments.add(some, theirs)
     split = find_discriminant(moments, shrinkage=0.1)
     difference = whole.classify(features) - split.classify(features)
     # logits are free up to a constant of the position

@@ -22,7 +22,7 @@ from stages.crf.cuda.backend import (
     infer_posteriors,
     stack_unaries,
 )
-from stages.crf.cuda.passes import TORCH_PASSES
+from stages.crf.cuda.lattice import TORCH_PASSES
 from stages.crf.definition import CrfError
 from stages.crf.settings import CrfSettings
 from tests.stages.crf.cuda.samples import Sample, draw_photograph, draw_sample

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from stages.crf.cuda.backend import CudaBackend
-from stages.crf.cuda.passes import CROWD
+from stages.crf.cuda.lattice import CROWD
 from stages.crf.definition import NEGLIGIBLE
 from stages.crf.settings import CrfSettings
 from tests.conftest import REPOSITORY
