@@ -12,8 +12,7 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import CHANNELS, GRID, PHOTOGRAPHS, draw_features
-from stages.masks.directions import find_principal_directions
-from stages.masks.proposals import propose_masks
+from stages.masks.proposals import find_principal_directions, propose_masks
 from stages.masks.settings import MaskSettings
 
 SIDES = (GRID, 40)

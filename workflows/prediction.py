@@ -30,7 +30,6 @@ from pipeline.errors import DatasetError, ImageError, RunError, StaleError, Usag
 from pipeline.images.decoding import write_label
 from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
-from pipeline.run.frames import read_windows
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
     confine_writes,
@@ -42,17 +41,9 @@ from pipeline.storage.files import (
 from pipeline.storage.locks import hold_lock
 from pipeline.storage.places import make_absolute, require_local, resolve_inside
 from stages.crf.backends import Backend, choose_backend
-from stages.extract.backbones import (
-    Backbone,
-    build_backbone,
-    check_backbone,
-    describe_backbone,
-    describe_faults,
-    extract_views,
-    find_faulty,
-    gather_batches,
-)
+from stages.extract.backbones import Backbone, build_backbone, describe_backbone
 from stages.extract.stage import list_images, place_all
+from stages.extract.views import Clean, check_backbone, compute_part, explain_faults, find_faulty
 from stages.head.projection import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
 from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes
@@ -132,17 +123,16 @@ def _extract(
     def note(group: list[Window], error: ImageError) -> None:
         reasons[group[0].image] = str(error)
 
-    frames = read_windows(manifest, windows, 2 * labeller.batch_size, note)
-    for numbers, pixels in gather_batches(frames, labeller.batch_size):
+    computed = compute_part(
+        Clean(), labeller.backbone, manifest, windows, labeller.batch_size, note
+    )
+    for numbers, found in computed:
         rows = [places[number] for number in numbers.tolist()]
-        views["clean"][rows], views["mirror"][rows] = extract_views(labeller.backbone, pixels)
+        views["clean"][rows], views["mirror"][rows] = found
     faulty = find_faulty(views)
     if len(faulty):
         check_backbone(labeller.backbone, facts.size)
-    for row in {windows[place].image for place in faulty.tolist()}:
-        own = [place for place, window in enumerate(windows) if window.image == row]
-        reasons[row] = f"its features are not finite ({describe_faults(views, own)})"
-    return views, reasons
+    return views, reasons | explain_faults(views, faulty, windows)
 
 
 def _classify(labeller: Labeller, views: Views) -> Tensor:

@@ -1,5 +1,8 @@
 """Reading photographs and label maps: each file gives a plain array, or one short reason why not.
 
+An image is rejected for what its bytes are. A drive that does not answer and memory that is short
+say nothing of it: they stop the work, which goes on where it was, and no image is lost silently.
+
 The rules that decide what a pixel is:
 
 - EXIF (or XMP) orientation is applied, so an array is upright as a viewer shows it. Metadata that
@@ -16,14 +19,13 @@ The rules that decide what a pixel is:
   first three are red, green, blue) or ``gt`` (height x width class ids).
 
 Only the formats of `FORMATS` are tried, whatever the file is called: none starts another program.
-
-A decoder believes what it reads. `check_image` finds, without decoding a pixel, what would make it
-give wrong pixels without a word (a damaged PNG chunk, a palette that Pillow misreads) or work for
-minutes (a JPEG of ten thousand scans, a large image for a decoder written in Python).
+A decoder believes what it reads, so `check_image` finds, without decoding a pixel, what would make
+it give wrong pixels without a word or work for minutes.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -35,7 +37,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,104 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import AccessError, ImageError, StaleError
-from pipeline.images.faults import damage_as_reason, memory_short, one_line, require_answer
-from pipeline.images.mat import read_array, read_shape
+from pipeline.errors import AccessError, ImageError, MemoryShortError, RunError, StaleError
+from pipeline.images.mat import one_line, read_array, read_shape
 from pipeline.storage.files import require_inside, write_bytes
 from pipeline.storage.places import ObjectPath, ObjectStatus, find_files, is_remote
+
+MAX_CERTAIN_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
+"""An image that claims more is to blame itself where memory is short: Pillow warns from here on."""
+
+# What Pillow's parsers are known to raise on damaged bytes.
+_DAMAGE = (
+    AssertionError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What Pillow's codecs say where they find no memory, or sizes that they cannot multiply.
+_CODEC_SHORT = "out of memory"
+# The most that a decoded pixel takes, and its conversion beside it.
+_PIXEL_BYTES = 8
+# A drive, a network share or the system itself that does not answer, for now or for ever.
+_UNANSWERED = {
+    getattr(errno, name, -1)
+    for name in (
+        *("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EREMOTEIO"),
+        *("EMFILE", "ENFILE"),
+    )
+}
+
+
+def require_answer(path: Path, error: OSError) -> None:
+    """Stop the work for an error that is no fault of the file; return for any other."""
+    if error.errno == errno.ENOMEM:
+        raise memory_short(path) from error
+    if error.errno in _UNANSWERED:
+        raise RunError(
+            f"cannot read {path}: {error.strerror or error}; see to the drive that it lies on, "
+            "or take the file away, and run the same command again."
+        ) from error
+
+
+def memory_short(path: Path) -> MemoryShortError:
+    """Say that an image of a usual size finds no memory."""
+    return MemoryShortError(
+        f"{path} cannot be read: memory is short; free some of it, or run the same command again "
+        "with fewer --workers."
+    )
+
+
+@contextmanager
+def _damage_as_reason(path: Path, data: bytes, variable: str) -> Iterator[None]:
+    """Turn what a decoder raises on damaged bytes into one short reason."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except _BOMB as error:
+        raise ImageError(f"decompression bomb: {one_line(str(error)).split(', ')[0]}") from error
+    except MemoryError as error:
+        if _count_claim(path, data, variable) <= MAX_CERTAIN_PIXELS:
+            raise memory_short(path) from error
+        raise AccessError("claims more pixels than memory holds") from error
+    except _DAMAGE as error:
+        message = one_line(str(error)) or type(error).__name__
+        if isinstance(error, AssertionError):
+            message = "its parts do not fit together"
+        if message.startswith(_CODEC_SHORT) and _is_short(_count_claim(path, data, variable)):
+            raise memory_short(path) from error
+        if "truncated" in message.lower() or isinstance(error, EOFError):
+            raise ImageError("truncated: the file ends early") from error
+        if isinstance(error, struct.error):
+            message = "the header ends early"
+        raise ImageError(f"damaged: {message}") from error
+
+
+def _count_claim(path: Path, data: bytes, variable: str) -> int:
+    with suppress(ImageError, MemoryError, *_BOMB, *_DAMAGE):
+        if _is_mat(path):
+            return math.prod(read_shape(data, variable))
+        with _open_image(data) as image:
+            return image.width * image.height
+    return 0
+
+
+def _is_short(pixels: int) -> bool:
+    """Whether memory is short for an image of a usual size, and not its sizes nonsense."""
+    try:
+        bytearray(_PIXEL_BYTES * pixels)
+    except MemoryError:
+        return pixels <= MAX_CERTAIN_PIXELS
+    return False
+
 
 Ids = NDArray[np.integer[Any]]
 _STRIP_PIXELS = 2**22
@@ -412,11 +507,8 @@ def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
         if not stat.S_ISREG(status.st_mode):
             kind = "not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise AccessError(kind)
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
         # The system's own files claim to be empty, and some of them wait for events when read.
-        if status.st_size == 0:
-            raise ImageError("empty file")
+        _check_size(status)
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
             data = file.read(_HEAD_BYTES)
             # A film of gigabytes under a photograph's name is not read.
@@ -441,21 +533,16 @@ def _read_object(path: ObjectPath) -> tuple[bytes, ObjectStatus]:
         data, status = path.store.get(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise AccessError("no such file") from error
-    if data is None:
-        raise ImageError(f"file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
-    if not data:
-        raise ImageError("empty file")
+    _check_size(status)
+    assert data is not None
     return data, status
 
 
-def _damage_as_reason(path: Path, data: bytes, variable: str) -> AbstractContextManager[None]:
-    def count_pixels() -> int:
-        if _is_mat(path):
-            return math.prod(read_shape(data, variable))
-        with _open_image(data) as image:
-            return image.width * image.height
-
-    return damage_as_reason(path, count_pixels)
+def _check_size(status: os.stat_result | ObjectStatus) -> None:
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(f"file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
+    if status.st_size == 0:
+        raise ImageError("empty file")
 
 
 def _is_mat(path: Path) -> bool:

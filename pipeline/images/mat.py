@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
-from pipeline.images.faults import one_line
 
 MAX_VALUES = 2**28
 """An array that claims more values is refused before any memory is taken for it."""
@@ -147,3 +146,8 @@ def _element(buffer: memoryview, at: int, order: str) -> tuple[int, int, int, in
 
 def _inflate(body: memoryview, limit: int) -> bytes:
     return zlib.decompressobj().decompress(body, limit)
+
+
+def one_line(message: str) -> str:
+    """Put a message of others onto one line, at most 200 characters of it."""
+    return " ".join(message.split())[:200]

@@ -17,8 +17,7 @@ from PIL import Image as PillowImage
 
 from pipeline.datasets import Dataset
 from pipeline.errors import AccessError, ImageError, StaleError
-from pipeline.images.decoding import read_rgb
-from pipeline.images.faults import require_answer
+from pipeline.images.decoding import read_rgb, require_answer
 from pipeline.images.windows import Window
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.places import count_requests, is_remote

@@ -38,8 +38,8 @@ CHANNELS = LOCAL_CHANNELS * len(CONTEXTS)
 # what "of order one" means and need no more digits.
 CENTRES = (50.0, 2.0, 4.0, 1.6, 1.2, *[0.65] * GRADIENT_CHANNELS, 0.85, 1.05, 1.25)
 SPREADS = (27.0, 11.0, 15.0, 0.9, 0.8, *[0.65] * GRADIENT_CHANNELS, 0.6, 0.7, 0.8)
-# The share of each group in the squared length of a feature, whatever its number of channels.
-COLOUR_SHARE, GRADIENT_SHARE, TEXTURE_SHARE = 0.5, 0.2, 0.3
+# Channels of each group, and its share in the squared length of a feature, however many they are.
+SHARES = ((COLOUR_CHANNELS, 0.5), (GRADIENT_CHANNELS, 0.2), (TEXTURE_CHANNELS, 0.3))
 
 # sRGB primaries to CIE XYZ, rows divided by the D65 white point (IEC 61966-2-1).
 RGB_TO_XYZ = (
@@ -162,16 +162,7 @@ def _average_cells(cells: Tensor, size: int) -> Tensor:
 
 def _standardise(local: Tensor) -> Tensor:
     """Centre, scale and weight the local channels, [window, channel, row, column]."""
-    weights = torch.cat(
-        [
-            torch.full((channels,), math.sqrt(share / channels))
-            for share, channels in (
-                (COLOUR_SHARE, COLOUR_CHANNELS),
-                (GRADIENT_SHARE, GRADIENT_CHANNELS),
-                (TEXTURE_SHARE, TEXTURE_CHANNELS),
-            )
-        ]
-    )
+    weights = torch.cat([torch.full((n,), math.sqrt(share / n)) for n, share in SHARES])
     centres, factors = torch.tensor(CENTRES), weights / torch.tensor(SPREADS)
     shape = (1, LOCAL_CHANNELS, 1, 1)
     return (local - centres.to(local).view(shape)) * factors.to(local).view(shape)

@@ -79,7 +79,7 @@ class ViewSettings(StageSettings):
     """Which further views of the windows are extracted."""
 
     version: ClassVar[int] = 1
-    stage_class: ClassVar[str] = "stages.extract.views:Views"
+    stage_class: ClassVar[str] = "stages.extract.stage:Views"
     optional: ClassVar[bool] = True
 
     views: str = setting(
@@ -129,13 +129,7 @@ class PartSettings(StageSettings):
 
 
 def parse_views(views: str) -> int:
-    """Return how many photometric views ``clean[,photometric[:N]]`` means; N is 1 when not given.
-
-    Raises
-    ------
-    UsageError
-        The text is not of that form.
-    """
+    """Return how many photometric views ``clean[,photometric[:N]]`` means; N is 1 if not given."""
     match = _GRAMMAR.fullmatch(views)
     if match is None:
         raise UsageError(

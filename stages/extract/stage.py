@@ -1,7 +1,12 @@
-"""The extract stage: images -> frozen features of every window and of its mirror image.
+"""The stages extract and views: images -> frozen features of every window, and further views of it.
 
 The dataset that a run is made of is listed first, as it is now, or as the run keeps it where it is
 gone: every image probed once, windows placed, blocks of them fingerprinted.
+
+The views are a stage of their own, so that the clean features, and all that was made from them,
+stay valid when views are added later. Each part of them has a ledger key of its own
+(``views/photometric_1``, ``views/crops``): a later stage depends on the parts that it reads, and
+parts come and go one by one.
 """
 
 from __future__ import annotations
@@ -33,33 +38,33 @@ from pipeline.errors import (
     UsageError,
     WeightsError,
 )
-from pipeline.images.decoding import probe_image
-from pipeline.images.faults import require_answer
+from pipeline.images.decoding import probe_image, require_answer
 from pipeline.images.windows import Window, fit_size, place_windows
 from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import map_ahead, read_frame, read_windows, shard_ranges
-from pipeline.run.ledger import Ledger, ShardRecord, read_record
+from pipeline.run.frames import map_ahead, read_frame, shard_ranges
+from pipeline.run.ledger import Ledger, ShardRecord, read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, Rows, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.run.status import CLASSES, IMAGES, WEIGHTS, describe_file
-from pipeline.storage.arrays import prepare_arrays, write_shard
-from pipeline.storage.files import fingerprint
+from pipeline.settings import StageSettings, make_settings
+from pipeline.storage.arrays import consolidate, prepare_arrays, read_metadata, write_shard
+from pipeline.storage.files import fingerprint, remove_file, remove_tree
 from pipeline.storage.places import count_requests, make_absolute
 from pipeline.wording import count_of
-from stages.extract.backbones import (
-    Backbone,
+from stages.extract.backbones import Backbone, describe_backbone, load_backbone
+from stages.extract.settings import ExtractSettings, PartSettings, ViewSettings
+from stages.extract.views import (
+    Clean,
+    Part,
+    Photometric,
     check_backbone,
-    describe_backbone,
-    describe_faults,
-    extract_views,
-    features_spec,
+    check_finite,
+    compute_part,
+    explain_faults,
     find_faulty,
-    gather_batches,
-    group_attributes,
-    load_backbone,
+    open_part,
 )
-from stages.extract.settings import ExtractSettings
 
 PROBE_THREADS = 4
 
@@ -104,41 +109,32 @@ def list_images(
 
 
 def _probe(row: int, sample: Sample, root: Path, known: Image | None) -> Image:
-    blank = Image(row, sample.id, sample.split, sample.image, sample.label, 0, 0, 0, 0, "")
-    path = root / sample.image
+    place = (row, sample.id, sample.split, sample.image, sample.label)
+    rejected = Image(*place, 0, 0, 0, 0, "", "rejected")
     if sample.reason is not None:
-        return replace(blank, state="rejected", reason=sample.reason)
+        return replace(rejected, reason=sample.reason)
+    path = root / sample.image
     try:
         stamp = stamp_file(root, sample.image)
         # git's rule: a file of the same size and times is the same file
-        same = known is not None and (known.bytes, known.modified_ns, known.changed_ns) == stamp
-        if known is not None and same and _is_damaged(known):
-            raise ImageError(known.reason)
-        header = known if known is not None and same and known.width else probe_image(path)
+        if known is not None and (known.bytes, known.modified_ns, known.changed_ns) == stamp:
+            if known.width:
+                same = (known.width, known.height, *stamp[:2], known.digest)
+                return Image(*place, *same, changed_ns=known.changed_ns)
+            if not known.ok and known.modified_ns:
+                # by its header, and not because it could not be had
+                raise ImageError(known.reason)
+        return replace(rejected, **vars(probe_image(path)), state="ok")
     except OSError as error:
         require_answer(path, error)
-        return replace(blank, state="rejected", reason=error.strerror or str(error))
+        return replace(rejected, reason=error.strerror or str(error))
     except AccessError as error:
-        return replace(blank, state="rejected", reason=str(error))
+        return replace(rejected, reason=str(error))
     except ImageError as error:
         # with the stamp: the file is tried again when it has changed, and not before
         size, modified, changed = stamp
-        blank = replace(blank, bytes=size, modified_ns=modified, changed_ns=changed)
-        return replace(blank, state="rejected", reason=str(error))
-    return replace(
-        blank,
-        width=header.width,
-        height=header.height,
-        bytes=header.bytes,
-        modified_ns=header.modified_ns,
-        changed_ns=header.changed_ns,
-        digest=header.digest,
-    )
-
-
-def _is_damaged(known: Image) -> bool:
-    """Whether a file was rejected by its header, and not because it could not be had."""
-    return not known.ok and not known.width and known.modified_ns != 0
+        stamped = replace(rejected, bytes=size, modified_ns=modified, changed_ns=changed)
+        return replace(stamped, reason=str(error))
 
 
 def place_all(
@@ -174,7 +170,7 @@ def fingerprint_shard(manifest: Manifest, windows: Rows[Window]) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset and its root."""
+    """A dataset and its root; what the run keeps of it, and what to warn of."""
 
     dataset: Dataset
     root: Path
@@ -186,23 +182,18 @@ def open_source(run: RunDirectory, settings: ExtractSettings) -> Source:
     """Open the dataset of the settings."""
     name = complete_dataset_name(settings.dataset)
     given = settings.root and make_absolute(settings.root)
-    kept = run.manifest_file.is_file() and run.windows_file.is_file()
-    manifest = read_manifest(run) if kept else None
-    if manifest is None or manifest.dataset != name or manifest.definition is None:
-        dataset = get_dataset(name)
-        return Source(dataset, dataset.find_root(given))
-    if is_gone(name):
-        return Source(
-            manifest.open_dataset(),
-            given or manifest.root,
-            manifest.definition,
-            f"the dataset {name} is gone; what the run keeps of it is used.",
-        )
+    manifest = _read_kept(run)
+    kept = manifest.definition if manifest is not None and manifest.dataset == name else None
+    if manifest is not None and kept is not None and is_gone(name):
+        warning = f"the dataset {name} is gone; what the run keeps of it is used."
+        return Source(manifest.open_dataset(), given or manifest.root, kept, warning)
     dataset = get_dataset(name)
-    return Source(dataset, dataset.find_root(given), manifest.definition)
+    return Source(dataset, dataset.find_root(given), kept)
 
 
-VIEWS = ("clean", "mirror")
+def _read_kept(run: RunDirectory) -> Manifest | None:
+    kept = run.manifest_file.is_file() and run.windows_file.is_file()
+    return read_manifest(run) if kept else None
 
 
 class Extract(Stage[ExtractSettings]):
@@ -280,9 +271,11 @@ class Extract(Stage[ExtractSettings]):
         # the first version goes without saying
         raised = {"backbone_version": backbone.version} if backbone.version > 1 else {}
         facts |= raised
-        base = fingerprint(
-            self.name, self.version, _window_settings(settings), digest, *raised.values()
-        )
+        # which images there are is in the windows' own fingerprints: more images, or another name
+        # of the same ones, leave finished shards valid
+        same = ("backbone", "precision", "size", "shard_size")
+        own = {name: value for name, value in settings.output_settings().items() if name in same}
+        base = fingerprint(self.name, self.version, own, digest, *raised.values())
         shards = [
             ShardPlan(
                 fingerprint(base, fingerprint_shard(manifest, manifest.windows[r.start : r.stop])),
@@ -341,15 +334,7 @@ class Extract(Stage[ExtractSettings]):
         """Write the manifest and allocate one array per view."""
         manifest = plan.payload
         manifest.write(run)
-        specs = {
-            "clean": features_spec(plan.facts, "last-block features after the final norm"),
-            "mirror": features_spec(
-                plan.facts,
-                "the same of the horizontally mirrored window, in mirrored columns",
-            ),
-        }
-        attributes = group_attributes(plan.facts)
-        prepare_arrays(run.features, specs, len(manifest.windows), settings.shard_size, attributes)
+        _prepare(run, Clean(), plan.facts, len(manifest.windows), settings.shard_size)
 
     def compute(self, run: RunDirectory, settings: ExtractSettings, shard: int) -> dict[str, Any]:
         """Extract the features of one block of windows."""
@@ -357,8 +342,8 @@ class Extract(Stage[ExtractSettings]):
         facts = read_record(run, self.key(settings)).facts
         start = shard * settings.shard_size
         windows = manifest.windows[start : start + settings.shard_size]
-        shape = (len(windows), *facts["grid"], facts["channels"])
-        blocks = {view: np.zeros(shape, np.float16) for view in VIEWS}
+        part = Clean()
+        blocks = part.allocate(facts, len(windows))
         backbone = load_backbone(settings, facts["weights_digest"])
         # damaged images, by digest: they stay so
         rejected: dict[str, str] = {}
@@ -372,20 +357,22 @@ class Extract(Stage[ExtractSettings]):
                 rejected[manifest.images[group[0].image].digest] = str(error)
             announce(advance=len(group))
 
-        frames = read_windows(manifest, windows, 2 * settings.batch_size, note)
-        for rows, pixels in gather_batches(frames, settings.batch_size):
-            for view, values in zip(VIEWS, extract_views(backbone, pixels), strict=True):
-                blocks[view][rows - start] = values
+        computed = compute_part(part, backbone, manifest, windows, settings.batch_size, note)
+        for rows, found in computed:
+            for block, values in zip(blocks.values(), found, strict=True):
+                block[rows - start] = values
             announce(advance=len(rows))
         faulty = find_faulty(blocks)
         if len(faulty):
             check_backbone(backbone, facts["size"])
-        not_finite = _clear_images(manifest, windows, blocks, faulty)
+        reasons = explain_faults(blocks, faulty, windows)
+        for block in blocks.values():
+            block[[window.image in reasons for window in windows]] = 0
         write_shard(run.features, blocks, shard, settings.shard_size)
         return {
             "rejected": rejected,
             "missed": missed,
-            "not_finite": not_finite,
+            "not_finite": {manifest.images[row].digest: why for row, why in reasons.items()},
             "not_finite_windows": len(faulty),
             "device": backbone.device.type,
         }
@@ -430,44 +417,16 @@ class Extract(Stage[ExtractSettings]):
         return [f"extract: features of {count_of(usable, 'images')} in {run.features}"]
 
 
-def _window_settings(settings: ExtractSettings) -> dict[str, Any]:
-    # which images there are is in the windows' own fingerprints: more images, or another name of
-    # the same ones, leave finished shards valid
-    names = ("backbone", "precision", "size", "shard_size")
-    return {name: value for name, value in settings.output_settings().items() if name in names}
-
-
 def _known_images(run: RunDirectory, settings: ExtractSettings) -> Sequence[Image]:
-    if not (run.manifest_file.exists() and run.windows_file.exists()):
-        return ()
-    manifest = read_manifest(run)
+    manifest = _read_kept(run)
     # size and time tell one file from another only where the paths mean the same files
-    if manifest.root != settings.root:
+    if manifest is None or manifest.root != settings.root:
         return ()
     record = Ledger(run.state("extract")).read_stage()
     if record is None or record.version != settings.version:
         # another version may read what that one refused
         return manifest.images.choose(np.asarray(manifest.images.column("width")) > 0)
     return manifest.images
-
-
-def _clear_images(
-    manifest: Manifest,
-    windows: Sequence[Window],
-    blocks: dict[str, np.ndarray],
-    faulty: np.ndarray,
-) -> dict[str, str]:
-    """Set the features of the images of faulty windows to 0; return the images' reasons."""
-    places: dict[int, list[int]] = {}
-    for place, window in enumerate(windows):
-        places.setdefault(window.image, []).append(place)
-    reasons = {}
-    for row in dict.fromkeys(windows[place].image for place in faulty):
-        reason = describe_faults(blocks, places[row])
-        reasons[manifest.images[row].digest] = f"its features are not finite ({reason})"
-        for block in blocks.values():
-            block[places[row]] = 0
-    return reasons
 
 
 def _reasons(record: ShardRecord) -> dict[str, str]:
@@ -500,3 +459,142 @@ def _can_read(manifest: Manifest, image: Image) -> bool:
     except (ImageError, StaleError):
         return False
     return True
+
+
+def _prepare(
+    run: RunDirectory, part: Part, facts: Mapping[str, Any], windows: int, shard: int
+) -> None:
+    """Allocate the arrays of a part, beside those that are there."""
+    attributes = {name: facts[name] for name in ("backbone", "patch", "size", "weights_source")}
+    prepare_arrays(run.features, part.lay_out(facts), windows, shard, attributes)
+
+
+class Views(Stage[PartSettings]):
+    """The images -> further arrays of ``features.zarr``, one part a run."""
+
+    name: ClassVar[str] = "views"
+    unit: ClassVar[str] = "pictures"
+    verb: ClassVar[str] = "extract"
+    settings_class = PartSettings
+
+    def key(self, settings: PartSettings) -> str:
+        """Return ``views/<part>``."""
+        return f"{self.name}/{settings.part}"
+
+    def inputs(self, run: RunDirectory, settings: PartSettings) -> list[str]:
+        """Return ``extract``."""
+        return ["extract"]
+
+    def divide(self, settings: StageSettings) -> list[PartSettings]:
+        """Return the settings of every part that is asked for."""
+        if isinstance(settings, PartSettings):
+            return [settings]
+        assert isinstance(settings, ViewSettings)
+        return settings.parts
+
+    def adopt(self, run: RunDirectory, settings: StageSettings, *, wait: bool) -> None:
+        """Remember which views are asked for, and put the others away.
+
+        One that still fits the windows is left: asked for again, it needs no work. One of another
+        length would keep the whole group from being opened as one dataset.
+        """
+        if not isinstance(settings, ViewSettings):
+            return
+        extract = require_fresh(run, "extract")
+        if settings.attention:
+            describe_backbone(extract.facts["backbone"]).check_attention()
+        resolved = settings.model_dump(mode="json")
+        given = {name: resolved[name] for name in resolved if name in settings.model_fields_set}
+        run.write_settings(self.name, resolved, given)
+        shape = [len(read_manifest(run).windows), *extract.facts["grid"]]
+        wanted = {self.key(part) for part in settings.parts}
+        keys = [f"{self.name}/{name}" for name in run.names(self.name)]
+        # a version before this kept a ledger for all parts, beside theirs
+        keys += [self.name] if run.has_been_run(self.name) else []
+        for key in keys:
+            with run.lock(key, wait=wait):
+                _put_away(run, key, shape, dropped=key not in wanted)
+
+    def plan(self, run: RunDirectory, settings: PartSettings, screen: Screen) -> Plan:
+        """Plan one shard for every shard of features."""
+        extract = read_record(run, "extract")
+        if settings.part == "attention":
+            describe_backbone(extract.facts["backbone"]).check_attention()
+        part, manifest = open_part(settings), read_manifest(run)
+        seed = settings.seed if isinstance(part, Photometric) else None
+        shards = []
+        ranges = shard_ranges(len(manifest.windows), extract.settings["shard_size"])
+        for print_, rows in zip(extract.shards, ranges, strict=True):
+            # an image that was rejected and is mended has features that extract's own print of the
+            # shard cannot tell from its gap
+            used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
+            source = fingerprint(print_, used)
+            made = fingerprint(self.name, self.version, settings.part, seed, source)
+            shards.append(ShardPlan(made, len(rows) * part.pictures))
+        facts: dict[str, Any] = {"arrays": list(part.arrays)}
+        old = Ledger(run.state(self.key(settings))).read_stage()
+        if old is not None and "dropped" in old.facts:
+            facts["dropped"] = True
+        return Plan(shards, facts, payload=(extract, len(manifest.windows)))
+
+    def prepare(self, run: RunDirectory, settings: PartSettings, plan: Plan) -> None:
+        """Allocate the arrays, beside those that are there."""
+        extract, total = plan.payload
+        _prepare(run, open_part(settings), extract.facts, total, extract.settings["shard_size"])
+
+    def compute(self, run: RunDirectory, settings: PartSettings, shard: int) -> dict[str, Any]:
+        """Compute one block of windows."""
+        part, manifest = open_part(settings), read_manifest(run)
+        extract = read_record(run, "extract")
+        size = extract.settings["shard_size"]
+        rows = shard_ranges(len(manifest.windows), size)[shard]
+        blocks = part.allocate(extract.facts, len(rows))
+        how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
+        backbone = load_backbone(how, extract.facts["weights_digest"])
+        usable = manifest.usable_windows(rows.start, rows.stop)
+        for numbers, found in compute_part(part, backbone, manifest, usable, how.batch_size):
+            for block, values in zip(blocks.values(), found, strict=True):
+                block[numbers - rows.start] = values
+            announce(advance=len(numbers) * part.pictures)
+        shown = [manifest.images[manifest.windows[row].image].path for row in rows]
+        check_finite(blocks, shown, self.name)
+        write_shard(run.features, blocks, shard, size)
+        return {"device": backbone.device.type}
+
+    def finish(
+        self,
+        run: RunDirectory,
+        settings: PartSettings,
+        records: dict[int, ShardRecord],
+        screen: Screen,
+    ) -> list[str]:
+        """Say what is there."""
+        return [f"views: {settings.part.replace('_', ' ')} of every window in {run.features}"]
+
+
+def _put_away(run: RunDirectory, key: str, shape: list[int], *, dropped: bool) -> None:
+    """Mark whether a part is asked for; remove one that is not, and would be of no use later."""
+    ledger = Ledger(run.state(key))
+    record = ledger.read_stage()
+    if record is None:
+        return
+    if "arrays" not in record.facts:
+        remove_tree(ledger.folder / "shards")
+        remove_file(ledger.file(None))
+        return
+    arrays = [run.features / name for name in record.facts["arrays"]]
+    whole = record.finished and len(ledger.list_shards()) == len(record.shards)
+    if dropped and not (whole and all(_fits(array, shape) for array in arrays)):
+        # before the arrays: what a ledger names and is not there counts as lost
+        remove_tree(ledger.folder)
+        for array in arrays:
+            remove_tree(array)
+        consolidate(run.features)
+    elif dropped != ("dropped" in record.facts):
+        facts = {name: fact for name, fact in record.facts.items() if name != "dropped"}
+        ledger.write_stage(replace(record, facts=facts | ({"dropped": True} if dropped else {})))
+
+
+def _fits(array: Path, shape: list[int]) -> bool:
+    metadata = read_metadata(array)
+    return metadata is not None and metadata["shape"][:3] == shape

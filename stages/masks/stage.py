@@ -22,12 +22,7 @@ from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read
 from pipeline.storage.files import fingerprint
 from stages.crf.backends import Backend, choose_backend, place_beside, refine_each
 from stages.crf.settings import CrfSettings
-from stages.masks.proposals import (
-    find_constant,
-    pool_proposals,
-    propose_masks,
-    score_proposals,
-)
+from stages.masks.proposals import find_constant, pool_proposals, propose_masks, score_proposals
 from stages.masks.settings import MaskSettings
 
 # How often the largest array of a step is held at once: the median looks at nine neighbours.

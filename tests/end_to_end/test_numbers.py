@@ -136,19 +136,19 @@ Break = Callable[[Callable[[torch.Tensor], torch.Tensor]], None]
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Break]:
     """Make the backbone give features as a function of the images says."""
-    from stages.extract.backbones import _build
+    from stages.extract.backbones import load_backbone
 
     whole = handcrafted.compute_features
 
     def replace_features(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        _build.cache_clear()
+        load_backbone.cache_clear()
         monkeypatch.setattr(
             handcrafted, "compute_features", lambda images: whole(images) * change(images)
         )
 
     yield replace_features
     monkeypatch.undo()
-    _build.cache_clear()
+    load_backbone.cache_clear()
 
 
 def give_nan_for_white(images: torch.Tensor) -> torch.Tensor:

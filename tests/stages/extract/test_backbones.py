@@ -24,13 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import RunError, UsageError, WeightsError
-from stages.extract import backbones, handcrafted, transformers, weights
-from stages.extract.backbones import (
-    Backbone,
-    build_backbone,
+from stages.extract import backbones, handcrafted, transformers, views, weights
+from stages.extract.backbones import Backbone, build_backbone, describe_backbone
+from stages.extract.views import (
     check_backbone,
     check_finite,
-    describe_backbone,
     describe_faults,
     extract_views,
     find_faulty,
@@ -346,7 +344,7 @@ def test_real_weights_tell_regions_apart(shared: Path) -> None:
 def test_windows_keep_their_order_whatever_goes_together(
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backbones, "_TOGETHER", together)
+    monkeypatch.setattr(views, "_TOGETHER", together)
     device = torch.device("cpu")
     backbone = build_backbone("handcrafted", None, size=32, device=device, precision="float32")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)

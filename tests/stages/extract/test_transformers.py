@@ -119,7 +119,7 @@ def test_all_nine_of_one_position_with_prefix_by_hand() -> None:
     # the queries 1 and 0: probabilities 1/10, 2/10, 7/10, and a third each.
     keys = torch.log(torch.tensor([1.0, 2.0, 7.0])).view(1, 1, 3, 1)
     queries = torch.tensor([5.0, 1.0, 0.0]).view(1, 1, 3, 1)
-    found = average_neighbours(Attended(queries, keys, 1.0, None), 1, 2)[0, 0]
+    found = average_neighbours(Attended(queries, keys, keys, scale=1.0), 1, 2)[0, 0]
     third = 1 / 3
     expected = torch.tensor([[0, 0, 0, 0, 0.2, 0.7, 0, 0, 0], [0, 0, 0, third, third, 0, 0, 0, 0]])
     torch.testing.assert_close(found, expected)
@@ -129,7 +129,7 @@ def test_a_mask_of_booleans_hides_a_token() -> None:
     keys = torch.log(torch.tensor([1.0, 2.0, 7.0])).view(1, 1, 3, 1)
     queries = torch.ones(1, 1, 3, 1)
     mask = torch.tensor([True, True, False])
-    found = average_neighbours(Attended(queries, keys, 1.0, mask), 1, 2)[0, 0]
+    found = average_neighbours(Attended(queries, keys, keys, mask, scale=1.0), 1, 2)[0, 0]
     torch.testing.assert_close(found[0, 4:6], torch.tensor([2 / 3, 0.0]))
 
 

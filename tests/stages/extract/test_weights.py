@@ -125,14 +125,6 @@ def test_every_parameter_comes_back(class_part: str) -> None:
         np.testing.assert_array_equal(converted[key], value, err_msg=key)
 
 
-def test_a_file_and_its_bytes_are_one(tmp_path: Path) -> None:
-    content, _ = build_export()
-    (tmp_path / "model.onnx").write_bytes(content)
-    from_file = convert_dinov2_onnx(tmp_path / "model.onnx")
-    from_bytes = convert_dinov2_onnx(content)
-    assert all(np.array_equal(from_file[key], from_bytes[key]) for key in from_bytes)
-
-
 @pytest.mark.parametrize("content", [b"\xff\xffnot a model", b"", b"PK\x03\x04 something else"])
 def test_what_is_no_model_is_refused(content: bytes) -> None:
     with pytest.raises(WeightsError, match="ONNX"):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.masks import directions as module
-from stages.masks.directions import find_direction, find_leading_vectors, find_principal_directions
+from stages.masks import proposals as module
+from stages.masks.proposals import find_direction, find_leading_vectors, find_principal_directions
 
 ENOUGH = 1 - 1e-5
 BOTH = pytest.mark.parametrize("together", [False, True])
