@@ -42,7 +42,8 @@ from pipeline.storage.locks import hold_lock
 from pipeline.storage.places import make_absolute, require_local, resolve_inside
 from stages.crf.backends import Backend, choose_backend
 from stages.extract.backbones import Backbone, build_backbone, describe_backbone
-from stages.extract.stage import list_images, place_all
+from stages.extract.settings import ExtractSettings
+from stages.extract.stage import list_manifest
 from stages.extract.views import Clean, check_backbone, compute_part, explain_faults, find_faulty
 from stages.head.projection import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
@@ -385,25 +386,15 @@ def _choose_crf(crf: str, facts: PrototypeFacts) -> str:
 def _list(images: Path, out: Path, facts: PrototypeFacts, screen: Screen) -> Manifest:
     """List the images and place their windows, as extract does."""
     dataset = get_dataset("folder")
-    rows = list_images(
-        dataset,
-        images,
-        None,
-        dataset.default_splits,
-        None,
-        (),
-        [out],
-        lambda total: screen.count("list images", total, "images"),
-    )
-    windows, unplaceable = place_all(rows, facts.size, facts.frame, facts.overlap)
-    manifest = Manifest(
+    settings = ExtractSettings(
         dataset=dataset.name,
         root=images,
-        labels=None,
-        images=rows,
-        windows=windows,
+        splits=dataset.default_splits,
+        size=facts.size,
+        frame=facts.frame,
+        overlap=facts.overlap,
     )
-    return manifest.reject(unplaceable)
+    return list_manifest(dataset, settings, (), [out], screen)
 
 
 def _build(facts: PrototypeFacts, given: Path | None, device: str, screen: Screen) -> Backbone:

@@ -295,15 +295,6 @@ def check_image(image: Image.Image, data: bytes) -> None:
             )
 
 
-def check_pixels(image: Image.Image, data: bytes) -> None:
-    """Refuse a decoded PNG whose pixels end early: Pillow leaves the others 0 without a word."""
-    if image.format != "PNG" or np.asarray(image.crop((0, image.height - 1, *image.size))).any():
-        return
-    # what is missing at the end is 0, and so are many whole images: only counting tells
-    if _count_inflated(data) < _png_bytes(data):
-        raise ImageError("truncated: the pixels end early")
-
-
 def _check_jpeg(data: bytes, pixels: int) -> None:
     scans = 0
     for marker, at in _jpeg_segments(data):
@@ -584,7 +575,12 @@ def _decode(image: Image.Image, data: bytes) -> Image.Image:
     orientation = _orientation(image, data)
     check_image(image, data)
     image.load()
-    check_pixels(image, data)
+    # Pillow leaves the pixels of a PNG that ends early 0 without a word, and so are many whole
+    # images: only counting tells
+    last = (0, image.height - 1, *image.size)
+    blank = image.format == "PNG" and not np.asarray(image.crop(last)).any()
+    if blank and _count_inflated(data) < _png_bytes(data):
+        raise ImageError("truncated: the pixels end early")
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 

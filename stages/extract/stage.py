@@ -69,18 +69,37 @@ from stages.extract.views import (
 PROBE_THREADS = 4
 
 
+def list_manifest(
+    dataset: Dataset,
+    settings: ExtractSettings,
+    known: Sequence[Image],
+    exclude: Sequence[Path],
+    screen: Screen,
+) -> Manifest:
+    """List and probe the images of a dataset, and place their windows."""
+    assert settings.root is not None
+    assert settings.size is not None and settings.frame is not None
+    images = list_images(
+        dataset, settings, known, exclude, lambda n: screen.count("list images", n, "images")
+    )
+    windows, unplaceable = place_all(images, settings.size, settings.frame, settings.overlap)
+    manifest = Manifest(
+        settings.dataset, settings.root, settings.labels, images, windows, dataset.content
+    )
+    return manifest.reject(unplaceable)
+
+
 def list_images(
     dataset: Dataset,
-    root: Path,
-    labels: Path | None,
-    splits: Sequence[str],
-    limit: int | None,
+    settings: ExtractSettings,
     known: Sequence[Image],
     exclude: Sequence[Path],
     count: Callable[[int], Counter],
 ) -> Rows[Image]:
-    """List the images of a dataset."""
-    samples = dataset.list_samples(root, splits, labels, exclude)
+    """List the images of a dataset; of those that are known and the same no file is read again."""
+    root, splits, limit = settings.root, settings.splits, settings.limit
+    assert root is not None
+    samples = dataset.list_samples(root, splits, settings.labels, exclude)
     if limit is not None:
         samples = [s for split in splits for s in [t for t in samples if t.split == split][:limit]]
     if not samples:
@@ -224,8 +243,7 @@ class Extract(Stage[ExtractSettings]):
 
     def plan(self, run: RunDirectory, settings: ExtractSettings, screen: Screen) -> Plan:
         """List and probe the images, place their windows, find the weights."""
-        assert settings.size is not None and settings.frame is not None
-        assert settings.root is not None
+        assert settings.size is not None and settings.root is not None
         backbone = describe_backbone(settings.backbone)
         backbone.check_size(settings.size)
         source = open_source(run, settings)
@@ -239,25 +257,7 @@ class Extract(Stage[ExtractSettings]):
             )
         source.dataset.fetch(settings.root, screen.note)
         known = _known_images(run, settings)
-        images = list_images(
-            source.dataset,
-            settings.root,
-            settings.labels,
-            settings.splits,
-            settings.limit,
-            known,
-            [run.path],
-            lambda total: screen.count("list images", total, "images"),
-        )
-        windows, unplaceable = place_all(images, settings.size, settings.frame, settings.overlap)
-        manifest = Manifest(
-            settings.dataset,
-            settings.root,
-            settings.labels,
-            images,
-            windows,
-            source.dataset.content,
-        ).reject(unplaceable)
+        manifest = list_manifest(source.dataset, settings, known, [run.path], screen)
         origin, digest, gone, file = self._identify_weights(run, settings, backbone, screen)
         facts = {
             "backbone": settings.backbone,
@@ -285,7 +285,7 @@ class Extract(Stage[ExtractSettings]):
         ]
         if not shards:
             raise DatasetError(
-                f"none of the {len(images)} images at {settings.root} can be read; "
+                f"none of the {len(manifest.images)} images at {settings.root} can be read; "
                 f"the first: {manifest.images[0].path}: {manifest.images[0].reason}."
             )
         records = Ledger(run.state(self.key(settings))).read_shards()
@@ -302,10 +302,9 @@ class Extract(Stage[ExtractSettings]):
             screen.warn(f"extract: the weights are gone, and not needed any more. {gone}")
         reasons = _recorded_rejections(manifest, valid, settings.shard_size)
         # what is damaged, or has features that are not finite, stays so while its bytes stay
-        readable = {i for i in missed if _can_read(manifest, images[i])}
-        redo = {
-            w.index // settings.shard_size for i in readable for w in manifest.windows_of(images[i])
-        }
+        readable = {image for image in missed if _can_read(manifest, manifest.images[image])}
+        again = (manifest.windows_of(manifest.images[image]) for image in readable)
+        redo = {window.index // settings.shard_size for windows in again for window in windows}
         manifest = manifest.reject({i: r for i, r in reasons.items() if i not in readable})
         # an image that moves in the tables moves its windows under whatever reads them
         sources = {**file, IMAGES: manifest.fingerprint, CLASSES: fingerprint(manifest.definition)}

@@ -69,11 +69,13 @@ from pathlib import Path
 from pipeline.datasets import get_dataset
 from pipeline.run.manifest import Image
 from pipeline.progress import Counter
+from stages.extract.settings import ExtractSettings
 from stages.extract.stage import list_images
 
-folder, root, known = get_dataset("folder"), Path(sys.argv[1]), ()
+folder, known = get_dataset("folder"), ()
+settings = ExtractSettings(dataset="folder", root=Path(sys.argv[1]), splits=("all",))
 for line in sys.stdin:
-    known = list_images(folder, root, None, ["all"], None, known, [], lambda n: Counter())
+    known = list_images(folder, settings, known, [], lambda n: Counter())
     print(json.dumps({image.path: image.reason for image in known}), flush=True)
 """
 DROP_BOUND, OVERRIDE, SEARCH = 24, 1, 2

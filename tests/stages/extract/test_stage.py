@@ -52,7 +52,10 @@ class Lister:
         self.read.clear()
         self.advanced = 0
         folder = get_dataset("folder")
-        images = list_images(folder, self.root, None, splits, limit, known, exclude, self._count)
+        settings = ExtractSettings(
+            dataset="folder", root=self.root, splits=tuple(splits), limit=limit
+        )
+        images = list_images(folder, settings, known, exclude, self._count)
         return list(images)
 
     def _count(self, total: int) -> Counter:
