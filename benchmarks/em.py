@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Section, one_thread, race
 from benchmarks.machine import Machine
 from benchmarks.samples import GRID, PHOTOGRAPHS, draw_features, load_square
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from stages.em.methods import FitState, run_em_epoch
 from stages.em.pieces import FitBatch, make_prototypes
 from stages.em.settings import EmSettings

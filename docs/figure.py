@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.datasets import png_palette
+from pipeline.datasets.definition import png_palette
 from pipeline.images.decoding import read_label
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.manifest import Image as Row

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
-from pipeline.datasets import Dataset
+from pipeline.datasets.base import Dataset
 from pipeline.errors import RunError, StaleError
 from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory, Subject, name_subject

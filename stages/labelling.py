@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.memory import compute_halving
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.images.windows import Box, Cover
 from pipeline.run.frames import count_threads, map_ahead, read_frame
 from pipeline.run.manifest import Image, Manifest

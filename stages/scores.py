@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 
 UNMATCHED = -1
 MAX_CLASSES = 255

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
 from pipeline.compute.scheduler import Execution
-from pipeline.datasets import IGNORE, Colour
+from pipeline.datasets.definition import IGNORE, Colour
 from pipeline.errors import DatasetError, WeightsError
 from pipeline.images.decoding import encode_png
 from pipeline.progress import Screen

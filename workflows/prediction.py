@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
-from pipeline.datasets import distinct_colours, get_dataset, png_palette
+from pipeline.datasets import get_dataset
+from pipeline.datasets.definition import distinct_colours, png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
 from pipeline.images.decoding import write_label
 from pipeline.images.windows import Cover, Window

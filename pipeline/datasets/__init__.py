@@ -10,51 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dataset_names import (
-    DATASET_NAMES,
     DEFINITIONS,
     FOLDER,
     HUGGING_FACE,
     LIST,
     check_dataset_name,
-    complete_dataset_name,
     find_place,
     is_gone,
     names_file,
 )
-from pipeline.datasets.base import Benchmark, Dataset, Sample
+from pipeline.datasets.base import Benchmark, Dataset
 from pipeline.datasets.definition import (
-    IGNORE,
-    IGNORE_COLOUR,
-    Colour,
     Definition,
     describe_difference,
-    distinct_colours,
     parse_definition,
-    png_palette,
     read_definition,
 )
-from pipeline.datasets.listing import forget_listings, stamp_file
 from pipeline.datasets.own import Folder, Listed
-
-__all__ = [
-    "DATASET_NAMES",
-    "IGNORE",
-    "IGNORE_COLOUR",
-    "Benchmark",
-    "Colour",
-    "Dataset",
-    "Sample",
-    "complete_dataset_name",
-    "describe_difference",
-    "distinct_colours",
-    "find_difference",
-    "forget_listings",
-    "get_dataset",
-    "is_gone",
-    "open_kept",
-    "png_palette",
-    "stamp_file",
-]
 
 
 def get_dataset(name: str) -> Dataset:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE, Colour, Dataset, png_palette
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import AccessError, DamageError, ImageError, RunError
 from pipeline.images.decoding import read_label
 from pipeline.run.directory import RunDirectory, Subject, choose_subject

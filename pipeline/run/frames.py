@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image as PillowImage
 
-from pipeline.datasets import Dataset
+from pipeline.datasets.base import Dataset
 from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images.decoding import read_rgb, require_answer
 from pipeline.images.windows import Window

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.datasets import Dataset, open_kept
+from pipeline.datasets import open_kept
+from pipeline.datasets.base import Dataset
 from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import RunDirectory

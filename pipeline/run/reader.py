@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE, Dataset, png_palette
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.definition import IGNORE, png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject

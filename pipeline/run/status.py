@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import find_difference, forget_listings, stamp_file
+from pipeline.datasets import find_difference
+from pipeline.datasets.listing import forget_listings, stamp_file
 from pipeline.errors import PipelineError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names

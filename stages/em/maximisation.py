@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from stages.crf.vectors import compile_kernel
 from stages.em.pixels import (
     Taps,

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, float32
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.run.frames import count_threads, map_ahead
 from stages.clustering import count_numbers
 from stages.crf.vectors import allocate_aligned, compile_kernel

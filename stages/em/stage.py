@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.memory import explain_shortage
 from pipeline.compute.scheduler import announce, current_team
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.errors import RunError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError, RunError, UsageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import BatchStream, count_threads, map_ahead

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
-from pipeline.datasets import forget_listings, png_palette
+from pipeline.datasets.definition import png_palette
+from pipeline.datasets.listing import forget_listings
 from pipeline.errors import ImageError
 from pipeline.images.decoding import remove_other_labels, write_label
 from pipeline.progress import Screen

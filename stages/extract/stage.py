@@ -20,15 +20,11 @@ import numpy as np
 
 from pipeline.compute.devices import resolve_device, resolve_precision
 from pipeline.compute.scheduler import announce
-from pipeline.datasets import (
-    Dataset,
-    Sample,
-    complete_dataset_name,
-    describe_difference,
-    get_dataset,
-    is_gone,
-    stamp_file,
-)
+from pipeline.dataset_names import complete_dataset_name, is_gone
+from pipeline.datasets import get_dataset
+from pipeline.datasets.base import Dataset, Sample
+from pipeline.datasets.definition import describe_difference
+from pipeline.datasets.listing import stamp_file
 from pipeline.errors import (
     AccessError,
     DatasetError,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
-from pipeline.datasets import IGNORE, Colour
+from pipeline.datasets.definition import IGNORE, Colour
 from pipeline.progress import Screen
 from pipeline.run.evaluation import ClusterLook, Evaluation
 from pipeline.run.frames import count_threads, map_ahead

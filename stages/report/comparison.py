@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.datasets import Colour
+from pipeline.datasets.definition import Colour
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory

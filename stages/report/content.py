@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.datasets import Colour
+from pipeline.datasets.definition import Colour
 from pipeline.errors import ImageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import ClusterLook, Evaluation, pick_scores, read_given_names

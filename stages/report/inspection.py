@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.datasets import IGNORE, Colour, png_palette
+from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
 from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import Evaluation, choose_look, open_evaluation, read_given_names

@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.images.windows import Box
 from pipeline.run.evaluation import ClusterLook
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import complete_dataset_name, get_dataset
+from pipeline.dataset_names import complete_dataset_name
+from pipeline.datasets import get_dataset
 from pipeline.datasets.listing import find_paths
 from pipeline.errors import DatasetError, UsageError
 from pipeline.storage.places import parse_place

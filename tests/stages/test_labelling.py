@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError
 from pipeline.images.windows import (
     MAX_WINDOWS_PER_IMAGE,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from stages.scores import (
     UNMATCHED,
     Part,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import DATASET_NAMES, get_dataset
+from pipeline.dataset_names import DATASET_NAMES
+from pipeline.datasets import get_dataset
 from pipeline.errors import UsageError
 from pipeline.settings import parse_assignments
 from workflows.recipes import list_recipes, read_recipe, resolve_recipe

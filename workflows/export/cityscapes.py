@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.datasets import IGNORE, IGNORE_COLOUR
+from pipeline.datasets.definition import IGNORE, IGNORE_COLOUR
 from pipeline.errors import UsageError
 from workflows.export.job import Export, Item, Source, make_safe
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.datasets import IGNORE, Colour
+from pipeline.datasets.definition import IGNORE, Colour
 from workflows.export.folder import COMMON, choose_suffix
 from workflows.export.job import Export, Item
 

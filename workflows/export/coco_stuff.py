@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.datasets import IGNORE, Benchmark
+from pipeline.datasets.base import Benchmark
+from pipeline.datasets.definition import IGNORE
 from workflows.export.folder import JPEG, choose_suffix
 from workflows.export.job import Export, Item, Source
 

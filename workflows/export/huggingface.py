@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.errors import UsageError
 from pipeline.images.decoding import encode_png
 from workflows.export.folder import COMMON, choose_suffix, load_photograph

@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets import IGNORE, Colour, Dataset, png_palette
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject

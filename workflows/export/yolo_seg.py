@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 from skimage.measure import find_contours, label
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from workflows.export.folder import COMMON, choose_suffix
 from workflows.export.job import Export, Item, Source
 

@@ -12,20 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import (
-    DATASET_NAMES,
+from pipeline.dataset_names import DATASET_NAMES
+from pipeline.datasets import get_dataset, open_kept
+from pipeline.datasets.base import Benchmark, Sample, id_table, map_ids
+from pipeline.datasets.definition import (
     IGNORE,
     IGNORE_COLOUR,
-    Benchmark,
-    Sample,
     describe_difference,
     distinct_colours,
-    get_dataset,
-    open_kept,
+    parse_definition,
     png_palette,
 )
-from pipeline.datasets.base import id_table, map_ids
-from pipeline.datasets.definition import parse_definition
 from pipeline.datasets.listing import read_ids, read_lines
 from pipeline.errors import DatasetError, ImageError, UsageError
 from tests.conftest import REPOSITORY

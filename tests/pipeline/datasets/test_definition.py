@@ -19,11 +19,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset_names import DEFINITIONS
-from pipeline.datasets import DATASET_NAMES, describe_difference, distinct_colours, get_dataset
+from pipeline.dataset_names import DATASET_NAMES, DEFINITIONS
+from pipeline.datasets import get_dataset
 from pipeline.datasets.definition import (
     DatasetClass,
     Definition,
+    describe_difference,
+    distinct_colours,
     name_classes,
     parse_definition,
     read_definition,

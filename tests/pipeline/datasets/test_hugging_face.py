@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import Dataset, get_dataset, open_kept, png_palette
+from pipeline.datasets import get_dataset, open_kept
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.definition import png_palette
 from pipeline.datasets.hugging_face import name_row, sniff_suffix
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images.decoding import read_rgb

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import Sample, complete_dataset_name, get_dataset, open_kept
+from pipeline.dataset_names import complete_dataset_name
+from pipeline.datasets import get_dataset, open_kept
+from pipeline.datasets.base import Sample
 from pipeline.errors import DatasetError, UsageError
 from tests.pipeline.datasets.layout import write_image, write_label
 

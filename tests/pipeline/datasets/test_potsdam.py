@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import Sample, get_dataset
+from pipeline.datasets import get_dataset
+from pipeline.datasets.base import Sample
 from pipeline.errors import DatasetError, ImageError
 from pipeline.images.decoding import read_rgb
 from tests.pipeline.datasets.layout import write_mat

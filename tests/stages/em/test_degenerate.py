@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from pipeline.errors import UsageError
 from stages.clustering import cluster_loss, list_unused, measure_clusters
 from stages.em.maximisation import differentiate, sum_probabilities, weigh_classes

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from stages.em import maximisation
 from stages.em.maximisation import (
     LONGEST,

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import IGNORE
+from pipeline.datasets.definition import IGNORE
 from stages.em.pieces import compute_logits
 from stages.em.pixels import (
     LANES,

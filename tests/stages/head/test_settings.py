@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.datasets import DATASET_NAMES
+from pipeline.dataset_names import DATASET_NAMES
 from stages.head.settings import DINOV2_SHIFTS, get_preset
 
 DINO = "vit_small_patch8_224.dino"
