@@ -9,7 +9,8 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN ?= runs/demo
 BIN := $(VENV)/bin
-# two processes, or as many as there are processors up to four; a file's tests stay together
+# two processes, or as many as there are processors up to four, of one thread each: those of two
+# would wait for each other half of the time; a file's tests stay together
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 TORTURE_ARGS ?=
 
@@ -20,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/primaps-pipe demo "$(RUN)"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
