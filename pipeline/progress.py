@@ -107,40 +107,21 @@ class Screen:
         shown = {name: show_controls(facts[name]) for name in ("task", "device")}
         if self.console.is_terminal:
             return _Bar(self.console, facts | shown, images)
-        return FigureCounter(facts | shown, images, _print_line, PLAIN_INTERVAL_S)
+        return Counter(facts | shown, images, _print_line, PLAIN_INTERVAL_S)
 
 
 class Counter:
-    """A counter that shows nothing; the base of those that do."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-    def advance(self, amount: int = 1) -> None:
-        """Count some more as done."""
-
-    def say(self, text: str) -> None:
-        """Show a short text beside the count."""
-
-    def wrote(self, size: int) -> None:
-        """Count some more bytes as written."""
-
-
-class FigureCounter(Counter):
-    """A counter that knows its figures, and has them shown at intervals and at the end."""
+    """Counts what is done, and has the figures shown at intervals and at the end, if anywhere."""
 
     def __init__(
         self,
-        facts: Mapping[str, Any],
-        images: float | None,
-        show: Callable[[Figures], None],
-        interval: float,
+        facts: Mapping[str, Any] | None = None,
+        images: float | None = None,
+        show: Callable[[Figures], None] | None = None,
+        interval: float = 0.0,
     ) -> None:
-        self._facts, self._images = facts, images
-        self.show, self._interval = show, interval
+        self._facts, self._images = facts or {"total": 0}, images
+        self._show, self._interval = show, interval
         self._done = self._bytes = 0
         self._text = ""
         self._start = self._last = time.monotonic()
@@ -148,10 +129,18 @@ class FigureCounter(Counter):
         # compilers and weights
         self._marks: deque[tuple[float, int]] = deque()
 
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *exc: object) -> None:
         # last of all, as the last bytes are written after the last item is counted
         if self._done >= self._facts["total"]:
-            self.show(self.figures())
+            self.show()
+
+    def show(self) -> None:
+        """Have the figures of this moment shown."""
+        if self._show is not None:
+            self._show(self.figures())
 
     def figures(self) -> Figures:
         """Return the figures of this moment."""
@@ -181,7 +170,7 @@ class FigureCounter(Counter):
         return self._done / max(last - self._start, 1e-9)
 
     def advance(self, amount: int = 1) -> None:
-        """Count, and show the figures where it is time."""
+        """Count some more as done, and show the figures where it is time."""
         if not amount:
             return
         self._done += amount
@@ -191,18 +180,18 @@ class FigureCounter(Counter):
             self._marks.popleft()
         if self._done < self._facts["total"] and now - self._last >= self._interval:
             self._last = now
-            self.show(self.figures())
+            self.show()
 
     def say(self, text: str) -> None:
-        """Keep a text for the figures."""
+        """Show a short text beside the count."""
         self._text = show_controls(text)
 
     def wrote(self, size: int) -> None:
-        """Count bytes for the figures."""
+        """Count some more bytes as written."""
         self._bytes += size
 
 
-class _Bar(FigureCounter):
+class _Bar(Counter):
     """A bar that is drawn anew some times a second, with the figures of that moment."""
 
     def __init__(self, console: Console, facts: Mapping[str, Any], images: float | None) -> None:
@@ -236,7 +225,7 @@ class _Bar(FigureCounter):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.show(self.figures())
+        self.show()
         self._bar.stop()
 
     def _draw(self, figures: Figures) -> None:
@@ -327,8 +316,8 @@ class EventScreen(Screen):
         print_event("warning", text=text)
 
     def _open(self, facts: dict[str, Any], images: float | None) -> Counter:
-        counter = FigureCounter(facts, images, _print_progress, INTERVAL_S)
-        counter.show(counter.figures())
+        counter = Counter(facts, images, _print_progress, INTERVAL_S)
+        counter.show()
         return counter
 
 

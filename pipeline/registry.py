@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from pkgutil import resolve_name
+from typing import Generic, TypeVar
 
 from pipeline.errors import UsageError
 from pipeline.wording import did_you_mean
@@ -29,13 +29,7 @@ class Registry(Mapping[str, T], Generic[T]):
     group
         Group of the entry points, such as ``primaps_pipe.methods``.
     ours
-        Name -> ``module:attribute`` of those that come with the install.
-
-    Raises
-    ------
-    UsageError
-        When a variant is asked for that nobody has, that two packages claim, or that its package
-        fails to import.
+        Name -> ``module:attribute``, or a module, of those that come with the install.
     """
 
     def __init__(self, kind: str, group: str, ours: Mapping[str, str]) -> None:
@@ -75,11 +69,9 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"unknown {self.kind} {name!r}{did_you_mean(name, list(self))}: "
                 f"choose from {', '.join(self)}"
             )
-        theirs = self._theirs.get(name, [])
         if name in self._ours:
-            module, _, attribute = self._ours[name].partition(":")
-            found: Any = import_module(module)
-            return getattr(found, attribute) if attribute else found
+            return resolve_name(self._ours[name])  # type: ignore[no-any-return]
+        theirs = self._theirs[name]
         if len(theirs) > 1:
             places = " and ".join(sorted(entry.value for entry in theirs))
             raise UsageError(

@@ -75,6 +75,10 @@ class RunDirectory:
         """Return the ledger folder of a stage (``extract``, ``em/k12``)."""
         return self.path / "state" / key
 
+    def name_file(self, file: Path) -> str:
+        """Return the name of a file below the run, as records have it."""
+        return file.relative_to(self.path).as_posix()
+
     def create(self) -> RunDirectory:
         """Make the directory."""
         try:

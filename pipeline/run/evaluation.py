@@ -6,7 +6,7 @@ have the colours of their classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,8 +63,10 @@ def parse_names(text: bytes, file: object) -> dict[int, str]:
     if not isinstance(root, yaml.MappingNode):
         raise RunError(f"{file} does not map clusters to names; {_EXAMPLE}.")
     names: dict[int, str] = {}
-    for line, key, value in _read_pairs(root):
-        where = f"{file}, line {line}"
+    for pair in root.value:
+        # as they are written; None for what is not one scalar
+        key, value = (n.value if isinstance(n, yaml.ScalarNode) else None for n in pair)
+        where = f"{file}, line {pair[0].start_mark.line + 1}"
         if key is None or not (key.isascii() and key.isdigit() and len(key) < 10):
             raise RunError(f"{where}: {_show(key)} is not the number of a cluster; {_EXAMPLE}.")
         name = None if value is None else value.strip()
@@ -77,13 +79,6 @@ def parse_names(text: bytes, file: object) -> dict[int, str]:
             raise RunError(f"{where}: cluster {int(key)} is named twice; leave one of the names.")
         names[int(key)] = name
     return names
-
-
-def _read_pairs(root: yaml.MappingNode) -> Iterator[tuple[int, str | None, str | None]]:
-    """Yield line, key and value as they are written; None for what is not one scalar."""
-    for pair in root.value:
-        key, value = (n.value if isinstance(n, yaml.ScalarNode) else None for n in pair)
-        yield pair[0].start_mark.line + 1, key, value
 
 
 def _show(text: str | None) -> str:
@@ -109,6 +104,11 @@ def read_given_names(run: RunDirectory, title: str, clusters: int | None = None)
                 f"from 0 to {clusters - 1}; correct the number or remove the line."
             )
     return names
+
+
+def tabulate_colours(colours: Sequence[Colour]) -> NDArray[np.uint8]:
+    """Return the palette that PNGs have for some classes, uint8 [256, rgb]."""
+    return np.frombuffer(png_palette(colours), np.uint8).reshape(256, 3)
 
 
 @dataclass(frozen=True)
@@ -150,18 +150,13 @@ def choose_look(
     """Choose name and colour of every cluster."""
     names = name_clusters(clusters, assignment, class_names, given or {})
     if assignment is None:
-        palette = np.frombuffer(png_palette(()), np.uint8).reshape(256, 3)
-        return ClusterLook(np.arange(256, dtype=np.uint8), palette, names)
-    colours = class_colours[: len(class_names)]
-    palette = np.frombuffer(png_palette(colours), np.uint8).reshape(256, 3)
+        return ClusterLook(np.arange(256, dtype=np.uint8), tabulate_colours(()), names)
+    palette = tabulate_colours(class_colours[: len(class_names)])
     index = np.full(256, IGNORE, np.uint8)
     spare = len(class_names)
     for cluster, label in enumerate(assignment):
-        if label is None:
-            index[cluster] = min(spare, IGNORE - 1)
-            spare += 1
-        else:
-            index[cluster] = label
+        index[cluster] = min(spare, IGNORE - 1) if label is None else label
+        spare += label is None
     return ClusterLook(index, palette, names, tuple(assignment))
 
 
@@ -205,11 +200,6 @@ class Evaluation:
         return int(self.metrics["classes"])
 
     @cached_property
-    def class_palette(self) -> NDArray[np.uint8]:
-        """Colours of the dataset's classes, uint8 [256, rgb]."""
-        return np.frombuffer(png_palette(self.dataset.palette), np.uint8).reshape(256, 3)
-
-    @cached_property
     def manifest(self) -> Manifest:
         """The images that there were."""
         return read_manifest(self.run)
@@ -237,8 +227,7 @@ class Evaluation:
             )
         try:
             block = self.metrics if split is None else self.metrics["splits"][split]
-            final = block["assignment_crf"]
-            return block["assignment"] if final is None else final, list(block["class_names"])
+            return _match(block), list(block["class_names"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{file} was not written by this version ({error}); run {self.command} again."
@@ -253,10 +242,9 @@ class Evaluation:
     def look(self, split: str | None = None, *, refined: bool = True) -> ClusterLook:
         """Choose how the clusters look by their matching in a split; in the main one if None."""
         block = choose_block(self.metrics, self.metrics["split"] if split is None else split)
-        final = block["assignment_crf"] if refined else None
         return choose_look(
             self.clusters,
-            block["assignment"] if final is None else final,
+            _match(block) if refined else block["assignment"],
             block["class_names"],
             self.dataset.palette,
             read_given_names(self.run, self.subject.title, self.clusters),
@@ -299,6 +287,12 @@ class Evaluation:
 
     def _file(self, name: str) -> Path:
         return self.run.report(self.subject.title) / name
+
+
+def _match(block: Mapping[str, Any]) -> list[int | None] | None:
+    """Return the class of every cluster by the final labels, of the figures of a split."""
+    final = block["assignment_crf"]
+    return block["assignment"] if final is None else final
 
 
 def pick_scores(row: Mapping[str, Any]) -> dict[str, float]:

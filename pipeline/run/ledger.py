@@ -284,7 +284,7 @@ def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
 def list_files(run: RunDirectory, written: Sequence[Stored]) -> Files:
     """Name the files below the run, as they were written last."""
     return {
-        stored.path.relative_to(run.path).as_posix(): (stored.bytes, stored.checksum)
+        run.name_file(stored.path): (stored.bytes, stored.checksum)
         for stored in written
         if stored.path.is_relative_to(run.path)
     }

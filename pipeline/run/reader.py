@@ -23,11 +23,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.datasets.base import Dataset
-from pipeline.datasets.definition import IGNORE, png_palette
+from pipeline.datasets.definition import IGNORE
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError
 from pipeline.images.windows import Window
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject
-from pipeline.run.evaluation import Evaluation, find_evaluation, read_labels
+from pipeline.run.evaluation import Evaluation, find_evaluation, read_labels, tabulate_colours
 from pipeline.run.frames import read_frame, read_truth
 from pipeline.run.ledger import (
     Ledger,
@@ -63,8 +63,13 @@ class Run:
 
     Raises
     ------
+    UsageError
+        There is no split, image, view, fit or head of a name that is given, or it is ambiguous.
     RunError
-        It is no run directory.
+        It is no run directory; or a stage that an answer comes from is unfinished or stale, or a
+        photograph has changed since it was extracted.
+    DatasetError, ImageError
+        There is no ground truth; an image was rejected, or a label map cannot be read.
 
     Notes
     -----
@@ -114,11 +119,6 @@ class Run:
             Name of a split; all of them when None.
         image
             Id of one image, to have its windows alone.
-
-        Raises
-        ------
-        UsageError
-            There is no such split or image.
         """
         if image is not None:
             return tuple(self._manifest.windows_of(self.find_image(image, split)))
@@ -150,8 +150,7 @@ class Run:
     @property
     def palette(self) -> NDArray[np.uint8]:
         """Colours of the classes, uint8 [256, rgb]: ``run.palette[classes]`` is a picture."""
-        colours = png_palette(self._manifest.open_dataset().palette[: len(self.class_names)])
-        return np.frombuffer(colours, np.uint8).reshape(-1, 3)
+        return tabulate_colours(self._manifest.open_dataset().palette[: len(self.class_names)])
 
     def find_image(self, id: str, split: str | None = None) -> Image:
         """Find the record of an image that the stages used.
@@ -162,13 +161,6 @@ class Run:
             As in ``run.images``; or split/id, the photograph's path, or the last part of one.
         split
             Its split, needed where several have an image of that id.
-
-        Raises
-        ------
-        UsageError
-            There is none, or more than one.
-        ImageError
-            It was rejected.
         """
         if split is not None:
             self._check_split(split)
@@ -204,13 +196,6 @@ class Run:
         -------
         numpy.ndarray or xarray.DataArray
             float16 [window, row, column, channel].
-
-        Raises
-        ------
-        UsageError
-            There is no such view, split or image.
-        RunError
-            ``extract`` is unfinished or stale.
         """
         if view not in self.views:
             raise UsageError(
@@ -280,15 +265,7 @@ class Run:
     # --- one image -------------------------------------------------------------------------------
 
     def photograph(self, id: str, split: str | None = None, *, as_: As = "numpy") -> Any:
-        """Read a photograph upright, uint8 [y, x, rgb].
-
-        Raises
-        ------
-        UsageError
-            There is no such image.
-        StaleError
-            The file is gone or has changed since it was extracted.
-        """
+        """Read a photograph upright, uint8 [y, x, rgb]."""
         image = self.find_image(id, split)
         read = partial(read_frame, self._manifest.root, image, image.width, image.height)
         return _give_file(read, image, "photograph", as_, "rgb")
@@ -318,13 +295,6 @@ class Run:
         numpy.ndarray or xarray.DataArray
             uint8 [y, x] of the image's own size: cluster 0 … K-1, 255 = ignore. :meth:`matching`
             makes classes of clusters.
-
-        Raises
-        ------
-        UsageError
-            There is no such image, fit or head, or its split was not evaluated.
-        RunError
-            ``evaluate`` is unfinished or stale.
         """
         evaluation = self._evaluation(em, head)
         image = self.find_image(id, split)
@@ -340,17 +310,7 @@ class Run:
         return _give_file(read, image, "labels", as_)
 
     def ground_truth(self, id: str, split: str | None = None, *, as_: As = "numpy") -> Any:
-        """Read the dataset's own label map of an image, uint8 [y, x]: class, 255 = ignore.
-
-        Raises
-        ------
-        UsageError
-            There is no such image.
-        DatasetError
-            It has no label map.
-        ImageError
-            The label map cannot be read.
-        """
+        """Read the dataset's own label map of an image, uint8 [y, x]: class, 255 = ignore."""
         image = self.find_image(id, split)
         path = self._manifest.label_path(image)
         if path is None:
@@ -386,13 +346,6 @@ class Run:
         -------
         numpy.ndarray or xarray.DataArray
             float32 [class, channel].
-
-        Raises
-        ------
-        UsageError
-            There is no such fit, head or kind.
-        RunError
-            It is unfinished or stale.
         """
         subject = choose_subject(self.directory, em, head)
         self._require(subject.key)
@@ -411,13 +364,7 @@ class Run:
         return import_xarray().DataArray(arrays[name], dims=dims, attrs=attributes, name=name)
 
     def metrics(self, em: str | None = None, *, head: str | None = None) -> dict[str, Any]:
-        """Return the figures of an evaluation, as ``metrics.json`` has them; shares in per cent.
-
-        Raises
-        ------
-        RunError
-            ``evaluate`` is unfinished or stale.
-        """
+        """Return the figures of an evaluation, as ``metrics.json`` has them; shares in per cent."""
         return dict(self._evaluation(em, head).metrics)
 
     def matching(
@@ -439,13 +386,6 @@ class Run:
         -------
         numpy.ndarray
             uint8 [256]: class of cluster k; 255 for 255, and for a cluster without a class.
-
-        Raises
-        ------
-        DatasetError
-            The split has no ground truth.
-        UsageError
-            The split was not evaluated.
         """
         assignment, _ = self._evaluation(em, head).match(split)
         if assignment is None:

@@ -7,9 +7,8 @@ instant, and another may take over.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -35,7 +34,6 @@ from pipeline.storage.locks import Permit
 from pipeline.wording import count_of
 
 S = TypeVar("S", bound=StageSettings)
-_PERMIT: ContextVar[Permit | None] = ContextVar("permit", default=None)
 
 
 def run_named(
@@ -70,10 +68,10 @@ def run_stage(
     stages: Mapping[str, type[StageSettings]] | None = None,
 ) -> StageRecord | None:
     """Bring a stage up to date: compute the shards that are missing or stale, and no others."""
-    names = settings.model_fields_set
-    work = _Work(stage, run, stage.resolve(run, settings), execution, screen)
+    names, resolved = settings.model_fields_set, stage.resolve(run, settings)
+    work = _Work(stage, run, resolved, names, execution, screen, stages)
     if execution.dry_run:
-        return work.bring_up_to_date(names, stages)
+        return work.bring_up_to_date(None)
     if stage.inputs(run, work.settings):
         run.require()
     existed = run.path.exists()
@@ -81,26 +79,19 @@ def run_stage(
         run.create()
         lock = run.lock(work.key, wait=execution.wait, say=screen.warn)
         try:
-            with lock as held, _hold(held.permit):
-                return work.bring_up_to_date(names, stages)
+            with lock as held, _guard(held.permit):
+                return work.bring_up_to_date(held.permit)
         finally:
             # a first command that was refused leaves nothing behind
             run.discard_unused(folder=not existed)
 
 
-@contextmanager
-def _hold(permit: Permit | None) -> Iterator[None]:
-    """Write nothing any more where another process has taken over the stage."""
-    if permit is None:
-        yield
-        return
-    token = _PERMIT.set(permit)
-    try:
-        # one that stood still for long was taken for dead, and must not write over its successor
-        with guard_writes(permit.check):
-            yield
-    finally:
-        _PERMIT.reset(token)
+def _guard(permit: Permit | None) -> AbstractContextManager[Any]:
+    """Write nothing any more where another process has taken over the stage.
+
+    One that stood still for long was taken for dead, and must not write over its successor.
+    """
+    return nullcontext() if permit is None else guard_writes(permit.check)
 
 
 @dataclass(frozen=True)
@@ -110,8 +101,10 @@ class _Work(Generic[S]):
     stage: Stage[S]
     run: RunDirectory
     settings: S
+    names: set[str]  # of the settings that were given
     execution: Execution
     screen: Screen
+    stages: Mapping[str, type[StageSettings]] | None
 
     @property
     def key(self) -> str:
@@ -121,12 +114,10 @@ class _Work(Generic[S]):
     def ledger(self) -> Ledger:
         return Ledger(self.run.state(self.key))
 
-    def bring_up_to_date(
-        self, names: set[str], stages: Mapping[str, type[StageSettings]] | None
-    ) -> StageRecord | None:
+    def bring_up_to_date(self, permit: Permit | None) -> StageRecord | None:
         stage, run, settings, ledger = self.stage, self.run, self.settings, self.ledger
         sources = stage.inputs(run, settings)
-        inputs = {name: require_fresh(run, name, stages).digest for name in sources}
+        inputs = {name: require_fresh(run, name, self.stages).digest for name in sources}
         plan = stage.plan(run, settings, self.screen)
         old = ledger.read_stage()
         new = StageRecord(
@@ -141,7 +132,11 @@ class _Work(Generic[S]):
             sources=plan.sources,
         )
         known, every = ledger.read_shards(), range(len(plan.shards))
-        stale = {n for n, record in known.items() if _is_stale(n, record, plan)}
+        stale = {
+            n
+            for n, record in known.items()
+            if n not in every or n in plan.redo or record.fingerprint != plan.shards[n].fingerprint
+        }
         sizes = list_sizes(run)
         lost = {n for n in known.keys() - stale if find_lost(run, known[n].files, sizes)}
         if lost:
@@ -156,11 +151,13 @@ class _Work(Generic[S]):
             and _equal(old, self._seal(replace(new, files=old.files), kept))
             and not find_lost(run, old.files, sizes)
         )
-        self._say_plan(old, new, len(stale), len(pending), fresh, plan)
+        why = "" if old is None else _compare(old, new, plan)
+        self._say_plan(plan, len(stale), why, len(pending), fresh)
         if self.execution.dry_run:
             return old if fresh else None
         resolved = settings.model_dump(mode="json")
-        run.write_settings(self.key, resolved, {n: v for n, v in resolved.items() if n in names})
+        given = {name: value for name, value in resolved.items() if name in self.names}
+        run.write_settings(self.key, resolved, given)
         if fresh:
             assert old is not None
             return self._refresh(plan, old)
@@ -171,7 +168,7 @@ class _Work(Generic[S]):
             ledger.drop(number)
         with note_writes() as prepared:
             stage.prepare(run, settings, replace(plan, redo=frozenset(every)) if force else plan)
-        self._compute(plan, pending)
+        self._compute(plan, pending, permit)
         records = ledger.read_shards()
         with note_writes() as summary:
             lines = stage.finish(run, settings, records, self.screen)
@@ -196,13 +193,12 @@ class _Work(Generic[S]):
         findings = self.stage.find(self.run, self.settings, records)
         return replace(record, findings=findings, finished=True)
 
-    def _compute(self, plan: Plan, pending: list[int]) -> None:
+    def _compute(self, plan: Plan, pending: list[int], permit: Permit | None) -> None:
         stage, run, settings, screen = self.stage, self.run, self.settings, self.screen
         shared = stage.shares_work(settings)
         here = self.execution.scheduler is None and (self.execution.inline or shared)
         # another process may have another working folder
         place = run if here else RunDirectory(run.path.absolute())
-        permit = _PERMIT.get()
         failed: list[tuple[int, Exception]] = []
         with screen.count(
             stage.name,
@@ -248,31 +244,21 @@ class _Work(Generic[S]):
                 f"the others are kept; shard {number}: {type(error).__name__}: {error}"
             ) from error
 
-    def _say_plan(
-        self,
-        old: StageRecord | None,
-        new: StageRecord,
-        stale: int,
-        pending: int,
-        fresh: bool,
-        plan: Plan,
-    ) -> None:
+    def _say_plan(self, plan: Plan, stale: int, why: str, pending: int, fresh: bool) -> None:
         total = count_of(len(plan.shards), "shards")
         items = count_of(sum(shard.items for shard in plan.shards), self.stage.unit)
         if not pending:
-            state = (
-                "fresh, nothing to do" if fresh else "shards are fresh, the summary is made again"
-            )
+            state = "shards are fresh, the summary is made again"
+            state = "fresh, nothing to do" if fresh else state
             self.screen.note(f"{self.key}: {state} ({total}, {items})")
             return
-        if old is not None and stale:
+        if stale and why:
             are = "is" if stale == 1 else "are"
-            why = _compare(old, new)
             self.screen.note(f"{self.key}: {count_of(stale, 'shards')} {are} stale: {why}")
         self.screen.note(f"{self.key}: {pending} of {total} to compute ({items} in all)")
 
 
-def _compare(old: StageRecord, new: StageRecord) -> str:
+def _compare(old: StageRecord, new: StageRecord, plan: Plan) -> str:
     """Say why shards that were made by one plan are stale by another."""
     reasons = describe_changes(old.settings, new.settings)
     reasons += describe_changes(old.facts, new.facts)
@@ -281,20 +267,14 @@ def _compare(old: StageRecord, new: StageRecord) -> str:
     reasons += [f"the {k} have changed" for k in outside]
     if old.version != new.version:
         reasons.append(f"version {old.version} -> {new.version}")
+    if plan.redo and plan.why:
+        reasons.append(plan.why)
     return "; ".join(dict.fromkeys(reasons)) or "its input files have changed"
 
 
 def _equal(first: StageRecord, second: StageRecord) -> bool:
     # by their JSON: what is read back holds lists where tuples were written
     return fingerprint(asdict(first)) == fingerprint(asdict(second))
-
-
-def _is_stale(number: int, record: ShardRecord, plan: Plan) -> bool:
-    return (
-        number >= len(plan.shards)
-        or record.fingerprint != plan.shards[number].fingerprint
-        or number in plan.redo
-    )
 
 
 def _describe_device(settings: StageSettings, execution: Execution) -> str:
@@ -332,7 +312,7 @@ def compute_shard(
 ) -> ShardRecord:
     """Compute one shard and, last of all, write its record."""
     start = time.perf_counter()
-    with confine_writes(run.path), _hold(permit):
+    with confine_writes(run.path), _guard(permit):
         with note_writes() as written:
             result = stage.compute(run, settings, number)
         record = ShardRecord(

@@ -10,8 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pipeline.images.windows import Window
@@ -47,6 +47,8 @@ class Plan:
         the weights).
     redo
         Shards to compute again although their fingerprint is known.
+    why
+        What is said of them; nothing where it is that their input files have changed.
     sources
         What was read outside the run, by name: JSON-able, other whenever it is another.
     payload
@@ -56,6 +58,7 @@ class Plan:
     shards: list[ShardPlan]
     facts: dict[str, Any] = field(default_factory=dict)
     redo: frozenset[int] = frozenset()
+    why: str = ""
     sources: dict[str, Any] = field(default_factory=dict)
     payload: Any = None
 
@@ -147,9 +150,7 @@ class Stages(Registry[type[StageSettings]]):
 
     def load(self, name: str) -> Stage[Any]:
         """Import a stage and return it."""
-        module, _, class_name = self[name].stage_class.partition(":")
-        stage: Stage[Any] = getattr(import_module(module), class_name)()
-        return stage
+        return resolve_name(self[name].stage_class)()  # type: ignore[no-any-return]
 
     @property
     def followed_by(self) -> dict[str, str]:

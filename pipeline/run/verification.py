@@ -96,14 +96,14 @@ def verify_run(run: RunDirectory, count: Callable[[int], Counter]) -> Findings:
 def _check_settings(run: RunDirectory) -> list[Damage]:
     damages = []
     for file in (run.settings_file, run.settings_copy):
-        name = file.relative_to(run.path).as_posix()
         try:
-            if not run.is_whole(file):
-                damages.append(Damage("", name, "is not as it was written"))
+            what = "" if run.is_whole(file) else "is not as it was written"
         except FileNotFoundError:
-            damages.append(Damage("", name, "is gone"))
+            what = "is gone"
         except OSError as error:
-            damages.append(Damage("", name, f"cannot be read ({error.strerror or error})"))
+            what = f"cannot be read ({error.strerror or error})"
+        if what:
+            damages.append(Damage("", run.name_file(file), what))
     return damages
 
 
@@ -120,37 +120,35 @@ def _list_keys(run: RunDirectory) -> list[str]:
 def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damage]]:
     """List the files that the records of a stage name, and the records that are damaged."""
     ledger = Ledger(run.state(key))
-    entries: list[_Entry] = []
-    damages: list[Damage] = []
-
-    def take(shard: int | None, files: Files) -> None:
-        entries.extend(_Entry(key, shard, name, *facts) for name, facts in files.items())
-
-    def complain(shard: int | None, what: str) -> None:
-        name = ledger.file(shard).relative_to(run.path).as_posix()
-        damages.append(Damage(key, name, what, shard))
-
+    files: dict[int | None, Files] = {}
+    wrong: dict[int | None, str] = {}
     plan = None
     try:
         plan = ledger.read_stage()
-    except RunError:
-        complain(None, "is not as it was written")
-    else:
         if plan is None:
-            complain(None, "is gone")
+            wrong[None] = "is gone"
+    except RunError:
+        wrong[None] = "is not as it was written"
     # after the plan: a stage that is finished meanwhile lacks none
     present = ledger.list_shards()
     if plan is not None:
-        take(None, plan.files)
-        for shard in _list_gone(ledger, plan, present):
-            complain(shard, "is gone")
+        files[None] = plan.files
+        wrong |= dict.fromkeys(_list_gone(ledger, plan, present), "is gone")
     for shard in present:
         try:
             record = ledger.read_shard(shard)
         except RunError:
-            complain(shard, "is not as it was written")
+            wrong[shard] = "is not as it was written"
         else:
-            take(shard, {} if record is None else record.files)
+            files[shard] = record.files if record else {}
+    entries = [
+        _Entry(key, shard, name, *facts)
+        for shard, listed in files.items()
+        for name, facts in listed.items()
+    ]
+    damages = [
+        Damage(key, run.name_file(ledger.file(shard)), what, shard) for shard, what in wrong.items()
+    ]
     return entries, damages
 
 
@@ -270,8 +268,7 @@ def _check_checkpoints(run: RunDirectory) -> list[Damage]:
         try:
             Checkpoint(file, "").load()
         except DamageError:
-            path = file.relative_to(run.path).as_posix()
-            damages.append(Damage(key, path, "is a damaged checkpoint"))
+            damages.append(Damage(key, run.name_file(file), "is a damaged checkpoint"))
     return damages
 
 
@@ -334,7 +331,7 @@ def _is_read_in_planning(damage: Damage) -> bool:
 def _restore_settings(run: RunDirectory, damages: Sequence[Damage]) -> None:
     """Restore ``run.yaml`` from its copy or the other way round; seal it where it was edited."""
     pair = (run.settings_file, run.settings_copy)
-    names = [file.relative_to(run.path).as_posix() for file in pair]
+    names = [run.name_file(file) for file in pair]
     damaged = {damage.file for damage in damages} & set(names)
     if names[0] not in damaged:
         content = run.settings_file.read_bytes()

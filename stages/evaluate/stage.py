@@ -139,10 +139,11 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             facts["linear_probe"] = probe
         labels = fingerprint_labels(manifest, settings.splits)
         known = {LABELS: labels, CLASSES: fingerprint_classes(manifest)}
-        # an earlier version counted otherwise; the label maps come out the same
+        # the label maps come out the same
         done = Ledger(run.state(self.key(settings))).read_shards()
         redo = frozenset(n for n, record in done.items() if "tallies" in record.result)
-        return Plan(shards, facts, redo=redo, sources=known)
+        why = "an earlier version counted otherwise"
+        return Plan(shards, facts, redo=redo, why=why, sources=known)
 
     def prepare(self, run: RunDirectory, settings: EvaluateSettings, plan: Plan) -> None:
         """Train the linear probe that all shards score; there is nothing to allocate."""

@@ -16,7 +16,7 @@ from pipeline.datasets.definition import Colour
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import Evaluation, open_evaluation
+from pipeline.run.evaluation import Evaluation, open_evaluation, tabulate_colours
 from pipeline.run.frames import count_threads, map_ahead, read_frame, read_truth, resize_labels
 from pipeline.run.ledger import list_sources
 from pipeline.run.manifest import Image
@@ -328,8 +328,9 @@ def tabulate_classes(opened: Sequence[Evaluation]) -> list[Content]:
         scored = [_read_classes(block) for block in blocks]
         colours: dict[str, Colour] = {}
         for entry, block in zip(opened, blocks, strict=True):
+            palette = tabulate_colours(entry.dataset.palette)
             for index, name in enumerate(block.get("class_names", ())):
-                red, green, blue = entry.class_palette[min(index, 254)].tolist()
+                red, green, blue = palette[min(index, 254)].tolist()
                 colours.setdefault(name, (red, green, blue))
         rows = []
         for name in dict.fromkeys(name for classes in scored for name in classes):
@@ -575,7 +576,7 @@ def _draw_truth(entry: Evaluation, name: Name, faults: list[Fault]) -> str | Non
     except ImageError as error:
         faults.append((str(image.label), str(error)))
         return None
-    return _draw_map(truth, entry.class_palette)
+    return _draw_map(truth, tabulate_colours(entry.dataset.palette))
 
 
 def _draw_map(ids: NDArray[np.uint8], palette: NDArray[np.uint8]) -> str:

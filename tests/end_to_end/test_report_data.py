@@ -150,7 +150,9 @@ def test_shards_that_an_earlier_version_counted_are_counted_anew(run: Path, invo
     record = ledger.read_shard(1)
     assert record is not None
     ledger.commit(replace(record, result=record.result | {"tallies": {}}))
-    assert "1 of 3 shards to compute" in invoke("evaluate", run, "--no-progress").output
+    said = invoke("evaluate", run, "--no-progress").output.replace("\n", " ")
+    assert "1 shard is stale: an earlier version counted otherwise" in said
+    assert "1 of 3 shards to compute" in said
     assert (run / "report/metrics.json").read_bytes() == before
     assert hash_tree(run / "labels") == labels
     assert "nothing to do" in invoke("evaluate", run, "--no-progress").output

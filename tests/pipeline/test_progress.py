@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import progress
-from pipeline.progress import SCHEMA, Counter, EventScreen, FigureCounter, Screen
+from pipeline.progress import SCHEMA, Counter, EventScreen, Screen
 
 
 def test_notes_and_warnings_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,9 +77,9 @@ def test_lines_come_at_intervals(
     ]
 
 
-def make_counter(total: int) -> FigureCounter:
+def make_counter(total: int) -> Counter:
     facts = {"task": "em", "total": total, "unit": "epochs", "device": ""}
-    return FigureCounter(facts, None, lambda _: None, 1e9)
+    return Counter(facts, None, lambda _: None, 1e9)
 
 
 def test_what_comes_before_the_first_items_does_not_slow_the_rest(

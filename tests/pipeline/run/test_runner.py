@@ -44,6 +44,7 @@ class Trouble:
     before_write: ClassVar[dict[int, BaseException]] = {}
     on_finish: ClassVar[list[BaseException]] = []
     redo: ClassVar[frozenset[int]] = frozenset()
+    why: ClassVar[str] = ""
     version: ClassVar[int] = 1
 
 
@@ -66,7 +67,8 @@ class Square(Stage[SquareSettings]):
             )
             for start in range(0, settings.length, ROWS)
         ]
-        return Plan(shards, {"grid": [2, 2]}, redo=Trouble.redo, payload=settings.length)
+        again = {"redo": Trouble.redo, "why": Trouble.why}
+        return Plan(shards, {"grid": [2, 2]}, **again, payload=settings.length)  # type: ignore[arg-type]
 
     def prepare(self, run: RunDirectory, settings: SquareSettings, plan: Plan) -> None:
         Trouble.calls.append("prepare")
@@ -127,7 +129,7 @@ class Double(Stage[StageSettings]):
 @pytest.fixture(autouse=True)
 def _no_trouble() -> None:
     Trouble.calls, Trouble.on_shard, Trouble.before_write = [], {}, {}
-    Trouble.on_finish, Trouble.redo, Trouble.version = [], frozenset(), 1
+    Trouble.on_finish, Trouble.redo, Trouble.why, Trouble.version = [], frozenset(), "", 1
 
 
 @pytest.fixture
@@ -248,10 +250,19 @@ def test_force_computes_all(run: RunDirectory) -> None:
     assert square(run, execution=Execution(force=True)) == ["prepare", 0, 1, 2, "finish"]
 
 
-def test_the_plan_may_ask_for_a_shard_again(run: RunDirectory) -> None:
+def test_the_plan_may_ask_for_a_shard_again(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
     square(run)
     Trouble.redo = frozenset({1})
     assert square(run) == ["prepare", 1, "finish"]
+    assert "1 shard is stale: its input files have changed" in capsys.readouterr().err
+    Trouble.why = "squares were rounded before"
+    assert square(run) == ["prepare", 1, "finish"]
+    assert "1 shard is stale: squares were rounded before" in capsys.readouterr().err
+    assert square(run, note="x") == ["prepare", 1, "finish"]
+    said = capsys.readouterr().err
+    assert "1 shard is stale: note '' -> 'x'; squares were rounded before" in said
 
 
 @pytest.mark.parametrize("force", [False, True])
