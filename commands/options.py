@@ -11,12 +11,11 @@ from click.shell_completion import CompletionItem
 
 from commands.verbs import FINE, HOW, WHAT, Option
 from pipeline.dataset_names import DATASET_NAMES
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.registry import Registry
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import Bounds, StageSettings, Values, field_extra, option_name, read_values
 from pipeline.storage.places import is_remote, parse_place
-from pipeline.wording import did_you_mean
 
 C = TypeVar("C", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

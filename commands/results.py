@@ -31,12 +31,11 @@ from commands.shared import (
 )
 from commands.verbs import argument, shown, verb, what
 from pipeline.compute.scheduler import Execution
-from pipeline.errors import UsageError
-from pipeline.progress import Screen
+from pipeline.errors import UsageError, count_of
+from pipeline.progress import Screen, show_bytes, show_controls, show_seconds
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
-from pipeline.wording import count_of, show_bytes, show_controls, show_seconds
 from stages import FOLLOWED_BY
 
 if TYPE_CHECKING:

@@ -21,9 +21,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from pipeline.compute.signals import watch_signals
-from pipeline.errors import PipelineError, UsageError
-from pipeline.progress import print_event
-from pipeline.wording import did_you_mean, show_controls
+from pipeline.errors import PipelineError, UsageError, did_you_mean
+from pipeline.progress import print_event, show_controls
 
 PROGRAM = "primaps-pipe"
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.storage.places import make_absolute, parse_place
-from pipeline.wording import did_you_mean
 
 DEFINITIONS = Path(__file__).parent / "datasets" / "definitions"
 """The folder of the definitions that come with the install."""

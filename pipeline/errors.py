@@ -1,6 +1,11 @@
-"""The typed errors: each message is one sentence of what is wrong, where, and what to do."""
+"""The typed errors: each message is one sentence of what is wrong, where, and what to do.
+
+Words that such sentences share: a close name, a number with its unit.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class PipelineError(Exception):
@@ -49,3 +54,16 @@ class WorkerLostError(PipelineError):
 
 class MemoryShortError(PipelineError):
     """Memory is short even for the smallest piece of work."""
+
+
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+    """Return `` (did you mean 'X'?)`` when a known name is close, else nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, [str(item) for item in known], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def count_of(number: int, unit: str) -> str:
+    """Return a number with its unit, which is given in the plural: ``1 shard``, ``2 shards``."""
+    return f"{number} {unit.removesuffix('s') if number == 1 else unit}"

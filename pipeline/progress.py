@@ -1,14 +1,16 @@
 """Progress on the screen: a bar in a terminal, plain lines elsewhere, with the same figures.
 
-Events: what a command does as lines of JSON on standard output, for programs that call it.
+Numbers are shown with their units, and names so that they do not steer a terminal.
 
-One object a line, nothing else. The first is ``start``; the last is ``done`` (the command has
-succeeded) or ``error``, both with the exit code. Fields may be added; none changes its meaning.
+Events: what a command does as lines of JSON on standard output, for programs that call it, one
+object a line. The first is ``start``; the last is ``done`` (the command has succeeded) or
+``error``, both with the exit code. Fields may be added; none changes its meaning.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import deque
@@ -18,8 +20,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.wording import show_bytes, show_controls, show_rate, show_seconds
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +27,50 @@ PLAIN_INTERVAL_S = 10.0
 INTERVAL_S = 1.0
 # the past that a speed is measured over
 SPEED_OF_S = 30.0
+# Control characters but the line feed, and marks that turn the direction of writing around.
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_SIZES = ("kB", "MB", "GB", "TB", "PB")
+
+
+def show_bytes(size: float) -> str:
+    """Return a size in three digits or so, in decimal units: ``1.42 GB``."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in _SIZES:
+        size /= 1000
+        if size < 999.5 or unit == _SIZES[-1]:
+            break
+    return f"{_three_digits(size)} {unit}"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration as people say it: ``3.2 s``, ``2 min 05 s``, ``1 h 03 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def show_rate(rate: float, unit: str) -> str:
+    """Return a speed: ``12.3 images/s``, or ``4.1 s/image`` where it is less than one a second."""
+    if 0 < rate < 1:
+        return f"{_three_digits(1 / rate)} s/{unit.removesuffix('s')}"
+    return f"{_three_digits(rate)} {unit}/s"
+
+
+def _three_digits(number: float) -> str:
+    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{decimals}f}"
+
+
+def show_controls(text: str) -> str:
+    """Spell out control characters: the name of a file must not steer the terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)

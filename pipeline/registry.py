@@ -8,8 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import Generic, TypeVar
 
-from pipeline.errors import UsageError
-from pipeline.wording import did_you_mean
+from pipeline.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
 

@@ -28,10 +28,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.registry import Registry
 from pipeline.storage.places import is_remote, parse_place
-from pipeline.wording import did_you_mean
 
 _KINDS = {
     "int": "a whole number",

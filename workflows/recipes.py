@@ -9,12 +9,11 @@ from typing import Any
 import yaml
 
 from pipeline.compute.scheduler import Execution
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, count_of, did_you_mean
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import StageRecord, inspect_stage
 from pipeline.settings import StageSettings, describe_changes, make_settings, show_value
-from pipeline.wording import count_of, did_you_mean
 from stages import (
     FOLLOWED_BY,
     OPTIONAL,

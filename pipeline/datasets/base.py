@@ -27,9 +27,8 @@ from pipeline.datasets.listing import (
     read_ids,
     require_root,
 )
-from pipeline.errors import DatasetError, ImageError, UsageError
+from pipeline.errors import DatasetError, ImageError, UsageError, did_you_mean
 from pipeline.images.decoding import read_label
-from pipeline.wording import did_you_mean
 
 Say = Callable[[str], None]
 """Shows a line to whoever waits."""

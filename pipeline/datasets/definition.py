@@ -25,9 +25,8 @@ from pydantic import (
 )
 
 from pipeline.datasets.listing import SPLIT, find_fault, list_stars, read_text
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, did_you_mean
 from pipeline.settings import show_value
-from pipeline.wording import did_you_mean
 
 Colour = tuple[int, int, int]
 

@@ -27,9 +27,8 @@ from pipeline.datasets.listing import (
     read_text,
     walk,
 )
-from pipeline.errors import DatasetError, UsageError
+from pipeline.errors import DatasetError, UsageError, did_you_mean
 from pipeline.images.decoding import IMAGE_SUFFIXES
-from pipeline.wording import did_you_mean
 
 CLASSES_FILE = "classes.txt"
 """Optional, in the labels folder or beside the list: the name of class 0, 1, ... one per line."""

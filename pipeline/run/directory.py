@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline.errors import DamageError, RunError, UsageError
+from pipeline.errors import DamageError, RunError, UsageError, did_you_mean
 from pipeline.storage.files import checksum, make_folder, remove_tree, write_bytes, write_text
 from pipeline.storage.locks import Lock, Say, hold_lock
 from pipeline.storage.places import list_names, resolve_inside
-from pipeline.wording import did_you_mean
 
 FORMAT = 2
 DEFAULT_NAME = "default"

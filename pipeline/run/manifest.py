@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import open_kept
 from pipeline.datasets.base import Dataset
-from pipeline.errors import DamageError, RunError, UsageError
+from pipeline.errors import DamageError, RunError, UsageError, did_you_mean
 from pipeline.images.windows import Window
 from pipeline.run.directory import RunDirectory
-from pipeline.settings import did_you_mean
 from pipeline.storage.files import Stamp, decode_table, fingerprint_texts, stamp, write_changed
 from pipeline.storage.places import parse_place
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.definition import IGNORE
-from pipeline.errors import DatasetError, ImageError, RunError, UsageError
+from pipeline.errors import DatasetError, ImageError, RunError, UsageError, did_you_mean
 from pipeline.images.windows import Window
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject
 from pipeline.run.evaluation import Evaluation, find_evaluation, read_labels, tabulate_colours
@@ -38,7 +38,6 @@ from pipeline.run.ledger import (
     require_fresh,
 )
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.settings import did_you_mean
 from pipeline.storage.arrays import list_nodes, read_group
 from pipeline.storage.files import Stamp, decode_table, stamp
 from pipeline.storage.lazy import Place, import_xarray, label_file, label_rows, read_stored

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pipeline.compute.devices import describe_device, resolve_device
 from pipeline.compute.scheduler import Execution, compute_shards
-from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError
+from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError, count_of
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import (
@@ -31,7 +31,6 @@ from pipeline.run.stage import Plan, ShardPlan, Stage, Stages
 from pipeline.settings import StageSettings, describe_changes
 from pipeline.storage.files import confine_writes, fingerprint, guard_writes, note_writes
 from pipeline.storage.locks import Permit
-from pipeline.wording import count_of
 
 S = TypeVar("S", bound=StageSettings)
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.scheduler import INLINE, Team, announce
-from pipeline.errors import RunError
+from pipeline.errors import RunError, count_of
 from pipeline.storage.files import Checkpoint
-from pipeline.wording import count_of
 from stages.em.cache import Cache, Source, TeamCache, name_device
 from stages.em.maximisation import weigh_classes
 from stages.em.pieces import (

@@ -26,8 +26,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from pipeline.compute.scheduler import announce
-from pipeline.errors import UsageError
-from pipeline.wording import count_of
+from pipeline.errors import UsageError, count_of
 from stages.em.methods import Fit, Method, Task
 from stages.em.pieces import FitBatch
 from stages.em.settings import EmSettings

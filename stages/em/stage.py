@@ -13,14 +13,13 @@ from pipeline.compute.devices import resolve_device
 from pipeline.compute.memory import explain_shortage
 from pipeline.compute.scheduler import announce, current_team
 from pipeline.datasets.definition import IGNORE
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.progress import Screen
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.ledger import ShardRecord, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, Training
 from pipeline.storage.arrays import read_group, write_group
-from pipeline.wording import did_you_mean
 from stages.clustering import UNUSED, list_unused
 from stages.em.cache import (
     Source,

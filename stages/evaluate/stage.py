@@ -12,7 +12,7 @@ from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
 from pipeline.datasets.definition import png_palette
 from pipeline.datasets.listing import forget_listings
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, count_of
 from pipeline.images.decoding import remove_other_labels, write_label
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
@@ -36,7 +36,6 @@ from pipeline.storage.files import (
     write_bytes,
     write_json,
 )
-from pipeline.wording import count_of
 from stages.artefacts import fingerprint_image, label_file
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings

@@ -33,6 +33,7 @@ from pipeline.errors import (
     StaleError,
     UsageError,
     WeightsError,
+    count_of,
 )
 from pipeline.images.decoding import probe_image, require_answer
 from pipeline.images.windows import Window, fit_size, place_windows
@@ -47,7 +48,6 @@ from pipeline.settings import StageSettings, make_settings
 from pipeline.storage.arrays import consolidate, prepare_arrays, read_metadata, write_shard
 from pipeline.storage.files import fingerprint, remove_file, remove_tree
 from pipeline.storage.places import count_requests, make_absolute
-from pipeline.wording import count_of
 from stages.extract.backbones import Backbone, describe_backbone, load_backbone
 from stages.extract.settings import ExtractSettings, PartSettings, ViewSettings
 from stages.extract.views import (

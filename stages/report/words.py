@@ -11,11 +11,10 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, count_of
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, Subject
 from pipeline.run.ledger import list_sources
 from pipeline.settings import StageSettings, choose_class, option_name
-from pipeline.wording import count_of
 from stages.clustering import UNUSED
 from stages.scores import OTHERS
 

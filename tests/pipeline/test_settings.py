@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.settings import (
     Bounds,
     StageSettings,
     describe_changes,
-    did_you_mean,
     execution_setting,
     explain,
     field_extra,

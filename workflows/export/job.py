@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.definition import IGNORE, Colour, png_palette
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, count_of, did_you_mean
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import Evaluation, open_evaluation
@@ -30,7 +30,6 @@ from pipeline.run.manifest import Image, Manifest
 from pipeline.run.status import find_upstream_changes
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import require_local
-from pipeline.wording import count_of, did_you_mean
 from stages import SETTINGS
 from workflows.export import FORMATS, PROTOTYPES
 from workflows.export.folder import Folder, export_photograph, open_folder
