@@ -65,7 +65,9 @@ def test_a_manifest_without_a_definition_goes_by_its_name() -> None:
     assert manifest.open_dataset().class_names() == get_dataset("camvid").class_names()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(names=st.lists(NAME, max_size=4), root=TEXT, reason=TEXT)
 def test_any_text_is_read_back(tmp_path: Path, names: list[str], root: str, reason: str) -> None:
     manifest = replace(make(names), root=Path(root)).reject(dict.fromkeys(range(1), reason))
