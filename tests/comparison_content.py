@@ -73,9 +73,14 @@ def make_comparison(names: tuple[str, ...] = ("default", "k-means")) -> Content:
         "agreement": tuple(
             tuple(None if a == b else 71.25 for b in range(count)) for a in range(count)
         ),
-        "agreement_note": "All 30 images in common were compared.",
+        "compared": 30,
+        "in_common": 30,
+        "most_compared": 200,
         "gallery": tuple(make_image(number, count) for number in (1, 3, 0, 2)),
-        "gallery_note": "Half of them are those on which the label maps differ most.",
+        "left_out": 0,
+        "reference": names[0],
+        "reference_by": "class",
+        "borrowed": names[1:],
         "legend": tuple(zip(NAMES, COLOURS, strict=False)),
         "other_colours": True,
         "curves": tuple(
@@ -98,9 +103,9 @@ def make_hostile() -> Content:
         scores=(make_table(HOSTILE, rows, HOSTILE),),
         classes=(make_table(HOSTILE, rows),),
         settings=rows,
-        agreement_note=HOSTILE,
         gallery=gallery,
-        gallery_note=HOSTILE,
+        reference=HOSTILE,
+        borrowed=[HOSTILE],
         legend=((HOSTILE, (1, 2, 3)),),
         columns=[make_column(HOSTILE, ((HOSTILE, HOSTILE),)) for _ in content["columns"]],
         commands=(HOSTILE,),

@@ -1,11 +1,9 @@
 """The linear probe: the best linear classifier of the features, given the labels.
 
 It bounds from above what any choice of prototypes can reach on the same features. As in STEGO its
-logits are up-sampled bilinearly before they meet the labels, because that is how they are used; but
-to a few points in each cell of the grid, with the pixels that lie around each, instead of to every
-pixel. That changes the scores little and makes the problem so small that it need not be left to a
-number of steps of Adam: it is convex, and L-BFGS solves it. The windows are streamed, for every
-step anew: neither features nor up-sampled logits of all of them are ever in memory.
+logits are up-sampled bilinearly before they meet the labels; but to a few points in each cell of
+the grid, which changes the scores little and makes the convex problem small enough for L-BFGS (Liu
+and Nocedal, 1989). The windows are streamed, for every step anew: they are never all in memory.
 """
 
 from __future__ import annotations
@@ -114,13 +112,7 @@ def fit_linear_probe(
     steps: int = STEPS,
     tolerance: float = _TOLERANCE,
 ) -> LinearProbe:
-    """Fit a multinomial logistic regression with up-sampled logits.
-
-    References
-    ----------
-    Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", 1989; scipy
-    solves it.
-    """
+    """Fit a multinomial logistic regression with up-sampled logits, by scipy's L-BFGS."""
     mean, spread, pixels = measure_channels(read_batches())
 
     def evaluate(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

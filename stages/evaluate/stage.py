@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -169,19 +167,20 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             cover = artefacts.cover(image)
             labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
             write_label(label_file(folder, image), labels, png_palette(()))
-            count = partial(count_image, image, labels, labelling, artefacts.clusters)
+            truth, reason = None, None
             try:
                 truth = artefacts.read_truth(image)
             except ImageError as error:
-                return count(), str(error)
-            if truth is None:
-                return count(), None
-            others = {
-                name: take_clusters(values, cover.boxes, artefacts.size)
-                for name, values in logits[image.image].items()
-                if name != MAIN
-            }
-            return count(truth, others), None
+                reason = str(error)
+            others = {}
+            if truth is not None:
+                others = {
+                    name: take_clusters(values, cover.boxes, artefacts.size)
+                    for name, values in logits[image.image].items()
+                    if name != MAIN
+                }
+            clusters = artefacts.clusters
+            return count_image(image, labels, labelling, clusters, truth, others), reason
 
         main = {row: values[MAIN] for row, values in logits.items()}
         ends = label_images(
@@ -226,21 +225,30 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         for path, reason in list(unreadable.items())[:1]:
             more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             screen.warn(f"label map of {path} is left out of the scores: {reason}{more}")
-        subject = artefacts.subject
-        write_json(run.state(self.key(settings)) / LEFT_OUT, unreadable)
+        subject, own = artefacts.subject, self.key(settings)
+        write_json(run.state(own) / LEFT_OUT, unreadable)
         remove_other_counts(run, subject, records)
         tables = read_counts(run, subject, records)
         tallies = tally_images(tables, settings.splits, artefacts.clusters)
         others = [name for name in artefacts.classifiers if name != MAIN]
         names = manifest.open_dataset().class_names(manifest.labels)
+        made = {
+            key: (record, list(Ledger(run.state(key)).read_shards().values()))
+            for key, record in list_sources(run, own).items()
+        }
         metrics = {
             "em": settings.em,
             "head": settings.head,
             "crf": settings.crf,
             **summarise_splits(tallies, names, others),
+            "counts": count_unusual(
+                rejected=[str(image.reason) for image in manifest.rejected],
+                listed=len(manifest.images),
+                stages=made | {own: (made[own][0], list(records.values()))},
+                usage=np.sum([tally.usage for tally in tallies.values()], axis=0).tolist(),
+                left_out=unreadable,
+            ),
         }
-        usage = np.sum([tally.usage for tally in tallies.values()], axis=0).tolist()
-        metrics["counts"] = _count_unusual(run, settings, manifest, records, unreadable, usage)
         report = run.report(title)
         write_json(report / "metrics.json", metrics)
         tables = read_counts(run, subject, records)
@@ -272,26 +280,3 @@ def _collect_unreadable(
         # the split that it is trained on need not be among those that are labelled
         unreadable |= read_trained(run, settings)[1]["unreadable"]
     return unreadable
-
-
-def _count_unusual(
-    run: RunDirectory,
-    settings: EvaluateSettings,
-    manifest: Manifest,
-    records: dict[int, ShardRecord],
-    unreadable: Mapping[str, str],
-    usage: Sequence[int],
-) -> dict[str, Any]:
-    """Count what was unusual in all that the evaluation was made from."""
-    own = f"evaluate/{settings.subject.title}"
-    sources = {
-        key: (record, list(Ledger(run.state(key)).read_shards().values()))
-        for key, record in list_sources(run, own).items()
-    }
-    return count_unusual(
-        rejected=[str(image.reason) for image in manifest.rejected],
-        listed=len(manifest.images),
-        stages=sources | {own: (sources[own][0], list(records.values()))},
-        usage=usage,
-        left_out=unreadable,
-    )

@@ -61,23 +61,15 @@ def measure_agreement(counts: coo_array, matching: NDArray[np.int64]) -> float:
     return float(same / counts.data.sum())
 
 
-@dataclass(frozen=True)
-class Pairwise:
-    """What comparing the label maps of every two of some evaluations gave.
-
-    ``matchings`` has for a pair the first's cluster of every one of the second's, both ways around
-    and of each with itself; ``shares`` and ``differences`` are in per cent, or NaN.
-    """
-
-    matchings: dict[Pair, NDArray[np.int64]]
-    shares: dict[Pair, float]
-    differences: dict[Name, float]
-
-
 def compare_labels(
     opened: Sequence[Evaluation], chosen: Sequence[Name], screen: Screen
-) -> Pairwise:
-    """Compare the label maps of every two evaluations, pixel by pixel."""
+) -> tuple[dict[Pair, NDArray[np.int64]], dict[Pair, float], dict[Name, float]]:
+    """Compare the label maps of every two evaluations, pixel by pixel.
+
+    Given are for a pair the first's cluster of every one of the second's, both ways around and of
+    each with itself; the share of the pixels on which they agree; and how far those of an image
+    differ. Both are in per cent, or NaN.
+    """
     pairs = list(combinations(range(len(opened)), 2))
     totals = {
         (a, b): np.zeros((opened[a].clusters, opened[b].clusters), np.int64) for a, b in pairs
@@ -99,14 +91,12 @@ def compare_labels(
     matchings = {pair: match_pairs(total) for pair, total in totals.items()}
     turned = {(b, a): invert_matching(m, opened[a].clusters) for (a, b), m in matchings.items()}
     same = {(a, a): np.arange(entry.clusters) for a, entry in enumerate(opened)}
-    return Pairwise(
-        matchings={**matchings, **turned, **same},
-        shares={
-            pair: 100 * measure_agreement(coo_array(total), matchings[pair])
-            for pair, total in totals.items()
-        },
-        differences={name: _measure(of_pairs, matchings) for name, of_pairs in counts.items()},
-    )
+    shares = {
+        pair: 100 * measure_agreement(coo_array(total), matchings[pair])
+        for pair, total in totals.items()
+    }
+    differences = {name: _measure(of_pairs, matchings) for name, of_pairs in counts.items()}
+    return {**matchings, **turned, **same}, shares, differences
 
 
 def _measure(

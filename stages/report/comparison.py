@@ -40,6 +40,7 @@ from stages.report.pictures import (
     colour_labels,
     make_thumbnail,
     sample_evenly,
+    scale_size,
     take_turns,
     take_within,
 )
@@ -114,25 +115,12 @@ def render_comparison(content: Content) -> str:
     for image in gallery:
         for source in image.pictures:
             check_picture(source, f"of {image.id!r}")
-    sections = [
-        ("scores", "Scores", content["scores"]),
-        ("gallery", "Images", gallery),
-        ("agreement", "Agreement", content["agreement"]),
-        ("settings", "Settings", True),
-        ("classes", "Classes", content["classes"]),
-        ("curves", "Training", content["curves"]),
-    ]
     return render_page(
         "comparison.html.j2",
         styles=("style.css", "comparison.css"),
         scripts=("common.js", "comparison.js"),
         content=content,
         writer=Markup(WRITER),
-        count=len(content["columns"]),
-        sections=[(identity, name) for identity, name, there in sections if there],
-        has_photographs=any(image.photograph for image in gallery),
-        has_truth=any(image.truth for image in gallery),
-        gallery_splits=list(dict.fromkeys(image.split for image in gallery)),
     )
 
 
@@ -191,20 +179,18 @@ def build_comparison(opened: Sequence[Evaluation], images: int, screen: Screen) 
     names = name_columns([(entry.run.path.resolve(), _call(entry)) for entry in opened])
     common = find_common([entry.images for entry in opened])
     chosen = sample_common(common, max(COMPARED, images))
-    pairs = compare_labels(opened, chosen, screen)
-    rows = choose_rows(pairs.differences, images)
+    matchings, shares, differences = compare_labels(opened, chosen, screen)
+    rows = choose_rows(differences, images)
     # whose colours the others take, and the colours of every split
     looks = {split: [entry.look(split) for entry in opened] for split in common.splits}
     main = next(iter(looks))
     reference = choose_reference(looks[main])
-    matchings = [pairs.matchings[reference, entry] for entry in range(len(opened))]
+    to_reference = [matchings[reference, entry] for entry in range(len(opened))]
     paints = {}
     for split, own in looks.items():
         classes = [block["class_names"] for block in _list_blocks(opened, split)]
-        paints[split] = paint_looks(own, classes, matchings, reference)
-    gallery, unreadable = draw_gallery(
-        opened, rows, pairs.differences, paints, reference, screen, BUDGET
-    )
+        paints[split] = paint_looks(own, classes, to_reference, reference)
+    gallery, unreadable = draw_gallery(opened, rows, differences, paints, reference, screen, BUDGET)
     class_names = opened[reference].metrics["splits"][main]["class_names"]
     legend = list_legend(looks[main][reference], class_names)
     shown = {
@@ -216,16 +202,23 @@ def build_comparison(opened: Sequence[Evaluation], images: int, screen: Screen) 
     commands = [c for entry in opened for c in list_commands(entry.run, _key(entry), SETTINGS)]
     return {
         "title": f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
-        "verdict": describe_verdict(names, opened, list(pairs.shares.values())),
+        "verdict": describe_verdict(names, opened, list(shares.values())),
         "columns": [_describe_column(*each) for each in zip(names, opened, strict=True)],
         "notes": _describe_images(names, common, unreadable),
         "scores": [_tabulate_scores(opened, split) for split in _list_splits(opened)],
         "classes": tabulate_classes(opened),
         "settings": list_differences(opened),
-        "agreement": tabulate_agreement(pairs.shares, len(opened)),
-        "agreement_note": _count_compared(len(chosen), common),
+        "agreement": tabulate_agreement(shares, len(opened)),
+        "compared": len(chosen),
+        "in_common": common.count,
+        "most_compared": COMPARED,
         "gallery": gallery,
-        "gallery_note": _describe_gallery(names, len(rows) - len(gallery), paints[main], reference),
+        "left_out": len(rows) - len(gallery),
+        "reference": names[reference],
+        "reference_by": paints[main][reference].by,
+        "borrowed": [
+            name for name, paint in zip(names, paints[main], strict=True) if paint.by == "pixels"
+        ],
         "legend": legend,
         # a colour of some cluster that the legend does not name
         "other_colours": not shown <= {colour for _, colour in legend},
@@ -586,8 +579,7 @@ def _draw_map(ids: NDArray[np.uint8], palette: NDArray[np.uint8]) -> str:
 
 
 def _fit(width: int, height: int) -> tuple[int, int]:
-    scale = min(1.0, SIDE / max(width, height))
-    return max(1, round(scale * width)), max(1, round(scale * height))
+    return scale_size(width, height, min(1.0, SIDE / max(width, height)))
 
 
 def _describe_images(
@@ -619,36 +611,3 @@ def _describe_images(
         others = f" ({more} more)" if more else ""
         notes.append(f"{path} could not be read and is not shown: {reason}{others}.")
     return notes
-
-
-def _count_compared(count: int, common: CommonImages) -> str:
-    if count == common.count:
-        return f"All {count} images in common were compared, every pixel that both label."
-    return (
-        f"Compared were {count} of the {common.count} images in common, evenly spaced, at most "
-        f"{COMPARED} of each split, and of these every pixel that both label."
-    )
-
-
-def _describe_gallery(
-    names: Sequence[str], left_out: int, paints: Sequence[Paint], reference: int
-) -> str:
-    """Say which images are shown and what their colours mean."""
-    shown = (
-        "Of each split, half of the images are those on which the label maps differ most, and half "
-        "are an even sample of the others; those that differ most come first."
-    )
-    if left_out:
-        shown += f" {left_out} more found no room: the page is kept under 25 MB."
-    base = names[reference]
-    borrowed = [name for name, paint in zip(names, paints, strict=True) if paint.by == "pixels"]
-    if not borrowed:
-        return f"{shown} Clusters have the colour of the class they are matched to."
-    if paints[reference].by == "class":
-        first = f"Clusters of {base} have the colour of the class they are matched to"
-    else:
-        first = f"Clusters of {base} have colours of their own"
-    return (
-        f"{shown} {first}; those of {', '.join(borrowed)} have the colour of the cluster of {base} "
-        "with which they have most pixels in common, one to one."
-    )

@@ -26,7 +26,7 @@ from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
 from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import Evaluation, choose_look, open_evaluation, read_given_names
-from pipeline.run.ledger import inspect_stage, read_record, require_fresh
+from pipeline.run.ledger import read_record, require_fresh
 from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
 from pipeline.storage.files import write_bytes
@@ -43,6 +43,7 @@ from stages.report.pictures import (
     draw_exhibit,
     fit_feature_colours,
     join_proposals,
+    scale_size,
 )
 from stages.report.words import NOTHING, describe_scores, format_percent
 from stages.scores import list_parts
@@ -100,7 +101,7 @@ def inspect_image(
         notes += reasons
     artefacts = _open(run, subject, evaluation)
     if not artefacts.has_proposals:
-        notes.append(f"No proposals: {_explain(run, 'masks')}")
+        notes.append(f"No proposals: {_explain(run)}")
     frame = _read_frame(artefacts, row)
     try:
         truth = artefacts.read_truth(row)
@@ -216,14 +217,13 @@ def _open(run: RunDirectory, subject: Subject | None, evaluation: Evaluation | N
     )
 
 
-def _explain(run: RunDirectory, key: str) -> str:
-    """Say why the artefacts of a stage are not there."""
+def _explain(run: RunDirectory) -> str:
+    """Say why there are no proposals of these very features."""
     try:
-        require_fresh(run, key, SETTINGS)
+        require_fresh(run, "masks", SETTINGS)
     except RunError as error:
         return str(error)
-    condition = inspect_stage(run, key, SETTINGS)
-    return f"{key} is {condition.state} in {run.path}."
+    return f"masks is fresh in {run.path}."
 
 
 def _read_frame(artefacts: Artefacts, image: Image) -> NDArray[np.uint8]:
@@ -516,5 +516,4 @@ def _count_columns(panels: Sequence[Panel]) -> int:
 def _fit(panel: Panel, place: int) -> tuple[int, int]:
     """Return the width and height in which a picture is drawn."""
     height, width = panel.pixels.shape[:2]
-    scale = min(place / width, _TALLEST / height)
-    return max(1, round(scale * width)), max(1, round(scale * height))
+    return scale_size(width, height, min(place / width, _TALLEST / height))

@@ -31,7 +31,6 @@ from stages.report.words import (
     is_number,
     list_confusions,
     list_others,
-    make_tiles,
 )
 
 PAGE_BYTES = 25_000_000
@@ -77,7 +76,7 @@ def render_report(content: Content) -> str:
         has_labels=any(is_number(block["accuracy"]) for block in blocks.values()),
         has_headline=is_number(metrics["accuracy"]),
         has_crf=any(is_number(block["accuracy_crf"]) for block in blocks.values()),
-        tiles=make_tiles(metrics),
+        in_use=IN_USE,
         others=others,
         notes=list(dict.fromkeys(note for scored in others.values() for *_, note in scored)),
         gallery=list_choices(gallery, cards),
@@ -216,24 +215,19 @@ def _read(name: str) -> str:
     return _LOADER.get_source(_ENVIRONMENT, name)[0]
 
 
-def _make_environment() -> Environment:
-    environment = Environment(
-        loader=_LOADER,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": format_number,
-        "percent": format_percent,
-        "effective": count_effectively,
-        "colour": format_colour,
-        "breakable": break_path,
-    }
-    environment.globals["fragment"] = name_fragment
-    return environment
-
-
 _LOADER = PackageLoader("stages.report")
-_ENVIRONMENT = _make_environment()
+_ENVIRONMENT = Environment(
+    loader=_LOADER,
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters |= {
+    "number": format_number,
+    "percent": format_percent,
+    "effective": count_effectively,
+    "colour": format_colour,
+    "breakable": break_path,
+}
+_ENVIRONMENT.globals["fragment"] = name_fragment

@@ -153,6 +153,11 @@ def colour_features(features: NDArray[Any], colours: FeatureColours) -> NDArray[
     return np.rint(255 * shares).astype(np.uint8)
 
 
+def scale_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    """Return a size that is so many times as large, of a pixel at least."""
+    return max(1, round(scale * width)), max(1, round(scale * height))
+
+
 def make_thumbnail(
     pixels: NDArray[np.uint8], kind: Literal["photograph", "map"], side: int = 320
 ) -> str:
@@ -162,9 +167,8 @@ def make_thumbnail(
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
     if scale < 1:
-        width, height = (max(1, round(scale * length)) for length in image.size)
         image = image.resize(
-            (width, height),
+            scale_size(*image.size, scale),
             Image.Resampling.LANCZOS if kind == "photograph" else Image.Resampling.NEAREST,
         )
     buffer = io.BytesIO()

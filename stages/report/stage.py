@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
-from pipeline.run.evaluation import read_given_names
+from pipeline.run.evaluation import Evaluation, read_given_names
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.status import NAMES
 from pipeline.storage.files import fingerprint, write_text
 from stages.report.settings import ReportSettings
+from stages.scores import describe_metrics
 
 
 class Report(SubjectStage[ReportSettings]):
@@ -37,22 +39,26 @@ class Report(SubjectStage[ReportSettings]):
         """Plan the page, which is one shard: made from an evaluation and the names of clusters."""
         evaluate, made = self.inputs(run, settings)
         digests = {key: read_record(run, key).digest for key in (evaluate, made)}
-        given = read_given_names(run, settings.subject.title)
+        title = settings.subject.title
+        given = read_given_names(run, title)
         names = {str(cluster): given[cluster] for cluster in sorted(given)}
-        old = Ledger(run.state(self.key(settings))).read_stage()
-        if (
-            given
-            and old is not None
-            and old.inputs.get(made, digests[made]) != digests[made]
-            and old.facts.get(NAMES) == names
-        ):
-            screen.warn(
-                f"{run.names_file(settings.subject.title)} was written for an earlier {made}, "
-                "whose numbers stood for other clusters: look whether its names still fit."
-            )
         print_ = fingerprint(
             self.name, self.version, settings.output_settings(), list(digests.values()), names
         )
+        old = Ledger(run.state(self.key(settings))).read_stage()
+        if old is not None:
+            earlier = old.inputs.get(made, digests[made]) != digests[made]
+            if given and earlier and old.facts.get(NAMES) == names:
+                screen.warn(
+                    f"{run.names_file(title)} was written for an earlier {made}, whose numbers "
+                    "stood for other clusters: look whether its names still fit."
+                )
+            again = old.shards != [print_] or not _page(run, settings).exists()
+            if again and old.inputs.get(evaluate) == digests[evaluate]:
+                # an evaluation that is passed over does not say its scores itself
+                evaluation = Evaluation(run, settings.subject, read_record(run, evaluate))
+                for line in describe_metrics(evaluation.metrics):
+                    screen.note(line)
         return Plan([ShardPlan(print_, 1)], {NAMES: names})
 
     def shares_work(self, settings: ReportSettings) -> bool:
@@ -69,8 +75,7 @@ class Report(SubjectStage[ReportSettings]):
         from stages.report.page import fit_page, render_report
 
         content = build_content(run, settings)
-        file = run.report(settings.subject.title) / "index.html"
-        write_text(file, fit_page(content, render_report))
+        write_text(_page(run, settings), fit_page(content, render_report))
         announce(advance=1)
         return {"device": resolve_device(settings.device).type}
 
@@ -82,6 +87,8 @@ class Report(SubjectStage[ReportSettings]):
         screen: Screen,
     ) -> list[str]:
         """Say where the page is."""
-        return [
-            f"{self.verb}: report in {run.report(settings.subject.title) / 'index.html'}",
-        ]
+        return [f"{self.verb}: report in {_page(run, settings)}"]
+
+
+def _page(run: RunDirectory, settings: ReportSettings) -> Path:
+    return run.report(settings.subject.title) / "index.html"

@@ -24,16 +24,15 @@ from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays, read_rows
 from stages.artefacts import Artefacts
 from stages.labelling import MAIN, classify
-from stages.report.pictures import enlarge, make_thumbnail, sample_evenly, take_within
+from stages.report.pictures import enlarge, make_thumbnail, sample_evenly, scale_size, take_within
 
 WINDOWS = 512
 MOST = 10
 CUTOUT_BYTES = 8_000_000  # of the page
 _PER_IMAGE = 2
 _SIDE = 128
-# positions of the grid: a proposal of less has no feature of its own, a region of less is a speck
-_SMALLEST_PROPOSAL = 1.0
-_SMALLEST_REGION = 4.0
+# positions of the grid: a region of less is a speck, a proposal of less has no feature of its own
+_SMALLEST_PARTS = (4.0, 1.0)
 # what is not part of a cut-out: its grey, dimmed, and lifted, so that dark photographs show it too
 _DIM, _LIFT = 0.5, 40
 _MARGIN = 1.15  # side of a cut-out over that of the part
@@ -124,8 +123,7 @@ def draw_cutout(
     area = _frame_part(mask)
     picture = PillowImage.fromarray(np.ascontiguousarray(frame[area]))
     cover = PillowImage.fromarray(mask[area].astype(np.uint8) * 255)
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    size = scale_size(*picture.size, side / max(picture.size))
     pixels = np.asarray(picture.resize(size, PillowImage.Resampling.LANCZOS)).astype(np.float64)
     share = np.asarray(cover.resize(size, PillowImage.Resampling.BILINEAR))[..., None] / 255
     grey = pixels.mean(axis=-1, keepdims=True)
@@ -168,7 +166,11 @@ def gather_typical(
     """
     windows = artefacts.manifest.usable_windows(splits=splits)
     sample = [windows[i] for i in sample_evenly(len(windows), WINDOWS)]
-    reader = _open_reader(artefacts)
+    masks = None
+    if artefacts.has_proposals:
+        masks = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
+    clean = open_arrays(artefacts.features, ["clean"])["clean"]
+    reader = _Reader(artefacts, clean, masks)
     threads = count_threads()
     rated = np.concatenate([np.zeros(0, PART), *map_ahead(reader.rate, sample, threads, threads)])
     proposals = choose_typical(rated[rated["proposal"]], MOST, _PER_IMAGE)
@@ -190,15 +192,11 @@ class _Reader:
 
     def rate(self, window: Window) -> NDArray[Any]:
         """Rate the regions of the labels of a window, and its proposals."""
-        features, logits = self._classify(window.index)
+        features, logits, maps = self._map(window.index)
         prototypes = self.artefacts.classifiers[MAIN].prototypes.float()
-        maps: list[tuple[NDArray[np.integer], float]]
-        maps = [(find_regions(logits.argmax(dim=0).numpy()), _SMALLEST_REGION)]
-        if self.proposals is not None:
-            maps.append((self._read_proposals(window.index), _SMALLEST_PROPOSAL))
         found = []
-        for proposal, (ids, smallest) in enumerate(maps):
-            parts = rate_parts(ids, features, logits, prototypes, smallest)
+        for proposal, ids in enumerate(maps):
+            parts = rate_parts(ids, features, logits, prototypes, _SMALLEST_PARTS[proposal])
             parts["window"], parts["image"] = window.index, window.image
             parts["proposal"] = proposal
             found.append(parts)
@@ -222,24 +220,24 @@ class _Reader:
             cutouts.setdefault(cluster, []).append(drawn[place])
         return cutouts
 
-    def _classify(self, window: int) -> tuple[Tensor, Tensor]:
-        """Return features [row, column, channel] and logits [cluster, row, column], float32."""
-        features = torch.from_numpy(read_rows(self.features, window, window + 1)).float()
-        return features[0], classify(features, self.artefacts.classifiers[MAIN])[0]
+    def _map(self, window: int) -> tuple[Tensor, Tensor, list[NDArray[np.integer]]]:
+        """Return features [row, column, channel] and logits [cluster, row, column] of a window.
 
-    def _read_proposals(self, window: int) -> NDArray[np.integer]:
-        assert self.proposals is not None
-        return read_rows(self.proposals, window, window + 1)[0]
+        With them go the maps of its parts: the regions of the labels, and its proposals if any.
+        """
+        features = torch.from_numpy(read_rows(self.features, window, window + 1)).float()
+        logits = classify(features, self.artefacts.classifiers[MAIN])[0]
+        maps: list[NDArray[np.integer]] = [find_regions(logits.argmax(dim=0).numpy())]
+        if self.proposals is not None:
+            maps.append(read_rows(self.proposals, window, window + 1)[0])
+        return features[0], logits, maps
 
     def _draw(self, image: Image, pixels: NDArray[np.uint8], part: np.void) -> Cutout:
         window = int(part["window"])
         cover = self.artefacts.cover(image)
         left, top, right, bottom = cover.boxes[window - cover.rows.start]
         # mapped again as they were rated: kept, the maps of all windows would take too much
-        if part["proposal"]:
-            ids = self._read_proposals(window)
-        else:
-            ids = find_regions(self._classify(window)[1].argmax(dim=0).numpy())
+        ids = self._map(window)[2][int(part["proposal"])]
         cutout = draw_cutout(pixels[top:bottom, left:right], ids == part["number"], _SIDE)
         return Cutout(
             source=make_thumbnail(cutout, "photograph", _SIDE),
@@ -247,13 +245,6 @@ class _Reader:
             split=image.split,
             similarity=float(part["similarity"]),
         )
-
-
-def _open_reader(artefacts: Artefacts) -> _Reader:
-    proposals = None
-    if artefacts.has_proposals:
-        proposals = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
-    return _Reader(artefacts, open_arrays(artefacts.features, ["clean"])["clean"], proposals)
 
 
 def _describe(sample: int, windows: int, has_proposals: bool, lacking: Sequence[int]) -> str:

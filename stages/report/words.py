@@ -73,7 +73,6 @@ _IMAGE_FIGURES = (
     ("confidence", "confidence"),
 )
 
-Tile = dict[str, str]
 # A sentence, and the commands that do what it says.
 Step = tuple[str, list[str]]
 
@@ -136,37 +135,6 @@ def count_effectively(usage: Sequence[float]) -> float:
     total = math.fsum(usage)
     shares = [share / total for share in usage if share > 0] if total > 0 else []
     return math.exp(-math.fsum(p * math.log(p) for p in shares)) if shares else 0.0
-
-
-def make_tiles(metrics: Mapping[str, Any]) -> list[Tile]:
-    """Make the large figures: scores, or what can be said without labels."""
-
-    def make(name: str, value: object, detail: str) -> Tile:
-        unit = "%" if is_number(value) else ""
-        return {"name": name, "value": format_number(value), "unit": unit, "detail": detail}
-
-    tiles = []
-    for name, key in (("Pixel accuracy", "accuracy"), ("Mean IoU", "miou")):
-        plain, refined = metrics[key], metrics[f"{key}_crf"]
-        if is_number(refined):
-            tiles.append(make(name, refined, f"with CRF; {format_number(plain)} % without"))
-        else:
-            tiles.append(make(name, plain, "without CRF"))
-    if not is_number(metrics["accuracy"]):
-        tiles = [make("Coverage", metrics["coverage"], "pixels that were given a class")]
-    usage = metrics["class_usage"]
-    used = sum(share >= IN_USE for share in usage)
-    balance = make(
-        "Class balance",
-        count_effectively(usage),
-        f"effective number of classes; {used} cover at least {IN_USE:g} % each",
-    )
-    confidence = "mean probability of the most likely class"
-    return [
-        *tiles,
-        make("Confidence", metrics["confidence"], confidence),
-        {**balance, "unit": f"of {len(usage)}"},
-    ]
 
 
 def list_others(block: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
@@ -296,24 +264,21 @@ def list_commands(
 ) -> list[str]:
     """List the commands that lead to a stage."""
     sources = list_sources(run, key)
-    options = {
-        source: write_options(classes[record.stage], run.read_given(source), record.options)
-        for source, record in sources.items()
-        # one that has another stage's verb is run by the command of that stage
-        if not record.verb
-    }
-    if any(source.partition("/")[0] == "views" for source in sources):
-        options["extract"] += write_options(classes["views"], run.read_given("views"))
+    commands = []
     for source, record in sources.items():
-        # the verb makes the report, too, and takes its options
+        # one that has another stage's verb is run by the command of that stage
+        if record.verb:
+            continue
+        options = write_options(classes[record.stage], run.read_given(source), record.options)
+        if source == "extract" and any(name.partition("/")[0] == "views" for name in sources):
+            options += write_options(classes["views"], run.read_given("views"))
         if record.stage == "evaluate":
+            # the verb makes the report, too, and takes its options
             given = run.read_given(source.replace("evaluate", "report", 1))
             own = {n: given[n] for n in given if n not in classes["evaluate"].model_fields}
-            options[source] += write_options(classes["report"], own)
-    return [
-        f"primaps-pipe {sources[source].stage} {run.quoted}{text}"
-        for source, text in options.items()
-    ]
+            options += write_options(classes["report"], own)
+        commands.append(f"primaps-pipe {record.stage} {run.quoted}{options}")
+    return commands
 
 
 def write_options(settings: type[StageSettings], given: Mapping[str, Any], own: str = "") -> str:

@@ -103,6 +103,24 @@ def test_names_that_are_none_are_refused_before_anything_is_done(
     assert hash_tree(run) == before
 
 
+def test_scores_are_told_whenever_something_is_made(run: Path, invoke: Invoke) -> None:
+    def evaluate(*options: object) -> list[str]:
+        lines = invoke("evaluate", run, *options, "--no-progress").output.splitlines()
+        return [line for line in lines if line.startswith("all: accuracy ")]
+
+    assert evaluate() == [], "there is nothing to do"
+    (scores,) = evaluate("--force")
+    (run / "names.yaml").write_text("0: tarmac\n", encoding="utf-8")
+    # the evaluation itself is passed over each time
+    assert evaluate() == [scores]
+    assert evaluate("--gallery", 2) == [scores]
+    (run / "report/index.html").unlink()
+    assert evaluate() == [scores]
+    assert evaluate() == []
+    (run / "report/metrics.json").unlink()
+    assert evaluate() == [scores], "said by the evaluation"
+
+
 def test_another_gallery_computes_nothing(run: Path, invoke: Invoke) -> None:
     labels = list_times(run / "labels")
     output = invoke("evaluate", run, "--gallery", 2, "--no-progress").output

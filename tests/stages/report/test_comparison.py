@@ -103,7 +103,7 @@ def test_the_agreement_is_that_of_the_best_matching(fits: Path, content: Content
     ((one, share), (same, other)) = content["agreement"]
     assert one is other is None
     assert share == same == pytest.approx(agree(*joined), abs=1e-9)
-    assert "All 9 images in common were compared" in content["agreement_note"]
+    assert "All 9 images in common were compared" in Page(render_comparison(content)).text
 
 
 def test_the_table_of_agreement_is_symmetric() -> None:
@@ -180,14 +180,13 @@ def test_runs_with_and_without_labels(fits: Path, unlabelled: Path) -> None:
     (note,) = content["notes"]
     assert "8 images are in common" in note
     assert "1 of run · default, 1 of run · four" in note
-    assert (
-        "those of bare · default have the colour of the cluster of run · def"
-        in (content["gallery_note"])
-    )
+    text = Page(render_comparison(content)).text
+    assert "those of bare · default have the colour of the cluster of run · def" in text
     assert content["scores"][0]["rows"][2].values[2] is None
     assert all(image.truth for image in content["gallery"])
     turned = build_comparison(open_both(fits, unlabelled)[::-1], 3, SCREEN)
-    assert "Clusters of run · four have the colour of the class" in turned["gallery_note"]
+    text = Page(render_comparison(turned)).text
+    assert "Clusters of run · four have the colour of the class" in text
     assert [row[::-1] for row in turned["agreement"][::-1]] == [
         pytest.approx(row, nan_ok=True) for row in content["agreement"]
     ]
@@ -225,7 +224,7 @@ def test_images_that_found_no_room_are_counted(fits: Path, monkeypatch: pytest.M
     content = build_comparison(open_both(fits), 9, SCREEN)
     left = 9 - len(content["gallery"])
     assert left
-    assert f"{left} more found no room" in content["gallery_note"]
+    assert f"{left} more found no room" in Page(render_comparison(content)).text
 
 
 @pytest.fixture

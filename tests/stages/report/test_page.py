@@ -140,7 +140,8 @@ def test_without_labels_there_is_no_score():
     text = Page(html).text
     assert "These images have no labels, so there is no score" in text
     assert "Coverage 98.8 %" in text and "Confidence 63.3 %" in text
-    assert "Class balance 3.0 of 4" in text
+    assert "Class balance 3.0 of 4 effective number of classes; 3 cover at least 0.1 % each" in text
+    assert re.findall(r"<dt>(.*?)</dt>", html)[:3] == ["Coverage", "Confidence", "Class balance"]
     assert not re.search(r"accuracy|\bIoU\b|confusion", text, re.IGNORECASE)
     assert "lowest confidence first" in text
     assert "names.yaml" in text

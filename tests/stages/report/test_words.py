@@ -29,7 +29,6 @@ from stages.report.words import (
     format_percent,
     list_confusions,
     list_others,
-    make_tiles,
     shorten_lines,
     shorten_settings,
     suggest_steps,
@@ -52,17 +51,6 @@ from tests.report_content import make_block
 )
 def test_effective_number_of_classes(usage: list[float], expected: float) -> None:
     assert count_effectively(usage) == pytest.approx(expected)
-
-
-def test_tiles_without_labels() -> None:
-    tiles = make_tiles(make_block(labels=False))
-    assert [tile["name"] for tile in tiles] == ["Coverage", "Confidence", "Class balance"]
-
-
-def test_tiles_with_labels_that_refinement_made() -> None:
-    accuracy, miou, *_ = make_tiles(make_block())
-    assert (accuracy["value"], miou["value"]) == ("78.2", "42.1")
-    assert accuracy["detail"] == "with CRF; 76.5 % without"
 
 
 def test_what_is_scored_beside_the_labels() -> None:
