@@ -28,9 +28,9 @@ CONTENTS = {
         "verify": ("commands.results", "check, and repair, every file of a run"),
     },
     "In and out": {
-        "export": ("commands.exchange", "labels in a format that others read"),
-        "predict": ("commands.exchange", "label new images, without a run"),
-        "completion": ("commands.exchange", "complete names in your shell"),
+        "export": ("commands.results", "labels in a format that others read"),
+        "predict": ("commands.results", "label new images, without a run"),
+        "completion": ("commands.results", "complete names in your shell"),
     },
 }
 

@@ -1,21 +1,33 @@
-"""Options made from a settings class, so that a default is said once, and what completes them."""
+"""Options: what their values are, what completes them, those of a settings class and of all verbs.
+
+Of a settings class they are made, so that a default is said once.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from commands.verbs import FINE, HOW, WHAT, Option
+from commands.verbs import FINE, HOW, WHAT, Option, argument, how, shown, what
+from pipeline.compute.scheduler import Execution
 from pipeline.dataset_names import DATASET_NAMES
 from pipeline.errors import UsageError, did_you_mean
+from pipeline.progress import EventScreen, Screen
 from pipeline.registry import Registry
 from pipeline.run.directory import RunDirectory
 from pipeline.settings import Bounds, StageSettings, Values, field_extra, option_name, read_values
 from pipeline.storage.places import is_remote, parse_place
+from stages.crf.settings import BACKENDS
+
+if TYPE_CHECKING:
+    from pipeline.run.ledger import StageRecord
 
 C = TypeVar("C", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -164,45 +176,38 @@ complete_images = complete_with(_list_images)
 complete_recipes = complete_with(_list_recipes, or_file=True)
 complete_datasets = complete_with(lambda *_: DATASET_NAMES, or_file=True)
 
+CRF_TYPE = ChoiceType(BACKENDS)
+BESIDES: Mapping[str, Mapping[str, Any]] = {
+    "crf": {"type": CRF_TYPE},
+    "dataset": {"shell_complete": complete_datasets},
+    "em": {"shell_complete": complete_fits},
+    "head": {"shell_complete": complete_heads},
+}
+"""What options have that their settings do not say, by the name of the setting."""
+
 
 def settings_options(
     settings: type[StageSettings],
     first: Collection[str] = (),
     *,
-    types: Mapping[str, click.ParamType] | None = None,
     names: Collection[str] = (),
     section: str = FINE,
-    completers: Mapping[str, Completer] | None = None,
+    besides: Mapping[str, Mapping[str, Any]] = BESIDES,
 ) -> Callable[[C], C]:
-    """Give a command one option per field of a settings class, or for some of them.
+    """Give a command one option per field of a settings class, or for those that are named.
 
     An option that is not given stays out of the settings: what ``run.yaml`` remembers, or else the
-    class's default, holds.
-
-    Parameters
-    ----------
-    settings
-        The class.
-    first
-        The settings that people come for: they say what is computed.
-    types
-        Types of those options whose values the class does not tell.
-    names
-        The settings that become options; all when empty.
-    section
-        Section of the other settings, but for those that say how the stage runs.
-    completers
-        What completes the value of an option.
+    class's default, holds. The first say what is computed; the others are in a section, but for
+    those that say how the stage runs.
     """
 
     def decorate(command: C) -> C:
         for name in reversed([*(names or settings.model_fields)]):
-            what = field_extra(settings, name, "affects_output")
-            place = WHAT if name in first else section if what else HOW
+            changes_output = field_extra(settings, name, "affects_output")
+            place = WHAT if name in first else section if changes_output else HOW
             words, facts = _describe_option(settings, name, place)
-            facts["type"] = (types or {}).get(name, facts["type"])
-            complete = (completers or {}).get(name)
-            command = click.option(*words, cls=Option, shell_complete=complete, **facts)(command)
+            facts.update(besides.get(name, {}))
+            command = click.option(*words, cls=Option, **facts)(command)
         return command
 
     return decorate
@@ -271,3 +276,122 @@ def _choose_type(values: Values) -> click.ParamType:
         # not click's own, which makes s3:/bucket of s3://bucket
         return PlaceType()
     return click.BOOL if values.kind is bool else click.STRING
+
+
+RUN_TEXT = "the run directory: a folder, or s3://bucket/prefix"
+RUN = argument("run", type=PlaceType(folder=True), text=RUN_TEXT)
+WORKERS = how(
+    "--workers",
+    type=NumberType(int, Bounds(least=0)),
+    default=0,
+    metavar="N",
+    help="compute the shards in N local processes; 0: in this one  [default: 0; at least 0]",
+)
+SCHEDULER = how(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="compute on a dask cluster, for instance tcp://host:8786",
+)
+FORGET = how(
+    "--forget",
+    is_flag=True,
+    help="forget the options that were given to this stage of the run before",
+)
+FORCE = how("--force", is_flag=True, help="compute finished shards again")
+DRY_RUN = how("--dry-run", is_flag=True, help="say what would be computed, and stop")
+WAIT = how(
+    "--wait",
+    is_flag=True,
+    help="wait for another process that computes the same stage of the run, rather than stop",
+)
+PROGRESS = shown(
+    "--progress/--no-progress",
+    default=True,
+    help="speed, time left and bytes written  [default: --progress]",
+)
+EVENTS = shown(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="print one JSON object a line, for programs: start, progress, note, warning, and at the "
+    "end done or error",
+)
+AS_JSON = shown("--json", "as_json", is_flag=True, help="print JSON")
+VERBOSE = shown("-v", "--verbose", is_flag=True, help="show tracebacks and library logs")
+
+em_option = partial(what, "--em", metavar="NAME", shell_complete=complete_fits)
+head_option = partial(what, "--head", metavar="NAME", shell_complete=complete_heads)
+
+
+def screen_options(command: C) -> C:
+    """Give a verb a screen: ``--progress``, ``--json`` and ``-v``."""
+
+    @functools.wraps(command)
+    def with_screen(*args: Any, progress: bool, as_json: bool, **kwargs: Any) -> None:
+        from importlib.metadata import version
+
+        screen = EventScreen(progress=progress) if as_json else Screen(progress=progress)
+        context = click.get_current_context()
+        run = context.params.get("run")
+        screen.begin(
+            command=context.command.name,
+            run=None if run is None else str(run),
+            version=version("primaps-pipe") if as_json else "",
+        )
+        command(*args, screen=screen, **kwargs)
+        screen.end()
+
+    return _add(with_screen, PROGRESS, EVENTS, VERBOSE)
+
+
+def execution_options(command: C) -> C:
+    """Give a verb what every stage has: how it is executed, and a screen."""
+
+    @functools.wraps(command)
+    def executed(*args: Any, **kwargs: Any) -> None:
+        names = ("workers", "scheduler", "force", "dry_run", "wait")
+        execution = Execution(**{name: kwargs.pop(name) for name in names})
+        command(*args, execution=execution, **kwargs)
+
+    return _add(screen_options(executed), WORKERS, SCHEDULER, FORCE, DRY_RUN, WAIT)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Brings stages of a run up to date, as the command line says how."""
+
+    run: RunDirectory
+    forget: bool
+    execution: Execution
+    screen: Screen
+
+    def __call__(self, stage: str, options: dict[str, Any]) -> StageRecord | None:
+        """Run a stage with what was given to it before and is given now.
+
+        Returns the record of its last run; None where a dry run leaves one to do.
+        """
+        from stages import recall_settings, run_stage
+
+        given = {name: value for name, value in options.items() if is_given(value)}
+        settings = recall_settings(stage, self.run, given, forget=self.forget)
+        records = run_stage(stage, self.run, settings, self.execution, self.screen)
+        return records[-1] if records else None
+
+
+def stage_options(command: Callable[..., None]) -> Callable[..., Any]:
+    """Give the verb of a stage the run, and how it is executed, as a :class:`Caller`."""
+
+    @functools.wraps(command)
+    def called(
+        run: Path, forget: bool, execution: Execution, screen: Screen, **options: Any
+    ) -> None:
+        command(Caller(RunDirectory(run), forget, execution, screen), **options)
+
+    return RUN(FORGET(execution_options(called)))
+
+
+def _add(command: Any, *options: Callable[[Any], Any]) -> Any:
+    """Decorate with options, which are shown in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,6 +1,6 @@
-"""The verbs that look at a run: status, verify, inspect, compare.
+"""The verbs that look at a run, or carry something elsewhere.
 
-Tables for people: how a run stands, in the width of the terminal, plain where there is none.
+They are status, verify, inspect, compare; and export, predict, completion.
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import get_completion_class
 
-from commands.options import NumberType, PlaceType, complete_images
-from commands.shared import (
+from commands.options import (
     AS_JSON,
+    CRF_TYPE,
     PROGRESS,
     RUN,
     RUN_TEXT,
     SCHEDULER,
     VERBOSE,
     WORKERS,
+    ChoiceType,
+    NumberType,
+    PlaceType,
+    complete_images,
     em_option,
     head_option,
     screen_options,
 )
-from commands.verbs import argument, shown, verb, what
+from commands.verbs import PROGRAM, argument, how, shown, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError, count_of
 from pipeline.progress import Screen, show_bytes, show_controls, show_seconds
@@ -37,42 +43,48 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
 from stages import FOLLOWED_BY
+from workflows.export import FORMATS, describe_formats
 
 if TYPE_CHECKING:
     from pipeline.run.status import StageStatus
 
+VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
+SHELLS = {
+    "bash": 'eval "$(primaps-pipe completion bash)"   # in ~/.bashrc',
+    "zsh": 'eval "$(primaps-pipe completion zsh)"    # in ~/.zshrc, after compinit',
+    "fish": "primaps-pipe completion fish > ~/.config/fish/completions/primaps-pipe.fish",
+}
+"""Shell -> how its script is read."""
+
 COLOURS = {"fresh": "green", "stale": "yellow", "incomplete": "yellow", "missing": "bright_black"}
 TITLES = ("stage", "state", "shards", "size", "time", "CRF")
 _RIGHT = {2, 3, 4}
-_GAP = "  "
 
 
 def print_status(rows: Sequence[StageStatus], run: RunDirectory) -> None:
     """Print one row a stage, below it why it is stale, and at the end which command is the next."""
-    cells = [_list_cells(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(TITLES, *cells, strict=True)]
-    click.echo(_style(_line(TITLES, widths).rstrip(), bold=True))
-    for row, line in zip(rows, cells, strict=True):
-        text = _line(line, widths)
-        state = row.condition.state
-        # the second column, as wide as it is: names may hold the same word
-        start = widths[0] + len(_GAP)
-        end = start + len(state)
-        coloured = _style(text[start:end], fg=COLOURS.get(state))
-        click.echo((text[:start] + coloured + text[end:]).rstrip())
-        reason = show_controls(row.condition.reason)
-        for part in wrap(reason, _measure_width() - 4, break_on_hyphens=False):
+    table = [TITLES, *map(_list_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    # click.echo takes the codes of colours out where there is no terminal
+    click.echo(click.style("  ".join(_align(TITLES, widths)).rstrip(), bold=True))
+    # piped, one remark is one line, for grep
+    width = max(get_terminal_size().columns, 40) if sys.stdout.isatty() else 10_000
+    for row, line in zip(rows, table[1:], strict=True):
+        state, cells = row.condition.state, _align(line, widths)
+        cells[1] = cells[1].replace(state, click.style(state, fg=COLOURS.get(state)))
+        click.echo("  ".join(cells).rstrip())
+        for part in wrap(show_controls(row.condition.reason), width - 4, break_on_hyphens=False):
             click.echo(f"    {part}")
     conditions = [row.condition for row in rows]
     # a stage that was left out is missed by none of those that were run after it
     run_last = max((n for n, c in enumerate(conditions) if c.record is not None), default=-1)
-    behind = [
+    behind = (
         row
         for number, row in enumerate(rows)
         if row.condition.state != "fresh" and (row.condition.record or number > run_last)
-    ]
-    if behind:
-        key = behind[0].first or behind[0].condition.key
+    )
+    if first := next(behind, None):
+        key = first.first or first.condition.key
         chosen = next(condition for condition in conditions if condition.key == key)
         click.echo(f"next: {_name_command(chosen, run)}")
 
@@ -91,43 +103,31 @@ def _list_cells(row: StageStatus) -> tuple[str, ...]:
     c = row.condition
     if c.record is None:
         return (show_controls(c.key), c.state, "", "", "", "")
-    shards = f"{c.done}/{c.total}" if c.total else ""
     return (
         show_controls(c.key),
         c.state,
-        shards,
+        f"{c.done}/{c.total}" if c.total else "",
         show_bytes(row.bytes),
         show_seconds(c.seconds),
         show_controls(row.crf),
     )
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = (
+def _align(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
         cell.rjust(width) if number in _RIGHT else cell.ljust(width)
         for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return _GAP.join(aligned)
-
-
-def _measure_width() -> int:
-    from shutil import get_terminal_size
-
-    # piped, one remark is one line, for grep
-    return max(get_terminal_size().columns, 40) if sys.stdout.isatty() else 10_000
-
-
-def _style(text: str, **style: object) -> str:
-    # click.echo takes the codes out where there is no terminal
-    return click.style(text, **style)  # type: ignore[arg-type]
+    ]
 
 
 @verb(
     events=False,
-    examples=(
-        ("primaps-pipe status runs/demo", "One row a stage, and why what is stale is stale."),
-        ("primaps-pipe status runs/demo --json", "The same for programs."),
-    ),
+    examples="""
+    primaps-pipe status runs/demo
+        One row a stage, and why what is stale is stale.
+    primaps-pipe status runs/demo --json
+        The same for programs.
+    """,
 )
 @RUN
 @AS_JSON
@@ -154,10 +154,12 @@ def status(run: Path, as_json: bool) -> None:
 
 @verb(
     events=False,
-    examples=(
-        ("primaps-pipe verify runs/demo", "Exits with 1 where something is damaged."),
-        ("primaps-pipe verify runs/demo --repair", "Computes again what is, and nothing else."),
-    ),
+    examples="""
+    primaps-pipe verify runs/demo
+        Exits with 1 where something is damaged.
+    primaps-pipe verify runs/demo --repair
+        Computes again what is, and nothing else.
+    """,
 )
 @RUN
 @what(
@@ -208,12 +210,10 @@ def verify(
 
 
 @verb(
-    examples=(
-        (
-            "primaps-pipe inspect runs/demo astronaut --out astronaut.png",
-            "The image, its features, proposals and labels, side by side.",
-        ),
-    ),
+    examples="""
+    primaps-pipe inspect runs/demo astronaut --out astronaut.png
+        The image, its features, proposals and labels, side by side.
+    """,
 )
 @RUN
 @argument(
@@ -242,16 +242,12 @@ def inspect(
 
 
 @verb(
-    examples=(
-        (
-            "primaps-pipe compare runs/demo runs/mine --out comparison.html",
-            "Two runs, the same images in the same rows.",
-        ),
-        (
-            "primaps-pipe compare runs/demo --em default --em auto",
-            "Two fits of one run.",
-        ),
-    ),
+    examples="""
+    primaps-pipe compare runs/demo runs/mine --out comparison.html
+        Two runs, the same images in the same rows.
+    primaps-pipe compare runs/demo --em default --em auto
+        Two fits of one run.
+    """,
 )
 @argument(
     "runs",
@@ -298,3 +294,116 @@ def compare(
 
     page = compare_runs(subjects, out, images=images, screen=screen)
     screen.result(f"the comparison is at {page.absolute()}", page=page.absolute())
+
+
+@verb(
+    lists=lambda: {"Formats": describe_formats()},
+    examples="""
+    primaps-pipe export runs/demo --format mmseg --out exports/demo-mmseg
+        Images and labels as mmsegmentation reads them.
+    primaps-pipe export runs/demo --format prototypes --out exports/demo.safetensors
+        What `primaps-pipe predict` labels other images with.
+    """,
+)
+@RUN
+@what(
+    "--format",
+    "format_",
+    required=True,
+    type=ChoiceType(FORMATS),
+    metavar="FORMAT",
+    help="one of those below",
+)
+@em_option(help="the fit whose labels are exported; the run's own when not given")
+@head_option(help="the head whose labels are exported, instead of a fit's")
+@what(
+    "--split",
+    "splits",
+    multiple=True,
+    help="split to export, repeatable; all that are labelled when not given",
+)
+@what(
+    "--ids",
+    type=ChoiceType(("auto", "classes", "clusters")),
+    default="auto",
+    help="what the numbers in the label maps are; auto: the dataset's classes where clusters are "
+    "matched to them, else clusters  [default: auto]",
+)
+@what(
+    "--images",
+    type=ChoiceType(("copy", "link", "none")),
+    default="copy",
+    help="what becomes of the photographs themselves  [default: copy]",
+)
+@what(
+    "--out",
+    type=PlaceType(),
+    required=True,
+    help="where to: a new or empty folder, or a file for prototypes",
+)
+@screen_options
+def export(run: Path, format_: str, out: Path, screen: Screen, **options: Any) -> None:
+    """Write the labels of a run in a format that other programs read."""
+    from workflows.export.job import export_run
+
+    for line in export_run(RunDirectory(run), format_, out, screen=screen, **options):
+        screen.result(line, out=out)
+
+
+@verb(
+    examples="""
+    primaps-pipe predict runs/demo/photographs/images --prototypes exports/demo.safetensors \
+    --out labels
+        Labels photographs with what `primaps-pipe export --format prototypes` wrote.
+    """,
+)
+@argument("images", type=PlaceType(folder=True), text="a folder of images, of any depth")
+@what(
+    "--prototypes",
+    type=PlaceType(),
+    required=True,
+    help="the .safetensors file that export --format prototypes wrote",
+)
+@what("--out", type=PlaceType(), required=True, help="folder of the labels")
+@what(
+    "--crf",
+    type=CRF_TYPE,
+    default="auto",
+    help="refinement of the labels  [default: auto]",
+)
+@how(
+    "--weights",
+    type=PlaceType(),
+    help=".safetensors or .pth of the backbone; found by itself when not given",
+)
+@how(
+    "--device",
+    default="auto",
+    help="auto, cpu, cuda or cuda:N  [default: auto]",
+)
+@how(
+    "--batch-size",
+    type=NumberType(int, Bounds(least=1)),
+    default=16,
+    help="windows per forward pass  [default: 16; at least 1]",
+)
+@screen_options
+def predict(images: Path, prototypes: Path, out: Path, screen: Screen, **options: Any) -> None:
+    """Label new images with prototypes; no run directory is needed."""
+    from workflows.prediction import predict_folder
+
+    for line in predict_folder(images, prototypes, out, screen=screen, **options):
+        screen.result(line, out=out)
+
+
+@verb(
+    events=False,
+    examples="\n".join(f"{PROGRAM} completion {name}\n    {does}" for name, does in SHELLS.items()),
+)
+@argument("shell", type=ChoiceType(SHELLS), text="the shell that reads the script")
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes verbs, options and names in a shell."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(ctx.find_root().command, {}, PROGRAM, VARIABLE).source())

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from commands.options import (
+    RUN,
+    RUN_TEXT,
+    Caller,
     PlaceType,
-    complete_datasets,
-    complete_fits,
-    complete_heads,
     complete_recipes,
+    execution_options,
     given_settings,
     settings_options,
+    stage_options,
     variant_options,
 )
-from commands.shared import CRF_TYPE, RUN, RUN_TEXT, Caller, execution_options, stage_options
 from commands.verbs import argument, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.progress import Screen
@@ -27,22 +28,17 @@ from stages.head import settings as head_settings
 
 
 @verb(
-    examples=(
-        (
-            "primaps-pipe extract runs/mine --dataset folder --root runs/demo/photographs/images",
-            "The photographs of `primaps-pipe demo`; name a folder of your own.",
-        ),
-        (
-            "primaps-pipe extract runs/mine --views clean,photometric --crops five",
-            "More views may be added at any time; what was made of the clean one stays valid.",
-        ),
-    ),
+    examples="""
+    primaps-pipe extract runs/mine --dataset folder --root runs/demo/photographs/images
+        The photographs of `primaps-pipe demo`; name a folder of your own.
+    primaps-pipe extract runs/mine --views clean,photometric --crops five
+        More views may be added at any time; what was made of the clean one stays valid.
+    """,
 )
 @settings_options(
     SETTINGS["extract"],
     # where images and weights lie does not count as what is computed, but says what is
     ["dataset", "root", "labels", "splits", "backbone", "weights", "size", "frame", "limit"],
-    completers={"dataset": complete_datasets},
 )
 @settings_options(SETTINGS["views"], section="Further views of every image")
 @stage_options
@@ -60,12 +56,14 @@ def extract(call: Caller, **options: Any) -> None:
 
 
 @verb(
-    examples=(
-        ("primaps-pipe masks runs/demo", "With the settings of the paper."),
-        ("primaps-pipe masks runs/demo --threshold 0.5", "Smaller proposals, and more of them."),
-    ),
+    examples="""
+    primaps-pipe masks runs/demo
+        With the settings of the paper.
+    primaps-pipe masks runs/demo --threshold 0.5
+        Smaller proposals, and more of them.
+    """,
 )
-@settings_options(SETTINGS["masks"], ("threshold", "crf"), types={"crf": CRF_TYPE})
+@settings_options(SETTINGS["masks"], ("threshold", "crf"))
 @stage_options
 def masks(call: Caller, **options: Any) -> None:
     """Split every image into principal mask proposals.
@@ -76,17 +74,14 @@ def masks(call: Caller, **options: Any) -> None:
 
 
 @verb(
-    examples=(
-        (
-            "primaps-pipe head runs/demo --method stego --classes 6 --steps 200",
-            "Trains a STEGO head; a few steps, to try it out.",
-        ),
-        ("primaps-pipe evaluate runs/demo --head stego", "Labels from the head's own clusters."),
-        (
-            "primaps-pipe em runs/demo --head stego --name on-stego",
-            "PriMaPs-EM on the head's codes; evaluate it with --em on-stego.",
-        ),
-    ),
+    examples="""
+    primaps-pipe head runs/demo --method stego --classes 6 --steps 200
+        Trains a STEGO head; a few steps, to try it out.
+    primaps-pipe evaluate runs/demo --head stego
+        Labels from the head's own clusters.
+    primaps-pipe em runs/demo --head stego --name on-stego
+        PriMaPs-EM on the head's codes; evaluate it with --em on-stego.
+    """,
     more=lambda: variant_options(head_settings.METHODS, SETTINGS["head"]),
 )
 @settings_options(SETTINGS["head"], ("method", "name", "classes", "dim", "steps", "seed", "splits"))
@@ -102,19 +97,17 @@ def head(call: Caller, **options: Any) -> None:
 
 
 @verb(
-    examples=(
-        ("primaps-pipe em runs/demo --classes 6", "PriMaPs-EM with six classes."),
-        (
-            "primaps-pipe em runs/demo --classes auto --name auto",
-            "Estimates the number of classes; a run holds as many fits as there are names.",
-        ),
-    ),
+    examples="""
+    primaps-pipe em runs/demo --classes 6
+        PriMaPs-EM with six classes.
+    primaps-pipe em runs/demo --classes auto --name auto
+        Estimates the number of classes; a run holds as many fits as there are names.
+    """,
     more=lambda: variant_options(em_settings.METHODS, SETTINGS["em"]),
 )
 @settings_options(
     SETTINGS["em"],
     ("classes", "method", "head", "student", "epochs", "seed", "name", "splits"),
-    completers={"head": complete_heads},
 )
 @stage_options
 def em(call: Caller, **options: Any) -> None:
@@ -126,22 +119,16 @@ def em(call: Caller, **options: Any) -> None:
 
 
 @verb(
-    examples=(
-        (
-            "primaps-pipe evaluate runs/demo",
-            "Labels in runs/demo/labels, the report at runs/demo/report/index.html.",
-        ),
-        (
-            "primaps-pipe evaluate runs/demo --em auto",
-            "Another fit of the run, by its name: labels in runs/demo/labels-auto.",
-        ),
-    ),
+    examples="""
+    primaps-pipe evaluate runs/demo
+        Labels in runs/demo/labels, the report at runs/demo/report/index.html.
+    primaps-pipe evaluate runs/demo --em auto
+        Another fit of the run, by its name: labels in runs/demo/labels-auto.
+    """,
 )
 @settings_options(
     SETTINGS["evaluate"],
     ("em", "head", "splits", "crf", "linear_probe"),
-    types={"crf": CRF_TYPE},
-    completers={"em": complete_fits, "head": complete_heads},
 )
 @settings_options(SETTINGS["report"], ("gallery",), names=("gallery",))
 @stage_options
@@ -172,13 +159,11 @@ def _list_tables() -> dict[str, dict[str, str]]:
 
 @verb(
     lists=_list_tables,
-    examples=(
-        (
-            "primaps-pipe run runs/mine --workflow folder --set em.classes=6 "
-            "--set extract.root=runs/demo/photographs/images",
-            "All stages on a folder of photographs.",
-        ),
-    ),
+    examples="""
+    primaps-pipe run runs/mine --workflow folder --set em.classes=6 \
+    --set extract.root=runs/demo/photographs/images
+        All stages on a folder of photographs.
+    """,
 )
 @RUN
 @what(
@@ -212,7 +197,10 @@ def run(
 
 
 @verb(
-    examples=(("primaps-pipe demo", "Then open runs/demo/report/index.html in a browser."),),
+    examples="""
+    primaps-pipe demo
+        Then open runs/demo/report/index.html in a browser.
+    """,
 )
 @argument(
     "run",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib import import_module
+from inspect import cleandoc
 from typing import Any, NoReturn
 
 import click
@@ -108,7 +109,7 @@ class Verb(click.Command):
     Parameters
     ----------
     examples
-        Commands, and what each does.
+        Commands, and on the line below each, deeper, what it does.
     lists
         Gives further tables of the help page, by heading.
     events
@@ -122,14 +123,18 @@ class Verb(click.Command):
     def __init__(
         self,
         *args: Any,
-        examples: Sequence[tuple[str, str]] = (),
+        examples: str = "",
         lists: Callable[[], Mapping[str, Rows]] = dict,
         events: bool = True,
         more: Callable[[], Sequence[click.Parameter]] = list,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.examples = tuple(examples)
+        lines = cleandoc(examples).splitlines()
+        self.examples = [
+            (" ".join(command.split()), does.strip())
+            for command, does in zip(lines[::2], lines[1::2], strict=True)
+        ]
         self.lists = lists
         self.events = events
         self.more = cache(more)

@@ -12,7 +12,7 @@ import pytest
 from click.shell_completion import ShellComplete, split_arg_string
 
 from cli import main
-from commands.exchange import SHELLS, VARIABLE
+from commands.results import SHELLS, VARIABLE
 from commands.verbs import PROGRAM
 from tests.commands.conftest import Call
 

@@ -37,7 +37,7 @@ def invoke(*arguments: str) -> tuple[Any, dict[str, Any]]:
 
     @click.command()
     @click.option("--other", default=3)
-    @settings_options(Paint, types={"brush": ChoiceType(["wide", "fine"])})
+    @settings_options(Paint, besides={"brush": {"type": ChoiceType(["wide", "fine"])}})
     def paint(**options: Any) -> None:
         seen.update(options)
 
@@ -165,7 +165,7 @@ def paint_options() -> list[click.Parameter]:
 
 def test_words_and_choices_are_completed_and_names_that_only_the_caller_knows() -> None:
     @click.command()
-    @settings_options(Paint, completers={"brush": lambda *_: ["wide"]})
+    @settings_options(Paint, besides={"brush": {"shell_complete": lambda *_: ["wide"]}})
     def paint(**options: Any) -> None:
         """Never called."""
 

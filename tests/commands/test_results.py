@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
 from pipeline.run.status import StageStatus
 from tests.commands.conftest import Call
+from workflows import export, prediction
+from workflows.export import job
 
 
 def test_status_is_a_table(call: Call, finished: Path) -> None:
@@ -73,7 +76,8 @@ def test_why_a_stage_is_stale_wraps_in_a_terminal_and_states_have_colours(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(results, "_measure_width", lambda: 60)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(results.click, "echo", print)
     results.print_status(rows, RunDirectory(Path("my run")))
     lines = capsys.readouterr().out.splitlines()
@@ -144,3 +148,47 @@ def test_verify_counts_and_repairs(call: Call, finished: Path, tmp_path: Path) -
     label.write_bytes(b"")
     assert call("verify", run, "--no-progress").exit_code == 1
     assert call("verify", run, "--repair", "--no-progress").exit_code == 0
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what the functions behind the verbs were called with."""
+    calls: dict[str, Any] = {}
+
+    def note(*values: Any, **named: Any) -> list[str]:
+        calls.update(values=values, **named)
+        return ["one line", "another"]
+
+    monkeypatch.setattr(job, "export_run", note)
+    monkeypatch.setattr(prediction, "predict_folder", note)
+    return calls
+
+
+def test_export_hands_everything_on(call: Call, seen: dict[str, Any]) -> None:
+    options = ("--em", "k12", "--split", "train", "--split", "val", "--ids", "clusters")
+    result = call("export", "a", "--format", "mmseg", "--out", "o", *options, "--images", "link")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one line\nanother\n"
+    assert seen["values"] == (RunDirectory(Path("a")), "mmseg", Path("o"))
+    del seen["values"], seen["screen"]
+    assert seen == {
+        "em": "k12",
+        "head": None,
+        "splits": ("train", "val"),
+        "ids": "clusters",
+        "images": "link",
+    }
+
+
+def test_every_format_has_a_line_in_the_help(call: Call) -> None:
+    text = " ".join(call("export", "--help").output.split())
+    assert all(f"{name} {line}" in text for name, line in export.LINES.items())
+
+
+def test_predict_hands_everything_on(call: Call, seen: dict[str, Any]) -> None:
+    files = ("--prototypes", "p.safetensors", "--out", "o", "--weights", "w.pth")
+    result = call("predict", "photos", *files, "--crf", "none", "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    assert seen["values"] == (Path("photos"), Path("p.safetensors"), Path("o"))
+    assert (seen["weights"], seen["crf"]) == (Path("w.pth"), "none")
+    assert (seen["device"], seen["batch_size"]) == ("auto", 4)
