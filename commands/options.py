@@ -288,9 +288,7 @@ WORKERS = how(
     help="compute the shards in N local processes; 0: in this one  [default: 0; at least 0]",
 )
 SCHEDULER = how(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="compute on a dask cluster, for instance tcp://host:8786",
+    "--scheduler", metavar="ADDRESS", help="compute on a dask cluster, for instance tcp://host:8786"
 )
 FORGET = how(
     "--forget",

@@ -162,23 +162,14 @@ def status(run: Path, as_json: bool) -> None:
     """,
 )
 @RUN
-@what(
-    "--repair",
-    is_flag=True,
-    help="make again what is damaged, and nothing else",
-)
+@what("--repair", is_flag=True, help="make again what is damaged, and nothing else")
 @WORKERS
 @SCHEDULER
 @PROGRESS
 @AS_JSON
 @VERBOSE
 def verify(
-    run: Path,
-    repair: bool,
-    as_json: bool,
-    workers: int,
-    scheduler: str | None,
-    progress: bool,
+    run: Path, repair: bool, as_json: bool, workers: int, scheduler: str | None, progress: bool
 ) -> None:
     """Check every file of a run against the checksums in its ledger."""
     from pipeline.run.verification import Findings, repair_run, verify_run
@@ -213,7 +204,7 @@ def verify(
     examples="""
     primaps-pipe inspect runs/demo astronaut --out astronaut.png
         The image, its features, proposals and labels, side by side.
-    """,
+    """
 )
 @RUN
 @argument(
@@ -247,7 +238,7 @@ def inspect(
         Two runs, the same images in the same rows.
     primaps-pipe compare runs/demo --em default --em auto
         Two fits of one run.
-    """,
+    """
 )
 @argument(
     "runs",
@@ -355,7 +346,7 @@ def export(run: Path, format_: str, out: Path, screen: Screen, **options: Any) -
     primaps-pipe predict runs/demo/photographs/images --prototypes exports/demo.safetensors \
     --out labels
         Labels photographs with what `primaps-pipe export --format prototypes` wrote.
-    """,
+    """
 )
 @argument("images", type=PlaceType(folder=True), text="a folder of images, of any depth")
 @what(
@@ -365,22 +356,13 @@ def export(run: Path, format_: str, out: Path, screen: Screen, **options: Any) -
     help="the .safetensors file that export --format prototypes wrote",
 )
 @what("--out", type=PlaceType(), required=True, help="folder of the labels")
-@what(
-    "--crf",
-    type=CRF_TYPE,
-    default="auto",
-    help="refinement of the labels  [default: auto]",
-)
+@what("--crf", type=CRF_TYPE, default="auto", help="refinement of the labels  [default: auto]")
 @how(
     "--weights",
     type=PlaceType(),
     help=".safetensors or .pth of the backbone; found by itself when not given",
 )
-@how(
-    "--device",
-    default="auto",
-    help="auto, cpu, cuda or cuda:N  [default: auto]",
-)
+@how("--device", default="auto", help="auto, cpu, cuda or cuda:N  [default: auto]")
 @how(
     "--batch-size",
     type=NumberType(int, Bounds(least=1)),

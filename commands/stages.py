@@ -33,7 +33,7 @@ from stages.head import settings as head_settings
         The photographs of `primaps-pipe demo`; name a folder of your own.
     primaps-pipe extract runs/mine --views clean,photometric --crops five
         More views may be added at any time; what was made of the clean one stays valid.
-    """,
+    """
 )
 @settings_options(
     SETTINGS["extract"],
@@ -61,7 +61,7 @@ def extract(call: Caller, **options: Any) -> None:
         With the settings of the paper.
     primaps-pipe masks runs/demo --threshold 0.5
         Smaller proposals, and more of them.
-    """,
+    """
 )
 @settings_options(SETTINGS["masks"], ("threshold", "crf"))
 @stage_options
@@ -106,8 +106,7 @@ def head(call: Caller, **options: Any) -> None:
     more=lambda: variant_options(em_settings.METHODS, SETTINGS["em"]),
 )
 @settings_options(
-    SETTINGS["em"],
-    ("classes", "method", "head", "student", "epochs", "seed", "name", "splits"),
+    SETTINGS["em"], ("classes", "method", "head", "student", "epochs", "seed", "name", "splits")
 )
 @stage_options
 def em(call: Caller, **options: Any) -> None:
@@ -124,12 +123,9 @@ def em(call: Caller, **options: Any) -> None:
         Labels in runs/demo/labels, the report at runs/demo/report/index.html.
     primaps-pipe evaluate runs/demo --em auto
         Another fit of the run, by its name: labels in runs/demo/labels-auto.
-    """,
+    """
 )
-@settings_options(
-    SETTINGS["evaluate"],
-    ("em", "head", "splits", "crf", "linear_probe"),
-)
+@settings_options(SETTINGS["evaluate"], ("em", "head", "splits", "crf", "linear_probe"))
 @settings_options(SETTINGS["report"], ("gallery",), names=("gallery",))
 @stage_options
 def evaluate(call: Caller, **options: Any) -> None:
@@ -200,7 +196,7 @@ def run(
     examples="""
     primaps-pipe demo
         Then open runs/demo/report/index.html in a browser.
-    """,
+    """
 )
 @argument(
     "run",

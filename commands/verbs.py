@@ -106,16 +106,9 @@ def explain_options(command: click.Command, ctx: click.Context) -> Iterator[None
 class Verb(click.Command):
     """One verb: its options in sections, an example or two, every error in one sentence.
 
-    Parameters
-    ----------
-    examples
-        Commands, and on the line below each, deeper, what it does.
-    lists
-        Gives further tables of the help page, by heading.
-    events
-        Whether ``--json`` prints the events of ``pipeline.progress``, errors among them.
-    more
-        Gives options that depend on what is installed, looked up when the verb is called.
+    ``examples`` are commands, and on the line below each, deeper, what it does; ``lists`` gives
+    further tables of the help page, by heading, and ``more`` the options that depend on what is
+    installed. With ``events``, ``--json`` prints those of ``pipeline.progress``, errors among them.
     """
 
     context_class = Context
