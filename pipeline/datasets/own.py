@@ -43,17 +43,15 @@ log = logging.getLogger(__name__)
 class Folder(Dataset):
     """Images below a folder, with label maps in a second folder or none.
 
-    The split ``all`` is every image below the root, whether or not a subfolder has this name. Any
-    other split is a subfolder directly in the root, and its ids are relative to that subfolder.
-    Symbolic links to folders are followed, and no folder is listed twice in a split. Hidden files
-    and folders are left out, and so are the labels folder and run directories that lie below the
-    root. What cannot be used because of its path (a name that is not UTF-8 or too long, a folder
-    that cannot be listed) is a sample with the reason.
+    The split ``all`` is every image below the root, any other a subfolder directly in it, and its
+    ids are relative to that. Links to folders are followed, and no folder is listed twice in a
+    split. Hidden files, the labels folder and run directories below the root are left out; what
+    cannot be used because of its path is a sample with the reason.
 
     A label map has its image's path relative to the root, with another suffix: ``a/b.jpg`` has
-    ``a/b.jpg.png``, or ``a/b.png``, or the image's own name where that can hold ids. It holds the
-    class ids themselves, 0..254, and 255 = ignore. A label map that two images could mean
-    (``b.jpg.png``, of ``b.jpg`` and of a photograph with that name) is taken for neither.
+    ``a/b.jpg.png``, or ``a/b.png``, or the image's own name where that can hold ids. One that two
+    images could mean (``b.jpg.png``, of ``b.jpg`` and of a photograph with that name) is taken for
+    neither. It holds the class ids themselves, 0..254, and 255 = ignore.
     """
 
     takes_labels: ClassVar[bool] = True

@@ -54,23 +54,10 @@ def hidden_positive_loss(
     computed. For that a run of anchors shares its draw of candidates, those that are one's own
     positives left out: every negative is kept with the same probability as if each anchor drew.
 
-    Parameters
-    ----------
-    projected
-        float [position, dim]; its length does not matter.
-    positives
-        bool [position, position]: row i marks the positives of anchor i; the diagonal is ignored.
-    temperature
-        At least ``COLDEST``, or a ValueError.
-    negatives
-        Share of the negatives that is kept, in (0, 1], or a ValueError.
-    generator
-        Of the processor; draws the negatives.
-
-    Returns
-    -------
-    Tensor
-        Scalar. Anchors without positives add nothing; without any positives it is 0.
+    ``projected`` is float [position, dim], of any length; ``positives`` bool [position, position],
+    whose row i marks the positives of anchor i, the diagonal ignored; ``negatives`` the share that
+    is kept, in (0, 1]; the generator one of the processor. Anchors without positives add nothing;
+    without any positives the loss is 0. A temperature below ``COLDEST`` is a ValueError.
     """
     if temperature < COLDEST:
         raise ValueError(f"temperature {temperature} is below {COLDEST}")

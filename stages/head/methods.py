@@ -53,23 +53,18 @@ class Method(nn.Module, ABC):
     settings_class
         A subclass of ``HeadSettings`` where the method has settings of its own: its fields become
         options of ``head``.
-    dim : int
-        Channels of a code where the settings name none.
-    uses_crops : bool
-        Trains on the crops, too, where the run holds them.
-    needs_neighbours : bool
-        A batch brings one of the nearest neighbours of every window.
-    needs_views : bool
-        A batch brings an augmented view and the last block's attention; without them a run is
-        refused.
     head : ProjectionHead
         The head itself.
     """
 
     settings_class: ClassVar[type[HeadSettings]] = HeadSettings
+    # channels of a code where the settings name none
     dim: ClassVar[int]
+    # trains on the crops, too, where the run holds them
     uses_crops: ClassVar[bool] = False
+    # a batch brings one of the nearest neighbours of every window
     needs_neighbours: ClassVar[bool] = False
+    # a batch brings an augmented view and the last block's attention; a run without is refused
     needs_views: ClassVar[bool] = False
     head: ProjectionHead
 

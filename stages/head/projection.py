@@ -49,15 +49,8 @@ class ProjectionHead(nn.Module):
 
     Both see one position at a time; as layers of an image they are 1 x 1 convolutions.
 
-    Parameters
-    ----------
-    channels
-        Channels of the features, and width of the hidden layer.
-    dim
-        Channels of the codes.
-    generator
-        Draws every weight and bias from U(-1 / sqrt(channels), 1 / sqrt(channels)), as PyTorch does
-        by default. A generator of the CPU; the module starts there.
+    The hidden layer is as wide as the features. The generator, one of the CPU, draws every weight
+    and bias from U(-1 / sqrt(channels), 1 / sqrt(channels)), as PyTorch does by default.
     """
 
     def __init__(self, channels: int, dim: int, generator: torch.Generator) -> None:
