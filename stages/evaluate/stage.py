@@ -17,7 +17,7 @@ from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import LEFT_OUT, read_given_names
 from pipeline.run.frames import shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
-from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.status import (
     CLASSES,
@@ -27,13 +27,7 @@ from pipeline.run.status import (
     fingerprint_ids,
     fingerprint_labels,
 )
-from pipeline.storage.files import (
-    fingerprint,
-    measure_file,
-    note_file,
-    write_bytes,
-    write_json,
-)
+from pipeline.storage.files import fingerprint, measure_file, note_file, write_bytes, write_json
 from stages.artefacts import fingerprint_image, label_file
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
@@ -61,13 +55,7 @@ from stages.evaluate.probe import (
     write_probe,
 )
 from stages.evaluate.settings import EvaluateSettings
-from stages.labelling import (
-    MAIN,
-    Labelling,
-    draw_labels,
-    label_images,
-    take_clusters,
-)
+from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
 from stages.scores import describe_metrics
 
 
@@ -121,7 +109,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         )
         shards = []
         for rows in shard_ranges(len(manifest.windows), extract.settings["shard_size"]):
-            images = _list_images(manifest, settings, rows)
+            images = manifest.images_starting_in(rows.start, rows.stop, settings.splits)
             sources = [fingerprint_image(manifest, image) for image in images]
             shards.append(ShardPlan(fingerprint(base, extract.version, sources), len(images)))
         names = manifest.open_dataset().class_names(manifest.labels)
@@ -158,7 +146,10 @@ class Evaluate(SubjectStage[EvaluateSettings]):
     def compute(self, run: RunDirectory, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
         artefacts = open_with_probe(run, settings)
-        images = _list_images(artefacts.manifest, settings, _shard_rows(run, shard))
+        size = read_record(run, "extract").settings["shard_size"]
+        images = artefacts.manifest.images_starting_in(
+            shard * size, (shard + 1) * size, settings.splits
+        )
         backend = choose_backend(settings.crf, settings.device)
         logits = artefacts.read_logits(images, device=settings.device)
         folder = run.labels(artefacts.subject.title)
@@ -258,15 +249,6 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
         ]
-
-
-def _list_images(manifest: Manifest, settings: EvaluateSettings, rows: range) -> list[Image]:
-    return manifest.images_starting_in(rows.start, rows.stop, settings.splits)
-
-
-def _shard_rows(run: RunDirectory, shard: int) -> range:
-    size = read_record(run, "extract").settings["shard_size"]
-    return range(shard * size, (shard + 1) * size)
 
 
 def _collect_unreadable(

@@ -18,7 +18,7 @@ from pipeline.datasets.definition import IGNORE, Colour
 from pipeline.progress import Screen
 from pipeline.run.evaluation import ClusterLook, Evaluation
 from pipeline.run.frames import count_threads, map_ahead
-from stages.scores import UNMATCHED, count_confusion, match_clusters
+from stages.scores import UNMATCHED, match_clusters
 
 Name = tuple[str, str]  # split and id of an image
 Pair = tuple[int, int]  # positions of two evaluations
@@ -31,7 +31,8 @@ def count_pairs(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> coo_arra
     """
     if first.shape != second.shape:
         raise ValueError(f"label maps of shapes {first.shape} and {second.shape}")
-    return coo_array(count_confusion(first, second, IGNORE, IGNORE))
+    counts = np.bincount((first.astype(np.intp) * 256 + second).ravel(), minlength=256 * 256)
+    return coo_array(counts.reshape(256, 256)[:IGNORE, :IGNORE])
 
 
 def match_pairs(total: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -81,11 +81,8 @@ def choose_images(ids: Sequence[str], scores: NDArray[np.float64], wanted: int) 
     shown = {*worst, *best}
     others = [i for i in range(len(ids)) if i not in shown]
     sample = sample_evenly(len(others), wanted - len(worst) - len(best))
-    return [
-        *((i, ROLES[0]) for i in worst),
-        *((i, ROLES[1]) for i in best),
-        *((others[i], ROLES[2]) for i in sample),
-    ]
+    chosen = (worst, best, [others[i] for i in sample])
+    return [(i, role) for role, own in zip(ROLES, chosen, strict=True) for i in own]
 
 
 def rank_choices(choices: Sequence[Sequence[tuple[Any, Role]]]) -> list[tuple[int, int]]:
