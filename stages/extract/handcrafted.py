@@ -155,8 +155,6 @@ def _smooth(maps: Tensor, scale: float) -> Tensor:
 
 def _average_cells(cells: Tensor, size: int) -> Tensor:
     """Average [window, channel, row, column] over size x size cells, fewer at the border."""
-    if size == 1:
-        return cells
     return functional.avg_pool2d(cells, size, stride=1, padding=size // 2, count_include_pad=False)
 
 

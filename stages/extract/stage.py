@@ -290,17 +290,17 @@ class Extract(Stage[ExtractSettings]):
             for number, record in records.items()
             if number < len(shards) and record.fingerprint == shards[number].fingerprint
         ]
-        missed = _missed(manifest, valid, settings.shard_size)
         if gone is not None:
             # what is finished stays valid without its weights
             if len(valid) < len(shards):
                 raise gone
             screen.warn(f"extract: the weights are gone, and not needed any more. {gone}")
-        reasons = _recorded_rejections(manifest, valid, settings.shard_size)
+        missed, damaged = _recall_rejections(manifest, valid, settings.shard_size)
         # what is damaged, or has features that are not finite, stays so while its bytes stay
         readable = {image for image in missed if _can_read(manifest, manifest.images[image])}
         again = (manifest.windows_of(manifest.images[image]) for image in readable)
         redo = {window.index // settings.shard_size for windows in again for window in windows}
+        reasons = missed | damaged
         manifest = manifest.reject({i: r for i, r in reasons.items() if i not in readable})
         # an image that moves in the tables moves its windows under whatever reads them
         sources = {**file, IMAGES: manifest.fingerprint, CLASSES: fingerprint(manifest.definition)}
@@ -389,9 +389,8 @@ class Extract(Stage[ExtractSettings]):
     ) -> list[str]:
         """Note in the manifest which images could not be decoded."""
         manifest = read_manifest(run).admit_placed()
-        manifest = manifest.reject(
-            _recorded_rejections(manifest, records.values(), settings.shard_size)
-        )
+        missed, damaged = _recall_rejections(manifest, records.values(), settings.shard_size)
+        manifest = manifest.reject(missed | damaged)
         manifest.write(run)
         rejected = manifest.rejected
         if rejected:
@@ -428,24 +427,20 @@ def _reasons(record: ShardRecord) -> dict[str, str]:
     return {**record.result["rejected"], **record.result.get("not_finite", {})}
 
 
-def _recorded_rejections(
+def _recall_rejections(
     manifest: Manifest, records: Collection[ShardRecord], size: int
-) -> dict[int, str]:
-    # by content, not by row: rows shift when images are added
-    reasons = {k: v for record in records for k, v in _reasons(record).items()}
-    same = manifest.images.choose(manifest.images.among("digest", reasons))
-    damaged = {image.image: reasons[image.digest] for image in same}
-    return _missed(manifest, records, size) | damaged
-
-
-def _missed(manifest: Manifest, records: Collection[ShardRecord], size: int) -> dict[int, str]:
-    """Return row -> reason of the images that could not be had when their windows were due."""
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Return row -> reason of the images that could not be had when due, and of damaged ones."""
     # by place in the shard, which its fingerprint fixes: the file may have another name since
-    return {
+    missed = {
         manifest.windows[record.shard * size + int(offset)].image: reason
         for record in records
         for offset, reason in record.result["missed"].items()
     }
+    # by content, not by row: rows shift when images are added
+    reasons = {k: v for record in records for k, v in _reasons(record).items()}
+    same = manifest.images.choose(manifest.images.among("digest", reasons))
+    return missed, {image.image: reasons[image.digest] for image in same}
 
 
 def _can_read(manifest: Manifest, image: Image) -> bool:
