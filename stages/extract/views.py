@@ -187,9 +187,9 @@ class Part:
         return pixels
 
     def look(self, backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
-        """Give what goes into each array: the features of the pictures and of their mirror images.
+        """Give what goes into each array: the features of the pictures, and of their mirror images.
 
-        All pictures of a window are among them.
+        The pictures of a window are there together.
         """
         return extract_views(backbone, pixels)
 
@@ -286,7 +286,7 @@ def compute_part(
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Compute a part of some windows; give the windows' numbers, and what goes into each array.
 
-    What images cannot be read is said as :func:`read_windows` says it.
+    Images that cannot be read are told to ``failed``, or are errors, as in :func:`read_windows`.
     """
     pictures = [picture for window in windows for picture in part.place(window)]
     frames = read_windows(manifest, pictures, part.ahead or 2 * batch, failed)
