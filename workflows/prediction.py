@@ -94,9 +94,9 @@ def label_block(
     views, reasons = _extract(labeller, manifest, images)
     yield from ((image, reasons[image.image]) for image in images if image.image in reasons)
     logits = _classify(labeller, views)
+    good = [image for image in images if image.image not in reasons]
     counts = [len(manifest.windows_of(image)) for image in images]
     parts = {image.image: part for image, part in zip(images, logits.split(counts), strict=True)}
-    good = [image for image in images if image.image not in reasons]
 
     def write(image: Image, labelling: Labelling) -> tuple[Image, None]:
         cover = Cover(tuple(manifest.windows_of(image)))
@@ -159,48 +159,68 @@ def _classify(labeller: Labeller, views: Views) -> Tensor:
 class Predictions:
     """The label maps of a folder, and the line of each: what it was made from, by id of the image.
 
-    What it was ``made`` from is a fingerprint of the prototypes and the CRF.
+    What it is ``made`` from now is a fingerprint of the prototypes and the CRF. The folder may be
+    new or old; one that holds something else is refused.
     """
 
-    def __init__(self, folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, made: str) -> None:
         self.folder = folder
-        self._entries = entries
-        self._new: list[dict[str, Any]] = []
+        self.made = made
+        self.file = folder / INDEX
+        self._entries: dict[str, dict[str, Any]] = {}
+        make_folder(folder)
+        try:
+            text = self.file.read_bytes()
+        except FileNotFoundError:
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise RunError(
+                    f"{folder} is not empty and holds no predictions; give a new folder with --out."
+                ) from None
+            text = _line(_HEAD)
+            write_changed(self.file, text)
+        except OSError as error:
+            raise RunError(f"cannot read {self.file}: {error.strerror or error}.") from error
+        head, *lines, last = text.split(b"\n") if b"\n" in text else (text, b"")
+        if _parse(head) != _HEAD:
+            raise RunError(
+                f"{self.file} is not an index of predictions; give a new folder with --out."
+            )
+        if last:
+            # cut off by a kill: what is appended must not become a part of it
+            write_changed(self.file, text[: -len(last)])
+        for line in lines:
+            entry = _parse(line)
+            if entry is not None and isinstance(entry.get("id"), str):
+                self._entries[entry["id"]] = entry
 
-    def has(self, image: Image, made: str) -> bool:
+    def has(self, image: Image) -> bool:
         """Whether the label map of an image is there, and of these very bytes and prototypes."""
         entry = self._entries.get(image.id, {})
-        same = (entry.get("image"), entry.get("made")) == (image.digest, made)
+        same = (entry.get("image"), entry.get("made")) == (image.digest, self.made)
         return same and self._file(image.id).is_file()
 
-    def add(self, image: Image, made: str) -> None:
-        """Note a label map that was written."""
-        entry = {"id": image.id, "image": image.digest, "made": made}
-        self._entries[image.id] = entry
-        self._new.append(entry)
-
-    def flush(self) -> None:
-        """Append what is new to the file: a stopped prediction goes on behind it."""
-        file = self.folder / INDEX
+    def add(self, images: Sequence[Image]) -> None:
+        """Append label maps that were written: a stopped prediction goes on behind them."""
+        new = [{"id": each.id, "image": each.digest, "made": self.made} for each in images]
         try:
-            with file.open("ab") as stream:
-                stream.write(b"".join(_line(entry) for entry in self._new))
+            with self.file.open("ab") as stream:
+                stream.write(b"".join(map(_line, new)))
         except OSError as error:
-            raise RunError(f"cannot write {file}: {error.strerror or error}.") from error
-        self._new.clear()
+            raise RunError(f"cannot write {self.file}: {error.strerror or error}.") from error
+        self._entries |= {entry["id"]: entry for entry in new}
 
     def close(self, images: Sequence[Image]) -> int:
         """Write the file anew, and remove the label maps of images that cannot be read any more.
 
         Returns how many label maps are there of images that were not listed.
         """
-        lines = []
+        lines = [_HEAD]
         for image in images:
-            entry = self._entries.pop(image.id, None)
+            entry = self._entries.pop(image.id, {})
             if image.ok:
-                lines.append(entry or {})
+                lines.append(entry)
                 continue
-            if entry is not None and "made" in entry:
+            if "made" in entry:
                 remove_file(self._file(image.id))
             lines.append({"id": image.id, "path": image.path, "skipped": image.reason})
         gone = [
@@ -208,41 +228,11 @@ class Predictions:
             for _, entry in sorted(self._entries.items())
             if "made" in entry and self._file(entry["id"]).is_file()
         ]
-        content = b"".join(_line(entry) for entry in [_HEAD, *lines, *gone])
-        write_changed(self.folder / INDEX, content)
+        write_changed(self.file, b"".join(map(_line, [*lines, *gone])))
         return len(gone)
 
     def _file(self, name: str) -> Path:
         return resolve_inside(self.folder, f"{name}.png")
-
-
-def open_predictions(folder: Path) -> Predictions:
-    """Open a folder of predictions, new or old; one that holds something else is refused."""
-    file = folder / INDEX
-    make_folder(folder)
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise RunError(
-                f"{folder} is not empty and holds no predictions; give a new folder with --out."
-            ) from None
-        write_changed(file, _line(_HEAD))
-        return Predictions(folder, {})
-    except OSError as error:
-        raise RunError(f"cannot read {file}: {error.strerror or error}.") from error
-    head, *lines = text.split(b"\n")
-    if _parse(head) != _HEAD:
-        raise RunError(f"{file} is not an index of predictions; give a new folder with --out.")
-    if lines and lines[-1]:
-        # cut off by a kill: what is appended must not become a part of it
-        write_changed(file, b"\n".join([head, *lines[:-1]]) + b"\n")
-    entries = {}
-    for line in lines[:-1]:
-        entry = _parse(line)
-        if entry is not None and isinstance(entry.get("id"), str):
-            entries[entry["id"]] = entry
-    return Predictions(folder, entries)
 
 
 def describe_classes(facts: PrototypeFacts) -> bytes:
@@ -253,13 +243,8 @@ def describe_classes(facts: PrototypeFacts) -> bytes:
     """
     palette = distinct_colours(len(facts.clusters))
     classes = [
-        {
-            "id": number,
-            "name": each.name,
-            "colour": list(palette[number]),
-            "report_colour": list(each.colour),
-        }
-        for number, each in enumerate(facts.clusters)
+        {"id": n, "name": each.name, "colour": list(colour), "report_colour": list(each.colour)}
+        for n, (each, colour) in enumerate(zip(facts.clusters, palette, strict=True))
     ]
     content = {"ids": "clusters", "ignore": 255, "made_by": facts.made_by, "classes": classes}
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
@@ -327,23 +312,20 @@ def predict_folder(
     chosen = read_prototypes(prototypes)
     images = make_absolute(images)
     _check_out(out, images)
-    backend = choose_backend(_choose_crf(crf, chosen.facts), device)
+    if crf == "auto" and chosen.facts.crf in ("none", "pydensecrf"):
+        # as the evaluation had it
+        crf = chosen.facts.crf
+    backend = choose_backend(crf, device)
     made = fingerprint(VERSION, chosen.digest, backend.name if backend else "none")
     manifest = _list(images, out, chosen.facts, screen)
     with confine_writes(out), hold_lock(out / _LOCK, what=f"the folder {out}", wait=False):
-        predictions = open_predictions(out)
+        predictions = Predictions(out, made)
         usable = [image for image in manifest.images if image.ok]
-        pending = [image for image in usable if not predictions.has(image, made)]
+        pending = [image for image in usable if not predictions.has(image)]
         if pending:
-            labeller = Labeller(
-                chosen,
-                _build(chosen.facts, weights, device, screen),
-                backend,
-                resolve_device(device),
-                batch_size,
-                out,
-            )
-            manifest = _label_all(labeller, manifest, pending, predictions, made, screen)
+            backbone = _build(chosen.facts, weights, device, screen)
+            labeller = Labeller(chosen, backbone, backend, resolve_device(device), batch_size, out)
+            manifest = _label_all(labeller, manifest, pending, predictions, screen)
         write_changed(out / "classes.json", describe_classes(chosen.facts))
         left = predictions.close(manifest.images)
     return _describe(manifest, len(usable) - len(pending), left, out)
@@ -375,13 +357,6 @@ def _check_out(out: Path, images: Path) -> None:
             f"--out {out} holds the images too: label maps must not lie among them; "
             "give another folder."
         )
-
-
-def _choose_crf(crf: str, facts: PrototypeFacts) -> str:
-    """Choose the CRF: as the evaluation had it, where nothing else is asked for."""
-    if crf != "auto":
-        return crf
-    return facts.crf if facts.crf in ("none", "pydensecrf") else "auto"
 
 
 def _list(images: Path, out: Path, facts: PrototypeFacts, screen: Screen) -> Manifest:
@@ -431,7 +406,6 @@ def _label_all(
     manifest: Manifest,
     pending: Sequence[Image],
     predictions: Predictions,
-    made: str,
     screen: Screen,
 ) -> Manifest:
     """Label images block by block; return the manifest with those rejected that failed."""
@@ -439,15 +413,14 @@ def _label_all(
     try:
         with screen.count("predict", len(pending), "images") as counter:
             for block in cut_blocks(manifest, pending):
-                failed = {}
+                done = []
                 for image, reason in label_block(labeller, manifest, block):
                     if reason is None:
-                        predictions.add(image, made)
+                        done.append(image)
                     else:
-                        failed[image.image] = reason
+                        reasons[image.image] = reason
                     counter.advance()
-                predictions.flush()
-                reasons |= failed
+                predictions.add(done)
     except StaleError as error:
         reason = str(error).partition(";")[0]
         raise StaleError(

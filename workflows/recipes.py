@@ -35,12 +35,11 @@ def list_recipes() -> list[str]:
 
 def describe_recipes() -> dict[str, str]:
     """Return a line on each of the recipes that come with the install, by its name."""
-    lines = {}
-    for name in list_recipes():
-        recipe = read_recipe(name)
-        dataset = recipe["extract"]["dataset"]
-        lines[name] = f"dataset {dataset}, {recipe['em']['classes']} classes"
-    return lines
+    recipes = {name: read_recipe(name) for name in list_recipes()}
+    return {
+        name: f"dataset {recipe['extract']['dataset']}, {recipe['em']['classes']} classes"
+        for name, recipe in recipes.items()
+    }
 
 
 def read_recipe(given: str) -> Recipe:
@@ -60,23 +59,23 @@ def read_recipe(given: str) -> Recipe:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{given} is not YAML: {' '.join(str(error).split())}.") from None
-    return _check(content, given)
-
-
-def _check(content: Any, given: str) -> Recipe:
     if not isinstance(content, dict):
         raise UsageError(f"{given} is not a recipe: it holds no stages.")
     recipe: Recipe = {}
     for stage, values in content.items():
-        if stage not in SETTINGS:
-            raise UsageError(
-                f"{given}: no stage {stage!r}{did_you_mean(str(stage), SETTINGS)}; "
-                f"there are {', '.join(SETTINGS)}."
-            )
+        _require_stage(stage, given)
         if values is not None and not isinstance(values, dict):
             raise UsageError(f"{given}: {stage} must hold settings, not {show_value(values)}.")
         recipe[stage] = dict(values or {})
     return recipe
+
+
+def _require_stage(stage: Any, place: str) -> None:
+    if stage not in SETTINGS:
+        raise UsageError(
+            f"{place}: no stage {stage!r}{did_you_mean(str(stage), SETTINGS)}; "
+            f"there are {', '.join(SETTINGS)}."
+        )
 
 
 def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
@@ -86,11 +85,7 @@ def resolve_recipe(recipe: Recipe, changes: Recipe) -> dict[str, StageSettings]:
     is followed by ``encode``.
     """
     for stage in changes:
-        if stage not in SETTINGS:
-            raise UsageError(
-                f"--set {stage}.…: no stage {stage!r}{did_you_mean(stage, SETTINGS)}; "
-                f"there are {', '.join(SETTINGS)}."
-            )
+        _require_stage(stage, f"--set {stage}.…")
     layers: dict[str, tuple[dict[str, Any], ...]] = {
         stage: (recipe.get(stage, {}), changes.get(stage, {})) for stage in SETTINGS
     }

@@ -97,8 +97,13 @@ def export_prototypes(
     file = out if out.suffix == SUFFIX and not out.is_dir() else out / FILE
     facts, tensors = _gather(run, em, head)
     content = save(tensors, {KEY: facts.model_dump_json()})
-    if file.is_file() and file.read_bytes() != content and not _is_prototypes(file):
-        raise RunError(f"{file} is there and holds something else; give another --out.")
+    if file.is_file() and file.read_bytes() != content:
+        try:
+            read_prototypes(file)
+        except UsageError as error:
+            raise RunError(
+                f"{file} is there and holds something else; give another --out."
+            ) from error
     with confine_writes(file.parent):
         write_bytes(file, content)
     count = len(facts.clusters)
@@ -136,13 +141,14 @@ def _gather(
         made_by=subject.key,
         backbone=made.facts["backbone"],
         weights_digest=made.facts["weights_digest"],
-        weights_source=_leave_paths_out(made.facts["weights_source"]),
+        # without folders of this machine: the file goes elsewhere
+        weights_source=re.sub(r"(?<!\S)/.*/", "", made.facts["weights_source"]),
         patch=made.facts["patch"],
         channels=made.facts["channels"],
         mean=backbone.mean,
         std=backbone.std,
         **{name: made.settings[name] for name in ("precision", "size", "frame", "overlap")},
-        logits=_name_logits(classifier.logits),
+        logits="cosine" if classifier.logits == "cosine" else "inner product",
         gain=classifier.gain,
         head_channels=channels,
         crf=settings["crf"],
@@ -157,25 +163,8 @@ def _gather(
     return facts, tensors
 
 
-def _name_logits(kind: str) -> Literal["inner product", "cosine"]:
-    return "cosine" if kind == "cosine" else "inner product"
-
-
 def _array(values: torch.Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.detach().cpu().numpy().astype(np.float32))
-
-
-def _leave_paths_out(source: str) -> str:
-    """Leave folders of this machine out of what is said of the weights: the file goes elsewhere."""
-    return re.sub(r"(?<!\S)/.*/", "", source)
-
-
-def _is_prototypes(file: Path) -> bool:
-    try:
-        read_prototypes(file)
-    except UsageError:
-        return False
-    return True
 
 
 def read_prototypes(file: Path) -> Prototypes:
