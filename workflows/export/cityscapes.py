@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,8 @@ _OWN_NAME = re.compile(r"([^/_]+)/\1_\d{6}_\d{6}")
 # Train ids 0..18 are these label ids, in order; the other classes are not trained on.
 _TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _MOST = IGNORE - FIRST_ID
+# Kind of label maps -> what they hold of a label.
+_FIELDS = {"labelIds": "id", "labelTrainIds": "trainId", "color": "color"}
 
 
 def write(export: Export) -> list[tuple[str, str]]:
@@ -38,12 +41,13 @@ def write(export: Export) -> list[tuple[str, str]]:
             f"--format cityscapes: {count} classes are more than the {_MOST} that "
             "label ids from 7 to 254 can number; take another format."
         )
-    ids = np.full(256, UNLABELED, np.uint8)
-    ids[:count] = np.arange(FIRST_ID, FIRST_ID + count)
-    train = np.full(256, IGNORE, np.uint8)
-    train[:count] = _list_train_ids(source)
-    colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
-    colours[:count] = source.colours
+    void, *labels = list_labels(source)
+    tables = {}
+    for kind, field in _FIELDS.items():
+        table = np.empty((256, *np.shape(void[field])), np.uint8)
+        table[:] = void[field]
+        table[:count] = [label[field] for label in labels]
+        tables[kind] = table
     frames = name_frames(export.items)
 
     def write_item(item: Item) -> tuple[str, str]:
@@ -51,16 +55,15 @@ def write(export: Export) -> list[tuple[str, str]]:
         image = f"leftImg8bit/{item.split}/{frame}_leftImg8bit.png"
         export.write_photograph(item, image)
         start = f"gtFine/{item.split}/{frame}_gtFine"
-        wanted = {"labelIds": ids, "labelTrainIds": train, "color": colours}
-        missing = [kind for kind in wanted if not folder.has(f"{start}_{kind}.png")]
+        missing = [kind for kind in tables if not folder.has(f"{start}_{kind}.png")]
         if missing:
-            labels = source.read_labels(item.image)
+            values = source.read_labels(item.image)
             for kind in missing:
-                folder.write_labels(f"{start}_{kind}.png", wanted[kind][labels], None)
+                folder.write_labels(f"{start}_{kind}.png", tables[kind][values], None)
         return image, f"{start}_labelIds.png"
 
     places = list(export.map(write_item))
-    folder.write_json("labels.json", _list_labels(source, train))
+    folder.write_json("labels.json", [void, *labels])
     return places
 
 
@@ -80,18 +83,14 @@ def name_frames(items: Sequence[Item]) -> dict[tuple[str, str], str]:
     return frames
 
 
-def _list_train_ids(source: Source) -> list[int]:
-    count = len(source.classes)
-    if source.manifest.dataset != OWN or source.ids != "classes":
-        return list(range(count))
-    trained = {id_: number for number, id_ in enumerate(_TRAINED)}
-    return [trained.get(FIRST_ID + number, IGNORE) for number in range(count)]
-
-
-def _list_labels(source: Source, train: np.ndarray) -> list[dict[str, object]]:
+def list_labels(source: Source) -> list[dict[str, Any]]:
+    """List what ``labels.json`` says of void, and of every class."""
     rows = [("unlabeled", UNLABELED, IGNORE, IGNORE_COLOUR)]
+    trained = {id_: number for number, id_ in enumerate(_TRAINED)}
+    own = source.manifest.dataset == OWN and source.ids == "classes"
     for number, (name, colour) in enumerate(source.classes):
-        rows.append((name, FIRST_ID + number, int(train[number]), colour))
+        id_ = FIRST_ID + number
+        rows.append((name, id_, trained.get(id_, IGNORE) if own else number, colour))
     return [
         {
             "name": name,

@@ -48,18 +48,10 @@ def write(export: Export) -> list[tuple[str, str]]:
 
 
 def number_classes(source: Source) -> list[int]:
-    """Give the pixel value of every class."""
-    raw = read_raw_ids(source) if source.manifest.dataset in OWN else None
-    return raw or list(range(len(source.classes)))
-
-
-def read_raw_ids(source: Source) -> list[int] | None:
-    """Give the id that the dataset's own label maps have for every class, the first of several.
-
-    None where the label maps hold clusters, or the dataset numbers its classes as we do.
-    """
-    if source.ids != "classes" or not isinstance(source.dataset, Benchmark):
-        return None
+    """Give the pixel value of every class: of the dataset's own its id, the first of several."""
+    own = source.manifest.dataset in OWN and source.ids == "classes"
+    if not own or not isinstance(source.dataset, Benchmark):
+        return list(range(len(source.classes)))
     mapping = source.dataset.definition.class_of
     first: dict[int, int] = {}
     for raw in sorted(mapping):

@@ -139,15 +139,12 @@ def _gather(
     backbone = describe_backbone(made.facts["backbone"])
     facts = PrototypeFacts(
         made_by=subject.key,
-        backbone=made.facts["backbone"],
-        weights_digest=made.facts["weights_digest"],
         # without folders of this machine: the file goes elsewhere
         weights_source=re.sub(r"(?<!\S)/.*/", "", made.facts["weights_source"]),
-        patch=made.facts["patch"],
-        channels=made.facts["channels"],
         mean=backbone.mean,
         std=backbone.std,
-        **{name: made.settings[name] for name in ("precision", "size", "frame", "overlap")},
+        **{n: made.facts[n] for n in ("backbone", "weights_digest", "patch", "channels")},
+        **{n: made.settings[n] for n in ("precision", "size", "frame", "overlap")},
         logits="cosine" if classifier.logits == "cosine" else "inner product",
         gain=classifier.gain,
         head_channels=channels,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from skimage.measure import find_contours, label
+from skimage.measure import find_contours, label, regionprops
 
 from pipeline.datasets.definition import IGNORE
 from workflows.export.folder import COMMON, choose_suffix
@@ -77,30 +77,18 @@ def _write_data(source: Source) -> str:
 
 def trace_parts(mask: NDArray[np.bool_], least: int) -> Iterator[Points]:
     """Trace the connected parts of a mask."""
-    if not mask.any():
-        return
-    corner, padded = _crop(mask)
-    parts, count = label(padded, connectivity=2, return_num=True)
-    kept = np.bincount(parts.ravel(), minlength=count + 1) >= least
-    kept[0] = False
-    lines: dict[int, list[Points]] = {}
-    for contour in find_contours(kept[parts].astype(float), _LEVEL, fully_connected="high"):
+    for part in regionprops(label(mask, connectivity=2)):
+        if part.area < least:
+            continue
+        inside = np.pad(part.image, 1)
+        contours = find_contours(inside.astype(float), _LEVEL, fully_connected="high")
         # the first point is the last again
-        line = _drop_repeated(np.rint(contour).astype(np.int64)[:-1])
-        lines.setdefault(int(parts[tuple(line[0])]), []).append(line)
-    for part in np.flatnonzero(kept).tolist():
-        joined = _join_lines(lines[part], parts, part)
-        yield (_pad(_drop_straight(joined)) + corner)[:, ::-1]
+        lines = [_drop_repeated(np.rint(contour).astype(np.int64)[:-1]) for contour in contours]
+        corner = np.array(part.bbox[:2]) - 1
+        yield (_pad(_drop_straight(_join_lines(lines, inside))) + corner)[:, ::-1]
 
 
-def _crop(mask: NDArray[np.bool_]) -> tuple[Points, NDArray[np.bool_]]:
-    """Crop a mask to what is true in it, with a border of one pixel; return the corner, too."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.array([rows[0] - 1, columns[0] - 1]), np.pad(part, 1)
-
-
-def _join_lines(lines: list[Points], parts: NDArray[np.int64], part: int) -> Points:
+def _join_lines(lines: list[Points], inside: NDArray[np.bool_]) -> Points:
     """Join the line around a part with those around its holes, [point, yx].
 
     From the leftmost point of a hole a seam goes left to the first line that it meets: that of the
@@ -112,7 +100,7 @@ def _join_lines(lines: list[Points], parts: NDArray[np.int64], part: int) -> Poi
         start = int(hole[:, 1].argmin())
         row, column = hole[start]
         # the last pixel outside the part to the left, and one further
-        end = int(np.flatnonzero(parts[row, :column] != part)[-1]) + 1
+        end = int(np.flatnonzero(~inside[row, :column])[-1]) + 1
         at = int(np.flatnonzero((joined == (row, end)).all(axis=1))[0])
         around = np.roll(hole, -start, axis=0)
         joined = np.concatenate([joined[: at + 1], around, around[:1], joined[at:]])

@@ -203,8 +203,7 @@ def test_cityscapes_keeps_its_own_names_and_ids(source: Source) -> None:
         dataset=dataset,
         classes=tuple(zip(dataset.class_names(), dataset.palette, strict=False)),
     )
-    train = cityscapes._list_train_ids(own)
-    named = dict(zip(own.names, train, strict=True))
+    named = {label["name"]: label["trainId"] for label in cityscapes.list_labels(own)}
     # the ids of the dataset's own table
     assert (named["road"], named["building"], named["sky"], named["bicycle"]) == (0, 2, 10, 18)
     assert (named["parking"], named["trailer"]) == (255, 255)
