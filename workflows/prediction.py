@@ -31,6 +31,7 @@ from pipeline.errors import DatasetError, ImageError, RunError, StaleError, Usag
 from pipeline.images.decoding import write_label
 from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
+from pipeline.run.frames import cut_groups
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
     confine_writes,
@@ -70,21 +71,6 @@ class Labeller:
     device: torch.device
     batch_size: int
     out: Path
-
-
-def cut_blocks(manifest: Manifest, images: Sequence[Image]) -> Iterator[list[Image]]:
-    """Cut images into blocks of about ``_BLOCK`` windows; one image is never cut."""
-    block: list[Image] = []
-    held = 0
-    for image in images:
-        count = len(manifest.windows_of(image))
-        if block and held + count > _BLOCK:
-            yield block
-            block, held = [], 0
-        block.append(image)
-        held += count
-    if block:
-        yield block
 
 
 def label_block(
@@ -412,7 +398,7 @@ def _label_all(
     reasons: dict[int, str] = {}
     try:
         with screen.count("predict", len(pending), "images") as counter:
-            for block in cut_blocks(manifest, pending):
+            for block in cut_groups(pending, lambda i: len(manifest.windows_of(i)), _BLOCK):
                 done = []
                 for image, reason in label_block(labeller, manifest, block):
                     if reason is None:

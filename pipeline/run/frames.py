@@ -156,6 +156,21 @@ def map_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def cut_groups(items: Iterable[T], measure: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Cut items into groups that measure no more together, but for an item that does alone."""
+    group: list[T] = []
+    held = 0
+    for item in items:
+        size = measure(item)
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += size
+    if group:
+        yield group
+
+
 Choices = Mapping[str, np.ndarray]
 Choose = Callable[[np.random.Generator, int], Choices]
 # The windows of a batch, int64 [window], and what was drawn for each.

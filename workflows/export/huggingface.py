@@ -21,6 +21,7 @@ import yaml
 from pipeline.datasets.definition import IGNORE
 from pipeline.errors import UsageError
 from pipeline.images.decoding import encode_png
+from pipeline.run.frames import cut_groups
 from workflows.export.folder import COMMON, choose_suffix, load_photograph
 from workflows.export.job import Export, Item, Source
 
@@ -43,7 +44,8 @@ def write(export: Export) -> list[tuple[str, str]]:
     schema = make_schema(source.names, export.images == "copy")
     places = []
     for split in source.splits.values():
-        shards = cut_shards([item for item in export.items if item.split == split])
+        items = [item for item in export.items if item.split == split]
+        shards = list(cut_groups(items, lambda item: item.image.bytes, SHARD_BYTES)) or [[]]
         for number, shard in enumerate(shards):
             name = f"data/{split}-{number:05d}-of-{len(shards):05d}.parquet"
             if not folder.has(name):
@@ -52,19 +54,6 @@ def write(export: Export) -> list[tuple[str, str]]:
     folder.write("README.md", _write_card(source).encode())
     folder.write_json("id2label.json", {str(n): name for n, name in enumerate(source.names)})
     return places
-
-
-def cut_shards(items: list[Item]) -> list[list[Item]]:
-    """Cut a split into files of about ``SHARD_BYTES`` of photographs."""
-    shards: list[list[Item]] = [[]]
-    held = 0
-    for item in items:
-        if shards[-1] and held + item.image.bytes > SHARD_BYTES:
-            shards.append([])
-            held = 0
-        shards[-1].append(item)
-        held += item.image.bytes
-    return shards
 
 
 def make_schema(names: list[str], photographs: bool) -> pa.Schema:
@@ -89,13 +78,13 @@ def _write_shard(export: Export, name: str, schema: pa.Schema) -> None:
         labels = source.read_labels(item.image)
         row: dict[str, Any] = {
             "id": item.image.id,
-            "label": _picture(item.name + ".png", encode_png(labels, source.palette)),
+            "label": {"bytes": encode_png(labels, source.palette), "path": f"{item.name}.png"},
             "classes": [n for n in np.unique(labels).tolist() if n != IGNORE],
         }
         if photographs:
             suffix = choose_suffix(item.image.path, COMMON)
             content = load_photograph(source.manifest.root, item.image, suffix)
-            row["image"] = _picture(item.name + suffix, content)
+            row["image"] = {"bytes": content, "path": item.name + suffix}
         return row
 
     with (
@@ -117,10 +106,6 @@ def _gather_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, An
             group, held = [], 0
     if group:
         yield group
-
-
-def _picture(name: str, content: bytes) -> dict[str, Any]:
-    return {"bytes": content, "path": name}
 
 
 def _write_card(source: Source) -> str:
