@@ -11,7 +11,7 @@ parts come and go one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,15 +73,11 @@ def list_manifest(
     screen: Screen,
 ) -> Manifest:
     """List and probe the images of a dataset, and place their windows."""
-    assert settings.root is not None
-    assert settings.size is not None and settings.frame is not None
-    images = list_images(
-        dataset, settings, known, exclude, lambda n: screen.count("list images", n, "images")
-    )
+    root, labels = settings.root, settings.labels
+    assert root is not None and settings.size is not None and settings.frame is not None
+    images = list_images(dataset, settings, known, exclude, screen)
     windows, unplaceable = place_all(images, settings.size, settings.frame, settings.overlap)
-    manifest = Manifest(
-        settings.dataset, settings.root, settings.labels, images, windows, dataset.content
-    )
+    manifest = Manifest(settings.dataset, root, labels, images, windows, dataset.content)
     return manifest.reject(unplaceable)
 
 
@@ -90,7 +86,7 @@ def list_images(
     settings: ExtractSettings,
     known: Sequence[Image],
     exclude: Sequence[Path],
-    count: Callable[[int], Counter],
+    screen: Screen,
 ) -> Rows[Image]:
     """List the images of a dataset; of those that are known and the same no file is read again."""
     root, splits, limit = settings.root, settings.splits, settings.limit
@@ -119,7 +115,7 @@ def list_images(
             yield from images
             counter.advance(len(images))
 
-    with count(len(samples)) as counter:
+    with screen.count("list images", len(samples), "images") as counter:
         return Rows.gather(Image, probe_all(counter))
 
 

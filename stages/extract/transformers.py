@@ -91,7 +91,9 @@ class TimmBackbone(Backbone):
 
     def compute_features(self, images: Tensor) -> Tensor:
         """Give the tokens after the final norm as a grid."""
-        return _grid_of_tokens(self.model, images, self.patch)
+        tokens: Tensor = self.model.forward_features(images)[:, self.model.num_prefix_tokens :]
+        grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
+        return tokens.reshape(len(images), *grid, tokens.shape[-1])
 
     def compute_attention(self, images: Tensor) -> Tensor:
         """Give the last block's attention to the neighbourhood."""
@@ -199,13 +201,6 @@ def _in_float32(
             return forward(images)
 
     return compute
-
-
-def _grid_of_tokens(model: Any, images: Tensor, patch: int) -> Tensor:
-    """Give the tokens after the final norm as a grid: [window, row, column, channel]."""
-    tokens: Tensor = model.forward_features(images)[:, model.num_prefix_tokens :]
-    grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-    return tokens.reshape(len(images), *grid, tokens.shape[-1])
 
 
 def _three_floats(values: Any) -> Floats:

@@ -303,20 +303,9 @@ def propose_masks(
     What has no answer in the paper is answered so: a window of equal features is one proposal, one
     of nothing but zeros has none, of equally large projections the first position is the seed.
 
-    Parameters
-    ----------
-    features
-        float [window, row, column, channel].
-    threshold
-        Share of the largest cosine, in (0, 1].
-    leave
-        Share of the grid that may be left in no proposal, in [0, 1).
-    max_proposals
-        Most proposals of one window.
-    together
-        Whether all windows take each round in one batch, as a GPU wants it, with one read-back per
-        round; else window by window, as the processor's cache does. By default, whether the
-        features are on a GPU.
+    ``features`` are float [window, row, column, channel]. ``together``, all windows take each round
+    in one batch, as a GPU wants it, with one read-back per round; else window by window, as the
+    processor's cache does. By default, whether the features are on a GPU.
     """
     if together is None:
         together = features.is_cuda

@@ -68,14 +68,14 @@ import json, sys
 from pathlib import Path
 from pipeline.datasets import get_dataset
 from pipeline.run.manifest import Image
-from pipeline.progress import Counter
+from pipeline.progress import Screen
 from stages.extract.settings import ExtractSettings
 from stages.extract.stage import list_images
 
 folder, known = get_dataset("folder"), ()
 settings = ExtractSettings(dataset="folder", root=Path(sys.argv[1]), splits=("all",))
 for line in sys.stdin:
-    known = list_images(folder, settings, known, [], lambda n: Counter())
+    known = list_images(folder, settings, known, [], Screen(progress=False))
     print(json.dumps({image.path: image.reason for image in known}), flush=True)
 """
 DROP_BOUND, OVERRIDE, SEARCH = 24, 1, 2

@@ -94,11 +94,13 @@ def test_building_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> Non
 
 
 def test_class_and_register_tokens_are_dropped() -> None:
-    model = make("test_vit", reg_tokens=3, dynamic_img_size=True)
+    backbone = describe_backbone("test_vit")
+    assert isinstance(backbone, transformers.TimmBackbone)
+    backbone.model = model = make("test_vit", reg_tokens=3, dynamic_img_size=True)
     batch = images(1, 3, 64, 64)
     with torch.inference_mode():
         tokens = model.forward_features(batch)
-        grid = transformers._grid_of_tokens(model, batch, 16)
+        grid = backbone.compute_features(batch)
     assert tokens.shape[1] == 1 + 3 + 16
     torch.testing.assert_close(grid.flatten(1, 2), tokens[:, 4:])
 

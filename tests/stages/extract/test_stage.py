@@ -18,7 +18,7 @@ from PIL import Image as PillowImage
 from pipeline.datasets import get_dataset
 from pipeline.errors import DatasetError, ImageError, UsageError
 from pipeline.images.decoding import ImageHeader, probe_image
-from pipeline.progress import Counter
+from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image, Manifest
 from stages.extract import stage
@@ -55,11 +55,19 @@ class Lister:
         settings = ExtractSettings(
             dataset="folder", root=self.root, splits=tuple(splits), limit=limit
         )
-        images = list_images(folder, settings, known, exclude, self._count)
+        images = list_images(folder, settings, known, exclude, Watching(self))
         return list(images)
 
-    def _count(self, total: int) -> Counter:
-        lister = self
+
+class Watching(Screen):
+    """A screen that tells a lister how far it is."""
+
+    def __init__(self, lister: Lister) -> None:
+        super().__init__(progress=False)
+        self.lister = lister
+
+    def count(self, title: str, total: int, unit: str, **_: object) -> Counter:
+        lister = self.lister
 
         class Counting(Counter):
             def advance(self, amount: int = 1) -> None:
