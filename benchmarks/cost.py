@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Condition
 from pipeline.run.manifest import read_manifest
-from pipeline.run.status import StageStatus, inspect_run
+from pipeline.run.status import inspect_run
 from stages import SETTINGS
 
 SCALES = {
@@ -50,12 +51,12 @@ class Cost:
     hours: dict[str, float]
 
 
-def scale_costs(rows: list[StageStatus], images: int) -> list[Cost]:
+def scale_costs(rows: list[Condition], images: int) -> list[Cost]:
     """Scale a finished run's figures to the sizes of `SCALES`.
 
     Parameters
     ----------
-    rows : list of StageStatus
+    rows : list of Condition
         The stages of the run, all fresh.
     images : int
         Images of the run that were used.
@@ -67,7 +68,7 @@ def scale_costs(rows: list[StageStatus], images: int) -> list[Cost]:
     costs = []
     for name, scale in SCALES.items():
         factor = scale / images
-        hours = {row.condition.key: factor * row.condition.seconds / 3600 for row in rows}
+        hours = {row.key: factor * row.seconds / 3600 for row in rows}
         costs.append(Cost(name, scale, factor * sum(row.bytes for row in rows), hours))
     return costs
 
@@ -92,7 +93,7 @@ def main(path: Path, target: Path | None) -> None:
     """Print what more images than those of the finished RUN would cost."""
     run = RunDirectory(path)
     rows = inspect_run(run, SETTINGS)
-    unfinished = [row.condition.key for row in rows if row.condition.state != "fresh"]
+    unfinished = [row.key for row in rows if row.state != "fresh"]
     if unfinished:
         raise click.ClickException(f"{', '.join(unfinished)} of {path} is not finished; run it.")
     images = len({window.image for window in read_manifest(run).usable_windows()})

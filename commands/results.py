@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -45,9 +45,6 @@ from pipeline.settings import Bounds
 from stages import FOLLOWED_BY
 from workflows.export import FORMATS, describe_formats
 
-if TYPE_CHECKING:
-    from pipeline.run.status import StageStatus
-
 VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
 SHELLS = {
     "bash": 'eval "$(primaps-pipe completion bash)"   # in ~/.bashrc',
@@ -61,7 +58,7 @@ TITLES = ("stage", "state", "shards", "size", "time", "CRF")
 _RIGHT = {2, 3, 4}
 
 
-def print_status(rows: Sequence[StageStatus], run: RunDirectory) -> None:
+def print_status(rows: Sequence[Condition], run: RunDirectory) -> None:
     """Print one row a stage, below it why it is stale, and at the end which command is the next."""
     table = [TITLES, *map(_list_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -70,22 +67,21 @@ def print_status(rows: Sequence[StageStatus], run: RunDirectory) -> None:
     # piped, one remark is one line, for grep
     width = max(get_terminal_size().columns, 40) if sys.stdout.isatty() else 10_000
     for row, line in zip(rows, table[1:], strict=True):
-        state, cells = row.condition.state, _align(line, widths)
+        state, cells = row.state, _align(line, widths)
         cells[1] = cells[1].replace(state, click.style(state, fg=COLOURS.get(state)))
         click.echo("  ".join(cells).rstrip())
-        for part in wrap(show_controls(row.condition.reason), width - 4, break_on_hyphens=False):
+        for part in wrap(show_controls(row.reason), width - 4, break_on_hyphens=False):
             click.echo(f"    {part}")
-    conditions = [row.condition for row in rows]
     # a stage that was left out is missed by none of those that were run after it
-    run_last = max((n for n, c in enumerate(conditions) if c.record is not None), default=-1)
+    run_last = max((n for n, c in enumerate(rows) if c.record is not None), default=-1)
     behind = (
         row
         for number, row in enumerate(rows)
-        if row.condition.state != "fresh" and (row.condition.record or number > run_last)
+        if row.state != "fresh" and (row.record or number > run_last)
     )
     if first := next(behind, None):
-        key = first.first or first.condition.key
-        chosen = next(condition for condition in conditions if condition.key == key)
+        key = first.first or first.key
+        chosen = next(row for row in rows if row.key == key)
         click.echo(f"next: {_name_command(chosen, run)}")
 
 
@@ -99,16 +95,15 @@ def _name_command(condition: Condition, run: RunDirectory) -> str:
     return f"primaps-pipe {verb} {run.quoted}{options}"
 
 
-def _list_cells(row: StageStatus) -> tuple[str, ...]:
-    c = row.condition
-    if c.record is None:
-        return (show_controls(c.key), c.state, "", "", "", "")
+def _list_cells(row: Condition) -> tuple[str, ...]:
+    if row.record is None:
+        return (show_controls(row.key), row.state, "", "", "", "")
     return (
-        show_controls(c.key),
-        c.state,
-        f"{c.done}/{c.total}" if c.total else "",
+        show_controls(row.key),
+        row.state,
+        f"{row.done}/{row.total}" if row.total else "",
         show_bytes(row.bytes),
-        show_seconds(c.seconds),
+        show_seconds(row.seconds),
         show_controls(row.crf),
     )
 
@@ -141,12 +136,12 @@ def status(run: Path, as_json: bool) -> None:
     stale       what it was made from has changed since
     fresh       finished, and made from what is there
     """
-    from pipeline.run.status import inspect_run
+    from pipeline.run.status import describe_row, inspect_run
     from stages import SETTINGS
 
     rows = inspect_run(RunDirectory(run), SETTINGS)
     if as_json:
-        click.echo(json.dumps([row.describe() for row in rows], indent=1))
+        click.echo(json.dumps([describe_row(row) for row in rows], indent=1))
         return
 
     print_status(rows, RunDirectory(run))

@@ -1,7 +1,4 @@
-"""What a dataset may be called: apart from the datasets themselves, for it is asked at every start.
-
-Nothing here imports more than the standard library, and what reads paths.
-"""
+"""What a dataset may be called: asked at every start, so that nothing here is slow to import."""
 
 from __future__ import annotations
 

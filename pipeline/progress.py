@@ -102,10 +102,7 @@ class Figures:
 
 
 class Screen:
-    """Where a stage shows what it does.
-
-    Lines go to standard error, so that standard output holds results only.
-    """
+    """Where a stage shows what it does: lines on standard error, results on standard output."""
 
     def __init__(self, *, progress: bool = True) -> None:
         self.progress = progress

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from pkgutil import resolve_name
 from typing import Generic, TypeVar
 
 from pipeline.errors import UsageError, did_you_mean
@@ -34,33 +33,34 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, kind: str, group: str, ours: Mapping[str, str]) -> None:
         self.kind = kind
         self.group = group
-        self._ours = dict(ours)
+        self._ours = {name: EntryPoint(name, place, group) for name, place in ours.items()}
 
     @cached_property
-    def _theirs(self) -> dict[str, list[EntryPoint]]:
-        found: dict[str, list[EntryPoint]] = {}
-        for entry in entry_points(group=self.group):
-            found.setdefault(entry.name, []).append(entry)
+    def _entries(self) -> dict[str, list[EntryPoint]]:
+        """Ours, and then those of other packages that have none of our names, by their names."""
+        found = {name: [entry] for name, entry in self._ours.items()}
+        for entry in sorted(entry_points(group=self.group), key=lambda entry: entry.name):
+            if entry.name not in self._ours:
+                found.setdefault(entry.name, []).append(entry)
         return found
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._ours
-        yield from self.brought
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     @property
     def brought(self) -> list[str]:
         """The names of the variants that other packages bring."""
-        return sorted(self._theirs.keys() - self._ours.keys())
+        return [name for name in self._entries if name not in self._ours]
 
     def brings(self, name: str) -> bool:
         """Whether another package has the variant of a name."""
-        return name not in self._ours and name in self._theirs
-
-    def __len__(self) -> int:
-        return len(self._ours.keys() | self._theirs.keys())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._ours or name in self._theirs
+        return name in self.brought
 
     def __getitem__(self, name: str) -> T:
         if name not in self:
@@ -68,19 +68,19 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"unknown {self.kind} {name!r}{did_you_mean(name, list(self))}: "
                 f"choose from {', '.join(self)}"
             )
+        entry, *others = self._entries[name]
         if name in self._ours:
-            return resolve_name(self._ours[name])  # type: ignore[no-any-return]
-        theirs = self._theirs[name]
-        if len(theirs) > 1:
-            places = " and ".join(sorted(entry.value for entry in theirs))
+            return entry.load()  # type: ignore[no-any-return]
+        if others:
+            places = " and ".join(sorted(each.value for each in self._entries[name]))
             raise UsageError(
                 f"{self.kind} {name!r} is brought by more than one package ({places}): "
                 "uninstall all but one of them."
             )
         try:
-            return theirs[0].load()
+            return entry.load()  # type: ignore[no-any-return]
         except Exception as error:
             raise UsageError(
-                f"{self.kind} {name!r} of another package ({theirs[0].value}) cannot be "
+                f"{self.kind} {name!r} of another package ({entry.value}) cannot be "
                 f"imported: {type(error).__name__}: {error}"
             ) from error

@@ -1,7 +1,4 @@
-"""Settings of stages: typed, frozen, hashed; the one place where a default stands.
-
-What values a setting may have: ranges and choices, said in words once, for help and errors.
-"""
+"""Settings of stages: their defaults, what values they may have, and both in words for people."""
 
 from __future__ import annotations
 
@@ -138,10 +135,7 @@ def read_values(field: FieldInfo) -> Values:
 
 
 def explain(field: FieldInfo, option: str, kind: str, value: Any) -> str:
-    """Say in a sentence what an option must be that cannot be what it is, by pydantic's ``kind``.
-
-    Empty for an error of another kind.
-    """
+    """Say what an option must be that is not, by pydantic's ``kind`` of error; or nothing."""
     values = read_values(field)
     close = did_you_mean(str(value), values.words)
     if values.words and values.kind in (int, float):

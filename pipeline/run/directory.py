@@ -37,11 +37,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run directory, or one prefix of an object store.
-
-    ``RunDirectory(path)`` names the directory and touches nothing; :meth:`create` makes it and
-    :meth:`require` refuses one that is not there.
-    """
+    """One run directory, or one prefix of an object store; to name it touches nothing."""
 
     path: Path
 
@@ -169,10 +165,7 @@ class RunDirectory:
     def lock(
         self, name: str, *, wait: bool, say: Say | None = None
     ) -> AbstractContextManager[Lock]:
-        """Keep other processes, on any machine, out of a part of the run.
-
-        A lock whose owner has ended is taken over (:mod:`pipeline.storage.locks`).
-        """
+        """Keep other processes, on any machine, out of a part of the run."""
         file = resolve_inside(self.path, "state/locks/" + name.replace("/", "+"))
         return hold_lock(file, what=f"{name} in {self.path}", wait=wait, say=say)
 

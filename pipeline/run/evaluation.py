@@ -1,8 +1,4 @@
-"""What was evaluated: its figures, scores and label maps, how its clusters are called and look.
-
-Clusters are called by the user, by the classes that they are matched to, or by their numbers, and
-have the colours of their classes.
-"""
+"""What was evaluated: its figures, scores and label maps, how its clusters are called and look."""
 
 from __future__ import annotations
 

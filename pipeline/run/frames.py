@@ -127,10 +127,7 @@ def resize_labels(labels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def count_threads() -> int:
-    """Return this process's share of the processor's cores.
-
-    Local worker processes are told theirs in ``OMP_NUM_THREADS``, which numerical libraries obey.
-    """
+    """Return this process's share of the cores: workers are told theirs in ``OMP_NUM_THREADS``."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     return int(told) if told.isdigit() and int(told) else os.cpu_count() or 1
 
@@ -138,15 +135,12 @@ def count_threads() -> int:
 def map_ahead(
     function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int
 ) -> Iterator[R]:
-    """Apply a function to items in threads, at most ``ahead`` of them before they are asked for.
-
-    The threads see the caller's context variables.
-    """
+    """Apply a function to items in threads, at most ``ahead`` of them before they are asked for."""
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(max_workers=max(1, threads))
     try:
         for item in items:
-            # a context of its own: two threads may not enter one
+            # the caller's context variables, a copy for each: two threads may not enter one
             waiting.append(pool.submit(copy_context().run, function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
@@ -190,10 +184,9 @@ class Batch:
 class BatchStream:
     """Reads cached arrays in batches with memory that does not grow with their length.
 
-    The windows of an epoch are shuffled all together, as the method has it, and read one by one:
-    a window is a chunk. One batch is in use while a thread reads the next. The batches are of one
-    size, bar the last, which may be up to ``len(stream) - 1`` windows smaller: a remainder of two
-    windows would otherwise be a step as long as one of 32.
+    The windows of an epoch are shuffled all together, as the method has it. One batch is in use
+    while a thread reads the next. All are of one size, bar the last, which may be up to
+    ``len(stream) - 1`` windows smaller: a step of two windows would count as much as one of 32.
     """
 
     arrays: Mapping[str, zarr.Array | tuple[zarr.Array, ...]]
@@ -203,17 +196,12 @@ class BatchStream:
     def __len__(self) -> int:
         return -(-len(self.windows) // self.batch)
 
-    @property
-    def even_batch(self) -> int:
-        """Windows per batch."""
-        return -(-len(self.windows) // len(self)) if len(self) else self.batch
-
     def read_epoch(self, *seed: int, choose: Choose | None = None) -> Iterator[Batch]:
         """Read every window once."""
         parts = self.plan_epoch(*seed, choose=choose)
         # An epoch uses two buffers over and over: fresh ones, made in one thread and freed in
         # another, would fray the allocator's memory, and more of it the longer an epoch is.
-        buffers = cycle([self._allocate(self.even_batch) for _ in parts[:2]])
+        buffers = cycle([self._allocate(len(parts[0][0])) for _ in parts[:2]])
         tasks = zip(parts, buffers, strict=False)
         yield from map_ahead(self._read_batch, tasks, threads=1, ahead=1)
 
@@ -222,7 +210,7 @@ class BatchStream:
         generator = np.random.default_rng(seed)
         order = generator.permutation(self.windows) if seed else self.windows
         drawn = choose(generator, len(order)) if choose else {}
-        size = self.even_batch
+        size = -(-len(self.windows) // max(len(self), 1)) or self.batch
         return [
             (order[low : low + size], {name: d[low : low + size] for name, d in drawn.items()})
             for low in range(0, len(order), size)

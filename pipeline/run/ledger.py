@@ -88,10 +88,8 @@ class Ledger:
         return None if content is None else _make(StageRecord, content, self.folder)
 
     def recall_stage(self) -> StageRecord | None:
-        """Return the plan prepared last, read once in a process for every time it was written.
-
-        It names every shard, and every shard asks for it.
-        """
+        """Return the plan prepared last, read once in a process for every time it was written."""
+        # it names every shard, and every shard asks for it
         now = stamp(self.file(None))
         return None if now is None else _recall_stage(self, now)
 
@@ -204,7 +202,10 @@ def require_unchanged(run: RunDirectory, key: str) -> None:
 
 @dataclass(frozen=True)
 class Condition:
-    """How a stage stands: ``missing``, ``incomplete``, ``stale`` (and why) or ``fresh``."""
+    """How a stage stands: ``missing``, ``incomplete``, ``stale`` (and why) or ``fresh``.
+
+    Only ``status`` measures its ``bytes``, and says which stage is to be run ``first``.
+    """
 
     key: str
     state: str
@@ -213,6 +214,13 @@ class Condition:
     seconds: float
     reason: str = ""
     record: StageRecord | None = None
+    bytes: int = 0
+    first: str = ""
+
+    @property
+    def crf(self) -> str:
+        """Name of the dense CRF's backend; empty for a stage that has none."""
+        return "" if self.record is None else self.record.facts.get("crf", "")
 
 
 def inspect_stage(
@@ -262,10 +270,7 @@ def find_staleness(
 
 
 def list_sources(run: RunDirectory, key: str) -> dict[str, StageRecord]:
-    """List the records of a stage and of all that it was made from, each after what it reads.
-
-    What has lost its record is left out.
-    """
+    """List the records of a stage and of all that it was made from, each after what it reads."""
     records: dict[str, StageRecord] = {}
 
     def visit(key: str) -> None:
@@ -291,12 +296,10 @@ def list_files(run: RunDirectory, written: Sequence[Stored]) -> Files:
 
 
 def list_sizes(run: RunDirectory) -> Mapping[str, int] | None:
-    """List the bytes of all objects below a run, by their relative names; None on a file system.
-
-    A store answers for a thousand objects as fast as for one.
-    """
+    """List the bytes of all objects below a run, by their relative names; None on a file system."""
     if not is_remote(run.path):
         return None
+    # a store answers for a thousand objects as fast as for one
     return {name: status.st_size for name, status in find_objects(run.path)}
 
 

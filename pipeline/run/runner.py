@@ -43,10 +43,7 @@ def run_named(
     execution: Execution,
     screen: Screen,
 ) -> list[StageRecord] | None:
-    """Bring all that is asked of a stage up to date, each of its runs as :func:`run_stage` does.
-
-    Returns the records of its runs; None where a dry run leaves one to do.
-    """
+    """Bring all runs of a stage that are asked for up to date; None where a dry run leaves one."""
     stage = stages.load(name)
     if not execution.dry_run:
         with confine_writes(run.path):
@@ -86,10 +83,8 @@ def run_stage(
 
 
 def _guard(permit: Permit | None) -> AbstractContextManager[Any]:
-    """Write nothing any more where another process has taken over the stage.
-
-    One that stood still for long was taken for dead, and must not write over its successor.
-    """
+    """Write nothing any more where another process has taken over the stage."""
+    # one that stood still for long was taken for dead, and must not write over its successor
     return nullcontext() if permit is None else guard_writes(permit.check)
 
 

@@ -1,8 +1,6 @@
-"""What a stage is.
+"""What a stage is: it plans its shards, prepares its arrays, computes single shards, and finishes.
 
-A stage plans (which shards, made from what), prepares (allocates its arrays), computes single
-shards, and finishes. The same code therefore runs in a loop, in a pool, or on a cluster, and every
-shard can be computed again alone.
+The same code therefore runs in a loop, in a pool, or on a cluster.
 """
 
 from __future__ import annotations
@@ -143,10 +141,7 @@ class Stage(ABC, Generic[S]):
 
 
 class Stages(Registry[type[StageSettings]]):
-    """The stages of a pipeline, in its order, by the class of their settings.
-
-    It says what is known of a stage before it is loaded, which may take seconds.
-    """
+    """The stages of a pipeline, in its order, by their settings: to load a stage takes seconds."""
 
     def load(self, name: str) -> Stage[Any]:
         """Import a stage and return it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,9 @@ def stat_label(manifest: Manifest, image: Image) -> tuple[int, int] | None:
 def find_upstream_changes(
     run: RunDirectory, key: str, known: Mapping[str, str] | None = None
 ) -> str:
-    """Say what has changed outside a run since a stage, or one before it, read it.
+    """Say what has changed outside a run since a stage, or one before it, read it; or nothing.
 
-    Nothing where nothing has: a finished stage then says what the files outside say now. What is
-    ``known`` of every stage is not looked for again.
+    What is ``known`` of every stage is not looked for again.
     """
     for name, record in reversed(list_sources(run, key).items()):
         changed = _find_changes(run, record) if known is None else known.get(name, "")
@@ -179,41 +178,8 @@ def _check_labels(record: StageRecord, manifest: Manifest) -> str:
 # --- the rows of ``primaps-pipe status`` ----------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StageStatus:
-    """One row of ``primaps-pipe status``."""
-
-    condition: Condition
-    bytes: int
-    first: str = ""
-
-    @property
-    def crf(self) -> str:
-        """Name of the dense CRF's backend; empty for a stage that has none."""
-        record = self.condition.record
-        return "" if record is None else record.facts.get("crf", "")
-
-    def describe(self) -> dict[str, Any]:
-        """Return the row as JSON."""
-        c = self.condition
-        return {
-            "stage": c.key,
-            "state": c.state,
-            "shards_done": c.done,
-            "shards_total": c.total,
-            "bytes": self.bytes,
-            "seconds": round(c.seconds, 3),
-            "crf": self.crf,
-            "reason": c.reason,
-        }
-
-
-def inspect_run(run: RunDirectory, stages: Stages) -> list[StageStatus]:
-    """Say how every stage of a run stands.
-
-    Stages that were never run are listed as missing, in the order of the pipeline, but for those
-    that a run may do without.
-    """
+def inspect_run(run: RunDirectory, stages: Stages) -> list[Condition]:
+    """Say how every stage of a run stands, in order; of those not run only what it cannot lack."""
     known = run.require().keys()
     keys = []
     for name, settings in stages.items():
@@ -232,10 +198,10 @@ def _inspect_key(
     key: str,
     changes: Mapping[str, str],
     sizes: Mapping[str, int] | None,
-) -> StageStatus:
+) -> Condition:
     condition = inspect_stage(run, key, stages)
     if condition.record is None:
-        return StageStatus(condition, 0)
+        return condition
     artefacts = stages.list_artefacts(key)
     if condition.state == "fresh":
         reason = find_upstream_changes(run, key, changes)
@@ -245,7 +211,22 @@ def _inspect_key(
         condition = replace(condition, state="incomplete" if reason else "fresh", reason=reason)
     # the first stage lists the images
     first = next(iter(stages)) if condition.state == "stale" and _needs_listing(run, key) else ""
-    return StageStatus(condition, sum(measure(run.path / each) for each in artefacts), first)
+    size = sum(measure(run.path / each) for each in artefacts)
+    return replace(condition, bytes=size, first=first)
+
+
+def describe_row(row: Condition) -> dict[str, Any]:
+    """Return a row as JSON."""
+    return {
+        "stage": row.key,
+        "state": row.state,
+        "shards_done": row.done,
+        "shards_total": row.total,
+        "bytes": row.bytes,
+        "seconds": round(row.seconds, 3),
+        "crf": row.crf,
+        "reason": row.reason,
+    }
 
 
 def _needs_listing(run: RunDirectory, key: str) -> bool:

@@ -1,7 +1,4 @@
-"""Whether everything that a run holds is as it was written, file by file against the ledger.
-
-What a verification found damaged is computed again by a repair, and nothing else.
-"""
+"""Whether all that a run holds is as it was written; what is not is computed again by a repair."""
 
 from __future__ import annotations
 

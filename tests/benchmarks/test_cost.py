@@ -9,13 +9,12 @@ from click.testing import CliRunner
 
 from benchmarks.cost import SCALES, main, scale_costs
 from pipeline.run.ledger import Condition
-from pipeline.run.status import StageStatus
 
 
 def test_figures_grow_with_the_images() -> None:
     rows = [
-        StageStatus(Condition("extract", "fresh", 1, 1, seconds=36.0), bytes=1000),
-        StageStatus(Condition("masks", "fresh", 1, 1, seconds=18.0), bytes=500),
+        Condition("extract", "fresh", 1, 1, seconds=36.0, bytes=1000),
+        Condition("masks", "fresh", 1, 1, seconds=18.0, bytes=500),
     ]
     million = {cost.name: cost for cost in scale_costs(rows, images=100)}["1 M"]
     assert million.hours == pytest.approx({"extract": 100.0, "masks": 50.0})

@@ -14,7 +14,6 @@ import pytest
 from commands import results
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
-from pipeline.run.status import StageStatus
 from tests.commands.conftest import Call
 from workflows import export, prediction
 from workflows.export import job
@@ -53,17 +52,17 @@ REASON = "its photographs have changed: a very long name of a file.png is new, a
 
 
 @pytest.fixture
-def rows() -> list[StageStatus]:
+def rows() -> list[Condition]:
     """Return one row of every state."""
     return [
-        StageStatus(Condition("extract", "fresh", 3, 3, 61.0), 1_420_000_000),
-        StageStatus(Condition("masks", "stale", 2, 3, 1.0, REASON), 10),
-        StageStatus(Condition("em/fresh", "missing", 0, 0, 0.0), 0),
+        Condition("extract", "fresh", 3, 3, 61.0, bytes=1_420_000_000),
+        Condition("masks", "stale", 2, 3, 1.0, REASON, bytes=10),
+        Condition("em/fresh", "missing", 0, 0, 0.0, bytes=0),
     ]
 
 
 def test_why_a_stage_is_stale_is_one_line_when_piped(
-    rows: list[StageStatus], capsys: pytest.CaptureFixture[str]
+    rows: list[Condition], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results.print_status(rows, RunDirectory(Path("my run")))
     lines = capsys.readouterr().out.splitlines()
@@ -72,7 +71,7 @@ def test_why_a_stage_is_stale_is_one_line_when_piped(
 
 
 def test_why_a_stage_is_stale_wraps_in_a_terminal_and_states_have_colours(
-    rows: list[StageStatus],
+    rows: list[Condition],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,9 +12,10 @@ from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError
 from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ledger import Condition
 from pipeline.run.runner import run_named
 from pipeline.run.stage import Plan, ShardPlan, Stage, Stages
-from pipeline.run.status import StageStatus, inspect_run
+from pipeline.run.status import describe_row, inspect_run
 from pipeline.run.verification import Damage, repair_run, verify_run
 from pipeline.settings import StageSettings, setting
 from pipeline.storage.arrays import ArraySpec, prepare_arrays, write_shard
@@ -66,7 +67,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def look(run: RunDirectory) -> StageStatus:
+def look(run: RunDirectory) -> Condition:
     (row,) = inspect_run(run, STAGES)
     return row
 
@@ -79,7 +80,7 @@ def test_a_row_says_what_it_takes(run: RunDirectory) -> None:
     row = look(run)
     files = [path for path in (run.path / "canvas.zarr").rglob("*") if path.is_file()]
     assert row.bytes == sum(path.stat().st_size for path in files) + len(b"a pencil was here")
-    assert row.describe()["state"] == "fresh" and row.describe()["stage"] == "paint"
+    assert describe_row(row)["state"] == "fresh" and describe_row(row)["stage"] == "paint"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_row_says_what_it_takes(run: RunDirectory) -> None:
 )
 def test_what_is_gone_is_named(run: RunDirectory, artefact: str, reason: str) -> None:
     (run.path / artefact).unlink()
-    condition = look(run).condition
+    condition = look(run)
     assert condition.state == "incomplete" and reason in condition.reason
 
 
