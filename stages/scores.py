@@ -82,24 +82,13 @@ def score_pairs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Score many predictions at once, from the pairs of cluster and class that occur in each.
 
-    Pixels of unmatched clusters count as wrong: they miss their class and belong to no other.
+    ``pairs`` are the number of the prediction, the cluster and the class, int64 [pair] each, of so
+    many ``pixels``; ``assignment`` is the class of each cluster, or ``UNMATCHED``; ``shape`` has
+    the numbers of predictions and of classes. Pixels of unmatched clusters count as wrong: they
+    miss their class and belong to no other.
 
-    Parameters
-    ----------
-    pairs
-        int64 [pair] each: number of the prediction, cluster, and class.
-    pixels
-        int64 [pair]: how many pixels.
-    assignment
-        int64 [cluster]: class of each cluster, or ``UNMATCHED``.
-    shape
-        Numbers of predictions and of classes.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Accuracy and mean IoU, float64 [prediction], NaN where no pixel is labelled, and IoU,
-        float64 [prediction, class], as :class:`Scores` has them.
+    Gives accuracy and mean IoU, float64 [prediction], NaN where no pixel is labelled, and IoU,
+    float64 [prediction, class], as :class:`Scores` has them.
     """
     number, cluster, label = pairs
     match = assignment[cluster]

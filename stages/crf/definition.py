@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 
+# Arrays of the compiled loops.
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
+
 # Energies that exceed the lowest of their pixel by this much are as good as infinite; the labels
 # that pad a pixel's row have it too.
 FORBIDDEN = 1e30
@@ -25,7 +30,7 @@ class CrfError(PipelineError):
     """The dense CRF cannot work on these arrays, with these kernels, or with this backend."""
 
 
-def check_inputs(unary: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
+def check_inputs(unary: Floats, image: NDArray[np.uint8]) -> None:
     """Refuse arrays that do not fit each other, or hold no image or a number that is not finite."""
     if unary.dtype != np.float32 or unary.ndim != 3 or 0 in unary.shape:
         raise CrfError(
@@ -49,7 +54,7 @@ def check_inputs(unary: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
         )
 
 
-def spatial_features(height: int, width: int, sxy: float) -> NDArray[np.float32]:
+def spatial_features(height: int, width: int, sxy: float) -> Floats:
     """Place pixels in units of the spatial kernel, float32 [(x, y), pixel]."""
     rows, columns = np.indices((height, width), dtype=np.float32)
     return np.stack([columns.ravel(), rows.ravel()]) / np.float32(max(sxy, NARROWEST))
@@ -63,7 +68,7 @@ TOO_NARROW = (
 )
 
 
-def scale_axes(dimension: int) -> NDArray[np.float32]:
+def scale_axes(dimension: int) -> Floats:
     """Return the factor of each feature that makes the lattice's blurred kernel's deviation 1.
 
     Source: Adams, Baek and Davis 2010, section 3.1.
@@ -76,7 +81,7 @@ def scale_axes(dimension: int) -> NDArray[np.float32]:
 
 def bound_coordinates(
     smallest: NDArray[np.float64], largest: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Longs, Longs]:
     """Bound the lattice coordinates [axis] of all vertices about features between two bounds."""
     dimension = len(smallest)
     # Elevated coordinate j sums the scaled features from j on, less j times the one before.
@@ -93,7 +98,7 @@ def bound_coordinates(
     return np.floor(low).astype(np.int64) - margin, np.ceil(high).astype(np.int64) + margin
 
 
-def pack_strides(spans: Sequence[int], most_bits: int) -> NDArray[np.int64]:
+def pack_strides(spans: Sequence[int], most_bits: int) -> Longs:
     """Give each number from 0 to its span a place in as many integers as it takes, [word, number].
 
     With room left for a vertex's neighbours, the keys of two neighbours differ by a constant of the

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from stages.crf.definition import (
     TOO_NARROW,
     CrfError,
+    Floats,
+    Ints,
+    Longs,
     bound_coordinates,
     pack_strides,
     scale_axes,
@@ -50,15 +53,15 @@ class Embedding(NamedTuple):
 
     # int32 [pixel, corner]: the vertices of the simplex that encloses each pixel, numbered in order
     # of appearance
-    vertices: NDArray[np.int32]
-    weights: NDArray[np.float32]  # [pixel, corner]: barycentric weights of the pixel in its simplex
-    sums: NDArray[np.float32]  # [vertex]: sum of each vertex's weights
-    keys: NDArray[np.int64]  # [word, vertex]: each vertex's coordinates, packed into two integers
+    vertices: Ints
+    weights: Floats  # [pixel, corner]: barycentric weights of the pixel in its simplex
+    sums: Floats  # [vertex]: sum of each vertex's weights
+    keys: Longs  # [word, vertex]: each vertex's coordinates, packed into two integers
     # int64 [word, axis]: what is added to a vertex's key to get that of its neighbour along each
-    steps: NDArray[np.int64]
+    steps: Longs
 
 
-def embed_pixels(features: NDArray[np.float32]) -> Embedding:
+def embed_pixels(features: Floats) -> Embedding:
     """Embed the pixels' features in the lattice.
 
     In scratch memory: it holds until the thread embeds other pixels.
@@ -91,13 +94,13 @@ def embed_pixels(features: NDArray[np.float32]) -> Embedding:
 
 @compile_kernel
 def _enclose(
-    features: NDArray[np.float32],
+    features: Floats,
     first: int,
-    scale: NDArray[np.float32],
-    origins: NDArray[np.float32],
-    ranks: NDArray[np.float32],
-    shares: NDArray[np.float32],
-    barycentric: NDArray[np.float32],
+    scale: Floats,
+    origins: Floats,
+    ranks: Floats,
+    shares: Floats,
+    barycentric: Floats,
 ) -> None:
     """Find the simplices that enclose a block of pixels.
 
@@ -157,7 +160,7 @@ def _enclose(
 
 
 @compile_kernel
-def _order_axes(ranks: NDArray[np.float32], lane: int, order: NDArray[np.int64]) -> None:
+def _order_axes(ranks: Floats, lane: int, order: Longs) -> None:
     """List the axes in the order in which a pixel's vertices step back along them."""
     count = len(ranks)
     for axis in range(count):
@@ -166,12 +169,7 @@ def _order_axes(ranks: NDArray[np.float32], lane: int, order: NDArray[np.int64])
 
 @compile_kernel
 def _list_keys(
-    origins: NDArray[np.float32],
-    lane: int,
-    order: NDArray[np.int64],
-    offset: NDArray[np.int64],
-    strides: NDArray[np.int64],
-    keys: NDArray[np.int64],
+    origins: Floats, lane: int, order: Longs, offset: Longs, strides: Longs, keys: Longs
 ) -> None:
     """Write one word of the keys of a pixel's vertices, by colour, to its place in its block."""
     count = len(origins)
@@ -195,7 +193,7 @@ def _hash(low: int, high: int, slots: int) -> int:
 
 
 @compile_kernel
-def _fill(table: NDArray[np.int32], slots: int, keys: NDArray[np.int64], size: int) -> None:
+def _fill(table: Ints, slots: int, keys: Longs, size: int) -> None:
     """Fill the first slots of the table with all vertices there are."""
     table[:slots] = -1
     for vertex in range(size):
@@ -207,15 +205,15 @@ def _fill(table: NDArray[np.int32], slots: int, keys: NDArray[np.int64], size: i
 
 @compile_kernel
 def _embed(
-    features: NDArray[np.float32],
-    scale: NDArray[np.float32],
-    offset: NDArray[np.int64],
-    strides: NDArray[np.int64],
-    vertices: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    sums: NDArray[np.float32],
-    keys: NDArray[np.int64],
-    table: NDArray[np.int32],
+    features: Floats,
+    scale: Floats,
+    offset: Longs,
+    strides: Longs,
+    vertices: Ints,
+    weights: Floats,
+    sums: Floats,
+    keys: Longs,
+    table: Ints,
 ) -> int:
     """Embed whole blocks of pixels; write what `Embedding` holds, return the number of vertices."""
     dimension, padded = features.shape
@@ -276,16 +274,16 @@ def _embed(
 class Lattice:
     """The vertices that some pixel touches, and how pixels and vertices are tied to each other."""
 
-    vertices: NDArray[np.int32]  # [pixel, corner]: as those of `Embedding`
-    weights: NDArray[np.float32]  # [pixel, corner]: times the pixel's kernel normalisation
+    vertices: Ints  # [pixel, corner]: as those of `Embedding`
+    weights: Floats  # [pixel, corner]: times the pixel's kernel normalisation
     # int32 [entry]: for every lattice axis in turn, the runs of two or more vertices that neighbour
     # each other along it; the last vertex v of a run is stored as -1 - v
-    chains: NDArray[np.int32]
-    axes: NDArray[np.int64]  # [axis + 1]: where the runs of each axis begin and end in `chains`
+    chains: Ints
+    axes: Longs  # [axis + 1]: where the runs of each axis begin and end in `chains`
     size: int  # number of vertices
 
 
-def build_lattice(features: NDArray[np.float32]) -> Lattice:
+def build_lattice(features: Floats) -> Lattice:
     """Build the lattice of the pixels' features, normalised symmetrically.
 
     Filtering with it is D^-1/2 K D^-1/2, where D holds the sums of the kernel K over pixels (found
@@ -324,11 +322,7 @@ def build_lattice(features: NDArray[np.float32]) -> Lattice:
 
 @compile_kernel
 def _find_near(
-    keys: NDArray[np.int64],
-    names: NDArray[np.int64],
-    step: int,
-    following: NDArray[np.int32],
-    preceded: NDArray[np.bool_],
+    keys: Longs, names: Longs, step: int, following: Ints, preceded: NDArray[np.bool_]
 ) -> None:
     """Set each vertex's neighbour along an axis, -1 for none, and mark those that are one.
 
@@ -349,12 +343,12 @@ def _find_near(
 
 @compile_kernel
 def _find_far(
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    names: NDArray[np.int64],
+    low: Longs,
+    high: Longs,
+    names: Longs,
     step_low: int,
     step_high: int,
-    following: NDArray[np.int32],
+    following: Ints,
     preceded: NDArray[np.bool_],
 ) -> None:
     """Do what `_find_near` does for keys of two integers."""
@@ -374,11 +368,7 @@ def _find_far(
 
 @compile_kernel
 def _chain_vertices(
-    following: NDArray[np.int32],
-    preceded: NDArray[np.bool_],
-    starts: NDArray[np.int32],
-    chains: NDArray[np.int32],
-    entry: int,
+    following: Ints, preceded: NDArray[np.bool_], starts: Ints, chains: Ints, entry: int
 ) -> int:
     """List the runs of neighbouring vertices along an axis from an entry on; return the next.
 
@@ -403,9 +393,7 @@ def _chain_vertices(
 
 
 @compile_kernel
-def _blur_numbers(
-    chains: NDArray[np.int32], axes: NDArray[np.int64], values: NDArray[np.float32]
-) -> None:
+def _blur_numbers(chains: Ints, axes: Longs, values: Floats) -> None:
     """Blur one number per vertex, in place; see `stages.crf.mean_field.RowKernels.blur`."""
     before = np.float32(0.0)
     for entry in range(axes[-1]):
@@ -425,11 +413,7 @@ def _blur_numbers(
 
 
 @compile_kernel
-def _normalise_weights(
-    vertices: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    sums: NDArray[np.float32],
-) -> None:
+def _normalise_weights(vertices: Ints, weights: Floats, sums: Floats) -> None:
     """Multiply the weights by 1 / sqrt(K1 + 1e-20), in place, K1 being the slice of `sums`."""
     pixels, count = vertices.shape
     for pixel in range(pixels):

@@ -27,7 +27,15 @@ import scipy.sparse
 from llvmlite.binding import get_host_cpu_features
 from numpy.typing import NDArray
 
-from stages.crf.definition import FORBIDDEN, NARROWEST, NEGLIGIBLE, spatial_features
+from stages.crf.definition import (
+    FORBIDDEN,
+    NARROWEST,
+    NEGLIGIBLE,
+    Floats,
+    Ints,
+    Longs,
+    spatial_features,
+)
 from stages.crf.lattice import Lattice, build_lattice
 from stages.crf.settings import CrfSettings
 from stages.crf.vectors import (
@@ -99,7 +107,7 @@ BAND = 4
 LANES = 32 if get_host_cpu_features().get("avx512f", False) else 16
 
 
-def multiply_out(lattice: Lattice, height: int, width: int) -> NDArray[np.float32]:
+def multiply_out(lattice: Lattice, height: int, width: int) -> Floats:
     """Multiply splat, blur and slice of a lattice out to the weights of a stencil.
 
     Returns float32 [y, x, column, row]: the weight of the pixel at (y + row - 3, x + column - 3) in
@@ -136,13 +144,7 @@ def choose_row(y: int, height: int, rows: int) -> int:
 
 
 @compile_kernel
-def gather_band(
-    posterior: NDArray[np.float32],
-    stencil: NDArray[np.float32],
-    y: int,
-    messages: NDArray[np.float32],
-    like: Vector,
-) -> None:
+def gather_band(posterior: Floats, stencil: Floats, y: int, messages: Floats, like: Vector) -> None:
     """Compute the messages to a band of rows, float32 [row, x, label], or to those left of it."""
     height = len(posterior) - 2 * REACH
     if y >= BORDER and y + BAND <= height - BORDER:
@@ -154,13 +156,7 @@ def gather_band(
 
 
 @compile_kernel
-def _gather_row(
-    posterior: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    y: int,
-    messages: NDArray[np.float32],
-    like: Vector,
-) -> None:
+def _gather_row(posterior: Floats, weights: Floats, y: int, messages: Floats, like: Vector) -> None:
     """Compute the messages to one row."""
     width, labels = messages.shape
     stride = posterior.shape[1] * labels
@@ -177,11 +173,7 @@ def _gather_row(
 
 @compile_kernel
 def _gather_rows(
-    posterior: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    y: int,
-    messages: NDArray[np.float32],
-    like: Vector,
+    posterior: Floats, weights: Floats, y: int, messages: Floats, like: Vector
 ) -> None:
     """Compute the messages to a whole band of rows with the same weights."""
     width, labels = messages.shape[1:]
@@ -230,9 +222,8 @@ LEAST_LOGIT = np.float32(-FORBIDDEN)
 # Pixels whose energies are turned into rows together.
 BLOCK = 16
 
-Floats = NDArray[np.float32]
 # Vertices and weights of the pixels, [pixel, corner] each.
-Corners = tuple[NDArray[np.int32], Floats]
+Corners = tuple[Ints, Floats]
 
 
 class Sweep(NamedTuple):
@@ -286,7 +277,7 @@ def compile_rows(lanes: int) -> RowKernels:
             row = load(posterior, _place(pixel, width) * lanes, zeros(lanes))
             fresh = _splat_row(row, vertices, weights, pixel, values, fresh)
 
-    def blur(chains: NDArray[np.int32], axes: NDArray[np.int64], values: Floats) -> None:
+    def blur(chains: Ints, axes: Longs, values: Floats) -> None:
         entries = axes[-1]
         last = entries - 1
         none = len(values) - 1
@@ -382,12 +373,7 @@ def _ask_for(values: Floats, at: int, lanes: int) -> None:
 
 @compile_kernel
 def _slice_row(
-    row: Vector,
-    vertices: NDArray[np.int32],
-    weights: Floats,
-    pixel: int,
-    values: Floats,
-    scale: np.float32,
+    row: Vector, vertices: Ints, weights: Floats, pixel: int, values: Floats, scale: np.float32
 ) -> Vector:
     """Add the weighted rows of a pixel's vertices, times a scale."""
     lanes = count_lanes(row)
@@ -399,12 +385,7 @@ def _slice_row(
 
 @compile_kernel
 def _splat_row(
-    row: Vector,
-    vertices: NDArray[np.int32],
-    weights: Floats,
-    pixel: int,
-    values: Floats,
-    fresh: int,
+    row: Vector, vertices: Ints, weights: Floats, pixel: int, values: Floats, fresh: int
 ) -> int:
     """Add a pixel's row, weighted, to those of its vertices; return the vertices seen by then.
 
@@ -458,30 +439,11 @@ def collect_labels(posterior: Floats, collected: Floats) -> None:
 STENCIL_SXY = 1.0
 
 
-def infer_posterior(
-    unary: NDArray[np.float32], image: NDArray[np.uint8], settings: CrfSettings
-) -> NDArray[np.float32]:
-    """Infer the mean-field posterior of the labels.
+def infer_posterior(unary: Floats, image: NDArray[np.uint8], settings: CrfSettings) -> Floats:
+    """Infer the mean-field posterior of the labels; see `stages.crf.backends.Backend.refine`.
 
-    Parameters
-    ----------
-    unary : float32 [label, y, x]
-        Energies, that is negative log probabilities up to a constant per pixel; finite.
-    image : uint8 [y, x, rgb]
-        The image whose colours the bilateral kernel compares, 0..255.
-    settings : CrfSettings
-        Kernel widths, weights and the number of iterations.
-
-    Returns
-    -------
-    float32 [label, y, x]
-        Probabilities: in 0..1, with a sum of 1 over the labels; those below e^-40 of their pixel's
-        largest come out as 0.
-
-    Raises
-    ------
-    CrfError
-        A kernel is too narrow for an image of this size.
+    Probabilities below e^-40 of their pixel's largest come out as 0. `CrfError`: a kernel is too
+    narrow for an image of this size.
     """
     labels, height, width = unary.shape
     lanes = pad_labels(labels)

@@ -1,14 +1,11 @@
 """Short vectors of float32 in compiled loops, one machine instruction for many lanes.
 
 A loop over a short row of labels is left scalar by the compiler, which cannot know that the rows do
-not overlap. A kernel that loads a row as one vector says so: the vector lives in registers, as wide
-as the machine has them, and every operation on it is one instruction per register.
+not overlap. A kernel that loads a row as one vector says so: the vector lives in registers, and
+every operation on it is one instruction per register.
 
 Every lane is computed alone, with the rounding of IEEE 754; sums over lanes are taken in a fixed
-order. The same numbers therefore come out on every machine, whatever the width of its registers.
-
-Loops are compiled at first use, without a compiler, for any thread; `take_scratch` gives them
-memory that is aligned, and used again by the thread that took it.
+order: the same numbers come out on every machine, whatever the width of its registers.
 """
 
 from __future__ import annotations

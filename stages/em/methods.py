@@ -21,7 +21,6 @@ from pipeline.compute.scheduler import INLINE, Team, announce
 from pipeline.errors import RunError, count_of
 from pipeline.storage.files import Checkpoint
 from stages.em.cache import Cache, Source, TeamCache, name_device
-from stages.em.maximisation import weigh_classes
 from stages.em.pieces import (
     Prototypes,
     add_in_order,
@@ -33,6 +32,7 @@ from stages.em.pieces import (
     sum_piece,
     update_momentum,
 )
+from stages.em.pixels import weigh_classes
 from stages.em.settings import EmSettings
 from stages.em.start import ReadSample, find_initial_directions
 
@@ -50,19 +50,17 @@ class Task:
     settings
         Resolved, of the method's ``settings_class``; ``classes`` is a number.
     cache
-        The cached features, or a head's codes, and the proposals of the windows to fit on: see
-        :class:`stages.em.cache.Cache`.
+        The cached features, or a head's codes, and the proposals of the windows to fit on.
     checkpoint
         Where the fit may save itself: ``save(arrays, values)`` writes NumPy arrays and JSON-able
-        values whole or not at all, ``load()`` gives the pair that was saved last, or None. It knows
-        nothing of fits with other settings, and is removed at the end.
+        values whole or not at all, ``load()`` gives the pair that was saved last, never that of a
+        fit with other settings, or None.
     start
         float32 [class, channel], any length: the cluster probe of the head whose codes are fitted;
         None where there is no head, or the method does not ask for a start.
-    team
-        Whoever computes with this process; alone where the method does not share its work.
-    source
-        What a worker of the team needs to open the same cache.
+    team, source
+        Whoever computes with this process, alone where the method does not share its work; and what
+        a worker of the team needs to open the same cache.
     """
 
     settings: Any
@@ -102,8 +100,7 @@ class Fit:
         More arrays to keep in the group of ``em.zarr``, by name. Of ``score_NAME`` and ``loss``,
         [epoch], the report draws curves.
     others
-        Name in the metrics -> array [class, channel] among ``arrays`` that is scored as a
-        classifier beside the prototypes.
+        Name in the metrics -> array [class, channel] among ``arrays`` that is scored, too.
     attributes
         Small JSON-able facts to keep with the group: ``score_units``, name of a score -> unit.
     device
@@ -177,8 +174,7 @@ class Method(ABC):
         Raises
         ------
         UsageError, RunError
-            The settings ask for what cannot be, or the run has nothing to learn from: one sentence
-            that says what to do.
+            The settings ask for what cannot be, or the run has nothing to learn from.
         """
 
 

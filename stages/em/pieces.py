@@ -1,10 +1,10 @@
 """What is computed of the windows of a step, piece by piece, and what of it is summed.
 
 A fit's result may not depend on how many threads or processes computed it. So on the processor
-every window is computed alone, by one thread, wherever the windows beside it are; and what is
-summed over windows is summed in groups of ``GROUP``, then group by group, in the order of the
-batch. Whoever computes some whole groups of a batch, a piece, gets their sums to the last bit.
-Pieces give sums per group on the device of the prototypes; all but the features stay small.
+every window is computed alone, by one thread; and what is summed over windows is summed in groups
+of ``GROUP``, then group by group, in the order of the batch. Whoever computes some whole groups of
+a batch, a piece, gets their sums to the last bit. Pieces give sums per group on the device of the
+prototypes; all but the features stay small.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from stages.clustering import measure_clusters
-from stages.em.maximisation import Softmax, differentiate, sum_probabilities
-from stages.em.pixels import assign_proposals, map_windows
+from stages.em.pixels import (
+    Softmax,
+    assign_proposals,
+    differentiate,
+    map_windows,
+    sum_probabilities,
+)
 
 GROUP = 8
 # Libraries of linear algebra may round differently on memory that begins in mid of a cache line.
@@ -147,20 +152,13 @@ def compute_weight_gradient(gradient: Tensor, features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FitBatch:
-    """The windows of one step, or of a piece of one.
+    """The windows of one step, or of a piece of one."""
 
-    Attributes
-    ----------
-    features
-        float32 [window, row, column, channel]: what the momentum prototypes see.
-    proposals
-        uint8 [window, y, x]: 0 = no proposal; None where the method needs none.
-    student
-        The same windows as the running prototypes see them; None: as the momentum prototypes do.
-    """
-
+    # float32 [window, row, column, channel]: what the momentum prototypes see
     features: Tensor
+    # uint8 [window, y, x]: 0 = no proposal; None where the method needs none
     proposals: Tensor | None = None
+    # what the running prototypes see of the same windows; None: the same
     student: Tensor | None = None
 
 

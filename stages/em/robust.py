@@ -1,15 +1,13 @@
 """The robust fit: proposals clustered by agreement, positions classified by linear discriminants.
 
-What K-means and PriMaPs-EM do pixel by pixel, from one start, is done here in two steps, of which
-none learns by gradients. The proposals of a sample of windows, each weighted alike, are clustered
-by evidence accumulation; then the positions of each group make a Gaussian class, all with one
-covariance.
+None of its two steps learns by gradients. The proposals of a sample of windows, each weighted
+alike, are clustered by evidence accumulation; then the positions of each group make a Gaussian
+class, all with one covariance.
 
-A single K-means of a few hundred proposals depends on where it starts, and draws round borders of
-equal size. How often two proposals fall together, over many clusterings that differ in start,
-number of clusters and share of context, is a similarity that does not, and average linkage on it
-finds groups of any shape and size (Fred & Jain, "Combining multiple clusterings using evidence
-accumulation", 2005).
+A single K-means depends on where it starts, and draws round borders of equal size. How often two
+proposals fall together, over many clusterings that differ in start, number of clusters and share of
+context, is a similarity that does not, and average linkage on it finds groups of any shape and size
+(Fred & Jain, "Combining multiple clusterings using evidence accumulation", 2005).
 """
 
 from __future__ import annotations
@@ -181,10 +179,9 @@ def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
 def measure_gains(logits: Tensor, labels: Tensor) -> Tensor:
     """Measure how well logits [position, class] tell the labels [position], at each of ``GAINS``.
 
-    Gives float64 [gain]: minus the summed log-likelihood. Neighbouring positions are much alike, so
-    Gaussian classes, which take them as independent draws, are several times too sure. One factor
-    on all logits mends that and moves no border (Guo et al., "On calibration of modern neural
-    networks", 2017).
+    Gives float64 [gain]: minus the summed log-likelihood. Gaussian classes take neighbouring
+    positions as independent draws, and are several times too sure: one factor on all logits mends
+    that and moves no border (Guo et al., "On calibration of modern neural networks", 2017).
     """
     own = logits.gather(1, labels[:, None]).sum()
     return torch.stack([(gain * logits).logsumexp(dim=1).sum() - gain * own for gain in GAINS])
@@ -241,21 +238,19 @@ def fit_robust(
     Returns
     -------
     RobustFit
-        The same for the same sample and settings, in any number of threads and on any device: all
-        is computed in float64 on the processor.
+        The same in any number of threads and on any device: all is float64 on the processor.
 
     Raises
     ------
     UsageError
         There are fewer proposals than classes.
     """
-    units = _collect_units(read_sample())
+    units = _collect_units(read_sample(), seed)
     if len(units.number) < classes:
         raise UsageError(
             f"--classes {classes}: the sample holds only {len(units.number)} proposals; "
             "ask for fewer classes, or give more images."
         )
-    units = _sample_units(units, seed)
     agreement = count_agreement(units.feature, units.context, classes, clusterings, seed)
     labels = torch.from_numpy(link_units(agreement, classes))
     moments = Moments(units.feature.mean(dim=0), classes)
@@ -309,7 +304,8 @@ def _number(proposals: Tensor, first: int) -> Tensor:
     return _NUMBERS * windows[:, None] + proposals
 
 
-def _collect_units(batches: Iterable[FitBatch]) -> Units:
+def _collect_units(batches: Iterable[FitBatch], seed: int) -> Units:
+    """Pool the proposals of all batches; of more than ``MOST_UNITS`` draw so many."""
     parts, first = [], 0
     for batch in batches:
         features, proposals = read_positions(batch)
@@ -317,10 +313,7 @@ def _collect_units(batches: Iterable[FitBatch]) -> Units:
         first += len(features)
     if not parts:
         raise ValueError("a fit needs batches")
-    return Units(*(torch.cat(same) for same in zip(*parts, strict=True)))
-
-
-def _sample_units(units: Units, seed: int) -> Units:
+    units = Units(*(torch.cat(same) for same in zip(*parts, strict=True)))
     if len(units.number) <= MOST_UNITS:
         return units
     generator = np.random.default_rng([seed, MOST_UNITS])

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.memory import explain_shortage
@@ -108,12 +107,14 @@ class Em(Training[EmSettings]):
             count = _count_classes(run, settings)
             settings = settings.replace(classes=count.classes)
         cache, method = open_cache(run, settings, device), get_method(settings)
-        print_ = read_record(run, self.key(settings)).shards[shard]
+        print_, start = read_record(run, self.key(settings)).shards[shard], None
+        if method.needs_start and settings.head is not None:
+            start = torch.from_numpy(read_group(run.heads, settings.head)[0]["probe"])
         task = Task(
             settings,
             cache,
             self.checkpoint(run, settings, print_),
-            _read_probe(run, settings) if method.needs_start else None,
+            start,
             team,
             Source(run, settings, print_),
         )
@@ -199,13 +200,6 @@ def _choose_student(run: RunDirectory, settings: EmSettings) -> str:
             f"`primaps-pipe extract {run.quoted} --views clean,photometric`{codes} first."
         )
     return settings.student
-
-
-def _read_probe(run: RunDirectory, settings: EmSettings) -> Tensor | None:
-    if settings.head is None:
-        return None
-    arrays, _ = read_group(run.heads, settings.head)
-    return torch.from_numpy(arrays["probe"])
 
 
 def _write_fit(run: RunDirectory, settings: EmSettings, fit: Fit, count: ClassCount | None) -> None:

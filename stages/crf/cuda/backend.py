@@ -113,10 +113,10 @@ def build_bilateral_lattice(images: Tensor, settings: CrfSettings, passes: Passe
     # Looked up instead of divided on the device, whose divisions by a scalar round differently.
     deviation = np.float32(max(settings.bilateral_srgb, NARROWEST))
     shades = np.arange(256, dtype=np.float32) / deviation
-    colours = torch.from_numpy(shades).to(images.device)[images.int()]
+    colours = torch.from_numpy(shades).to(images.device).index_select(0, images.flatten().int())
     features = torch.empty(5, count, height, width, device=images.device)
     features[:2] = torch.from_numpy(positions).to(images.device).reshape(2, 1, height, width)
-    features[2:] = colours.permute(3, 0, 1, 2)
+    features[2:] = colours.reshape(images.shape).permute(3, 0, 1, 2)
     extents = [*positions[:, -1].tolist(), *[float(shades[-1])] * 3]
     return build_lattice(features.reshape(5, -1), extents, count, passes)
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from pipeline.datasets.definition import IGNORE
 from pipeline.errors import UsageError
 from stages.clustering import cluster_loss, list_unused, measure_clusters
-from stages.em.maximisation import differentiate, sum_probabilities, weigh_classes
 from stages.em.methods import FitState
 from stages.em.pieces import FitBatch, make_prototypes
-from stages.em.pixels import assign_proposals
+from stages.em.pixels import assign_proposals, differentiate, sum_probabilities, weigh_classes
 from stages.em.robust import fit_robust
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import estimate_classes
