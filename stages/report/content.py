@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.datasets.definition import Colour
+from pipeline.datasets.definition import Colour, png_palette
 from pipeline.errors import ImageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import ClusterLook, Evaluation, pick_scores, read_given_names
@@ -211,7 +211,11 @@ def _build_gallery(
         row, role = which
         image = images[row["image"]]
         labels = read_labels(evaluation, artefacts, image, looks[image.split], settings.device)
-        exhibit = _gather_exhibit(artefacts, image, labels)
+        try:
+            truth = artefacts.read_truth(image)
+        except ImageError:
+            truth = None  # the reason is among the report's warnings
+        exhibit = gather_exhibit(artefacts, image, artefacts.read_pixels(image), truth, labels)
         return build_item(image, exhibit, role, colours, pick_scores(row), side)
 
     threads = count_threads()
@@ -270,19 +274,22 @@ def read_labels(
     return Labels(take_clusters(logits, cover.boxes, artefacts.size), refined, *looks)
 
 
-def _gather_exhibit(artefacts: Artefacts, image: Image, labels: Labels) -> Exhibit:
-    """Gather what is shown of an image that is labelled already."""
-    try:
-        truth = artefacts.read_truth(image)
-    except ImageError:
-        truth = None  # the reason is among the report's warnings
+def gather_exhibit(
+    artefacts: Artefacts,
+    image: Image,
+    frame: NDArray[np.uint8],
+    truth: NDArray[np.uint8] | None,
+    labels: Labels | None,
+) -> Exhibit:
+    """Gather what is shown of an image whose pixels and label maps have been read."""
+    palette = np.frombuffer(png_palette(artefacts.dataset.palette), np.uint8)
     return Exhibit(
-        frame=artefacts.read_pixels(image),
+        frame=frame,
         boxes=artefacts.cover(image).boxes,
         features=artefacts.read_features(image),
         proposals=artefacts.read_proposals(image),
         truth=truth,
-        palette=labels.look.palette,
+        palette=palette.reshape(256, 3),
         labels=labels,
     )
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.datasets.definition import IGNORE, Colour, png_palette
+from pipeline.datasets.definition import IGNORE, Colour
 from pipeline.errors import ImageError, PipelineError, RunError, UsageError
 from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import Evaluation, choose_look, open_evaluation, read_given_names
@@ -35,7 +35,7 @@ from stages.artefacts import Artefacts, open_artefacts
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.labelling import MAIN, label_images
-from stages.report.content import read_labels
+from stages.report.content import gather_exhibit, read_labels
 from stages.report.pictures import (
     Exhibit,
     Labels,
@@ -116,15 +116,7 @@ def inspect_image(
         scores, crf = evaluation.read_scores([name]).get(name, {}), str(evaluation.metrics["crf"])
     elif subject is not None:
         labels, scores, crf = _compute_labels(artefacts, row)
-    exhibit = Exhibit(
-        frame=frame,
-        boxes=artefacts.cover(row).boxes,
-        features=artefacts.read_features(row),
-        proposals=artefacts.read_proposals(row),
-        truth=truth,
-        palette=np.frombuffer(png_palette(artefacts.dataset.palette), np.uint8).reshape(256, 3),
-        labels=labels,
-    )
+    exhibit = gather_exhibit(artefacts, row, frame, truth, labels)
     legend = _list_legend(artefacts, exhibit)
     # columns in which nothing stands are left out
     kept = [i for i in range(len(_COLUMNS)) if any(e.figures[i] != NOTHING for e in legend)]

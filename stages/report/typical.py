@@ -82,8 +82,7 @@ def rate_parts(
     """
     rows, columns = features.shape[:2]
     height, width = ids.shape
-    cell = (np.arange(height) * rows // height)[:, None] * columns
-    cell = cell + np.arange(width) * columns // width
+    cell = enlarge(np.arange(rows * columns).reshape(rows, columns), height, width)
     count = int(ids.max()) + 1
     pixels = np.bincount(
         (ids.astype(np.int64) * (rows * columns) + cell).ravel(), minlength=count * rows * columns
