@@ -193,12 +193,13 @@ def settings_options(
     names: Collection[str] = (),
     section: str = FINE,
     besides: Mapping[str, Mapping[str, Any]] = BESIDES,
+    remembered: bool = True,
 ) -> Callable[[C], C]:
     """Give a command one option per field of a settings class, or for those that are named.
 
     An option that is not given stays out of the settings: what ``run.yaml`` remembers, or else the
-    class's default, holds. The first say what is computed; the others are in a section, but for
-    those that say how the stage runs.
+    class's default, holds; where nothing is remembered, it is the default. The first say what is
+    computed; the others are in a section, but for those that say how the stage runs.
     """
 
     def decorate(command: C) -> C:
@@ -207,6 +208,8 @@ def settings_options(
             place = WHAT if name in first else section if changes_output else HOW
             words, facts = _describe_option(settings, name, place)
             facts.update(besides.get(name, {}))
+            if not remembered:
+                facts["default"] = settings.model_fields[name].default
             command = click.option(*words, cls=Option, **facts)(command)
         return command
 

@@ -34,15 +34,16 @@ from commands.options import (
     em_option,
     head_option,
     screen_options,
+    settings_options,
 )
-from commands.verbs import PROGRAM, argument, how, shown, verb, what
+from commands.verbs import PROGRAM, argument, shown, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError, count_of
 from pipeline.progress import Screen, show_bytes, show_controls, show_seconds
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
-from stages import FOLLOWED_BY
+from stages import FOLLOWED_BY, SETTINGS
 from workflows.export import FORMATS, describe_formats
 
 VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
@@ -137,7 +138,6 @@ def status(run: Path, as_json: bool) -> None:
     fresh       finished, and made from what is there
     """
     from pipeline.run.status import describe_row, inspect_run
-    from stages import SETTINGS
 
     rows = inspect_run(RunDirectory(run), SETTINGS)
     if as_json:
@@ -168,7 +168,6 @@ def verify(
 ) -> None:
     """Check every file of a run against the checksums in its ledger."""
     from pipeline.run.verification import Findings, repair_run, verify_run
-    from stages import SETTINGS
 
     screen = Screen(progress=progress)
 
@@ -352,18 +351,7 @@ def export(run: Path, format_: str, out: Path, screen: Screen, **options: Any) -
 )
 @what("--out", type=PlaceType(), required=True, help="folder of the labels")
 @what("--crf", type=CRF_TYPE, default="auto", help="refinement of the labels  [default: auto]")
-@how(
-    "--weights",
-    type=PlaceType(),
-    help=".safetensors or .pth of the backbone; found by itself when not given",
-)
-@how("--device", default="auto", help="auto, cpu, cuda or cuda:N  [default: auto]")
-@how(
-    "--batch-size",
-    type=NumberType(int, Bounds(least=1)),
-    default=16,
-    help="windows per forward pass  [default: 16; at least 1]",
-)
+@settings_options(SETTINGS["extract"], names=("weights", "device", "batch_size"), remembered=False)
 @screen_options
 def predict(images: Path, prototypes: Path, out: Path, screen: Screen, **options: Any) -> None:
     """Label new images with prototypes; no run directory is needed."""
