@@ -38,33 +38,39 @@ def _complete(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-class ChoiceType(click.ParamType):
-    """One of some names; a wrong one is told which it may have been meant for."""
+class WordType(click.ParamType):
+    """A value that may be one of some words, which are completed."""
 
-    name = "choice"
-
-    def __init__(self, choices: Collection[str]) -> None:
-        self.choices = choices
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return the names as the help page shows them."""
-        return f"[{'|'.join(self.choices)}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the name, or end the command."""
-        if value not in self.choices:
-            known, close = ", ".join(self.choices), did_you_mean(value, self.choices)
-            self.fail(f"{value!r}{close} is none of {known}.", param, ctx)
-        return value
+    words: Collection[str]
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Complete a name."""
-        return _complete(self.choices, incomplete)
+        """Complete a word."""
+        return _complete(self.words, incomplete)
 
 
-class NumberType(click.ParamType):
+class ChoiceType(WordType):
+    """One of some words; a wrong one is told which it may have been meant for."""
+
+    name = "choice"
+
+    def __init__(self, words: Collection[str]) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the words as the help page shows them."""
+        return f"[{'|'.join(self.words)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word, or end the command."""
+        if value not in self.words:
+            known, close = ", ".join(self.words), did_you_mean(value, self.words)
+            self.fail(f"{value!r}{close} is none of {known}.", param, ctx)
+        return value
+
+
+class NumberType(WordType):
     """A number in a range, or one of some words."""
 
     def __init__(
@@ -89,12 +95,6 @@ class NumberType(click.ParamType):
             wanted = ", or ".join((str(self.bounds), *self.words))
             self.fail(f"it must be {wanted}, not {value}.", param, ctx)
         return number
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Complete a word."""
-        return _complete(self.words, incomplete)
 
 
 class PlaceType(click.ParamType):

@@ -39,28 +39,26 @@ def _write_split(export: Export, split: str) -> list[tuple[str, str]]:
     table = np.zeros((256, 3), np.uint8)
     table[: len(colours)] = colours
     file = f"annotations/panoptic_{split}2017.json"
-    listed = folder.has(file)
 
     def place(item: Item) -> tuple[str, str]:
         name = item.name + choose_suffix(item.image.path, COMMON)
         return f"{split}2017/{name}", f"annotations/panoptic_{split}2017/{item.name}.png"
 
+    def draw(label: str, labels: NDArray[np.uint8]) -> None:
+        folder.write_labels(label, table[labels], None)
+
     def write_item(item: Item) -> list[dict[str, Any]]:
         image, label = place(item)
         export.write_photograph(item, image)
-        if listed and folder.has(label):
-            return []
         labels = source.read_labels(item.image)
-        folder.write_labels(label, table[labels], None)
+        draw(label, labels)
         return describe_segments(labels, colours)
 
-    places, segments = [place(item) for item in export.items], export.map(write_item)
-    if listed:
-        for _ in segments:
-            pass
-    else:
-        with folder.stream(file) as stream:
-            _write_json(stream, export, colours, places, segments)
+    if folder.has(file):
+        return export.write_pairs(place, draw)
+    places = [place(item) for item in export.items]
+    with folder.stream(file) as stream:
+        _write_json(stream, export, colours, places, export.map(write_item))
     return places
 
 
