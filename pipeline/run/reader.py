@@ -38,9 +38,16 @@ from pipeline.run.ledger import (
     require_fresh,
 )
 from pipeline.run.manifest import Image, Manifest, read_manifest
-from pipeline.storage.arrays import list_nodes, read_group
+from pipeline.storage.arrays import (
+    Place,
+    import_xarray,
+    label_file,
+    label_rows,
+    list_nodes,
+    read_group,
+    read_stored,
+)
 from pipeline.storage.files import Stamp, decode_table, stamp
-from pipeline.storage.lazy import Place, import_xarray, label_file, label_rows, read_stored
 from pipeline.storage.places import is_remote, map_requests, parse_place
 
 As = Literal["numpy", "xarray"]

@@ -2,32 +2,31 @@
 
 Every node's metadata carries a checksum of itself, every chunk one of its bytes.
 
-Shards are read past zarr, which copies every chunk several times on its way through an event loop,
-and reaches a fifth of what the memory can do. They are simple enough for that: chunks of whole
-rows, each with its checksum, then an index of where each chunk lies. An array of another layout is
-left to zarr. A fit reads every window once an epoch, in another order each time; of an object store
-that would be a request for each, so a shard is fetched once, whole, and read from a copy on disk.
+Shards are read past zarr, which copies every chunk several times on its way through an event loop:
+they are chunks of whole rows, each with its checksum, then an index of where each chunk lies. An
+array of another layout is left to zarr. A fit reads every window once an epoch, in another order
+each time; of an object store that would be a request for each, so a shard is fetched once, whole,
+and read from a copy on disk.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
-import math
 import os
-import re
 import shutil
 import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import google_crc32c
 import numpy as np
@@ -40,16 +39,19 @@ from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from pipeline.errors import DamageError, RunError
+from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.storage.files import fingerprint, remove_file, remove_tree, write_bytes, write_changed
 from pipeline.storage.places import (
     STORES,
     UNLIMITED,
     ObjectPath,
-    copy_here,
     find_files,
     is_remote,
+    map_requests,
 )
+
+if TYPE_CHECKING:
+    import xarray
 
 METADATA = "zarr.json"
 CHECKSUM = "checksum"
@@ -62,9 +64,8 @@ KEPT = 16
 """The latest copies are kept, however large: a reader may be about to open one."""
 
 _CHECKSUM_BYTES = 4
-_ABSENT = np.uint64(2**64 - 1)
+_ABSENT = 2**64 - 1
 _PREFIX = "primaps-spool-"
-_NAME = re.compile(re.escape(_PREFIX) + r"(\d+)-.*")
 # Measured (benchmarks/storage.py): float16 features shrink by a tenth at most and are then read ten
 # times slower; id maps shrink 35-fold, and of the codecs that do so LZ4HC is read fastest by far.
 # A chunk is one window, because the EM reads windows from anywhere.
@@ -102,12 +103,11 @@ def read_metadata(node: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_metadata(node: Path, source: Path | None = None) -> None:
-    """Refuse a group or array whose metadata is not what was written."""
-    if decode_metadata((node / METADATA).read_bytes()) is None:
+def _require_metadata(content: bytes, file: Path) -> None:
+    """Refuse metadata that is not what was written."""
+    if decode_metadata(content) is None:
         raise DamageError(
-            f"{(source or node) / METADATA} is not as it was written; "
-            "`primaps-pipe verify --repair` puts it right."
+            f"{file} is not as it was written; `primaps-pipe verify --repair` puts it right."
         )
 
 
@@ -229,22 +229,22 @@ def _remove_outside(array: Path, shards: int) -> None:
                 remove_tree(path)
 
 
-def shard_file(store: Path, name: str, axes: int, shard: int) -> Path:
-    """Return the file of a shard of an array with so many axes."""
-    return store.joinpath(name, "c", str(shard), *["0"] * (axes - 1))
+def _shard_key(shard: int, axes: int) -> str:
+    """Return where a shard lies below its array, which has so many axes."""
+    return "/".join(["c", str(shard), *["0"] * (axes - 1)])
 
 
 def write_shard(store: Path, blocks: Mapping[str, np.ndarray], shard: int, rows: int) -> None:
     """Write one whole shard of several arrays."""
     for name, block in blocks.items():
         content = _encode_shard(store / name, block, shard, rows)
-        write_bytes(shard_file(store, name, block.ndim, shard), content)
+        write_bytes(store / name / _shard_key(shard, block.ndim), content)
 
 
 def _encode_shard(array: Path, block: np.ndarray, shard: int, rows: int) -> bytes:
     # in memory, so that the file is written at once, whole, and its checksum is known
-    check_metadata(array)
     content = (array / METADATA).read_bytes()
+    _require_metadata(content, array / METADATA)
     files: dict[str, Buffer] = {METADATA: cpu.Buffer.from_bytes(content)}
     # an array keeps the setting that it was opened under; every shard is to be a file
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -254,7 +254,7 @@ def _encode_shard(array: Path, block: np.ndarray, shard: int, rows: int) -> byte
     if len(block) != stop - start:
         raise ValueError(f"{array.name}: shard {shard} has {stop - start} rows, got {len(block)}")
     target[start:stop] = block
-    return files["/".join(["c", str(shard), *["0"] * (block.ndim - 1)])].to_bytes()
+    return files[_shard_key(shard, block.ndim)].to_bytes()
 
 
 def write_group(
@@ -293,15 +293,18 @@ def write_group(
 def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what :func:`write_group` wrote: its arrays and its attributes."""
     try:
-        with copy_here(store / group) as folder:
-            check_metadata(folder, store / group)
-            source = zarr.open_group(folder, mode="r", zarr_format=3, use_consolidated=False)
-            arrays = {}
-            for name, array in source.arrays():
-                check_metadata(folder / name, store / group / name)
-                if array.nchunks_initialized != array.nchunks:
-                    raise ValueError(f"{name} has lost a chunk")
-                arrays[name] = np.asarray(array[...])
+        files = _read_files(store / group)
+        for name, content in files.items():
+            if name.rpartition("/")[2] == METADATA:
+                _require_metadata(content.to_bytes(), store / group / name)
+        source = zarr.open_group(
+            MemoryStore(files), mode="r", zarr_format=3, use_consolidated=False
+        )
+        arrays = {}
+        for name, array in source.arrays():
+            if array.nchunks_initialized != array.nchunks:
+                raise ValueError(f"{name} has lost a chunk")
+            arrays[name] = np.asarray(array[...])
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{store} has no group {group!r}; run the stage that writes it.") from None
     except (ValueError, TypeError) as error:
@@ -314,73 +317,86 @@ def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str
     return arrays, {name: value for name, value in attributes.items() if name != CHECKSUM}
 
 
+def _read_files(folder: Path) -> dict[str, Buffer]:
+    # what begins with a dot is being written
+    paths = [path for path in find_files(folder) if not path.name.startswith(".")]
+    contents = map_requests(folder, lambda path: path.read_bytes(), paths)
+    return {
+        path.relative_to(folder).as_posix(): cpu.Buffer.from_bytes(content)
+        for path, content in zip(paths, contents, strict=True)
+    }
+
+
 def open_arrays(store: Path, names: Sequence[str]) -> dict[str, zarr.Array]:
     """Open some arrays of a group for reading."""
     if is_remote(store):
         current_spool().doubt(store)
+    arrays: dict[str, zarr.Array] = {}
     try:
         for name in names:
-            check_metadata(store / name)
+            file = store / name / METADATA
+            _require_metadata(file.read_bytes(), file)
         source = store.store.open_zarr(store) if is_remote(store) else store
         group = zarr.open_group(source, mode="r", zarr_format=3, use_consolidated=False)
-        arrays = {name: group[name] for name in names}
+        for name in names:
+            array = group[name]
+            if not isinstance(array, zarr.Array):
+                raise ValueError(f"{name} is a group")
+            arrays[name] = array
     except (FileNotFoundError, NotADirectoryError, KeyError) as error:
         raise RunError(
             f"{store} lacks {', '.join(names)} ({error}); run the stage that writes it again."
         ) from error
     except (ValueError, TypeError) as error:
-        raise _not_arrays(store, names, error) from error
-    found = {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
-    if len(found) < len(arrays):
-        raise _not_arrays(store, names, "some are groups")
-    return found
-
-
-def _not_arrays(store: Path, names: Sequence[str], reason: object) -> DamageError:
-    # what zarr does not know, such as another codec, nobody here has written
-    text = " ".join(str(reason).split())
-    return DamageError(
-        f"the metadata of {', '.join(names)} in {store} cannot be read ({text}); "
-        "`primaps-pipe verify --repair` puts it right."
-    )
+        # what zarr does not know, such as another codec, nobody here has written
+        reason = " ".join(str(error).split())
+        raise DamageError(
+            f"the metadata of {', '.join(names)} in {store} cannot be read ({reason}); "
+            "`primaps-pipe verify --repair` puts it right."
+        ) from error
+    return arrays
 
 
 def read_rows(
     array: zarr.Array, start: int, stop: int, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Read some rows of an array.
-
-    Every chunk is checked against its checksum, once per process and file.
-    """
-    layout = find_layout(array)
-    if out is None and layout is not None:
-        out = np.empty((stop - start, *array.shape[1:]), array.dtype)
-    with _reading(array, f"rows {start} to {stop}"):
-        if layout is not None and out is not None and out.flags.c_contiguous:
-            read_shards(array, layout, start, stop, out)
-            return out
-        _require_shards(array, np.arange(start, stop))
-        rows = np.asarray(array[start:stop])
+    """Read some rows of an array (see :func:`take_rows`)."""
     if out is None:
-        return rows
-    out[:] = rows
+        out = np.empty((stop - start, *array.shape[1:]), array.dtype)
+    take_rows(array, np.arange(start, stop), out)
     return out
 
 
-def take_rows(array: zarr.Array, numbers: np.ndarray, out: np.ndarray) -> None:
-    """Read rows from anywhere in an array."""
-    layout = find_layout(array)
-    if layout is not None and layout.chunk == 1:
-        with _reading(array, f"some of the rows {numbers.min()} to {numbers.max()}"):
-            gather_rows(array, layout, numbers, out)
+def take_rows(array: zarr.Array, numbers: NDArray[np.int64], out: np.ndarray) -> None:
+    """Read rows from anywhere in an array; every chunk is checked, once per process and file."""
+    if not len(numbers):
         return
-    with _reading(array, f"some of the rows {numbers.min()} to {numbers.max()}"):
-        _require_shards(array, numbers)
-        # zarr asks an object store for many rows at once
-        out[:] = array.oindex[numbers]
+    layout = find_layout(array)
+    try:
+        if layout is not None and out.flags.c_contiguous:
+            _gather_rows(array, layout, numbers, out)
+        else:
+            _require_shards(array, numbers)
+            # zarr asks an object store for many rows at once
+            out[:] = array.oindex[numbers]
+    except (ValueError, RuntimeError) as error:
+        raise DamageError(
+            f"{_describe_rows(array, numbers)} are damaged ({' '.join(str(error).split())}); "
+            "`primaps-pipe verify --repair` makes them again."
+        ) from error
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{_describe_rows(array, numbers)} cannot be read: {reason}.") from error
 
 
-def _require_shards(array: zarr.Array, numbers: np.ndarray) -> None:
+def _describe_rows(array: zarr.Array, numbers: NDArray[np.int64]) -> str:
+    first, last = numbers.min(), numbers.max()
+    if last + 1 - first == len(numbers):
+        return f"rows {first} to {last + 1} of {array.store_path}"
+    return f"some of the rows {first} to {last} of {array.store_path}"
+
+
+def _require_shards(array: zarr.Array, numbers: NDArray[np.int64]) -> None:
     """Refuse rows of shards that are not there, which zarr takes for shards of nothing."""
     if not isinstance(array, zarr.Array) or array.shards is None:
         return
@@ -392,21 +408,6 @@ def _require_shards(array: zarr.Array, numbers: np.ndarray) -> None:
             raise ValueError(f"{key} is gone or was never written")
 
 
-@contextmanager
-def _reading(array: zarr.Array, rows: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DamageError(
-            f"{rows} of {array.store_path} are damaged ({reason}); "
-            "`primaps-pipe verify --repair` makes them again."
-        ) from error
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{rows} of {array.store_path} cannot be read: {reason}.") from error
-
-
 @dataclass(frozen=True)
 class Layout:
     """How the shards of an array lie on disk."""
@@ -416,14 +417,10 @@ class Layout:
     chunk: int
     compressed: bool
 
-    def file(self, shard: int, axes: int) -> Path:
-        """Return the file of a shard."""
-        return self.folder.joinpath(str(shard), *["0"] * (axes - 1))
-
 
 @dataclass(frozen=True)
 class Index:
-    """Where the chunks of one shard file lie."""
+    """Where the chunks of one shard file lie, and which of them were checked."""
 
     places: NDArray[np.uint64]
     checked: NDArray[np.bool_]
@@ -459,7 +456,7 @@ def find_layout(array: zarr.Array) -> Layout | None:
     # id maps shrink more than that
     if is_remote(root) and not current_spool().takes(array.nbytes // (10 if compressed else 1)):
         return None
-    return Layout(root / array.path / "c", array.shards[0], sharding.chunk_shape[0], compressed)
+    return Layout(root / array.path, array.shards[0], sharding.chunk_shape[0], compressed)
 
 
 def _find_root(store: Any) -> Path | None:
@@ -473,136 +470,90 @@ def _find_root(store: Any) -> Path | None:
     return None
 
 
-def read_shards(
-    array: zarr.Array, layout: Layout, start: int, stop: int, rows: NDArray[Any]
-) -> None:
-    """Read some rows into an array.
-
-    A chunk's checksum is verified the first time that this process reads it from a file; the index
-    likewise. As long as the file is the same, so are its bytes.
-    """
-    at = start
-    while at < stop:
-        shard = at // layout.rows
-        end = min(stop, (shard + 1) * layout.rows)
-        first = at - shard * layout.rows
-        _read_shard(array, layout, shard, first, rows[at - start : end - start])
-        at = end
-
-
-def gather_rows(
+def _gather_rows(
     array: zarr.Array, layout: Layout, numbers: NDArray[np.int64], rows: NDArray[Any]
 ) -> None:
-    """Read rows from anywhere into an array; every shard's file is opened once."""
-    shards, chunks = np.divmod(numbers, layout.rows)
+    """Read rows into an array; every shard's file is opened once."""
+    shards = numbers // layout.rows
     for shard in np.unique(shards).tolist():
         places = np.flatnonzero(shards == shard)
-        file, path = _open_shard(layout.file(shard, array.ndim))
-        with file:
-            index = _open_index(file, path, layout)
-            inside = chunks[places]
-            # What was checked before and is as long as a row goes straight to its place.
-            plain = index.checked[inside] & (not layout.compressed)
-            plain &= index.places[inside, 1] == rows[0].nbytes + _CHECKSUM_BYTES
-            offsets = index.places[inside, 0].tolist()
-            for place, chunk, offset, quick in zip(
-                places.tolist(), inside.tolist(), offsets, plain.tolist(), strict=True
-            ):
-                row = rows[place]
-                if not quick or os.preadv(file.fileno(), [row], offset) != row.nbytes:
-                    _read_row(layout, file, index, chunk, row)
+        block = np.empty((layout.chunk, *rows.shape[1:]), rows.dtype)
+        held = -1
+        with _open_shard(layout.folder / _shard_key(shard, array.ndim)) as (file, path):
+            index = _open_index(file, path, layout.rows // layout.chunk)
+            inside = numbers[places] - shard * layout.rows
+            for place, number in zip(places.tolist(), inside.tolist(), strict=True):
+                chunk, row = divmod(number, layout.chunk)
+                if layout.chunk == 1:
+                    _read_chunk(file, index, chunk, layout.compressed, rows[place : place + 1])
+                    continue
+                if chunk != held:
+                    _read_chunk(file, index, chunk, layout.compressed, block)
+                    held = chunk
+                rows[place] = block[row]
 
 
-def _open_shard(path: Path) -> tuple[FileIO, Path]:
+@contextmanager
+def _open_shard(path: Path) -> Iterator[tuple[FileIO, Path]]:
     """Open a shard's file, or the local copy of one in an object store; say which."""
     # every shard is written whole, empty chunks too: what is not there is lost, and not empty
     try:
-        if is_remote(path):
-            return current_spool().open(path)
-        return FileIO(path), path
+        file, path = current_spool().open(path) if is_remote(path) else (FileIO(path), path)
     except FileNotFoundError:
         raise ValueError(f"{path} is gone or was never written") from None
-
-
-def _read_row(layout: Layout, file: FileIO, index: Index, chunk: int, row: NDArray[Any]) -> None:
-    """Read a chunk that is one row."""
-    if layout.compressed:
-        blosc.decompress(_read_chunk(file, index, chunk, None), row)
-    else:
-        _read_chunk(file, index, chunk, row)
-
-
-def _read_shard(
-    array: zarr.Array, layout: Layout, shard: int, first: int, rows: NDArray[Any]
-) -> None:
-    file, path = _open_shard(layout.file(shard, array.ndim))
     with file:
-        index = _open_index(file, path, layout)
-        for chunk, inside, outside in _cut(first, len(rows), layout.chunk):
-            whole = inside == slice(0, layout.chunk)
-            shape = (layout.chunk, *rows.shape[1:])
-            target = rows[outside] if whole else np.empty(shape, rows.dtype)
-            stored = None if layout.compressed else target
-            content = _read_chunk(file, index, chunk, stored)
-            if layout.compressed:
-                blosc.decompress(content, target)
-            if not whole:
-                rows[outside] = target[inside]
+        yield file, path
 
 
-def _cut(first: int, count: int, chunk: int) -> Iterator[tuple[int, slice, slice]]:
-    """Yield each chunk that holds some of the rows: its number, the rows in it, the rows' place."""
-    for number in range(first // chunk, math.ceil((first + count) / chunk)):
-        low, high = number * chunk, (number + 1) * chunk
-        begin, end = max(first, low), min(first + count, high)
-        yield number, slice(begin - low, end - low), slice(begin - first, end - first)
-
-
-def _open_index(file: FileIO, path: Path, layout: Layout) -> Index:
+def _open_index(file: FileIO, path: Path, chunks: int) -> Index:
     status = os.fstat(file.fileno())
-    stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return _read_index(path, layout.rows // layout.chunk, stamp)
+    # as long as the file is the same, so are its bytes: one that was written anew is checked anew
+    return _read_index(path, chunks, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 @lru_cache(maxsize=4096)
 def _read_index(path: Path, chunks: int, stamp: tuple[int, int, int]) -> Index:
-    # the stamp is part of the key: a file that was written anew is checked anew
-    size = 16 * chunks
-    if stamp[1] < size + _CHECKSUM_BYTES:
-        raise ValueError(f"{path} ends early")
     with path.open("rb") as file:
-        file.seek(-(size + _CHECKSUM_BYTES), os.SEEK_END)
-        content = file.read()
-    places = np.frombuffer(content, "<u8", 2 * chunks).astype(np.uint64).reshape(chunks, 2)
+        file.seek(max(0, stamp[1] - 16 * chunks - _CHECKSUM_BYTES))
+        return Index(_decode_index(file.read(), chunks, str(path)), np.zeros(chunks, np.bool_))
+
+
+def _decode_index(content: bytes, chunks: int, path: str) -> NDArray[np.uint64]:
+    """Return where the chunks lie, offset and size of each, by the end of a shard's file."""
+    size = 16 * chunks
+    content = content[-(size + _CHECKSUM_BYTES) :]
+    if len(content) < size + _CHECKSUM_BYTES:
+        raise ValueError(f"{path} ends early")
     _compare(np.frombuffer(content, np.uint8, size), content[size:], f"the index of {path}")
-    return Index(places, np.zeros(chunks, np.bool_))
+    return np.frombuffer(content, "<u8", 2 * chunks).astype(np.uint64).reshape(chunks, 2)
 
 
 def _read_chunk(
-    file: FileIO, index: Index, chunk: int, target: NDArray[Any] | None
-) -> NDArray[np.uint8]:
-    """Read the bytes of a chunk, into the target where there is one, and check them if need be."""
-    if index.places[chunk, 0] == _ABSENT:
+    file: FileIO, index: Index, chunk: int, compressed: bool, target: NDArray[Any]
+) -> None:
+    """Read a chunk into an array, and check its bytes if this process has not yet."""
+    offset, size = index.places[chunk].tolist()
+    if offset == _ABSENT:
         raise ValueError(f"chunk {chunk} was never written")
-    offset, size = (int(number) for number in index.places[chunk])
     size -= _CHECKSUM_BYTES
-    content = np.empty(size, np.uint8) if target is None else target.reshape(-1).view(np.uint8)
+    plain = target.reshape(-1).view(np.uint8)
+    content = np.empty(size, np.uint8) if compressed else plain
     if content.nbytes != size:
         raise ValueError(f"chunk {chunk} has {size} bytes, not {content.nbytes}")
-    file.seek(offset)
-    _fill(file, content)
+    _fill(file, offset, content)
     if not index.checked[chunk]:
         checksum = np.empty(_CHECKSUM_BYTES, np.uint8)
-        _fill(file, checksum)
+        _fill(file, offset + size, checksum)
         _compare(content, checksum.tobytes(), f"chunk {chunk}")
         index.checked[chunk] = True
-    return content
+    if compressed:
+        blosc.decompress(content, plain)
 
 
-def _fill(file: FileIO, content: NDArray[np.uint8]) -> None:
+def _fill(file: FileIO, offset: int, content: NDArray[np.uint8]) -> None:
     done = 0
     while done < content.nbytes:
-        count = file.readinto(content.data[done:])
+        count = os.preadv(file.fileno(), [content.data[done:]], offset + done)
         if not count:
             raise ValueError("the file ends early")
         done += count
@@ -619,21 +570,20 @@ def _compare(content: NDArray[np.uint8], checksum: bytes, what: str) -> None:
 
 def find_damaged(content: bytes, chunks: int) -> list[int]:
     """Find the chunks of a shard whose bytes are not those that were written."""
-    size = 16 * chunks
-    index = content[len(content) - size - _CHECKSUM_BYTES :]
-    stored = int.from_bytes(index[size:], "little")
-    if len(index) != size + _CHECKSUM_BYTES or google_crc32c.value(index[:size]) != stored:
-        return list(range(chunks))
-    places = np.frombuffer(index, "<u8", 2 * chunks).reshape(chunks, 2)
+    everything = list(range(chunks))
+    try:
+        places = _decode_index(content, chunks, "the shard")
+    except ValueError:
+        return everything
     damaged = []
-    for number, (offset, length) in enumerate(places.tolist()):
-        if offset == int(_ABSENT):
+    for number, (offset, size) in enumerate(places.tolist()):
+        if offset == _ABSENT:
             continue
-        chunk = content[offset : offset + length]
+        chunk = content[offset : offset + size]
         stored = int.from_bytes(chunk[-_CHECKSUM_BYTES:], "little")
-        if len(chunk) != length or google_crc32c.value(chunk[:-_CHECKSUM_BYTES]) != stored:
+        if len(chunk) != size or google_crc32c.value(chunk[:-_CHECKSUM_BYTES]) != stored:
             damaged.append(number)
-    return damaged or list(range(chunks))
+    return damaged or everything
 
 
 @dataclass
@@ -646,6 +596,11 @@ class _Copy:
     bytes: int = 0
     doubted: bool = False
 
+    def drop(self) -> None:
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+        self.file, self.bytes = None, 0
+
 
 class Spool:
     """A folder of copies, which is removed when the process ends."""
@@ -655,7 +610,6 @@ class Spool:
         self._limit = limit
         self._guard = threading.Lock()
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
-        self._made = 0
 
     def takes(self, size: int) -> bool:
         """Whether copies of an array of so many bytes, and of two more like it, may stay.
@@ -673,32 +627,27 @@ class Spool:
 
     def open(self, path: Any) -> tuple[FileIO, Path]:
         """Open the local copy of an object, fetched if need be."""
-        url = str(path)
         with self._guard:
-            copy = self._copies.setdefault(url, _Copy())
-            self._copies.move_to_end(url)
+            copy = self._copies.setdefault(str(path), _Copy())
+            self._copies.move_to_end(str(path))
         # one thread fetches, the others that want the same wait for it
         with copy.turn:
             try:
-                if copy.file is not None and copy.doubted and path.stat().etag != copy.etag:
-                    self._drop(copy)
-                if copy.file is None:
-                    self._fetch(path, copy)
+                if copy.doubted and path.stat().etag != copy.etag:
+                    copy.drop()
+                file = copy.file or self._fetch(path, copy)
             except FileNotFoundError:
-                self._drop(copy)
+                copy.drop()
                 raise
             copy.doubted = False
-            assert copy.file is not None
-            opened = FileIO(copy.file), copy.file
+            opened = FileIO(file), file
         self._make_room()
         return opened
 
-    def _fetch(self, path: Any, copy: _Copy) -> None:
+    def _fetch(self, path: Any, copy: _Copy) -> Path:
         content, status = path.store.get(path, UNLIMITED)
-        assert content is not None
-        with self._guard:
-            self._made += 1
-            file = self._folder / str(self._made)
+        # never a name that was used before: indices are kept by the names of the copies
+        file = self._folder / uuid4().hex
         try:
             file.write_bytes(content)
         except OSError as error:
@@ -708,11 +657,7 @@ class Spool:
                 f"{error.strerror or error}; free some space, or set TMPDIR to a folder with some."
             ) from error
         copy.file, copy.etag, copy.bytes = file, status.etag, len(content)
-
-    def _drop(self, copy: _Copy) -> None:
-        if copy.file is not None:
-            copy.file.unlink(missing_ok=True)
-        copy.file, copy.bytes = None, 0
+        return file
 
     def _make_room(self) -> None:
         with self._guard:
@@ -725,24 +670,28 @@ class Spool:
                 if copy.turn.acquire(blocking=False):
                     try:
                         total -= copy.bytes
-                        self._drop(copy)
+                        copy.drop()
                         del self._copies[url]
                     finally:
                         copy.turn.release()
 
 
-def current_spool() -> Spool:
-    """Return this process's spool, made at the first call."""
-    return _make_spool(os.getpid())
-
-
-@lru_cache(maxsize=1)
+@cache
 def _make_spool(pid: int) -> Spool:
     top = Path(tempfile.gettempdir())
-    _remove_abandoned(top)
+    for folder in top.glob(f"{_PREFIX}*"):
+        # of processes that were killed
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not folder.is_symlink() and not _is_running(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{pid}-", dir=top))
     atexit.register(_remove_own, folder, pid)
     return Spool(folder, int(SHARE_OF_DISK * shutil.disk_usage(folder).free))
+
+
+def current_spool() -> Spool:
+    """Return this process's spool, made at the first call."""
+    return _make_spool(os.getpid())
 
 
 def _remove_own(folder: Path, pid: int) -> None:
@@ -751,20 +700,102 @@ def _remove_own(folder: Path, pid: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_abandoned(top: Path) -> None:
-    """Remove the spools of processes that were killed."""
-    for folder in top.glob(f"{_PREFIX}*"):
-        match = _NAME.fullmatch(folder.name)
-        if match is None or folder.is_symlink() or _is_running(int(match[1])):
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
+
+
+# A store, and the name of an array in it.
+Place = tuple[Path, str]
+
+
+def read_stored(place: Place, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Read some rows of a stored array."""
+    array = open_arrays(place[0], [place[1]])[place[1]]
+    out = np.empty((len(numbers), *array.shape[1:]), array.dtype.newbyteorder("="))
+    take_rows(array, numbers, out)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of a stored array as dask asks an array for them: indexing it reads."""
+
+    place: Place
+    numbers: NDArray[np.int64]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        first, *others = index if isinstance(index, tuple) else (index,)
+        rows = read_stored(self.place, np.atleast_1d(self.numbers[first]))
+        # one row that was asked for by its number has lost its axis
+        return rows[(0 if np.ndim(self.numbers[first]) == 0 else slice(None), *others)]
+
+
+def label_rows(
+    place: Place,
+    numbers: NDArray[np.int64],
+    made: str,
+    coordinates: Mapping[str, Sequence[Any]],
+) -> xarray.DataArray:
+    """Show rows of an array as a lazy, labelled one; a chunk is what one shard holds of them.
+
+    ``made`` is the fingerprint of what was stored, ``coordinates`` say more of every row. The rows
+    are read by :func:`take_rows`: zarr itself would take a shard that is gone for one of zeros.
+    """
+    xarray = import_xarray()
+    import dask.array
+
+    store, name = place
+    array = open_arrays(store, [name])[name]
+    metadata: Any = array.metadata
+    attributes = {k: v for k, v in array.attrs.asdict().items() if k != CHECKSUM}
+    shape, dtype = (len(numbers), *array.shape[1:]), array.dtype.newbyteorder("=")
+    shard = len(numbers) if array.shards is None else array.shards[0]
+    _, counts = np.unique(numbers // max(shard, 1), return_counts=True)
+    values = dask.array.from_array(
+        _Rows(place, numbers, shape, dtype),
+        chunks=(tuple(counts.tolist()) or (0,), *((length,) for length in shape[1:])),
+        name=f"{name}-{fingerprint(str(store), made, numbers.tolist())}",
+        asarray=False,
+        fancy=False,
+        meta=np.empty((0,) * len(shape), dtype),
+    )
+    dims = tuple(metadata.dimension_names)
+    labels = {dims[0]: numbers} | {k: (dims[0], np.asarray(v)) for k, v in coordinates.items()}
+    return xarray.DataArray(values, dims=dims, coords=labels, attrs=attributes, name=name)
+
+
+def label_file(
+    read: Callable[[], NDArray[np.uint8]],
+    shape: tuple[int, ...],
+    dims: tuple[str, ...],
+    name: str,
+    attributes: Mapping[str, Any],
+) -> xarray.DataArray:
+    """Show what a file holds as a lazy, labelled array of one chunk."""
+    xarray = import_xarray()
+    import dask.array
+    from dask.delayed import delayed
+
+    values = dask.array.from_delayed(delayed(read, pure=False)(), shape, dtype=np.uint8)
+    return xarray.DataArray(values, dims=dims, attrs=dict(attributes), name=name)
+
+
+def import_xarray() -> Any:
+    """Import xarray, which an install may do without."""
+    try:
+        import xarray
+    except ImportError as error:
+        raise UsageError(
+            "as_='xarray' needs xarray, which is not installed: pip install 'primaps-pipe[xarray]'."
+        ) from error
+    return xarray

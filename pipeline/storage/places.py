@@ -12,12 +12,10 @@ import io
 import os
 import re
 import stat
-import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -443,21 +441,3 @@ def measure(path: Path) -> int:
             continue  # a stage at work removes its temporary files
         total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
-
-
-@contextmanager
-def copy_here(folder: Path) -> Iterator[Path]:
-    """Give a folder of small files as a local one: itself, or a copy that goes with the context."""
-    if not is_remote(folder):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="primaps-") as scratch:
-        copy = Path(scratch) / folder.name
-
-        def fetch(path: Path) -> None:
-            target = resolve_inside(copy, path.relative_to(folder).as_posix())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-
-        map_requests(folder, fetch, find_files(folder))
-        yield copy

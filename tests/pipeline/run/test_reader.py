@@ -92,7 +92,7 @@ def test_arrays_are_those_of_the_stores(run: Run) -> None:
 def test_xarray_is_lazy_labelled_and_equal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run.features()
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.storage.lazy.read_rows", lambda *_: pytest.fail("read too early"))
+        patch.setattr("pipeline.storage.arrays.take_rows", lambda *_: pytest.fail("read too early"))
         lazy = run.features(as_="xarray")
         part = lazy[2:7, ::2, 0, -1]
     assert lazy.dims == ("window", "row", "column", "channel")
