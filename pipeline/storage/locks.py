@@ -7,7 +7,7 @@ has seen the same record for :data:`LEASE_S`, by a clock of its own, takes the l
 clocks are compared, and nothing relies on the locks of a file system.
 
 An owner that stood still for longer than that (a suspended machine) may have lost its lock. It
-asks with :meth:`Lock.check` before it commits anything.
+asks with :meth:`Permit.check` before it commits anything.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -23,9 +24,9 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
@@ -36,32 +37,25 @@ from uuid import getnode, uuid4
 from pydantic import TypeAdapter
 
 from pipeline.errors import RunError
-from pipeline.storage.places import ObjectPath, UnreachableError, is_remote
+from pipeline.storage.places import ObjectPath, UnreachableError, is_remote, list_names
 
+# seconds between two signs of life
 BEAT_S = 5.0
-"""Seconds between two signs of life."""
-
+# seconds without one after which an owner on another machine counts as ended
 LEASE_S = 60.0
-"""Seconds without one after which an owner on another machine counts as ended."""
-
+# seconds of waiting after which it is said: most locks are held for milliseconds
 SAY_AFTER_S = 1.0
-"""Seconds of waiting after which it is said: most locks are held for milliseconds."""
-
+# seconds between two looks, at first and at most
 PAUSES_S = (0.005, 0.5)
 REMOTE_PAUSES_S = (0.1, 2.0)
-"""Seconds between two looks, at first and at most."""
-
+# seconds for which who works for the owner takes the last answer: writes come in thousands
 ASK_S = 1.0
-"""Seconds for which who works for the owner takes the last answer: writes come in thousands."""
-
+# seconds after which a request to an object store counts as lost
 REQUEST_S = 15.0
-"""Seconds after which a request to an object store counts as lost."""
-
+# how often in a row an object store may fail to answer before the lock is given up
 TRIES = 6
-"""How often in a row an object store may fail to answer before the lock is given up."""
-
+# what a claim takes of a disk: a block, for its few hundred bytes
 CLAIM_BYTES = 4096
-"""What a claim takes of a disk: a block, for its few hundred bytes."""
 
 Say = Callable[[str], None]
 
@@ -75,8 +69,8 @@ _FAILURES = (OSError, RunError)
 # tokens of the locks that this process holds or is about to: `exec` keeps pid and start,
 # so these alone do not say that a lock is still in somebody's hands
 _held: set[str] = set()
-# when a lock was last found to be held, by its owner's token
-_asked: dict[str, float] = {}
+# when a lock was last asked for and found to be held, by its owner's token
+_confirmed: dict[str, float] = {}
 
 _log = logging.getLogger(__name__)
 
@@ -265,12 +259,6 @@ class _FolderClaims(Claims):
                 # an empty claim, after a power loss, would name nobody that is known to be dead
                 os.fsync(file.fileno())
             part.rename(claim)
-        except FileNotFoundError:
-            return False  # cleared away by the one that got the lock, or with an unused run
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        try:
             others = {item for item in self._read_claims().items() if item[0] != claim.name}
             if not others <= known:
                 claim.unlink(missing_ok=True)
@@ -278,10 +266,17 @@ class _FolderClaims(Claims):
             # before the lock counts as taken: an owner that still finds its claim still holds it
             for name, _ in others:
                 (self._folder / name).unlink(missing_ok=True)
+            # of processes that were killed while they wrote; one that is at it will try again
+            for name in self._list():
+                if name.endswith(_PART):
+                    with suppress(OSError):
+                        (self._folder / name).unlink(missing_ok=True)
+        except FileNotFoundError:
+            return False  # cleared away by the one that got the lock, or with an unused run
         except BaseException:
+            part.unlink(missing_ok=True)
             claim.unlink(missing_ok=True)
             raise
-        self._remove_parts()
         return True
 
     def renew(self, owner: Owner) -> bool:
@@ -310,11 +305,7 @@ class _FolderClaims(Claims):
         return self._folder / (self._stem + owner.token)
 
     def _list(self) -> list[str]:
-        try:
-            names = [path.name for path in self._folder.iterdir()]
-        except FileNotFoundError:
-            return []
-        return [name for name in names if name.startswith(self._stem)]
+        return [name for name, _ in list_names(self._folder) if name.startswith(self._stem)]
 
     def _read_claims(self) -> dict[str, bytes]:
         found = {}
@@ -327,13 +318,6 @@ class _FolderClaims(Claims):
                 if error.errno not in _GONE:
                     raise
         return found
-
-    def _remove_parts(self) -> None:
-        # of processes that were killed while they wrote; one that is at it will try again
-        for name in self._list():
-            if name.endswith(_PART):
-                with suppress(OSError):
-                    (self._folder / name).unlink(missing_ok=True)
 
 
 class _ObjectClaim(Claims):
@@ -354,16 +338,16 @@ class _ObjectClaim(Claims):
         return None if found is None else Sight(found, (Owner.decode(found[1]),))
 
     def take(self, owner: Owner, stale: Sight | None) -> bool:
+        tag = stale.version[0] if stale else None
         with suppress(UnreachableError):
-            self._put(owner, stale.version[0] if stale else None)
+            self._path.store.put_if(self._path, owner.encode(), tag, REQUEST_S)
         # even after a yes: of a store that knows no conditions, all but the last writer learn it so
         return self.holds(owner)
 
     def renew(self, owner: Owner) -> bool:
-        try:
-            tag = self._put(owner, self._tag)
-        except UnreachableError:
-            tag = None
+        tag = None
+        with suppress(UnreachableError):
+            tag = self._path.store.put_if(self._path, owner.encode(), self._tag, REQUEST_S)
         if tag is None:
             return self.holds(owner)
         self._tag = tag
@@ -378,33 +362,27 @@ class _ObjectClaim(Claims):
         return True
 
     def release(self, owner: Owner) -> None:
-        given_up = time.monotonic() + REQUEST_S
+        given_up = time.monotonic() + REQUEST_S / 2
         # the tag is not known after a lost answer, and not right after that of a sign of life
         for known in (bool(self._tag), False):
             try:
                 if not known and not self.holds(owner):
                     return
-                if self._delete(self._tag):
+                if self._path.store.delete_if(self._path, self._tag, REQUEST_S):
                     return
             except UnreachableError:
                 # not for long: it is the last act, and the lock of an ended process falls anyway
-                if time.monotonic() > given_up - REQUEST_S / 2:
+                if time.monotonic() > given_up:
                     raise
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
                 # a store without conditional removal
                 if self.holds(owner):
-                    self._delete(None)
+                    self._path.store.delete_if(self._path, None, REQUEST_S)
                 return
         if self.holds(owner):
             raise UnreachableError(errno.EIO, "the object store does not remove it")
-
-    def _put(self, owner: Owner, tag: str | None) -> str | None:
-        return self._path.store.put_if(self._path, owner.encode(), tag, REQUEST_S)
-
-    def _delete(self, tag: str | None) -> bool:
-        return self._path.store.delete_if(self._path, tag, REQUEST_S)
 
 
 @dataclass(frozen=True)
@@ -417,18 +395,27 @@ class Permit:
 
     def check(self) -> None:
         """Return if the lock is still held; asked for at most every :data:`ASK_S`."""
-        if _now() - _asked.get(self.owner.token, -ASK_S) < ASK_S:
-            return
-        if not open_claims(self.file).holds(self.owner):
-            raise _lost(self.what)
-        _asked[self.owner.token] = _now()
+        if _now() - _confirmed.get(self.owner.token, -math.inf) >= ASK_S:
+            self.ask()
 
-
-def _lost(what: str) -> RunError:
-    return RunError(
-        f"another process has taken over {what}, as this one gave no sign of life "
-        f"for {LEASE_S:g} s; run the same command again when that one has ended."
-    )
+    def ask(self) -> None:
+        """Return if the lock is still held, asked for now."""
+        begun = _now()
+        try:
+            held = open_claims(self.file).holds(self.owner)
+        except _FAILURES as error:
+            if begun - _confirmed.get(self.owner.token, -math.inf) <= LEASE_S / 2:
+                return  # nobody can have taken it over yet
+            raise RunError(
+                f"whether this process still holds the lock on {self.what} cannot "
+                f"be known ({_describe(error)}); run the same command again."
+            ) from error
+        if not held:
+            raise RunError(
+                f"another process has taken over {self.what}, as this one gave no sign of life "
+                f"for {LEASE_S:g} s; run the same command again when that one has ended."
+            )
+        _confirmed[self.owner.token] = begun
 
 
 class Lock:
@@ -436,54 +423,37 @@ class Lock:
 
     def __init__(self, claims: Claims, owner: Owner, what: str, file: Path) -> None:
         self.permit = Permit(file, owner, what)
+        self.lost = False
         self._claims = claims
         self._owner = owner
         self._what = what
-        self._lost = False
-        self._confirmed = _now()
         # one request at a time: each knows the version that the one before it left
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._pid = os.getpid()
+        _confirmed[owner.token] = _now()
         threading.Thread(target=self._beat, name=f"lock {what}", daemon=True).start()
-
-    @property
-    def lost(self) -> bool:
-        """Whether another process has been seen to have taken the lock over."""
-        return self._lost
 
     def check(self) -> None:
         """Return if the lock is still held."""
         with self._turn:
-            if not self._lost:
-                try:
-                    self._note(self._claims.holds(self._owner))
-                except _FAILURES as error:
-                    if _now() - self._confirmed > LEASE_S / 2:
-                        raise RunError(
-                            f"whether this process still holds the lock on {self._what} cannot "
-                            f"be known ({_describe(error)}); run the same command again."
-                        ) from error
-        if self._lost:
-            raise _lost(self._what)
-
-    def _note(self, held: bool) -> None:
-        if held:
-            self._confirmed = _now()
-        else:
-            self._lost = True
+            self.permit.ask()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
+        while not self.lost and not self._ended.wait(BEAT_S):
             with self._turn:
-                if self._ended.is_set() or self._lost:
+                if self._ended.is_set():
                     return
                 self._owner = self._owner.beaten()
+                begun = _now()
                 try:
-                    self._note(self._claims.renew(self._owner))
+                    self.lost = not self._claims.renew(self._owner)
                 except _FAILURES as error:
                     # the next one may get through; if none does, others see it and so does check
                     _log.debug("no sign of life for %s: %s", self._what, error)
+                    continue
+                if not self.lost:
+                    _confirmed[self._owner.token] = begun
 
     def _release(self) -> None:
         if os.getpid() != self._pid:
@@ -504,6 +474,7 @@ class Lock:
             )
         finally:
             _held.discard(self._owner.token)
+            _confirmed.pop(self._owner.token, None)
             if mine:
                 self._turn.release()
 
@@ -511,45 +482,38 @@ class Lock:
 @contextmanager
 def hold_lock(file: Path, *, what: str, wait: bool, say: Say | None = None) -> Iterator[Lock]:
     """Keep every other process, on any machine, and every other thread out."""
-    claims = open_claims(file)
-    lock = _Attempt(claims, file, what, wait, say or _log.warning).acquire()
+    lock = _Attempt(file, what, wait, say or _log.warning).acquire()
     try:
         yield lock
     finally:
         lock._release()
 
 
-@dataclass
 class _Attempt:
     """One try to get a lock, and what it has seen so far."""
 
-    claims: Claims
-    file: Path
-    what: str
-    wait: bool
-    say: Say
-    begun: float = field(default_factory=time.monotonic)
-    said: bool = False
-    sight: Sight | None = None
-    looked: float = 0.0
-    watched: float = 0.0
-    """Seconds for which the same thing has been seen."""
-    moved: bool = False
+    def __init__(self, file: Path, what: str, wait: bool, say: Say) -> None:
+        self._file, self._what, self._wait, self._say = file, what, wait, say
+        self._claims = open_claims(file)
+        self._begun = self._looked = time.monotonic()
+        self._said = False
+        self._sight: Sight | None = None
+        self._moved = False
+        # seconds for which the same thing has been seen
+        self._watched = 0.0
 
     def acquire(self) -> Lock:
-        pause, longest = REMOTE_PAUSES_S if self.claims.remote else PAUSES_S
+        pause, longest = REMOTE_PAUSES_S if self._claims.remote else PAUSES_S
         failures = 0
         while True:
             try:
                 lock = self._try_once()
                 failures = 0
-            except UnreachableError as error:
-                failures += 1
-                if failures >= TRIES:
-                    raise self._fail(error) from error
-                lock = None
             except OSError as error:
-                raise self._fail(error) from error
+                lock = None
+                failures += 1
+                if failures >= TRIES or not isinstance(error, UnreachableError):
+                    raise self._fail(error) from error
             if lock is not None:
                 return lock
             # drawn, so that two that met do not meet again; no result depends on it
@@ -557,85 +521,79 @@ class _Attempt:
             pause = min(1.5 * pause, longest)
 
     def _try_once(self) -> Lock | None:
-        self._look()
-        ended = self.sight is not None and self._are_ended(self.sight)
-        if self.sight is not None and not ended:
-            self._stay_out(self.sight)
-            return None
+        sight = self._look()
+        if sight is not None:
+            states = [self._judge(owner) for owner in sight.owners]
+            if any(state is not State.ENDED for state in states):
+                self._stay_out(sight, states)
+                return None
         owner = Owner.here()
         _held.add(owner.token)
         try:
-            if not self.claims.take(owner, self.sight):
-                _held.discard(owner.token)
-                return None
-            if self.sight is not None:
-                self.say(f"took over {self.what} from {_name(self.sight)}, which {self._how()}.")
-            return Lock(self.claims, owner, self.what, self.file)
+            if self._claims.take(owner, sight):
+                if sight is not None:
+                    how = (
+                        f"gave no sign of life for {LEASE_S:g} s"
+                        if self._watched >= LEASE_S
+                        else "ended without releasing it"
+                    )
+                    self._say(f"took over {self._what} from {_name(sight)}, which {how}.")
+                return Lock(self._claims, owner, self._what, self._file)
         except BaseException:
-            try:
-                self.claims.release(owner)
-            except _FAILURES as error:
-                _log.debug("a lock not wanted any more stays: %s", error)
+            with suppress(*_FAILURES):
+                self._claims.release(owner)
             _held.discard(owner.token)
             raise
+        _held.discard(owner.token)
+        return None
 
-    def _look(self) -> None:
+    def _look(self) -> Sight | None:
         before = time.monotonic()
-        sight = self.claims.look()
-        if sight is None or self.sight is None or sight.version != self.sight.version:
-            self.moved = self.sight is not None
-            self.watched = 0.0
+        sight = self._claims.look()
+        if sight is None or self._sight is None or sight.version != self._sight.version:
+            self._moved = self._sight is not None
+            self._watched = 0.0
         else:
             # a pause of this process, or of the store, is no silence of the owner
-            self.watched += min(before - self.looked, BEAT_S)
-        self.sight = sight
-        self.looked = time.monotonic()
+            self._watched += min(before - self._looked, BEAT_S)
+        self._sight = sight
+        self._looked = time.monotonic()
+        return sight
 
-    def _are_ended(self, sight: Sight) -> bool:
-        return all(self._is_ended(owner) for owner in sight.owners)
-
-    def _is_ended(self, owner: Owner | None) -> bool:
+    def _judge(self, owner: Owner | None) -> State:
+        """Say of an owner whether it still runs, as far as is known after so long."""
         if owner is None:
             # power failed as it was written: who is at it now will be done by then
-            return self.watched >= min(2 * BEAT_S, LEASE_S)
-        state = self._judge(owner)
-        return state is State.ENDED or (state is State.UNKNOWN and self.watched >= LEASE_S)
-
-    def _judge(self, owner: Owner) -> State:
+            patience = min(2 * BEAT_S, LEASE_S)
+            return State.ENDED if self._watched >= patience else State.UNKNOWN
         state = owner.judge()
-        # a request that was on its way for long may have written the lock after its release
-        return State.UNKNOWN if self.claims.remote and state is State.RUNNING else state
+        if state is State.RUNNING and self._claims.remote:
+            # a request that was on its way for long may have written the lock after its release
+            state = State.UNKNOWN
+        return State.ENDED if state is State.UNKNOWN and self._watched >= LEASE_S else state
 
-    def _stay_out(self, sight: Sight) -> None:
-        if not self.wait and (self.moved or any(map(self._is_alive, sight.owners))):
+    def _stay_out(self, sight: Sight, states: Sequence[State]) -> None:
+        # clocks that differ cost some seconds of watching, nothing else
+        alive = self._moved or any(
+            state is State.RUNNING
+            or (state is State.UNKNOWN and owner and abs(time.time() - owner.seen) < LEASE_S)
+            for owner, state in zip(sight.owners, states, strict=True)
+        )
+        if alive and not self._wait:
             raise RunError(
-                f"another process is computing {self.what}: {_name(sight)}; "
+                f"another process is computing {self._what}: {_name(sight)}; "
                 "wait until it has ended."
             )
-        waited = time.monotonic() - self.begun
-        if self.said or (self.wait and waited < SAY_AFTER_S):
+        if self._said or (self._wait and time.monotonic() - self._begun < SAY_AFTER_S):
             return
-        self.said = True
-        if self.wait:
-            self.say(f"waiting for {self.what}: {_name(sight)}, holds it.")
+        self._said = True
+        if self._wait:
+            self._say(f"waiting for {self._what}: {_name(sight)}, holds it.")
         else:
-            self.say(
-                f"{self.what} is locked by {_name(sight)}, which may have ended; "
+            self._say(
+                f"{self._what} is locked by {_name(sight)}, which may have ended; "
                 f"watching it for {LEASE_S:g} s."
             )
-
-    def _is_alive(self, owner: Owner | None) -> bool:
-        if owner is None:
-            return False
-        state = self._judge(owner)
-        # clocks that differ cost some seconds of watching, nothing else
-        recent = abs(time.time() - owner.seen) < LEASE_S
-        return state is State.RUNNING or (state is State.UNKNOWN and recent)
-
-    def _how(self) -> str:
-        if self.watched >= LEASE_S:
-            return f"gave no sign of life for {LEASE_S:g} s"
-        return "ended without releasing it"
 
     def _fail(self, error: OSError) -> RunError:
         advice = (
@@ -644,7 +602,7 @@ class _Attempt:
             else "choose a folder that may be written, with space left"
         )
         return RunError(
-            f"cannot lock {self.what}: {_describe(error)} ({self.file.parent}, "
+            f"cannot lock {self._what}: {_describe(error)} ({self._file.parent}, "
             f"{CLAIM_BYTES} bytes); {advice}."
         )
 
