@@ -1,11 +1,7 @@
-"""How much memory is free, and batches that shrink where it is not enough.
+"""How much memory is free, batches that shrink where it is not enough, and what is said of it.
 
 A batch is how much is computed at once, never what is computed: the functions that are given to
 :func:`compute_halving` treat every item by itself, so that a smaller batch gives the same bytes.
-
-What is said where memory is short and the work cannot be cut smaller: a batch makes its result.
-
-Where it can be, see :func:`pipeline.compute.memory.compute_halving`.
 """
 
 from __future__ import annotations
@@ -56,17 +52,22 @@ def measure_free(device: str | torch.device = "cpu", root: Path = Path("/")) -> 
         # what torch keeps and does not use is as good as free
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + kept)
-    limits = [_read_available(root), *_read_groups(root), _read_address_space(root)]
+    limits = [*_read_groups(root), _read_address_space(root)]
+    with suppress(KeyError):
+        limits.append(_read_numbers(root / "proc/meminfo")["MemAvailable"] * 1024)
     known = [limit for limit in limits if limit is not None]
     return max(0, min(known)) if known else None
 
 
-def _read_available(root: Path) -> int | None:
-    with suppress(OSError, ValueError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+def _read_numbers(file: Path) -> dict[str, int]:
+    """Read a file of a name and a number a line; nothing where it is not there."""
+    numbers = {}
+    with suppress(OSError):
+        for line in file.read_text().splitlines():
+            name, value, *_ = [*line.split(), "", ""]
+            if value.isdecimal():
+                numbers[name.removesuffix(":")] = int(value)
+    return numbers
 
 
 def _read_groups(root: Path) -> Iterator[int | None]:
@@ -76,29 +77,19 @@ def _read_groups(root: Path) -> Iterator[int | None]:
             # version 2 writes "max" where there is no limit, version 1 a number beyond all memory
             with suppress(OSError, ValueError):
                 left = int((folder / limit).read_text()) - int((folder / used).read_text())
-                yield left + _read_cache(folder / "memory.stat", cache)
+                yield left + _read_numbers(folder / "memory.stat").get(cache, 0)
 
 
 def _list_groups(root: Path, controller: str) -> list[PurePosixPath]:
     """List this process's control group and those above it, relative to where they are mounted."""
-    groups = [PurePosixPath()]
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = [*line.split(":", 2), "", ""][:3]
             # outside the container's own part of the tree nothing can be read
             if controller in controllers.split(",") and ".." not in path.split("/"):
                 own = PurePosixPath(path.lstrip("/"))
-                groups = [own, *own.parents]
-    return groups
-
-
-def _read_cache(file: Path, name: str) -> int:
-    with suppress(OSError):
-        for line in file.read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == name and value.isdecimal():
-                return int(value)
-    return 0
+                return [own, *own.parents]
+    return [PurePosixPath()]
 
 
 def _read_address_space(root: Path) -> int | None:
@@ -159,20 +150,16 @@ def compute_halving(
             start += size
             continue
         # here, where the error no longer holds the frames that hold the memory
-        _let_go(device)
+        gc.collect()
+        if str(device).startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
         if size == 1:
             raise _describe(what, each, device, reason)
         size //= 2
         announce(warn=f"{what}: memory is short; going on with {size} at a time.")
     return results
-
-
-def _let_go(device: str | torch.device) -> None:
-    gc.collect()
-    if str(device).startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 def _describe(what: str, each: int, device: str | torch.device, reason: str) -> MemoryShortError:

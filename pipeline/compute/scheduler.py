@@ -3,11 +3,9 @@
 Inline, a shard is a call in a loop; otherwise it is a task of a ``distributed`` client. A stage
 whose shard is one long computation (a fit, epoch by epoch) is computed in this process, cuts every
 step into pieces, hands them to a :class:`Team`, and puts the results together in the order of the
-pieces. Inline, a piece is computed where it is started; on a cluster it is a task, and what it
-gives stays at its worker until it is gathered, or used by another piece. A worker that dies costs
-nothing but time: dask computes what it held again elsewhere, from the same arguments.
-
-A cluster is made here, or somebody else's.
+pieces. On a cluster a piece is a task, too, and what it gives stays at its worker until it is
+gathered, or used by another piece. A worker that dies costs nothing but time: dask computes what
+it held again elsewhere, from the same arguments.
 """
 
 from __future__ import annotations
@@ -109,31 +107,31 @@ def compute_shards(
     if shares_work and execution.scheduler is not None:
         with ClusterTeam(partial(open_remote, execution.scheduler), listener) as team:
             yield from _compute_inline(function, calls, listener, team)
-    elif shares_work or execution.inline:
-        # what shares its work uses all cores here: the way to processes beside it only costs time
+        return
+    # what shares its work uses all cores here: the way to processes beside it only costs time
+    if shares_work or execution.inline:
         yield from _compute_inline(function, calls, listener, INLINE)
+        return
+    if execution.scheduler is not None:
+        opened = open_remote(execution.scheduler)
     else:
-        opened = (
-            open_local(min(execution.workers, len(calls)), device)
-            if execution.scheduler is None
-            else open_remote(execution.scheduler)
-        )
-        with opened as client:
-            yield from _compute_distributed(client, function, calls, names, listener)
+        opened = open_local(min(execution.workers, len(calls)), device)
+    with opened as client:
+        yield from _compute_distributed(client, function, calls, names, listener)
 
 
 def _compute_inline(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], listener: Tell, team: Team
 ) -> Iterator[Done]:
     for index, arguments in enumerate(calls):
-        token = _LISTENER.set(listener)
+        told, joined = _LISTENER.set(listener), _TEAM.set(team)
         try:
-            with with_team(team):
-                done = Done(index, function(*arguments))
+            done = Done(index, function(*arguments))
         except Exception as error:
             done = Done(index, error=error)
         finally:
-            _LISTENER.reset(token)
+            _LISTENER.reset(told)
+            _TEAM.reset(joined)
         check_stopped()
         yield done
 
@@ -159,18 +157,33 @@ def _compute_distributed(
         for index, future in _compute_each(client, submit, len(calls), listener):
             error = future.exception()
             if isinstance(error, KilledWorker):
-                suspects.append(index)
+                suspects.append((index, future))
             else:
                 yield Done(index, None if error is not None else future.result(), error)
-            future.release()
-        for index in sorted(suspects):
-            listener({"warn": f"the worker process of {names[index]} was killed; once more, alone"})
-            future = submit(index)
-            _await_all(client, [future], listener)
-            error = future.exception()
-            if isinstance(error, KilledWorker):
-                error = _describe_loss(names[index], error)
+                future.release()
+        for index, future in sorted(suspects, key=lambda suspect: suspect[0]):
+            error = _retry_alone(client, future, names[index], listener)
             yield Done(index, None if error is not None else future.result(), error)
+            # what is kept at a worker that dies is computed again
+            future.release()
+
+
+def _retry_alone(client: Client, future: Future, what: str, tell: Tell) -> Exception | None:
+    """Compute once more what was lost with its worker, with nothing beside it; say how it ended."""
+    from distributed import KilledWorker
+
+    tell({"warn": f"the worker process of {what} was killed; once more, alone"})
+    client.retry([future])
+    _await_all(client, [future], tell)
+    error: Any = future.exception()
+    if not isinstance(error, KilledWorker):
+        return error
+    times = "twice" if error.allowed_failures == 0 else f"{error.allowed_failures + 2} times"
+    return WorkerLostError(
+        f"the worker process that computed {what} was killed {times}, the last time with nothing "
+        "else to do (out of memory?); give it more memory, or smaller batches or images, and run "
+        "the command again."
+    )
 
 
 def _compute_each(
@@ -201,13 +214,6 @@ def _compute_each(
             patience.look()
 
 
-def _compute_limited(
-    crowd: Mapping[str, int], function: Callable[..., Any], *arguments: Any
-) -> Any:
-    limit_threads(crowd)
-    return function(*arguments)
-
-
 class Team:
     """Computes pieces of a shard: this one at once, in this process."""
 
@@ -233,7 +239,7 @@ class Team:
         Only a few are under way at once, so that neither firsts nor results pile up.
         """
         for first in firsts:
-            yield from self.map(function, [(first, *rest)])
+            yield function(first, *rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,12 +288,13 @@ class ClusterTeam(Team):
         futures = [piece.future for piece in pieces]
         _await_all(client, futures, self._tell)
         for future in futures:
-            if future.status != "error":
-                continue
-            if isinstance(future.exception(), KilledWorker):
-                self._retry_alone(future)
-            if future.status == "error":
-                raise future.exception()
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, KilledWorker):
+                others = [one.future for one in self._started if one.future is not future]
+                _await_all(client, others, self._tell)
+                error = _retry_alone(client, future, "a piece of the work", self._tell)
+            if error is not None:
+                raise error
         results: list[Any] = client.gather(futures)
         return results
 
@@ -302,17 +309,6 @@ class ClusterTeam(Team):
                 yield from self.gather([waiting.popleft()])
         while waiting:
             yield from self.gather([waiting.popleft()])
-
-    def _retry_alone(self, future: Any) -> None:
-        from distributed import KilledWorker
-
-        others = [piece.future for piece in self._started if piece.future is not future]
-        _await_all(self._client, others, self._tell)
-        self._tell({"warn": "the worker process of a piece was killed; once more, alone"})
-        self._client.retry([future])
-        _await_all(self._client, [future], self._tell)
-        if future.status == "error" and isinstance(future.exception(), KilledWorker):
-            raise _describe_loss("a piece of the work", future.exception())
 
     def _open(self) -> Any:
         if self._client is None:
@@ -331,16 +327,6 @@ def current_team() -> Team:
 
 
 @contextmanager
-def with_team(team: Team) -> Iterator[None]:
-    """Give what is computed inside a team."""
-    token = _TEAM.set(team)
-    try:
-        yield
-    finally:
-        _TEAM.reset(token)
-
-
-@contextmanager
 def open_local(workers: int, device: str) -> Iterator[Client]:
     """Start worker processes on this machine; they end with this process, however it ends."""
     import dask
@@ -351,28 +337,19 @@ def open_local(workers: int, device: str) -> Iterator[Client]:
         **{f"distributed.nanny.pre-spawn-environ.{name}": threads for name in _THREADS},
         "distributed.scheduler.allowed-failures": 0,
     }
-    with ExitStack() as stack:
-        # a nanny puts what its worker is told into the environment of this process, too
-        stack.enter_context(_keep_environment(_THREADS))
-        stack.enter_context(dask.config.set(config))
-        # half started, a cluster cannot be stopped
-        with defer_signals():
-            cluster = stack.enter_context(_make_cluster(workers, device))
-            client = stack.enter_context(Client(cluster))
-        yield client
-
-
-@contextmanager
-def _keep_environment(names: Sequence[str]) -> Iterator[None]:
-    """Put some environment variables back as they were."""
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ.get(name) for name in _THREADS}
     try:
-        yield
+        with dask.config.set(config), ExitStack() as stack:
+            # half started, a cluster cannot be stopped
+            with defer_signals():
+                cluster = stack.enter_context(_make_cluster(workers, device))
+                client = stack.enter_context(Client(cluster))
+            yield client
     finally:
+        # a nanny puts what its worker is told into the environment of this process, too
         for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
+            os.environ.pop(name, None)
+            if value is not None:
                 os.environ[name] = value
 
 
@@ -466,8 +443,10 @@ def count_neighbours(client: Client) -> dict[str, int]:
     return crowd
 
 
-def limit_threads(crowd: Mapping[str, int]) -> None:
-    """Limit the numerical libraries of a worker to its share of the host's cores; called there.
+def _compute_limited(
+    crowd: Mapping[str, int], function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Call a function at a worker, whose libraries use no more than its share of the host's cores.
 
     A worker that was told its share in ``OMP_NUM_THREADS``, as those started here and by ``dask
     worker`` are, keeps to it.
@@ -487,6 +466,7 @@ def limit_threads(crowd: Mapping[str, int]) -> None:
     if torch is not None:
         # every thread has a limit of its own
         torch.set_num_threads(int(told))
+    return function(*arguments)
 
 
 def _await_all(client: Client, futures: Sequence[Future], tell: Tell) -> None:
@@ -514,16 +494,6 @@ def _check_connection(future: Future) -> None:
         )
 
 
-def _describe_loss(what: str, error: Any) -> WorkerLostError:
-    """Turn the ``KilledWorker`` of a task that was computed again alone into a sentence."""
-    times = "twice" if error.allowed_failures == 0 else f"{error.allowed_failures + 2} times"
-    return WorkerLostError(
-        f"the worker process that computed {what} was killed {times}, the last time with nothing "
-        "else to do (out of memory?); give it more memory, or smaller batches or images, and run "
-        "the command again."
-    )
-
-
 class Patience:
     """Notices that a cluster has had no worker for too long."""
 
@@ -541,8 +511,13 @@ class Patience:
         if self._client.nthreads():
             self._seen, self._told = now, False
             return
-        if self._client.cluster is not None:
-            self._renew(self._client.cluster, now)
+        cluster = self._client.cluster
+        if cluster is not None:
+            if now - self._seen > RENEW_S:
+                workers = len(cluster.worker_spec)
+                cluster.scale(0)
+                cluster.scale(workers)
+                self._seen = now
             return
         address = getattr(self._client.scheduler, "address", "?")
         if not self._told:
@@ -554,10 +529,3 @@ class Patience:
                 f"{WORKERLESS_S / 60:g} minutes; start some with `dask worker {address}`, and run "
                 "the command again to go on."
             )
-
-    def _renew(self, cluster: Any, now: float) -> None:
-        if now - self._seen > RENEW_S:
-            workers = len(cluster.worker_spec)
-            cluster.scale(0)
-            cluster.scale(workers)
-            self._seen = now

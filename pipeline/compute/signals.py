@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 # there is no SIGHUP everywhere
 _OF_TERMINALS = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 _PROGRAMS = ("primaps-pipe", "cli")
@@ -81,7 +80,13 @@ def watch_signals() -> Iterator[Watch]:
 
     before = _set_handlers(stop)
     complain = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if _is_stopped(lost) else complain(lost)
+
+    def overhear(lost: Any) -> None:
+        # one that a library's callback has lost, and check_stopped raises again
+        if not isinstance(lost.exc_value, Stopped):
+            complain(lost)
+
+    sys.unraisablehook = overhear
     _WATCHES.append(watch)
     try:
         yield watch
@@ -125,17 +130,11 @@ def defer_signals() -> Iterator[None]:
     check_stopped()
 
 
-def _is_stopped(lost: Any) -> bool:
-    # one that a library's callback has lost, and check_stopped raises again
-    return isinstance(lost.exc_value, Stopped)
-
-
 def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Set one handler for all signals but those that somebody (``nohup``) had ignored."""
     before: dict[int, Any] = {}
-    for name in _NAMES:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+    for number in (signal.SIGTERM, *_OF_TERMINALS):
+        if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, handler)
     return before
 
@@ -152,20 +151,13 @@ def leave_at_once() -> None:
     _set_handlers(_leave)
 
 
-def _is_program() -> bool:
-    return bool(sys.argv) and Path(sys.argv[0]).stem in _PROGRAMS
-
-
-def _ignore_terminal() -> None:
-    """Leave Ctrl-C and a closed terminal, which reach the whole group, to the command itself."""
-    for number in _OF_TERMINALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-if _is_program() and threading.current_thread() is threading.main_thread():
+_program = bool(sys.argv) and Path(sys.argv[0]).stem in _PROGRAMS
+if _program and threading.current_thread() is threading.main_thread():
     if "--multiprocessing-fork" in sys.orig_argv:
-        # a worker process, which loads the program once more and ends with the command
-        _ignore_terminal()
+        # a worker process, which loads the program once more and ends with the command: it leaves
+        # Ctrl-C and a closed terminal, which reach the whole group, to the command itself
+        for _number in _OF_TERMINALS:
+            signal.signal(_number, signal.SIG_IGN)
     else:
         # while the program is still being loaded
         leave_at_once()

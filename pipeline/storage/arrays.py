@@ -47,6 +47,7 @@ from pipeline.storage.places import (
     ObjectPath,
     find_files,
     is_remote,
+    list_names,
     map_requests,
 )
 
@@ -54,15 +55,12 @@ if TYPE_CHECKING:
     import xarray
 
 METADATA = "zarr.json"
+# the name, among a node's attributes, of the checksum of its metadata
 CHECKSUM = "checksum"
-"""The name, among a node's attributes, of the checksum of its metadata."""
-
+# share of what is free on the disk at first that copies may take
 SHARE_OF_DISK = 0.5
-"""Share of what is free on the disk at first that copies may take."""
-
+# the latest copies are kept, however large: a reader may be about to open one
 KEPT = 16
-"""The latest copies are kept, however large: a reader may be about to open one."""
-
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
 _PREFIX = "primaps-spool-"
@@ -97,10 +95,14 @@ def decode_metadata(content: bytes) -> dict[str, Any] | None:
 
 def read_metadata(node: Path) -> dict[str, Any] | None:
     """Read the metadata of a node, without its checksum; None where it is gone or damaged."""
+    return decode_metadata(_read_node(node))
+
+
+def _read_node(node: Path) -> bytes:
     try:
-        return decode_metadata((node / METADATA).read_bytes())
+        return (node / METADATA).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return b""
 
 
 def _require_metadata(content: bytes, file: Path) -> None:
@@ -117,22 +119,15 @@ def list_nodes(store: Path) -> dict[str, bytes]:
     Every file is read once: what another process removes meanwhile is left out.
     """
     nodes: dict[str, bytes] = {}
-    try:
-        folders = sorted(store.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return nodes
-    for folder in folders:
-        try:
-            content = (folder / METADATA).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+    for name, _ in list_names(store):
+        content = _read_node(store / name)
         metadata = decode_metadata(content)
         if metadata is None:
             continue
-        nodes[folder.name] = content
+        nodes[name] = content
         if metadata["node_type"] == "group":
-            inner = list_nodes(folder)
-            nodes |= {f"{folder.name}/{name}": below for name, below in inner.items()}
+            below = list_nodes(store / name)
+            nodes |= {f"{name}/{inner}": content for inner, content in below.items()}
     return nodes
 
 
@@ -156,10 +151,7 @@ def _describe_group(store: Path, attributes: Mapping[str, Any] | None) -> bytes:
 
 def is_consolidated(store: Path) -> bool:
     """Whether a group's metadata is as it was written, and that of its members as they are."""
-    try:
-        content = (store / METADATA).read_bytes()
-    except FileNotFoundError:
-        return False
+    content = _read_node(store)
     return decode_metadata(content) is not None and content == _describe_group(store, None)
 
 
@@ -194,7 +186,9 @@ def prepare_arrays(
         if old is not None and _list_layout(old) != _list_layout(metadata):
             remove_tree(store / name)
         elif old is not None and old["shape"][0] > length:
-            _remove_outside(store / name, -(-length // shard))
+            for path, _ in list_names(store / name / "c"):
+                if path.isdigit() and int(path) * shard >= length:
+                    remove_tree(store / name / "c" / path)
         write_changed(store / name / METADATA, encode_metadata(metadata))
     consolidate(store, attributes)
 
@@ -219,14 +213,6 @@ def _describe_array(spec: ArraySpec, length: int, shard: int) -> dict[str, Any]:
 def _list_layout(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return of an array's metadata what tells whether its shards can stay."""
     return {**metadata, "shape": metadata["shape"][1:], "attributes": None}
-
-
-def _remove_outside(array: Path, shards: int) -> None:
-    """Remove the files of all shards but the first ones."""
-    if (array / "c").is_dir():
-        for path in (array / "c").iterdir():
-            if path.name.isdigit() and int(path.name) >= shards:
-                remove_tree(path)
 
 
 def _shard_key(shard: int, axes: int) -> str:
@@ -453,8 +439,9 @@ def find_layout(array: zarr.Array) -> Layout | None:
     if first.endian is not None and native.newbyteorder(first.endian.value) != native:
         return None
     compressed = BloscCodec in kinds
-    # id maps shrink more than that
-    if is_remote(root) and not current_spool().takes(array.nbytes // (10 if compressed else 1)):
+    # were copies of it, and of two more like it, to go and come again all the time, single rows
+    # would better be asked for; id maps shrink more than that
+    if is_remote(root) and 3 * array.nbytes // (10 if compressed else 1) > current_spool().limit:
         return None
     return Layout(root / array.path, array.shards[0], sharding.chunk_shape[0], compressed)
 
@@ -480,7 +467,10 @@ def _gather_rows(
         block = np.empty((layout.chunk, *rows.shape[1:]), rows.dtype)
         held = -1
         with _open_shard(layout.folder / _shard_key(shard, array.ndim)) as (file, path):
-            index = _open_index(file, path, layout.rows // layout.chunk)
+            status = os.fstat(file.fileno())
+            # as long as the file is the same, so are its bytes: one written anew is checked anew
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            index = _read_index(path, layout.rows // layout.chunk, stamp)
             inside = numbers[places] - shard * layout.rows
             for place, number in zip(places.tolist(), inside.tolist(), strict=True):
                 chunk, row = divmod(number, layout.chunk)
@@ -503,12 +493,6 @@ def _open_shard(path: Path) -> Iterator[tuple[FileIO, Path]]:
         raise ValueError(f"{path} is gone or was never written") from None
     with file:
         yield file, path
-
-
-def _open_index(file: FileIO, path: Path, chunks: int) -> Index:
-    status = os.fstat(file.fileno())
-    # as long as the file is the same, so are its bytes: one that was written anew is checked anew
-    return _read_index(path, chunks, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 @lru_cache(maxsize=4096)
@@ -607,16 +591,9 @@ class Spool:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
-        self._limit = limit
+        self.limit = limit
         self._guard = threading.Lock()
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
-
-    def takes(self, size: int) -> bool:
-        """Whether copies of an array of so many bytes, and of two more like it, may stay.
-
-        Were they to go and come again all the time, single rows would better be asked for.
-        """
-        return 3 * size <= self._limit
 
     def doubt(self, prefix: Any) -> None:
         """Ask the store again before a copy of an object below a prefix is read the next time."""
@@ -664,7 +641,7 @@ class Spool:
             kept = list(self._copies.items())
             total = sum(copy.bytes for _, copy in kept)
             for url, copy in kept[:-KEPT]:
-                if total <= self._limit:
+                if total <= self.limit:
                     return
                 # one that is in use is passed over; what is open stays readable when removed
                 if copy.turn.acquire(blocking=False):

@@ -1,10 +1,6 @@
-"""Files that are whole or absent: atomic writes that are noted down, and content fingerprints.
+"""Files that are whole or absent: atomic writes that are noted down, checksums, fingerprints.
 
-Checkpoints of a long computation: one file, replaced as a whole.
-
-Where files are kept for all runs: weights that were converted, images that were unpacked.
-
-Parquet tables, decoded from bytes.
+Also checkpoints of a long computation, tables, and the folder that is kept for all runs.
 """
 
 from __future__ import annotations
@@ -14,9 +10,7 @@ import io
 import json
 import os
 import shutil
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -24,13 +18,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
-from zipfile import BadZipFile
 
 import numpy as np
 import platformdirs
 
-from pipeline.errors import DamageError, RunError
+from pipeline.errors import DamageError, PipelineError, RunError
 from pipeline.storage.places import ObjectStatus, is_remote, resolve_inside
 
 if TYPE_CHECKING:
@@ -42,7 +34,6 @@ Stamp = tuple[int, int, int]
 
 # what systems answer that cannot open or sync a folder
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM}
-_BLOCK = 2**20
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 _WRITTEN: ContextVar[list[Stored] | None] = ContextVar("written", default=None)
 _GUARD: ContextVar[Callable[[], None] | None] = ContextVar("guard", default=None)
@@ -104,7 +95,7 @@ def require_inside(path: Path) -> None:
     resolve_inside(root, path.relative_to(root))
 
 
-def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool = True) -> Stored:
+def write_bytes(path: Path, content: bytes, *, noted: bool = True) -> None:
     """Write a file so that a reader or a crash sees the old content or the new, never a part."""
     _require_permission(path)
     try:
@@ -112,28 +103,47 @@ def write_bytes(path: Path, content: bytes, *, unique: bool = False, noted: bool
             # an object is whole or absent by nature
             path.write_bytes(content)
         else:
-            _replace_file(path, content, unique)
+            _replace_file(path, content)
     except OSError as error:
         raise RunError(
             f"cannot write {path} ({len(content)} bytes): {error.strerror or error}; "
             "free some space or choose a folder that may be written."
         ) from error
-    return _note(path, content, noted)
+    _note(path, content, noted)
 
 
-def _note(path: Path, content: bytes, noted: bool) -> Stored:
-    stored = Stored(path, len(content), checksum(content))
-    if noted:
-        note_file(stored)
-    return stored
+def write_changed(path: Path, content: bytes, *, noted: bool = True) -> None:
+    """Write a file where its content has changed: times tell users what was made again.
+
+    See :func:`write_bytes`; a file that is right already is noted, too.
+    """
+    try:
+        same = path.read_bytes() == content
+    except OSError:
+        same = False
+    if same:
+        _note(path, content, noted)
+    else:
+        write_bytes(path, content, noted=noted)
 
 
-def _replace_file(path: Path, content: bytes, unique: bool) -> None:
+def note_file(path: Path) -> None:
+    """Note a file that is right already down as written (see :func:`note_writes`)."""
+    _note(path, path.read_bytes(), True)
+
+
+def _note(path: Path, content: bytes, noted: bool) -> None:
+    written = _WRITTEN.get()
+    if noted and written is not None:
+        written.append(Stored(path, len(content), checksum(content)))
+
+
+def _replace_file(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     # not tempfile's: its files are private, and a run directory is shared like any other output;
     # not the file's name with a suffix, which may be longer than a name can be
     name = blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
-    temporary = path.parent / f".{uuid4().hex if unique else name}.part"
+    temporary = path.parent / f".{name}.part"
     with _TURNS[hash(temporary) % len(_TURNS)]:
         try:
             # left by a killed process, or a link that somebody put there
@@ -149,34 +159,15 @@ def _replace_file(path: Path, content: bytes, unique: bool) -> None:
     sync_folder(path.parent)
 
 
-def write_changed(path: Path, content: bytes, *, noted: bool = True) -> Stored:
-    """Write a file where its content has changed: times tell users what was made again.
-
-    See :func:`write_bytes`; a file that is right already is noted, too.
-    """
-    try:
-        same = path.read_bytes() == content
-    except OSError:
-        same = False
-    return _note(path, content, noted) if same else write_bytes(path, content, noted=noted)
-
-
-def note_file(stored: Stored) -> None:
-    """Note a file down as written by whoever collects (see :func:`note_writes`)."""
-    written = _WRITTEN.get()
-    if written is not None:
-        written.append(stored)
-
-
-def write_text(path: Path, text: str) -> Stored:
+def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically (see :func:`write_bytes`)."""
-    return write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any, *, noted: bool = True) -> Stored:
+def write_json(path: Path, value: Any, *, noted: bool = True) -> None:
     """Write JSON atomically (see :func:`write_bytes`)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_bytes(path, text.encode("utf-8"), noted=noted)
+    write_bytes(path, text.encode("utf-8"), noted=noted)
 
 
 def read_json(path: Path) -> Any | None:
@@ -196,22 +187,9 @@ def read_json(path: Path) -> Any | None:
 _CHECKSUM = "checksum"
 
 
-def write_checked_json(path: Path, value: dict[str, Any]) -> Stored:
-    """Write a JSON object that carries its own checksum, and is noted nowhere else."""
-    return write_json(path, seal(value), noted=False)
-
-
-def seal(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with a checksum of all else in it."""
-    return {**value, _CHECKSUM: _checksum_object(value)}
-
-
-def unseal(content: Any) -> dict[str, Any] | None:
-    """Return what :func:`seal` was given, or None where it is not as it was."""
-    if not isinstance(content, dict):
-        return None
-    value = {name: inner for name, inner in content.items() if name != _CHECKSUM}
-    return value if content.get(_CHECKSUM) == _checksum_object(value) else None
+def write_checked_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object that carries a checksum of all else in it, and is noted nowhere else."""
+    write_json(path, {**value, _CHECKSUM: _checksum_object(value)}, noted=False)
 
 
 def read_checked_json(path: Path) -> dict[str, Any] | None:
@@ -219,8 +197,8 @@ def read_checked_json(path: Path) -> dict[str, Any] | None:
     content = read_json(path)
     if content is None:
         return None
-    value = unseal(content)
-    if value is None:
+    value: dict[str, Any] = content if isinstance(content, dict) else {}
+    if value.pop(_CHECKSUM, None) != _checksum_object(value):
         raise DamageError(
             f"{path} is not as it was written (its checksum differs); "
             "`primaps-pipe verify --repair` puts it right."
@@ -241,16 +219,6 @@ def checksum(content: bytes) -> str:
     have the same one, whatever is in them.
     """
     return blake2b(content, digest_size=16).hexdigest()
-
-
-def measure_file(path: Path) -> Stored:
-    """Read a file and say what it holds."""
-    size, digest = 0, blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            size += len(block)
-            digest.update(block)
-    return Stored(path, size, digest.hexdigest())
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -325,7 +293,7 @@ def sync_folder(folder: Path) -> None:
 def fingerprint(*parts: Any) -> str:
     """Return a 128-bit hex digest of JSON-able values; equal values give equal digests."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return checksum(text.encode())
 
 
 def fingerprint_texts(*parts: Iterable[str]) -> str:
@@ -340,20 +308,6 @@ def fingerprint_texts(*parts: Iterable[str]) -> str:
 
 
 _VALUES = "values"
-# What the readers of zip archives and arrays raise on damaged bytes.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    BadZipFile,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -385,7 +339,10 @@ class Checkpoint:
                 raise KeyError("its arrays have other names")
         except FileNotFoundError:
             return None
-        except _DAMAGE as error:
+        except PipelineError:
+            raise
+        except Exception as error:
+            # the readers of archives and arrays raise almost anything on damaged bytes
             raise DamageError(
                 f"the checkpoint {self.file} is damaged ({error}); "
                 "delete it to begin the fit again."

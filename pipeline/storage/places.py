@@ -61,16 +61,6 @@ class ObjectStatus:
         nanoseconds = seconds * 10**9 + number % 10**6 * 1000
         return cls(stat.S_IFREG, size, nanoseconds, number, tag)
 
-    @property
-    def st_mtime(self) -> float:
-        """When it was written, seconds since the epoch."""
-        return self.st_mtime_ns / 1e9
-
-    @property
-    def is_prefix(self) -> bool:
-        """Whether it is no object, but what the names of others begin with."""
-        return stat.S_ISDIR(self.st_mode)
-
 
 PREFIX = ObjectStatus(stat.S_IFDIR)
 
@@ -268,10 +258,6 @@ class ObjectPath(_Path):
         self.store.put(self, bytes(data))
         return len(data)
 
-    def write_text(self, data: str, encoding: str | None = None) -> int:  # type: ignore[override]
-        """Write text with one request."""
-        return self.write_bytes(data.encode(encoding or "utf-8"))
-
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a prefix is there as soon as an object is below it."""
 
@@ -318,7 +304,7 @@ def list_names(path: Path) -> list[tuple[str, bool]]:
     """List the names directly below a place, sorted, and whether each is one of others."""
     if is_remote(path):
         found = path.store.list(path, deep=False)
-        return sorted({(name, status.is_prefix) for name, status in found})
+        return sorted({(name, stat.S_ISDIR(status.st_mode)) for name, status in found})
     try:
         with os.scandir(path) as entries:
             return sorted((entry.name, entry.is_dir()) for entry in entries)

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -97,20 +97,19 @@ class S3Store(Store):
 
     def list(self, path: ObjectPath, *, deep: bool) -> list[tuple[str, ObjectStatus]]:
         """List what is below a prefix, with one request per thousand."""
+        options: dict[str, Any] = {} if deep else {"Delimiter": "/"}
         begin = len(path.prefix)
-
-        async def collect() -> list[tuple[str, ObjectStatus]]:
-            found = []
-            async for page in self._files.list_pages(path.bucket, path.prefix, deep):
-                for entry in page.get("CommonPrefixes", []):
-                    found.append((entry["Prefix"][begin:-1], PREFIX))
-                for entry in page.get("Contents", []):
-                    found.append((entry["Key"][begin:], _status(entry, entry["Size"])))
-            # consoles mark a "folder" by an object whose name ends in a slash
-            return [entry for entry in found if entry[0] and not entry[0].endswith("/")]
-
-        found: list[tuple[str, ObjectStatus]] = sync(self._files.loop, collect)
-        return found
+        found, more = [], True
+        while more:
+            page = self._call(path, "list_objects_v2", Prefix=path.prefix, **options)
+            for entry in page.get("CommonPrefixes", []):
+                found.append((entry["Prefix"][begin:-1], PREFIX))
+            for entry in page.get("Contents", []):
+                found.append((entry["Key"][begin:], _status(entry, entry["Size"])))
+            more = bool(page.get("IsTruncated"))
+            options["ContinuationToken"] = page.get("NextContinuationToken")
+        # consoles mark a "folder" by an object whose name ends in a slash
+        return [entry for entry in found if entry[0] and not entry[0].endswith("/")]
 
     def holds(self, path: ObjectPath) -> bool:
         """Whether there are objects below a prefix."""
@@ -244,18 +243,6 @@ class FileSystem(S3FileSystem):  # type: ignore[misc]
                 read, retries=self.retries
             )
             return result
-
-    async def list_pages(
-        self, bucket: str, prefix: str, deep: bool
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the pages of a listing."""
-        options: dict[str, Any] = {} if deep else {"Delimiter": "/"}
-        more = True
-        while more:
-            page = await self._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
-            yield page
-            more = bool(page.get("IsTruncated"))
-            options["ContinuationToken"] = page.get("NextContinuationToken")
 
 
 @contextmanager

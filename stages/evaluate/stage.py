@@ -27,7 +27,7 @@ from pipeline.run.status import (
     fingerprint_ids,
     fingerprint_labels,
 )
-from pipeline.storage.files import fingerprint, measure_file, note_file, write_bytes, write_json
+from pipeline.storage.files import fingerprint, note_file, write_bytes, write_json
 from stages.artefacts import fingerprint_image, label_file
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
@@ -136,7 +136,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             return
         file, print_ = probe_file(run, settings), plan.facts["linear_probe"]
         if read_probe(file, print_) is not None:
-            note_file(measure_file(file))
+            note_file(file)
             return
         artefacts = open_named(run, settings)
         windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)

@@ -38,7 +38,6 @@ from pipeline.compute.scheduler import (
     current_team,
     open_local,
     share_cores,
-    with_team,
 )
 from pipeline.errors import ImageError, RunError, UsageError, WorkerLostError
 
@@ -308,14 +307,6 @@ def test_an_error_of_a_piece_is_that_of_the_call(team: Team) -> None:
     with pytest.raises(ImageError, match=r"^piece 1 is dark$"):
         team.map(fail, [(number,) for number in range(3)])
     assert team.map(fail, [(2,)]) == [2]
-
-
-def test_the_team_of_a_shard() -> None:
-    assert current_team() is INLINE
-    other = ClusterTeam(lambda: nullcontext(), WARNINGS.append)
-    with with_team(other):
-        assert current_team() is other
-    assert current_team() is INLINE
 
 
 def test_what_a_killed_worker_held_is_made_again(client: Client) -> None:
