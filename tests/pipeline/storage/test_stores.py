@@ -109,7 +109,7 @@ def tag_of(content: bytes) -> str:
 def top(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A prefix of the store, which another package has brought."""
     entry = EntryPoint("heap", f"{__name__}:HeapStore", "primaps_pipe.stores")
-    monkeypatch.setattr(STORES, "_theirs", {"heap": [entry]})
+    monkeypatch.setattr(STORES, "_entries", {**STORES._entries, "heap": [entry]})
     yield parse_place("heap://bucket/top")
     HeapStore.objects.clear()
 
