@@ -32,7 +32,6 @@ from stages.em.pieces import (
     sum_piece,
     update_momentum,
 )
-from stages.em.pixels import weigh_classes
 from stages.em.settings import EmSettings
 from stages.em.start import ReadSample, find_initial_directions
 
@@ -396,6 +395,8 @@ def run_em_epoch(
     state: FitState, steps: Iterable[Step], settings: EmSettings, team: Team = INLINE
 ) -> Epoch:
     """Run one epoch of PriMaPs-EM."""
+    from stages.em.pixels import weigh_classes
+
     sums = _Sums(state.running)
     running, adam = _open(state, settings.learning_rate)
     for step in steps:

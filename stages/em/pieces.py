@@ -14,20 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from stages.clustering import measure_clusters
-from stages.em.pixels import (
-    Softmax,
-    assign_proposals,
-    differentiate,
-    map_windows,
-    sum_probabilities,
-)
+
+if TYPE_CHECKING:
+    from stages.em.pixels import Softmax
 
 GROUP = 8
 # Libraries of linear algebra may round differently on memory that begins in mid of a cache line.
@@ -51,6 +47,9 @@ def apply_windows(
         torch.set_num_threads(1)
         for window in range(run.start, run.stop):
             parts[window] = function(*(_align(batch[window : window + 1]) for batch in batches))
+
+    # numba, which a finished run does without, takes half a second to import
+    from stages.em.pixels import map_windows
 
     with one_thread():
         map_windows(apply, len(parts))
@@ -214,6 +213,8 @@ def cluster_piece(batch: FitBatch, unit: Tensor) -> Clusters:
 
 def predict_piece(batch: FitBatch, momentum: Tensor, running: Tensor) -> Predicted:
     """Label the proposals by the momentum prototypes, and sum the running ones' softmax."""
+    from stages.em.pixels import assign_proposals, sum_probabilities
+
     if batch.proposals is None:
         raise ValueError("PriMaPs-EM needs proposals")
     device = batch.features.device
@@ -250,6 +251,8 @@ def differentiate_piece(predicted: Predicted, weight: Tensor) -> PieceGradient:
 
     The gradient is carried back to the prototypes.
     """
+    from stages.em.pixels import differentiate
+
     found = differentiate(predicted.softmax, weight.to(predicted.seen.device))
     (gradient,) = apply_windows(
         lambda logits, seen: (compute_weight_gradient(logits, seen),),

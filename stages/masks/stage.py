@@ -22,7 +22,6 @@ from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read
 from pipeline.storage.files import fingerprint
 from stages.crf.backends import Backend, choose_backend, place_beside, refine_each
 from stages.crf.settings import CrfSettings
-from stages.masks.proposals import find_constant, pool_proposals, propose_masks, score_proposals
 from stages.masks.settings import MaskSettings
 
 # How often the largest array of a step is held at once: the median looks at nine neighbours.
@@ -92,6 +91,9 @@ class Masks(Stage[MaskSettings]):
 
     def compute(self, run: RunDirectory, settings: MaskSettings, shard: int) -> dict[str, Any]:
         """Propose, refine and pool one block of windows."""
+        # numba, which a finished run does without, takes half a second to import
+        from stages.masks.proposals import find_constant
+
         manifest = read_manifest(run)
         extract = read_record(run, "extract")
         rows = extract.settings["shard_size"]
@@ -172,6 +174,7 @@ def _propose_batch(
     backend: Backend | None,
 ) -> tuple[torch.Tensor, list[int]]:
     """Propose, up-sample and refine; return uint8 [window, y, x] beside the CRF, and the counts."""
+    from stages.masks.proposals import propose_masks, score_proposals
 
     def propose(part: torch.Tensor) -> list[torch.Tensor]:
         proposals = propose_masks(part, **settings.proposing())
@@ -200,6 +203,7 @@ def _pool_batch(
     ids: torch.Tensor, grid: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pool what was proposed; see :func:`pool_proposals`."""
+    from stages.masks.proposals import pool_proposals
 
     def pool(part: range) -> tuple[torch.Tensor, torch.Tensor]:
         rows = slice(part.start, part.stop)
