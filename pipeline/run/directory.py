@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import AbstractContextManager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,12 @@ _SEAL = "# checksum of the lines above: "
 # What a seal may have become: its checksum without its words, or the other way round.
 _SEAL_LEFT = re.compile(rb"# checksum of the lines above|[0-9a-f]{32}\s*\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@lru_cache(maxsize=2)
+def _load(text: bytes) -> Any:
+    """Parse YAML, which a run that has nothing to do would spend much of its time on."""
+    return yaml.safe_load(text)
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ class RunDirectory:
                 "it is."
             )
         try:
-            content = yaml.safe_load(text)
+            content = deepcopy(_load(text))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise DamageError(f"{self.settings_file} is not YAML: {reason}") from error

@@ -17,11 +17,11 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import scipy  # which loads its rooms when they are asked for
 import torch
 import torch.nn.functional as F  # noqa: N812
 import zarr
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from pipeline.datasets.definition import IGNORE
@@ -71,7 +71,7 @@ class LinearProbe:
     steps: int
 
 
-def count_labels(labels: NDArray[np.uint8], grid: tuple[int, int]) -> csr_array:
+def count_labels(labels: NDArray[np.uint8], grid: tuple[int, int]) -> scipy.sparse.csr_array:
     """Count the pixels of every label in the cells of a grid."""
     windows, height, width = labels.shape
     rows, columns = grid
@@ -81,7 +81,9 @@ def count_labels(labels: NDArray[np.uint8], grid: tuple[int, int]) -> csr_array:
     valid = labels != IGNORE
     found, counts = np.unique(cell[valid] * IGNORE + labels[valid], return_counts=True)
     shape = (windows * rows * columns, IGNORE)
-    return csr_array((counts.astype(np.float32), np.divmod(found, IGNORE)), shape=shape)
+    return scipy.sparse.csr_array(
+        (counts.astype(np.float32), np.divmod(found, IGNORE)), shape=shape
+    )
 
 
 def choose_linear_probe(
@@ -135,10 +137,7 @@ def fit_linear_probe(
         weight = start.weight.double()
         bias = start.bias.double() + weight @ mean
         first = torch.cat([weight * spread, bias[:, None]], dim=1).cpu().numpy().ravel()
-    # an evaluation without a probe does without it
-    from scipy.optimize import minimize
-
-    found = minimize(
+    found = scipy.optimize.minimize(
         evaluate,
         first,
         jac=True,
@@ -248,7 +247,7 @@ class LabelledWindows:
     arrays: Mapping[str, zarr.Array]
     windows: NDArray[np.int64]
     images: NDArray[np.int64]
-    counts: csr_array
+    counts: scipy.sparse.csr_array
     labels: NDArray[np.int64]
     unreadable: Mapping[str, str]
     device: torch.device
@@ -349,7 +348,7 @@ def read_labelled(
         chosen.setdefault(manifest.windows[index].image, []).append(index)
     unreadable: dict[str, str] = {}
 
-    def count(row: int) -> csr_array:
+    def count(row: int) -> scipy.sparse.csr_array:
         image = manifest.images[row]
         try:
             truth = artefacts.read_truth(image)
@@ -364,7 +363,7 @@ def read_labelled(
         return count_labels(np.stack(parts), points)
 
     threads = count_threads()
-    counts = vstack(list(map_ahead(count, chosen, threads, threads)), format="csr")
+    counts = scipy.sparse.vstack(list(map_ahead(count, chosen, threads, threads)), format="csr")
     labels = np.flatnonzero(counts.sum(axis=0) > 0)
     return LabelledWindows(
         arrays=arrays,
