@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.definition import IGNORE
+from pipeline.datasets.labels import LabelCounts
 
 UNMATCHED = -1
 MAX_CLASSES = 255
@@ -152,14 +153,32 @@ def list_parts(
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
-    """Describe every split of ``metrics.json`` in one line."""
-    return [_describe_split(split, block) for split, block in metrics["splits"].items()]
+    """Describe every split of ``metrics.json`` in one line, and what of its labels is left out."""
+    lines = []
+    for split, block in metrics["splits"].items():
+        lines.append(_describe_split(split, block))
+        counts = LabelCounts.parse(block.get("label_pixels", {}))
+        # of the others describe_labels warns
+        if not counts.unknown and (left_out := counts.describe()):
+            lines.append(f"{split}: {left_out}")
+    return lines
+
+
+def describe_labels(metrics: Mapping[str, Any]) -> list[str]:
+    """Say of every split which labels are no class's, and why it is not scored."""
+    lines = []
+    for split, block in metrics["splits"].items():
+        counts = LabelCounts.parse(block.get("label_pixels", {}))
+        lines += [f"{split}: {counts.describe()}"] if counts.unknown else []
+        lines += [f"{split} is not scored: {block['refused']}"] if block.get("refused") else []
+    return lines
 
 
 def _describe_split(split: str, block: Mapping[str, Any]) -> str:
     if block["accuracy"] is None:
         # label maps of nothing but ignored pixels are none
         what = "a labelled pixel" if block["labelled_images"] else "labels"
+        what = "a score" if block.get("refused") else what
         return (
             f"{split}: {block['images']} images without {what}: "
             f"coverage {block['coverage']:.1f} %, confidence {block['confidence']:.1f} %"

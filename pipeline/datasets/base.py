@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.definition import IGNORE, Colour, Definition
+from pipeline.datasets.definition import IGNORE, Colour, Definition, show_colour
+from pipeline.datasets.labels import LabelMap, map_values, pack_colours
 from pipeline.datasets.listing import (
     SPLIT,
     Match,
@@ -146,40 +146,40 @@ class Dataset(ABC):
         """List the samples, of a root that is there and splits that are named once."""
 
     def read_label(self, path: Path) -> NDArray[np.uint8]:
-        """Read a label map as classes 0..C-1 with 255 = ignore, [y, x].
+        """Read a label map as classes 0..C-1, [y, x]; 255 = ignore, or a value that no class has.
 
-        An ImageError says that it cannot be read, or holds ids that the dataset does not have.
+        An ImageError says that it cannot be read.
         """
-        return map_ids(read_label(path), self._table)
+        return self.open_label(path).classes
 
-    @cached_property
-    def _table(self) -> NDArray[np.int16]:
-        return id_table(self.definition.class_of, self.definition.ignored)
+    def open_label(self, path: Path) -> LabelMap:
+        """Read a label map as :meth:`read_label` does, with the values that it is stored in."""
+        raw, told = read_label(path), self.definition
+        if raw.ndim == 2:
+            ignored = (*told.ignored, -1, IGNORE)
+            return map_values(raw, told.class_of, ignored, others=told.ignores_others)
+        packed = pack_colours(raw)
+        if told.classes is None:
+            found = [show_colour(colour) for colour in np.unique(packed)[:3].tolist()]
+            classes = ", ".join(f'{{name: ..., colour: "{colour}"}}' for colour in found)
+            raise ImageError(
+                "a label map of colours, not of class ids: say which colour each class has in a "
+                f"dataset YAML, `classes: [{classes}, ...]`, or save one channel of ids as a "
+                "greyscale or palette PNG"
+            )
+        if len(told.class_of_colour) < len(told.classes):
+            raise ImageError("a label map of colours, and two classes of one colour: change one")
+        return map_values(
+            packed,
+            told.class_of_colour,
+            told.ignored_colours,
+            others=told.ignores_others,
+            coloured=True,
+        )
 
-
-def id_table(classes: Mapping[int, int], ignored: Collection[int] = ()) -> NDArray[np.int16]:
-    """Tabulate raw ids, 0..255 at least: the class, 255 = ignore, -1 for one that must not be."""
-    table = np.full(max([IGNORE, *classes, *ignored]) + 1, -1, dtype=np.int16)
-    table[list(classes)] = list(classes.values())
-    table[[*ignored, IGNORE]] = IGNORE
-    return table
-
-
-def map_ids(ids: NDArray[np.integer[Any]], table: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """Map raw ids, [y, x], to classes by an `id_table`; -1 means ignore, as 255 does."""
-    mapped: NDArray[np.int16]
-    if ids.dtype == np.uint8:
-        mapped = table[ids]
-    else:
-        wide = ids.astype(np.int64)
-        wide[wide == -1] = IGNORE
-        outside = (wide < 0) | (wide >= len(table))
-        mapped = np.where(outside, -1, table[np.where(outside, 0, wide)])
-    if mapped.min(initial=0) < 0:
-        found = np.unique(ids[mapped < 0])
-        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-        raise ImageError(f"a label map with ids that the dataset does not have: {shown}")
-    return mapped.astype(np.uint8)
+    def know_labels(self, labels: Path | None) -> Dataset:
+        """Give the dataset with the classes that a folder of label maps names, where it does."""
+        return self
 
 
 def unknown_split(whose: object, name: str, known: Sequence[str]) -> str:

@@ -120,12 +120,22 @@ def _colour(key: str, value: Any) -> Colour:
     return parts[0], parts[1], parts[2]
 
 
+def _pack(colour: Colour) -> int:
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue
+
+
 class DatasetClass(BaseModel, frozen=True, extra="forbid"):
     """One class: its name, the raw ids that mean it in label maps, and its colour."""
 
     name: str
     ids: tuple[int, ...]
     colour: Colour
+
+
+def show_colour(colour: int) -> str:
+    """Write a colour, 0xRRGGBB, as a definition does."""
+    return f"#{colour:06x}"
 
 
 def _mapping(key: str, value: Any) -> Mapping[Any, Any]:
@@ -213,8 +223,10 @@ def _read_lists(value: Any, info: ValidationInfo) -> dict[str, tuple[str, ...]]:
 
 def _read_ignore(value: Any) -> tuple[int | str, ...]:
     listed = _listed(value)
-    ids = _ids("ignore", [each for each in listed if each != OTHERS])
-    return (*ids, OTHERS) if OTHERS in listed else ids
+    hexes = [each for each in listed if isinstance(each, str) and _HEX.fullmatch(each)]
+    ids = _ids("ignore", [each for each in listed if each != OTHERS and each not in hexes])
+    colours = dict.fromkeys(each.lower() for each in hexes)
+    return (*ids, *colours, *([OTHERS] if OTHERS in listed else []))
 
 
 def _read_classes(value: Any) -> tuple[DatasetClass, ...]:
@@ -243,7 +255,7 @@ class Definition(BaseModel, frozen=True, extra="forbid"):
     lists: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_read_lists)] = {}
     lists_optional: StrictBool = False
     frame: Frame = "whole"
-    ignore: Annotated[tuple[int | Literal["others"], ...], BeforeValidator(_read_ignore)] = ()
+    ignore: Annotated[tuple[int | str, ...], BeforeValidator(_read_ignore)] = ()
     classes: Annotated[tuple[DatasetClass, ...] | None, BeforeValidator(_read_classes)] = None
 
     @model_validator(mode="after")
@@ -267,8 +279,6 @@ class Definition(BaseModel, frozen=True, extra="forbid"):
         seen: dict[Any, str] = dict.fromkeys(self.ignore, "ignore")
         for each in self.classes or ():
             for raw in each.ids:
-                if raw == IGNORE:
-                    raise ValueError(f"classes: id {IGNORE} of {each.name!r} always means ignore")
                 if raw in seen:
                     raise ValueError(f"classes: id {raw} is of {seen[raw]!r} and of {each.name!r}")
                 seen[raw] = each.name
@@ -295,10 +305,29 @@ class Definition(BaseModel, frozen=True, extra="forbid"):
 
     @cached_property
     def ignored(self) -> tuple[int, ...]:
-        """Raw ids that mean ignore, in rising order."""
-        others = range(IGNORE) if OTHERS in self.ignore else ()
-        told = {raw for raw in self.ignore if isinstance(raw, int)}
-        return tuple(sorted({*told, *(raw for raw in others if raw not in self.class_of)}))
+        """Raw ids that are said to mean ignore, in rising order."""
+        return tuple(sorted(raw for raw in self.ignore if isinstance(raw, int)))
+
+    @property
+    def ignores_others(self) -> bool:
+        """Whether every value that no class has means ignore."""
+        return OTHERS in self.ignore
+
+    @property
+    def tells_ignore(self) -> bool:
+        """Whether it says itself what 255 means, which is ignore where nothing says so."""
+        return self.ignores_others or IGNORE in (*self.ignored, *self.class_of)
+
+    @cached_property
+    def class_of_colour(self) -> dict[int, int]:
+        """Colour in a label map, 0xRRGGBB -> class."""
+        return {_pack(each.colour): index for index, each in enumerate(self.classes or ())}
+
+    @cached_property
+    def ignored_colours(self) -> tuple[int, ...]:
+        """Colours that mean ignore."""
+        told = [each for each in self.ignore if isinstance(each, str) and each != OTHERS]
+        return tuple(int(each.removeprefix("#"), 16) for each in told)
 
     @property
     def layout(self) -> str:

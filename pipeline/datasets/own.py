@@ -51,7 +51,8 @@ class Folder(Dataset):
     A label map has its image's path relative to the root, with another suffix: ``a/b.jpg`` has
     ``a/b.jpg.png``, or ``a/b.png``, or the image's own name where that can hold ids. One that two
     images could mean (``b.jpg.png``, of ``b.jpg`` and of a photograph with that name) is taken for
-    neither. It holds the class ids themselves, 0..254, and 255 = ignore.
+    neither. It holds the class ids themselves, 0..254 or those that ``classes.txt`` names, and
+    255 = ignore.
     """
 
     takes_labels: ClassVar[bool] = True
@@ -68,6 +69,10 @@ class Folder(Dataset):
     def class_names(self, labels: Path | None = None) -> tuple[str, ...]:
         """Give the names in the labels folder's ``classes.txt``; without it none are known."""
         return () if labels is None else read_class_names(labels)
+
+    def know_labels(self, labels: Path | None) -> Folder:
+        """Give the dataset with the classes that the labels folder names."""
+        return Folder(name_classes(self.definition, dict(enumerate(self.class_names(labels)))))
 
     def _list_samples(
         self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]

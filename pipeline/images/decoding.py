@@ -392,6 +392,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Lower-case suffixes of a photograph in a folder; ``.mat`` belongs to Potsdam alone."""
 
+# Formats in which a colour of a label map comes out as it was painted.
+_EXACT = ("PNG", "TIFF", "BMP", "PPM")
+
 MAX_FILE_BYTES = 2**31
 """A file above this is refused unread: the whole file is held in memory once."""
 
@@ -464,7 +467,10 @@ def probe_image(path: Path) -> ImageHeader:
 
 
 def read_label(path: Path) -> NDArray[np.integer[Any]]:
-    """Read a label map's raw ids: palette indices and grey values as stored, never colours."""
+    """Read a label map's raw ids, [y, x]: palette indices and grey values as stored.
+
+    One of colours gives them as they are: uint8 [y, x, rgb].
+    """
     data, _ = _read_bytes(path)
     with _damage_as_reason(path, data, "gt"):
         if _is_mat(path):
@@ -472,13 +478,20 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
         with _open_image(data) as image:
             if image.format in ("JPEG", "MPO"):
                 raise ImageError("a label map in JPEG, which blurs class ids: save it as PNG")
-            if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+            coloured = image.mode in ("RGB", "RGBA") and image.format in _EXACT
+            if not (coloured or image.mode in ("1", "L", "P", "I") or image.mode[:4] == "I;16"):
                 raise ImageError(
                     f"a label map of mode {image.mode}, not of class ids:"
                     " save one channel of ids as a greyscale or palette PNG"
                 )
-            spread = find_label_spread(image)
+            if coloured and find_raw_mode(image).partition(";")[2].startswith("16"):
+                raise ImageError("a label map of 16-bit colours: save it with 8 bits")
+            spread = None if coloured else find_label_spread(image)
             ids = np.array(_decode(image, data))
+    if coloured:
+        if (ids[..., 3:] != 255).any():
+            raise ImageError("a label map of colours with transparent pixels: save it without")
+        return ids[..., :3]
     if ids.dtype == np.bool_:
         return ids.astype(np.uint8)
     ids = ids.astype(ids.dtype.newbyteorder("="))

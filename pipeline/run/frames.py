@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from pipeline.datasets.base import Dataset
+from pipeline.datasets.labels import LabelMap
 from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images.decoding import read_rgb, require_answer
 from pipeline.images.windows import Window
@@ -65,11 +66,15 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
 
 def read_truth(dataset: Dataset, path: Path, image: Image) -> np.ndarray:
     """Read the label map that a dataset has of an image, uint8 [y, x]."""
-    truth = dataset.read_label(path)
-    if truth.shape != (image.height, image.width):
-        raise ImageError(
-            f"it is {truth.shape[1]} x {truth.shape[0]}, the image {image.width} x {image.height}"
-        )
+    return open_truth(dataset, path, image).classes
+
+
+def open_truth(dataset: Dataset, path: Path, image: Image) -> LabelMap:
+    """Read the label map that a dataset has of an image, with the values that it is stored in."""
+    truth = dataset.open_label(path)
+    height, width = truth.raw.shape
+    if (height, width) != (image.height, image.width):
+        raise ImageError(f"it is {width} x {height}, the image {image.width} x {image.height}")
     return truth
 
 

@@ -167,7 +167,7 @@ class Manifest:
 
     def open_dataset(self) -> Dataset:
         """Give the dataset as it was when it was listed."""
-        return self._opened
+        return self._opened.know_labels(self.labels)
 
     @cached_property
     def _opened(self) -> Dataset:

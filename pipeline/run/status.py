@@ -58,9 +58,9 @@ def fingerprint_classes(manifest: Manifest) -> str:
 
 
 def fingerprint_ids(manifest: Manifest) -> str:
-    """Return a fingerprint of what the ids in a run's label maps mean."""
+    """Return a fingerprint of what the ids, or colours, in a run's label maps mean."""
     kept = manifest.definition or {}
-    ids = [each["ids"] for each in kept.get("classes", [])]
+    ids = [(each["ids"], each["colour"]) for each in kept.get("classes", [])]
     return fingerprint(ids, kept.get("ignore"))
 
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import DamageError, RunError
 from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.frames import map_ahead
@@ -209,6 +210,9 @@ class Tally:
     confidence: float = 0.0
     usage: NDArray[np.int64] = field(init=False)
     confusions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    # pixels of the label maps by value, and why they are not scored, if they are not
+    labels: LabelCounts = field(default_factory=LabelCounts)
+    refused: str = ""
 
     def __post_init__(self) -> None:
         self.usage = np.zeros(self.clusters, np.int64)
@@ -227,6 +231,12 @@ class Tally:
                 total = self.confusions.setdefault(kind, nothing)
                 _, cluster, label, counts = _list_pairs(table, kind)
                 np.add.at(total, (cluster, label), counts)
+
+    def refuse(self, reason: str) -> None:
+        """Let nothing be scored, for a reason."""
+        self.refused = reason
+        if reason:
+            self.confusions.clear()
 
 
 def tally_images(
@@ -271,6 +281,8 @@ def summarise(
     return {
         "images": tally.images,
         "labelled_images": tally.labelled,
+        "label_pixels": tally.labels.dump(),
+        "refused": tally.refused or None,
         "classes": tally.clusters,
         "accuracy": plain["accuracy"],
         "miou": plain["miou"],

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
 from pipeline.datasets.definition import png_palette
+from pipeline.datasets.labels import LabelCounts
 from pipeline.datasets.listing import forget_listings
 from pipeline.errors import ImageError, count_of
 from pipeline.images.decoding import remove_other_labels, write_label
@@ -56,7 +57,7 @@ from stages.evaluate.probe import (
 )
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
-from stages.scores import describe_metrics
+from stages.scores import describe_labels, describe_metrics
 
 
 class Evaluate(SubjectStage[EvaluateSettings]):
@@ -98,6 +99,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             screen.note("evaluate: a linear probe is trained on the labels first")
         if changed := describe_new_classes(manifest):
             screen.warn(f"evaluate: {changed}")
+        names = manifest.open_dataset().class_names(manifest.labels)
         base = fingerprint(
             self.name,
             self.version,
@@ -106,13 +108,14 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             CrfSettings().model_dump(),
             probe,
             fingerprint_ids(manifest),
+            # those of a folder are not in what the run keeps of it
+            *([names] if names and manifest.definition is None else []),
         )
         shards = []
         for rows in shard_ranges(len(manifest.windows), extract.settings["shard_size"]):
             images = manifest.images_starting_in(rows.start, rows.stop, settings.splits)
             sources = [fingerprint_image(manifest, image) for image in images]
             shards.append(ShardPlan(fingerprint(base, extract.version, sources), len(images)))
-        names = manifest.open_dataset().class_names(manifest.labels)
         facts: dict[str, Any] = {
             "crf": settings.crf,
             "dataset": manifest.dataset,
@@ -126,7 +129,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         known = {LABELS: labels, CLASSES: fingerprint_classes(manifest)}
         # the label maps come out the same
         done = Ledger(run.state(self.key(settings))).read_shards()
-        redo = frozenset(n for n, record in done.items() if "tallies" in record.result)
+        redo = frozenset(n for n, record in done.items() if "label_pixels" not in record.result)
         why = "an earlier version counted otherwise"
         return Plan(shards, facts, redo=redo, why=why, sources=known)
 
@@ -154,13 +157,16 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         logits = artefacts.read_logits(images, device=settings.device)
         folder = run.labels(artefacts.subject.title)
 
-        def finish(image: Image, labelling: Labelling) -> tuple[dict[str, Any], str | None]:
+        def finish(
+            image: Image, labelling: Labelling
+        ) -> tuple[dict[str, Any], str | None, LabelCounts | None]:
             cover = artefacts.cover(image)
             labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
             write_label(label_file(folder, image), labels, png_palette(()))
-            truth, reason = None, None
+            truth, reason, counts = None, None, None
             try:
-                truth = artefacts.read_truth(image)
+                if (found := artefacts.count_truth(image)) is not None:
+                    truth, counts = found
             except ImageError as error:
                 reason = str(error)
             others = {}
@@ -171,21 +177,25 @@ class Evaluate(SubjectStage[EvaluateSettings]):
                     if name != MAIN
                 }
             clusters = artefacts.clusters
-            return count_image(image, labels, labelling, clusters, truth, others), reason
+            return count_image(image, labels, labelling, clusters, truth, others), reason, counts
 
         main = {row: values[MAIN] for row, values in logits.items()}
         ends = label_images(
             artefacts.manifest, images, main, artefacts.size, finish, backend, CrfSettings()
         )
         rows, unreadable = [], {}
-        for image, (row, reason) in zip(images, ends, strict=True):
+        pixels: dict[str, LabelCounts] = {}
+        for image, (row, reason, counts) in zip(images, ends, strict=True):
             rows.append(row)
+            if counts is not None:
+                pixels.setdefault(image.split, LabelCounts()).add(counts)
             if reason is not None:
                 unreadable[image.path] = reason
             announce(advance=1)
         write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(rows))
         return {
             "unreadable_labels": unreadable,
+            "label_pixels": {split: counts.dump() for split, counts in pixels.items()},
             "device": resolve_device(settings.device).type,
         }
 
@@ -223,6 +233,14 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         tallies = tally_images(tables, settings.splits, artefacts.clusters)
         others = [name for name in artefacts.classifiers if name != MAIN]
         names = manifest.open_dataset().class_names(manifest.labels)
+        for record in records.values():
+            for split, counts in record.result["label_pixels"].items():
+                tallies[split].labels.add(LabelCounts.parse(counts))
+        for split, tally in tallies.items():
+            fault = tally.labels.find_fault(told=artefacts.dataset.definition.tells_ignore)
+            if any(image.split == split and image.path in unreadable for image in images):
+                fault = fault if tally.labelled else "none of its label maps can be read"
+            tally.refuse(fault)
         made = {
             key: (record, list(Ledger(run.state(key)).read_shards().values()))
             for key, record in list_sources(run, own).items()
@@ -245,6 +263,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         tables = read_counts(run, subject, records)
         scores = score_images(tables, metrics["splits"], manifest.images)
         write_bytes(report / "images.parquet", encode_table(scores))
+        for line in describe_labels(metrics):
+            screen.warn(line)
         return [
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",

@@ -24,6 +24,7 @@ from pipeline.dataset_names import complete_dataset_name, is_gone
 from pipeline.datasets import get_dataset
 from pipeline.datasets.base import Dataset, Sample
 from pipeline.datasets.definition import describe_difference
+from pipeline.datasets.labels import LabelCounts
 from pipeline.datasets.listing import stamp_file
 from pipeline.errors import (
     AccessError,
@@ -39,7 +40,7 @@ from pipeline.images.decoding import probe_image, require_answer
 from pipeline.images.windows import Window, fit_size, place_windows
 from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import map_ahead, read_frame, shard_ranges
+from pipeline.run.frames import map_ahead, open_truth, read_frame, shard_ranges
 from pipeline.run.ledger import Ledger, ShardRecord, read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, Rows, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
@@ -63,6 +64,8 @@ from stages.extract.views import (
 )
 
 PROBE_THREADS = 4
+# Label maps that are read before anything is computed.
+LOOKED = 6
 
 
 def list_manifest(
@@ -146,6 +149,34 @@ def _probe(row: int, sample: Sample, root: Path, known: Image | None) -> Image:
         size, modified, changed = stamp
         stamped = replace(rejected, bytes=size, modified_ns=modified, changed_ns=changed)
         return replace(stamped, reason=str(error))
+
+
+def check_labels(manifest: Manifest) -> list[str]:
+    """Read a few label maps, evenly spaced, and say what an evaluation would make of them."""
+    labelled = np.flatnonzero(np.asarray(manifest.images.column("label").is_valid()))
+    if not len(labelled):
+        return []
+    chosen = np.unique(labelled[np.linspace(0, len(labelled) - 1, LOOKED).astype(int)])
+    dataset, counts, faults = manifest.open_dataset(), LabelCounts(), []
+    for image in manifest.images.choose(chosen):
+        path = manifest.label_path(image)
+        assert path is not None
+        try:
+            if image.ok:
+                counts.add(open_truth(dataset, path, image).count())
+        except ImageError as error:
+            faults.append(f"{image.label}: {error}")
+    warnings = []
+    among = f"of {count_of(len(chosen), 'label maps')} looked at"
+    if faults:
+        warnings.append(f"{among}, {len(faults)} cannot be scored (first: {faults[0]})")
+    if fault := counts.find_fault(told=dataset.definition.tells_ignore):
+        warnings.append(f"there would be no score, {among}: {fault}")
+    elif counts.unknown:
+        warnings.append(f"{among}: {counts.describe()}")
+    if len(labelled) < len(manifest.images):
+        warnings.append(f"{len(labelled)} of {len(manifest.images)} images have a label map")
+    return warnings
 
 
 def place_all(
@@ -250,6 +281,8 @@ class Extract(Stage[ExtractSettings]):
         source.dataset.fetch(settings.root, screen.note)
         known = _known_images(run, settings)
         manifest = list_manifest(source.dataset, settings, known, [run.path], screen)
+        for warning in check_labels(manifest):
+            screen.warn(f"extract: {warning}")
         origin, digest, gone, file = self._identify_weights(run, settings, backbone, screen)
         facts = {
             "backbone": settings.backbone,

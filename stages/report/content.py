@@ -52,7 +52,7 @@ from stages.report.words import (
     shorten_settings,
     suggest_steps,
 )
-from stages.scores import Part, list_parts
+from stages.scores import Part, describe_labels, list_parts
 
 GALLERY_BYTES = 13_000_000  # of the page
 # longest side of a picture, pixels, and beyond how many images it is the smaller one
@@ -158,6 +158,7 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
             metrics, look, artefacts.classifiers[MAIN].prototypes.float().numpy(), cutouts
         ),
         "warnings": [
+            *describe_labels(metrics),
             *shorten_lines(
                 left_out, f"more label maps: the commonest reasons are in {metrics_file}"
             ),

@@ -15,7 +15,7 @@ from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.status import NAMES
 from pipeline.storage.files import fingerprint, write_text
 from stages.report.settings import ReportSettings
-from stages.scores import describe_metrics
+from stages.scores import describe_labels, describe_metrics
 
 
 class Report(SubjectStage[ReportSettings]):
@@ -57,6 +57,8 @@ class Report(SubjectStage[ReportSettings]):
             if again and old.inputs.get(evaluate) == digests[evaluate]:
                 # an evaluation that is passed over does not say its scores itself
                 evaluation = Evaluation(run, settings.subject, read_record(run, evaluate))
+                for line in describe_labels(evaluation.metrics):
+                    screen.warn(line)
                 for line in describe_metrics(evaluation.metrics):
                     screen.note(line)
         return Plan([ShardPlan(print_, 1)], {NAMES: names})

@@ -26,6 +26,8 @@ def test_a_summary_by_hand() -> None:
     assert summary == {
         "images": 1,
         "labelled_images": 1,
+        "label_pixels": {"pixels": 0, "outside": 0, "scored": {}, "ignored": {}, "unknown": {}},
+        "refused": None,
         "classes": 2,
         "accuracy": 75.0,
         "miou": 58.33,
