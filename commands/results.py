@@ -309,10 +309,11 @@ def compare(
 )
 @what(
     "--ids",
-    type=ChoiceType(("auto", "classes", "clusters")),
+    type=ChoiceType(("auto", "classes", "majority", "clusters")),
     default="auto",
-    help="what the numbers in the label maps are; auto: the dataset's classes where clusters are "
-    "matched to them, else clusters  [default: auto]",
+    help="what the numbers in the label maps are: the dataset's classes, matched one to one; "
+    "majority: each cluster as the class of most of its pixels; clusters; auto: classes where "
+    "clusters are matched to them, else clusters  [default: auto]",
 )
 @what(
     "--images",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -58,6 +58,16 @@ def count_numbers(numbers: Tensor, length: int) -> Tensor:
     """
     flat = numbers.flatten()
     return flat.new_zeros(length).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def warn_of_unused(warn: Callable[[str], object], key: str, usage: Sequence[float]) -> None:
+    """Say which classes of a fit or head have died, by the shares of all."""
+    if dead := list_unused(usage):
+        warn(
+            f"{key}: {len(dead)} of {len(usage)} classes are hardly used (under "
+            f"{100 * UNUSED:g} % of the pixels: {', '.join(map(str, dead))}); fewer --classes, or "
+            "another --seed, may fit better."
+        )
 
 
 def list_unused(usage: Sequence[float]) -> list[int]:

@@ -6,7 +6,7 @@ put into words for the screen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from pipeline.datasets.labels import LabelCounts
 
 UNMATCHED = -1
 MAX_CLASSES = 255
+# A cluster whose IoU with its class is lower, in per cent, is hardly that class: it is said.
+WEAK_IOU = 20.0
+_MOST_LISTED = 6
 # What may be scored beside the labels, by its name in ``metrics.json``.
 OTHERS = {"running_prototypes": "running prototypes", "linear_probe": "linear probe"}
 
@@ -49,6 +52,15 @@ def match_clusters(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
     clusters, classes = linear_sum_assignment(confusion, maximize=True)
     assignment[clusters] = classes
     return assignment
+
+
+def match_majority(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Match every cluster to the class of most of its pixels; several may share one.
+
+    Parameters and result are those of :func:`match_clusters`; a cluster without a labelled pixel is
+    unmatched.
+    """
+    return np.where(confusion.any(axis=1), confusion.argmax(axis=1), UNMATCHED)
 
 
 def read_assignment(assignment: Sequence[int | None]) -> NDArray[np.int64]:
@@ -150,6 +162,37 @@ def list_parts(
     return [
         Part(int(k), float(shares[k]), None if np.isnan(ious[k]) else float(ious[k])) for k in order
     ]
+
+
+def describe_weak(block: Mapping[str, Any], given: Collection[int] = ()) -> str:
+    """Name the clusters that have little in common with the class that they are matched to.
+
+    ``block`` has the figures of a split, as ``metrics.json`` has them; the clusters in ``given``
+    have names of their own. Empty where there is none.
+    """
+    final = "" if block["assignment_crf"] is None else "_crf"
+    if block[f"assignment{final}"] is None:
+        return ""
+    names, confusion = block["class_names"], np.array(block[f"confusion{final}"], np.int64)
+    assignment, most = read_assignment(block[f"assignment{final}"]), match_majority(confusion)
+    iou = 100 * score_assignment(confusion, assignment).iou
+    weak = [k for k, c in enumerate(assignment) if c != UNMATCHED and k not in given]
+    weak = [k for k in weak if not iou[assignment[k]] >= WEAK_IOU]
+    if not weak:
+        return ""
+    told = []
+    for k in sorted(weak, key=lambda k: (np.nan_to_num(iou[assignment[k]]), k))[:_MOST_LISTED]:
+        share = "no pixel of it is labelled"
+        if most[k] != UNMATCHED:
+            part = 100 * confusion[k, most[k]] / confusion[k].sum()
+            share = f"{part:.0f} % of its pixels are {names[most[k]]}"
+        value = float(np.nan_to_num(iou[assignment[k]]))
+        told.append(f"cluster {k} is called {names[assignment[k]]} (IoU {value:.1f} %; {share})")
+    more = len(weak) - len(told)
+    return (
+        f"{len(weak)} of {len(assignment)} clusters are called by a class with which they have an "
+        f"IoU below {WEAK_IOU:g} %: {', '.join(told)}{f' and {more} more' if more else ''}"
+    )
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:

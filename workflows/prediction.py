@@ -26,11 +26,12 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets import get_dataset
-from pipeline.datasets.definition import distinct_colours, png_palette
+from pipeline.datasets.definition import png_palette
 from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
 from pipeline.images.decoding import write_label
 from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
+from pipeline.run.evaluation import choose_look
 from pipeline.run.frames import cut_groups
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
@@ -87,10 +88,11 @@ def label_block(
     def write(image: Image, labelling: Labelling) -> tuple[Image, None]:
         cover = Cover(tuple(manifest.windows_of(image)))
         labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
-        write_label(labeller.out / f"{image.id}.png", labels, png_palette(()))
+        write_label(labeller.out / f"{image.id}.png", first[labels], palette)
         return image, None
 
     facts = labeller.prototypes.facts
+    first, palette = join_names(facts), png_palette([each.colour for each in facts.clusters])
     yield from label_images(
         manifest, good, parts, facts.size, write, labeller.backend, facts.crf_settings
     )
@@ -221,16 +223,19 @@ class Predictions:
         return resolve_inside(self.folder, f"{name}.png")
 
 
-def describe_classes(facts: PrototypeFacts) -> bytes:
-    """Describe what the numbers in the label maps stand for, as JSON.
+def join_names(facts: PrototypeFacts) -> NDArray[np.uint8]:
+    """Return the first cluster of the name of every cluster, as :class:`ClusterLook` has it."""
+    names = {n: each.name for n, each in enumerate(facts.clusters)}
+    return choose_look(len(names), None, (), (), names).first
 
-    The colours are those of the label maps' palette; those of the report, which are the classes'
-    where clusters were matched, are beside them.
-    """
-    palette = distinct_colours(len(facts.clusters))
+
+def describe_classes(facts: PrototypeFacts) -> bytes:
+    """Describe what the numbers in the label maps stand for, as JSON."""
+    first = join_names(facts)
     classes = [
-        {"id": n, "name": each.name, "colour": list(colour), "report_colour": list(each.colour)}
-        for n, (each, colour) in enumerate(zip(facts.clusters, palette, strict=True))
+        {"id": n, "name": each.name, "colour": list(each.colour)}
+        for n, each in enumerate(facts.clusters)
+        if first[n] == n
     ]
     content = {"ids": "clusters", "ignore": 255, "made_by": facts.made_by, "classes": classes}
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

@@ -628,6 +628,16 @@ def encode_png(pixels: NDArray[np.uint8], palette: bytes | None = None) -> bytes
     return buffer.getvalue()
 
 
+def repaint_png(content: bytes, palette: bytes) -> bytes:
+    """Give an indexed PNG of :func:`encode_png` another palette; its pixels stay as they are."""
+    start = content.find(b"PLTE", 0, 64)
+    end = start + 4 + len(palette)
+    if start < 0 or int.from_bytes(content[start - 4 : start]) != len(palette):
+        raise ImageError(f"no indexed PNG with a palette of {len(palette)} bytes")
+    chunk = b"PLTE" + palette
+    return content[:start] + chunk + zlib.crc32(chunk).to_bytes(4) + content[end + 4 :]
+
+
 def write_label(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
     """Write a label map as an indexed PNG, atomically."""
     write_bytes(path, encode_png(labels, palette))

@@ -25,6 +25,8 @@ from pipeline.storage.files import decode_table, read_json
 from pipeline.storage.places import resolve_inside
 
 LONGEST = 100
+# A cluster of this name is left out: its pixels are 255 wherever labels are shown or exported.
+LEFT_OUT_NAME = "ignore"
 _EXAMPLE = "write one line for each cluster, such as `7: road`"
 
 
@@ -107,14 +109,43 @@ def tabulate_colours(colours: Sequence[Colour]) -> NDArray[np.uint8]:
     return np.frombuffer(png_palette(colours), np.uint8).reshape(256, 3)
 
 
+def tabulate_matching(assignment: Sequence[int | None]) -> NDArray[np.uint8]:
+    """Return the class of every cluster, uint8 [256]; 255 for 255, and where there is none."""
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(assignment)] = [IGNORE if label is None else label for label in assignment]
+    return table
+
+
 @dataclass(frozen=True)
 class ClusterLook:
-    """How clusters are shown."""
+    """How clusters are shown: those of one number in ``index`` are one class.
+
+    ``index`` is uint8 [256], 255 of what is left out; ``palette`` has the colours of the numbers,
+    uint8 [256, rgb]. ``classes`` are those that the scores match the clusters to.
+    """
 
     index: NDArray[np.uint8]
     palette: NDArray[np.uint8]
     names: tuple[str, ...]
     classes: tuple[int | None, ...] | None = None
+
+    @property
+    def png_palette(self) -> bytes:
+        """The palette of label maps that hold the clusters."""
+        return png_palette(self.colours)
+
+    @property
+    def first(self) -> NDArray[np.uint8]:
+        """The first cluster of the name of every cluster, uint8 [256]; 255 of what is left out."""
+        first = np.full(256, IGNORE, np.uint8)
+        numbers = [self.names.index(name) for name in self.names]
+        first[: len(numbers)] = np.where(self.index[: len(numbers)] == IGNORE, IGNORE, numbers)
+        return first
+
+    @property
+    def table(self) -> NDArray[np.uint8]:
+        """The class that every cluster is scored as, uint8 [256], 255 where there is none."""
+        return tabulate_matching(self.classes or ())
 
     @property
     def colours(self) -> tuple[Colour, ...]:
@@ -143,17 +174,33 @@ def choose_look(
     class_colours: Sequence[Colour],
     given: Mapping[int, str] | None = None,
 ) -> ClusterLook:
-    """Choose name and colour of every cluster."""
-    names = name_clusters(clusters, assignment, class_names, given or {})
-    if assignment is None:
-        return ClusterLook(np.arange(256, dtype=np.uint8), tabulate_colours(()), names)
-    palette = tabulate_colours(class_colours[: len(class_names)])
+    """Choose name and colour of every cluster; those of one name are one class.
+
+    That of a class's own name is this class, whatever it is matched to. Any other has the number,
+    and the colour, of the class that it is matched to, as long as no other name has it.
+    """
+    given = given or {}
+    names = name_clusters(clusters, assignment, class_names, given)
+    # without classes a cluster's number is its own
+    labels = range(clusters) if assignment is None else assignment
+    known = () if assignment is None else class_names
+    palette = tabulate_colours(() if assignment is None else class_colours[: len(class_names)])
+    numbers = {name: known.index(name) for name in given.values() if name in known}
+    kept = {label for k, label in enumerate(labels) if label is not None and k not in given}
     index = np.full(256, IGNORE, np.uint8)
-    spare = len(class_names)
-    for cluster, label in enumerate(assignment):
-        index[cluster] = min(spare, IGNORE - 1) if label is None else label
-        spare += label is None
-    return ClusterLook(index, palette, names, tuple(assignment))
+    spare = len(known)
+    for cluster, (name, label) in enumerate(zip(names, labels, strict=True)):
+        if cluster in given and name.casefold() == LEFT_OUT_NAME:
+            continue
+        if assignment is not None and cluster not in given and label is not None:
+            index[cluster] = label
+            continue
+        if name not in numbers:
+            if label is None or label in kept or label in numbers.values():
+                label, spare = min(spare, IGNORE - 1), spare + 1
+            numbers[name] = label
+        index[cluster] = numbers[name]
+    return ClusterLook(index, palette, names, None if assignment is None else tuple(assignment))
 
 
 LEFT_OUT = "left_out.json"
@@ -229,11 +276,15 @@ class Evaluation:
                 f"{file} was not written by this version ({error}); run {self.command} again."
             ) from error
 
+    @property
+    def given_names(self) -> dict[int, str]:
+        """The names that the user has given to clusters."""
+        return read_given_names(self.run, self.subject.title, self.clusters)
+
     def name_clusters(self, split: str | None = None) -> tuple[str, ...]:
         """Name every cluster by the matching of a split; by that of the main one if None."""
         assignment, class_names = self.match(split)
-        given = read_given_names(self.run, self.subject.title, self.clusters)
-        return name_clusters(self.clusters, assignment, class_names, given)
+        return name_clusters(self.clusters, assignment, class_names, self.given_names)
 
     def look(self, split: str | None = None, *, refined: bool = True) -> ClusterLook:
         """Choose how the clusters look by their matching in a split; in the main one if None."""
@@ -243,7 +294,7 @@ class Evaluation:
             _match(block) if refined else block["assignment"],
             block["class_names"],
             self.dataset.palette,
-            read_given_names(self.run, self.subject.title, self.clusters),
+            self.given_names,
         )
 
     def read_labels(self, image: Image) -> NDArray[np.uint8]:

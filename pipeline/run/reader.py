@@ -23,11 +23,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.datasets.base import Dataset
-from pipeline.datasets.definition import IGNORE
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError, did_you_mean
 from pipeline.images.windows import Window
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject
-from pipeline.run.evaluation import Evaluation, find_evaluation, read_labels, tabulate_colours
+from pipeline.run.evaluation import (
+    Evaluation,
+    find_evaluation,
+    read_labels,
+    tabulate_colours,
+    tabulate_matching,
+)
 from pipeline.run.frames import read_frame, read_truth
 from pipeline.run.ledger import (
     Ledger,
@@ -399,10 +404,7 @@ class Run:
                 f"{split or 'no split'} of {self.path} has ground truth to match clusters to; "
                 "look at run.cluster_names() instead."
             )
-        table = np.full(IGNORE + 1, IGNORE, np.uint8)
-        for cluster, matched in enumerate(assignment):
-            table[cluster] = IGNORE if matched is None else matched
-        return table
+        return tabulate_matching(assignment)
 
     def cluster_names(
         self, em: str | None = None, *, head: str | None = None, split: str | None = None

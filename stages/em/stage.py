@@ -19,7 +19,7 @@ from pipeline.run.ledger import ShardRecord, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, Training
 from pipeline.storage.arrays import read_group, write_group
-from stages.clustering import UNUSED, list_unused
+from stages.clustering import warn_of_unused
 from stages.em.cache import (
     Source,
     draw_sample,
@@ -120,7 +120,11 @@ class Em(Training[EmSettings]):
         )
         fit = method.fit(task)
         _write_fit(run, settings, fit, count)
-        return {"found": fit.found, "usage": list(fit.usage[-1]), "device": fit.device}
+        result = {"found": fit.found, "usage": list(fit.usage[-1]), "device": fit.device}
+        warnings: list[str] = []
+        if count is not None:
+            count.warn_of_edge(warnings.append, self.key(settings))
+        return {**result, "warnings": warnings} if warnings else result
 
     def finish(
         self,
@@ -132,13 +136,9 @@ class Em(Training[EmSettings]):
         """Say how the fit ended, and whether classes died."""
         self.close(run, settings, run.em, screen)
         result = records[0].result
-        dead = list_unused(result["usage"])
-        if dead:
-            screen.warn(
-                f"em/{settings.name}: {len(dead)} of {len(result['usage'])} classes are hardly "
-                f"used (under {100 * UNUSED:g} % of the pixels: {', '.join(map(str, dead))}); "
-                "fewer --classes, or another --seed, may fit better."
-            )
+        for line in result.get("warnings", ()):
+            screen.warn(line)
+        warn_of_unused(screen.warn, self.key(settings), result["usage"])
         return [
             f"em: {len(result['usage'])} prototypes from {result['found']}, "
             f"in {run.em / settings.name}"

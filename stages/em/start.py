@@ -21,8 +21,9 @@ _CHANNELS = 16
 _CLUSTERINGS = 5
 _STARTS = 3
 _SAMPLE = 4096
-# Proposals per class, on average, that a number of classes needs to be tried at all.
-_LEAST = 5
+# Proposals per class, on average, that a number of classes needs to be tried at all: with fewer,
+# clusters of near duplicates score best, and the curve rises to its end.
+_LEAST = 10
 
 
 class ClassCount(NamedTuple):
@@ -31,16 +32,26 @@ class ClassCount(NamedTuple):
     classes: int
     curve: tuple[tuple[int, float], ...]
 
+    def warn_of_edge(self, warn: Callable[[str], object], key: str) -> None:
+        """Say that the largest number that was tried is the best, where it is."""
+        if self.classes == self.curve[-1][0]:
+            warn(
+                f"{key}: --classes auto took {self.classes}, the most that it tried (one for "
+                f"{_LEAST} proposals, --most-classes at most): the score has no peak before, so "
+                "that the images do not say how many classes there are; give --classes as many as "
+                "you want to tell apart."
+            )
+
 
 def estimate_classes(pooled: NDArray[np.float32], *, seed: int, most: int) -> ClassCount:
     """Estimate the number of classes from the pooled features of proposals.
 
     The first 16 principal components of float32 [proposal, channel], at unit length, are clustered
-    by K-means, five times for every number K from 2 to ``most``, a fifth apart; the K of the
-    largest mean silhouette is taken, the smallest of equals (Rousseeuw, "Silhouettes: a graphical
-    aid to the interpretation and validation of cluster analysis", 1987). The seed names the starts,
-    and the sample where there are more than 4096. ``ValueError``: there are too few different
-    proposals for two classes.
+    by K-means, five times for every number K from 2 to ``most``, and to one for ten proposals, a
+    fifth apart; the K of the largest mean silhouette is taken, the smallest of equals (Rousseeuw,
+    "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis", 1987).
+    The seed names the starts, and the sample where there are more than 4096. ``ValueError``: there
+    are too few different proposals for two classes.
     """
     # most fits count no classes; and loaded before, not while, its threads are limited
     from sklearn.cluster import KMeans

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,12 +14,25 @@ from pipeline.datasets.definition import png_palette
 from pipeline.datasets.labels import LabelCounts
 from pipeline.datasets.listing import forget_listings
 from pipeline.errors import ImageError, count_of
-from pipeline.images.decoding import remove_other_labels, write_label
+from pipeline.images.decoding import remove_other_labels, repaint_png, write_label
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
-from pipeline.run.evaluation import LEFT_OUT, read_given_names
-from pipeline.run.frames import shard_ranges
-from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, list_sources, read_record
+from pipeline.run.evaluation import (
+    LEFT_OUT,
+    LEFT_OUT_NAME,
+    ClusterLook,
+    Evaluation,
+    read_given_names,
+)
+from pipeline.run.frames import count_threads, map_ahead, shard_ranges
+from pipeline.run.ledger import (
+    Ledger,
+    ShardRecord,
+    inspect_stage,
+    list_files,
+    list_sources,
+    read_record,
+)
 from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.status import (
@@ -28,7 +43,14 @@ from pipeline.run.status import (
     fingerprint_ids,
     fingerprint_labels,
 )
-from pipeline.storage.files import fingerprint, note_file, write_bytes, write_json
+from pipeline.storage.files import (
+    checksum,
+    fingerprint,
+    note_file,
+    note_writes,
+    write_bytes,
+    write_json,
+)
 from stages.artefacts import fingerprint_image, label_file
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
@@ -58,6 +80,9 @@ from stages.evaluate.probe import (
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
 from stages.scores import describe_labels, describe_metrics
+
+# In a shard's result: which palette its label maps have, nothing while it is the clusters' own.
+_PALETTE = "palette"
 
 
 class Evaluate(SubjectStage[EvaluateSettings]):
@@ -203,7 +228,9 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         self, run: RunDirectory, settings: EvaluateSettings, records: dict[int, ShardRecord]
     ) -> str:
         """Return a fingerprint of the classes that the clusters are matched to."""
-        return fingerprint_classes(read_manifest(run))
+        classes = fingerprint_classes(read_manifest(run))
+        joined = _list_joined(run, settings)
+        return fingerprint(classes, joined) if joined else classes
 
     def finish(
         self,
@@ -260,6 +287,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         }
         report = run.report(title)
         write_json(report / "metrics.json", metrics)
+        look = Evaluation(run, subject, read_record(run, own)).look()
+        _paint_labels(run, own, records, look)
         tables = read_counts(run, subject, records)
         scores = score_images(tables, metrics["splits"], manifest.images)
         write_bytes(report / "images.parquet", encode_table(scores))
@@ -269,6 +298,47 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
         ]
+
+
+def _list_joined(run: RunDirectory, settings: EvaluateSettings) -> list[tuple[int, str]]:
+    """List the names that give clusters another colour than the matching: shared or reserved."""
+    given = read_given_names(run, settings.subject.title)
+    manifest, often = read_manifest(run), Counter(given.values())
+    reserved = manifest.open_dataset().class_names(manifest.labels)
+
+    def joins(name: str) -> bool:
+        return often[name] > 1 or name in reserved or name.casefold() == LEFT_OUT_NAME
+
+    return [(k, given[k]) for k in sorted(given) if joins(given[k])]
+
+
+def _paint_labels(
+    run: RunDirectory, key: str, records: dict[int, ShardRecord], look: ClusterLook
+) -> None:
+    """Give the label maps the colours of the report, which the matching of all images decides."""
+    palette = look.png_palette
+    wanted = "" if palette == png_palette(()) else checksum(palette)
+    ledger, threads = Ledger(run.state(key)), count_threads()
+
+    def paint(entry: tuple[str, tuple[int, str]]) -> None:
+        file, (_, digest) = run.path / entry[0], entry[1]
+        content = file.read_bytes()
+        # one that somebody has changed since is theirs
+        if checksum(content) == digest:
+            write_bytes(file, repaint_png(content, palette))
+
+    for number, record in records.items():
+        if record.result.get(_PALETTE, "") == wanted:
+            continue
+        # the ledger forgets a shard before its bytes change
+        ledger.drop(number)
+        maps = [entry for entry in record.files.items() if entry[0].endswith(".png")]
+        with note_writes() as written:
+            for _ in map_ahead(paint, maps, threads, 2 * threads):
+                pass
+        files = {**record.files, **list_files(run, written)}
+        result = {**record.result, _PALETTE: wanted}
+        ledger.commit(replace(record, result=result, files=files))
 
 
 def _collect_unreadable(

@@ -33,7 +33,7 @@ from pipeline.storage.arrays import (
 )
 from pipeline.storage.files import fingerprint
 from stages.artefacts import list_photometric, list_views
-from stages.clustering import list_unused
+from stages.clustering import warn_of_unused
 from stages.head.material import Material
 from stages.head.methods import Training, build_method
 from stages.head.projection import ProjectionHead, encode_windows
@@ -154,12 +154,7 @@ class Head(TrainingStage[HeadSettings]):
         """Say how the training ended, and whether clusters of the probe died."""
         self.close(run, settings, run.heads, screen)
         result = records[0].result
-        dead = list_unused(result["usage"])
-        if dead:
-            screen.warn(
-                f"head/{settings.name}: {len(dead)} of {settings.classes} clusters of the probe "
-                f"are hardly used ({', '.join(map(str, dead))})."
-            )
+        warn_of_unused(screen.warn, self.key(settings), result["usage"])
         return [
             f"head: {settings.method} with {settings.dim} channels from {result['windows']} "
             f"windows, loss {result['loss']:.4f}, in {run.heads / str(settings.name)}"

@@ -12,11 +12,16 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.datasets.definition import Colour
+from pipeline.datasets.definition import IGNORE_COLOUR, Colour
 from pipeline.errors import ImageError, RunError, StaleError, UsageError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import Evaluation, open_evaluation, tabulate_colours
+from pipeline.run.evaluation import (
+    Evaluation,
+    choose_block,
+    open_evaluation,
+    tabulate_colours,
+)
 from pipeline.run.frames import count_threads, map_ahead, read_frame, read_truth, resize_labels
 from pipeline.run.ledger import list_sources
 from pipeline.run.manifest import Image
@@ -179,20 +184,24 @@ def build_comparison(opened: Sequence[Evaluation], images: int, screen: Screen) 
     names = name_columns([(entry.run.path.resolve(), _call(entry)) for entry in opened])
     common = find_common([entry.images for entry in opened])
     chosen = sample_common(common, max(COMPARED, images))
-    matchings, shares, differences = compare_labels(opened, chosen, screen)
-    rows = choose_rows(differences, images)
-    # whose colours the others take, and the colours of every split
+    # how the clusters of each look in every split; the others take the colours of one
     looks = {split: [entry.look(split) for entry in opened] for split in common.splits}
+    classes = {
+        split: [choose_block(entry.metrics, split)["class_names"] for entry in opened]
+        for split in looks
+    }
+    agreement = compare_labels(opened, looks, classes, chosen, screen)
+    rows = choose_rows(agreement.differences, images)
     main = next(iter(looks))
     reference = choose_reference(looks[main])
-    to_reference = [matchings[reference, entry] for entry in range(len(opened))]
     paints = {}
     for split, own in looks.items():
-        classes = [block["class_names"] for block in _list_blocks(opened, split)]
-        paints[split] = paint_looks(own, classes, to_reference, reference)
-    gallery, unreadable = draw_gallery(opened, rows, differences, paints, reference, screen, BUDGET)
-    class_names = opened[reference].metrics["splits"][main]["class_names"]
-    legend = list_legend(looks[main][reference], class_names)
+        matchings = [agreement.matchings[split, (reference, n)] for n in range(len(opened))]
+        paints[split] = paint_looks(own, classes[split], matchings, reference)
+    gallery, unreadable = draw_gallery(
+        opened, rows, agreement.differences, paints, reference, screen, BUDGET
+    )
+    legend = list_legend(looks[main][reference], classes[main][reference])
     shown = {
         tuple(colour)
         for own in paints.values()
@@ -202,13 +211,13 @@ def build_comparison(opened: Sequence[Evaluation], images: int, screen: Screen) 
     commands = [c for entry in opened for c in list_commands(entry.run, _key(entry), SETTINGS)]
     return {
         "title": f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
-        "verdict": describe_verdict(names, opened, list(shares.values())),
+        "verdict": describe_verdict(names, opened, list(agreement.shares.values())),
         "columns": [_describe_column(*each) for each in zip(names, opened, strict=True)],
         "notes": _describe_images(names, common, unreadable),
         "scores": [_tabulate_scores(opened, split) for split in _list_splits(opened)],
         "classes": tabulate_classes(opened),
         "settings": list_differences(opened),
-        "agreement": tabulate_agreement(shares, len(opened)),
+        "agreement": tabulate_agreement(agreement.shares, len(opened)),
         "compared": len(chosen),
         "in_common": common.count,
         "most_compared": COMPARED,
@@ -221,7 +230,7 @@ def build_comparison(opened: Sequence[Evaluation], images: int, screen: Screen) 
         ],
         "legend": legend,
         # a colour of some cluster that the legend does not name
-        "other_colours": not shown <= {colour for _, colour in legend},
+        "other_colours": not shown <= {IGNORE_COLOUR, *(colour for _, colour in legend)},
         "curves": [(name, _draw_curves(e)) for name, e in zip(names, opened, strict=True)],
         # those of a run that several share once
         "commands": list(dict.fromkeys(commands)),

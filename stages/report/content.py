@@ -18,10 +18,11 @@ from pipeline.errors import ImageError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import ClusterLook, Evaluation, pick_scores, read_given_names
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
-from pipeline.run.ledger import read_record
+from pipeline.run.ledger import Ledger, read_record
 from pipeline.run.manifest import Image
 from stages import SETTINGS
 from stages.artefacts import Artefacts, open_artefacts, read_group_of
+from stages.clustering import list_unused, warn_of_unused
 from stages.labelling import MAIN, take_clusters
 from stages.report.pictures import (
     Exhibit,
@@ -52,7 +53,7 @@ from stages.report.words import (
     shorten_settings,
     suggest_steps,
 )
-from stages.scores import Part, describe_labels, list_parts
+from stages.scores import Part, describe_labels, describe_weak, list_parts
 
 GALLERY_BYTES = 13_000_000  # of the page
 # longest side of a picture, pixels, and beyond how many images it is the smaller one
@@ -102,11 +103,15 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class ClusterCard:
-    """What is known of one cluster; shares, IoU and similarity where there are any."""
+    """What is known of one cluster; shares, IoU and similarity where there are any.
+
+    ``first`` is the first cluster of its name, under which images list it.
+    """
 
     cluster: int
     name: str
     colour: Colour
+    first: int | None = None
     share: float = 0.0
     iou: float | None = None
     iou_plain: float | None = None
@@ -144,7 +149,14 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
     rejected = [f"{i.path} was rejected: {i.reason}" for i in manifest.rejected]
     metrics_file = run.report(subject.title) / "metrics.json"
     text = run.settings_file.read_text(encoding="utf-8")
-    named = bool(read_given_names(run, subject.title))
+    given = read_given_names(run, subject.title)
+    made = Ledger(run.state(subject.key)).read_shard(0)
+    found = {} if made is None else made.result
+    usage = found.get("usage", ())
+    said = list(found.get("warnings", ()))
+    warn_of_unused(said.append, subject.key, usage)
+    if weak := describe_weak(metrics, given):
+        said.append(f"{weak}.")
     return {
         "title": f"Pseudo-labels: {run.path.name}",
         "notice": "" if facts["weights_digest"] else _HANDCRAFTED,
@@ -159,6 +171,7 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
         ),
         "warnings": [
             *describe_labels(metrics),
+            *said,
             *shorten_lines(
                 left_out, f"more label maps: the commonest reasons are in {metrics_file}"
             ),
@@ -172,7 +185,14 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
         "sample_note": sample_note,
         "cutout_note": cutout_note,
         "version": find_version(),
-        "suggestions": suggest_steps(run, subject, metrics, named=named),
+        "suggestions": suggest_steps(
+            run,
+            subject,
+            metrics,
+            named=bool(given),
+            unused=list_unused(usage),
+            counted=read_record(run, subject.key).settings.get("classes") == "auto",
+        ),
     }
 
 
@@ -322,7 +342,7 @@ def build_item(
             key: make_thumbnail(pixels, "photograph" if key == "image" else "map", side)
             for key, pixels in draw_exhibit(exhibit, colours).items()
         },
-        parts=list_parts(labels.final, exhibit.truth, labels.look.classes),
+        parts=list_parts(labels.look.first[labels.final], exhibit.truth, labels.look.classes),
         names=labels.look.names,
         colours=labels.look.colours,
         figures=figures,
@@ -367,6 +387,7 @@ def make_cards(
             cluster=cluster,
             name=name,
             colour=colour,
+            first=int(look.first[cluster]),
             share=metrics["class_usage"][cluster],
             iou=final.get(cluster),
             iou_plain=plain.get(cluster),

@@ -317,7 +317,7 @@ def _list_legend(artefacts: Artefacts, exhibit: Exhibit) -> list[Legend]:
     matching = None if exhibit.labels is None else exhibit.labels.look.classes
     found = set()
     if (labels := exhibit.labels) is not None:
-        for part in list_parts(labels.final, exhibit.truth, matching):
+        for part in list_parts(labels.look.first[labels.final], exhibit.truth, matching):
             index = None if matching is None else matching[part.cluster]
             found.add(index)
             name, number = labels.look.names[part.cluster], f"cluster {part.cluster}"

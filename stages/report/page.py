@@ -64,7 +64,8 @@ def render_report(content: Content) -> str:
     if counts and assignment and classes:
         confusion = draw_confusion(np.array(counts, np.int64), assignment, classes)
         confusions = list_confusions(counts, assignment, classes, names)
-    covering = [card for card in cards if card.share >= IN_USE]
+    joined = join_cards(cards)
+    covering = [card for card in joined if card.share >= IN_USE]
     found = {card.class_name for card in cards if card.class_name}
     return render_page(
         "report.html.j2",
@@ -84,6 +85,7 @@ def render_report(content: Content) -> str:
         pages={(item.split, item.id) for item in gallery},
         cards=by_number,
         clusters=sort_clusters(cards, classes),
+        joined=sort_clusters(joined, classes),
         strip=sorted(covering, key=lambda card: (-card.share, card.cluster)),
         # none where there are no labels
         unfound=[name for name in classes if found and name not in found],
@@ -109,6 +111,15 @@ def list_choices(items: Sequence[GalleryItem], cards: Sequence[ClusterCard]) -> 
         "role_names": _ROLE_NAMES if score == "confidence" else {},
         "marks": _MARKS if "errors" in keys else (),
     }
+
+
+def join_cards(cards: Sequence[ClusterCard]) -> list[ClusterCard]:
+    """Join the clusters of one name, which are one class, into the first of each."""
+    joined: dict[str, ClusterCard] = {}
+    for card in cards:
+        first = joined.get(card.name, replace(card, share=0.0))
+        joined[card.name] = replace(first, share=first.share + card.share)
+    return list(joined.values())
 
 
 def sort_clusters(cards: Sequence[ClusterCard], class_names: Sequence[str]) -> list[ClusterCard]:

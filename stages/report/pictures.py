@@ -311,5 +311,5 @@ def draw_exhibit(exhibit: Exhibit, colours: FeatureColours) -> dict[str, NDArray
     if truth is not None:
         drawn["truth"] = colour_labels(truth, exhibit.palette)
         if labels is not None and labels.look.classes is not None:
-            drawn["errors"] = colour_errors(labels.look.index[labels.final], truth)
+            drawn["errors"] = colour_errors(labels.look.table[labels.final], truth)
     return drawn

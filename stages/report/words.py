@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeGuard
@@ -230,9 +230,19 @@ def shorten_settings(text: str, file: object) -> str:
 
 
 def suggest_steps(
-    run: RunDirectory, subject: Subject, metrics: Mapping[str, Any], *, named: bool
+    run: RunDirectory,
+    subject: Subject,
+    metrics: Mapping[str, Any],
+    *,
+    named: bool,
+    unused: Collection[int] = (),
+    counted: bool = False,
 ) -> list[Step]:
-    """Suggest what to try next."""
+    """Suggest what to try next.
+
+    ``unused`` are the classes that died in the fit. Of a number that was ``counted``, which
+    ``--classes auto`` does, no larger one is suggested: nothing speaks for it.
+    """
     begin, classes = "primaps-pipe", int(metrics["classes"])
     steps: list[Step] = []
     if metrics["accuracy"] is None and not named:
@@ -240,10 +250,12 @@ def suggest_steps(
         text = f"Name the clusters in {file}, a line such as 7: water for each, and show them so"
         steps.append((text, [f"{begin} evaluate {run.quoted}{subject.options}"]))
     if subject.kind == "em":
-        dead = sum(share < 100 * UNUSED for share in metrics["class_usage"])
+        shares = enumerate(metrics["class_usage"])
+        dead = len({*unused, *(k for k, share in shares if share < 100 * UNUSED)})
+        why, other = "", classes
         if 0 < dead < classes - 1:
             why, other = f"{count_of(dead, 'clusters')} hardly used: fit fewer", classes - dead
-        else:
+        elif not dead and not counted:
             why = "Fit more classes"
             other = min(max(classes + 1, round(_MORE * classes)), 255)
         name = f"k{other}"
@@ -253,7 +265,8 @@ def suggest_steps(
             f"{begin} compare {run.quoted} --em {subject.name} --em {name}",
         ]
         text = f"{why}, and look at both side by side; it costs only the fit"
-        steps.append((text, commands))
+        if why:
+            steps.append((text, commands))
     export = f"{begin} export {run.quoted}{subject.options} --format mmseg --out training"
     steps.append(("Train on the labels: export --help lists the formats", [export]))
     return steps

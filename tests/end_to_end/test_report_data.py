@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import open_evaluation
@@ -86,6 +88,88 @@ def test_names_make_the_report_anew_and_nothing_else(run: Path, invoke: Invoke) 
     (run / "names.yaml").unlink()
     invoke("evaluate", run, "--no-progress")
     assert "tarmac" not in read_page(run)
+
+
+def test_what_the_screen_said_of_dead_classes_is_at_the_top(run: Path, invoke: Invoke) -> None:
+    ledger = Ledger(run / "state/em/default")
+    record = ledger.read_shard(0)
+    assert record is not None
+    said = {"usage": [0.9995, 0.0005, 0.0], "warnings": ["em/default: --classes auto took 3."]}
+    ledger.commit(replace(record, result={**record.result, **said}))
+    invoke("evaluate", run, "--gallery", 0, "--no-progress")
+    page = read_page(run)
+    top = page[: page.index("What ran")]
+    assert "em/default: 2 of 3 classes are hardly used (under 0.1 % of the pixels: 1, 2)" in top
+    assert "em/default: --classes auto took 3." in top
+    assert "2 clusters hardly used: fit fewer" not in page, "with two of three there is no fewer"
+
+
+def read_palettes(run: Path) -> set[tuple[tuple[int, ...], ...]]:
+    """The colours of the three clusters in the palettes of all label maps."""
+    found = set()
+    for file in (run / "labels").rglob("*.png"):
+        with Image.open(file) as image:
+            colours = np.reshape(image.getpalette(), (-1, 3)).tolist()
+            assert len(colours) == 256 and colours[255] == [0, 0, 0]
+        found.add(tuple(map(tuple, colours[:3])))
+    return found
+
+
+def read_pixels(run: Path) -> list[bytes]:
+    files = sorted((run / "labels").rglob("*.png"))
+    return [np.asarray(Image.open(file)).tobytes() for file in files]
+
+
+def test_label_maps_have_the_colours_of_the_report_and_of_exports(
+    run: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    pixels = read_pixels(run)
+    (palette,) = read_palettes(run)
+    look = open_evaluation(RunDirectory(run), "default", None).look()
+    assert palette == look.colours
+    assert all("#{:02x}{:02x}{:02x}".format(*colour) in read_page(run) for colour in palette)
+    invoke("export", run, "--format", "mmseg", "--out", tmp_path / "out", "--no-progress")
+    classes = json.loads((tmp_path / "out/classes.json").read_text())["classes"]
+    assert look.classes is not None
+    assert [tuple(classes[label or 0]["colour"]) for label in look.classes] == list(palette)
+    # one class of two clusters has one colour, and what is left out none
+    (run / "names.yaml").write_text("0: meadow\n2: meadow\n1: ignore\n")
+    output = invoke("evaluate", run, "--no-progress").output
+    assert "evaluate/default: shards are fresh, the summary is made again" in output
+    ((first, second, third),) = read_palettes(run)
+    assert first == third == palette[0] and second == (0, 0, 0)
+    assert read_pixels(run) == pixels
+    assert "nothing to do" in invoke("evaluate", run, "--no-progress").output
+    invoke("verify", run, "--no-progress")
+
+
+def test_a_label_map_that_somebody_has_changed_is_not_repainted(run: Path, invoke: Invoke) -> None:
+    file = next((run / "labels").rglob("*.png"))
+    edited = bytearray(file.read_bytes())
+    # another palette of the same length
+    edited[41:44] = bytes(value ^ 255 for value in edited[41:44])
+    edited[809:813] = zlib.crc32(edited[37:809]).to_bytes(4)
+    file.write_bytes(edited)
+    (run / "names.yaml").write_text("0: meadow\n2: meadow\n")
+    invoke("evaluate", run, "--no-progress")
+    assert file.read_bytes() == edited
+    assert "has other bytes" in invoke("verify", run, "--no-progress", code=1).output
+
+
+def test_a_kill_while_colours_are_changed_loses_nothing(
+    run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "names.yaml").write_text("0: meadow\n2: meadow\n")
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.evaluate.stage.repaint_png", kill)
+    invoke("evaluate", run, "--no-progress", code=None)
+    monkeypatch.undo()
+    invoke("evaluate", run, "--no-progress")
+    assert len(read_palettes(run)) == 1
+    invoke("verify", run, "--no-progress")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def list_labels(source: Source) -> list[dict[str, Any]]:
     """List what ``labels.json`` says of void, and of every class."""
     rows = [("unlabeled", UNLABELED, IGNORE, IGNORE_COLOUR)]
     trained = {id_: number for number, id_ in enumerate(_TRAINED)}
-    own = source.manifest.dataset == OWN and source.ids == "classes"
+    own = source.manifest.dataset == OWN and source.ids != "clusters"
     for number, (name, colour) in enumerate(source.classes):
         id_ = FIRST_ID + number
         rows.append((name, id_, trained.get(id_, IGNORE) if own else number, colour))

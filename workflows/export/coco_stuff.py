@@ -49,7 +49,7 @@ def write(export: Export) -> list[tuple[str, str]]:
 
 def number_classes(source: Source) -> list[int]:
     """Give the pixel value of every class: of the dataset's own its id, the first of several."""
-    own = source.manifest.dataset in OWN and source.ids == "classes"
+    own = source.manifest.dataset in OWN and source.ids != "clusters"
     if not own or not isinstance(source.dataset, Benchmark):
         return list(range(len(source.classes)))
     mapping = source.dataset.definition.class_of

@@ -24,13 +24,14 @@ from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import UsageError, count_of, did_you_mean
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
-from pipeline.run.evaluation import Evaluation, open_evaluation
+from pipeline.run.evaluation import LEFT_OUT_NAME, Evaluation, choose_look, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image, Manifest
 from pipeline.run.status import find_upstream_changes
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import require_local
 from stages import SETTINGS
+from stages.scores import UNMATCHED, describe_weak, match_majority
 from workflows.export import FORMATS, PROTOTYPES
 from workflows.export.folder import Folder, export_photograph, open_folder
 
@@ -42,7 +43,7 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 # What Windows takes for a device, whatever suffix follows.
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
-Ids = Literal["auto", "classes", "clusters"]
+Ids = Literal["auto", "classes", "majority", "clusters"]
 Images = Literal["copy", "link", "none"]
 R = TypeVar("R")
 
@@ -96,8 +97,9 @@ def export_run(
     splits
         Splits to export; all that were evaluated when empty.
     ids
-        What the numbers in the label maps stand for: the dataset's ``classes``, ``clusters``, or
-        ``auto``: classes where clusters are matched to classes.
+        What the numbers in the label maps stand for: the dataset's ``classes``, to which clusters
+        are matched one to one; these by ``majority``, every cluster as the class of most of its
+        pixels; ``clusters``; or ``auto``: classes where clusters are matched to classes.
     images
         Whether to ``copy`` the photographs, ``link`` to them, or leave them out (``none``).
     screen
@@ -131,8 +133,10 @@ def export_run(
     if format == PROTOTYPES:
         from workflows.export.prototypes import export_prototypes
 
+        warn_of_names(open_evaluation(run, em, head, SETTINGS), "auto", screen)
         return export_prototypes(run, out, em=em, head=head)
     source = open_source(run, em=em, head=head, splits=splits, ids=ids)
+    warn_of_names(source.evaluation, source.ids, screen)
     root = source.manifest.root
     if images == "link":
         require_local(root, f"--images link: the photographs lie at {root}; take copy or none.")
@@ -316,25 +320,35 @@ def open_source(
 ) -> Source:
     """Open what is exported; parameters and errors as in :func:`export_run`."""
     evaluation = open_evaluation(run, em, head, SETTINGS)
-    key, clusters = evaluation.subject.key, range(evaluation.clusters)
-    names: Sequence[str]
-    colours: Sequence[Colour]
+    key = evaluation.subject.key
     assignment, names = evaluation.match()
     matched = assignment is not None and any(label is not None for label in assignment)
     if ids == "auto":
         ids = "classes" if matched else "clusters"
-    if ids == "classes" and not matched:
+    if ids != "clusters" and not matched:
         raise UsageError(
-            f"--ids classes: the clusters of {key} are matched to no classes, "
+            f"--ids {ids}: the clusters of {key} are matched to no classes, "
             "for the images have no label maps; take --ids clusters."
         )
-    if ids == "clusters" or assignment is None:
-        assignment, look = list(clusters), evaluation.look()
-        names, colours = look.names, look.colours
+    if ids == "majority":
+        assignment = _find_majority(evaluation)
+    look = evaluation.look()
+    if ids != "clusters":
+        palette, given = evaluation.dataset.palette, evaluation.given_names
+        look = choose_look(evaluation.clusters, assignment, names, palette, given)
+    if ids == "clusters":
+        # clusters of one name are one class
+        kept = np.unique(look.first[look.first != IGNORE])
+        table = np.where(look.first == IGNORE, IGNORE, np.searchsorted(kept, look.first))
+        names, colours = [look.names[k] for k in kept], look.palette[look.index[kept]]
     else:
-        colours = evaluation.dataset.palette[: len(names)]
-    table = np.full(256, IGNORE, np.uint8)
-    table[clusters] = [IGNORE if label is None else label for label in assignment]
+        table = np.where(look.index < len(names), look.index, IGNORE)
+        colours = look.palette[: len(names)]
+    if (table == IGNORE).all():
+        raise UsageError(
+            f"--ids {ids}: every cluster of {key} is named {LEFT_OUT_NAME} or has no class: "
+            f"nothing is left to export; look at {run.names_file(evaluation.subject.title)}."
+        )
     labelled = list(evaluation.record.settings["splits"])
     for split in splits:
         if split not in labelled:
@@ -345,31 +359,64 @@ def open_source(
             )
     # lists of names have a line for each
     lines = make_unique(" ".join(name.split()) for name in names)
+    shades = [(red, green, blue) for red, green, blue in colours.tolist()]
     return Source(
         evaluation=evaluation,
         manifest=evaluation.manifest,
         dataset=evaluation.dataset,
         ids=ids,
-        classes=tuple(zip(lines, colours, strict=False)),
-        table=table,
+        classes=tuple(zip(lines, shades, strict=True)),
+        table=table.astype(np.uint8),
         splits=name_splits(list(dict.fromkeys(splits)) or labelled),
     )
 
 
+def _find_majority(evaluation: Evaluation) -> list[int | None]:
+    """Find the class of most pixels of every cluster, in the final labels of the main split."""
+    metrics = evaluation.metrics
+    counts = metrics["confusion" if metrics["confusion_crf"] is None else "confusion_crf"]
+    majority = match_majority(np.array(counts, np.int64)).tolist()
+    return [None if label == UNMATCHED else label for label in majority]
+
+
 def describe_ids(source: Source) -> str:
     """Say in one sentence what the numbers of the label maps stand for."""
-    count, key = len(source.classes), source.evaluation.subject.key
+    evaluation, count = source.evaluation, len(source.classes)
+    key, clusters = evaluation.subject.key, evaluation.clusters
+    left = [str(k) for k in range(clusters) if source.table[k] == IGNORE]
+    without = f", among it the clusters without a class ({', '.join(left)})" if left else ""
     if source.ids == "clusters":
-        return f"export: label maps hold the {count} clusters of {key}; 255 = ignore"
-    unmatched = [k for k in range(source.evaluation.clusters) if source.table[k] == IGNORE]
-    line = (
+        joined = len(set(source.table[:clusters].tolist()) - {IGNORE}) < clusters - len(left)
+        what = f"the {clusters} clusters of {key}"
+        if joined or left:
+            what = f"{count} class{'' if count == 1 else 'es'}, {what} by their names"
+        return f"export: label maps hold {what}; 255 = ignore{without}"
+    how = "matched"
+    if source.ids == "majority":
+        how = "assigned by the majority of their pixels"
+    return (
         f"export: label maps hold the {count} classes of {source.dataset_name}, to which the "
-        f"clusters of {key} are matched on {source.evaluation.metrics.get('split', '')}; "
-        "255 = ignore"
+        f"clusters of {key} are {how} on {evaluation.metrics.get('split', '')}; "
+        f"255 = ignore{without}"
     )
-    if unmatched:
-        line += f", among it the clusters without a class ({', '.join(map(str, unmatched))})"
-    return line
+
+
+def warn_of_names(evaluation: Evaluation, ids: str, screen: Screen) -> None:
+    """Say which clusters are exported under a name that is hardly theirs."""
+    given, (_, names) = evaluation.given_names, evaluation.match()
+    if ids in ("auto", "classes") and (weak := describe_weak(evaluation.metrics, given)):
+        file = evaluation.run.names_file(evaluation.subject.title)
+        screen.warn(
+            f"export: {weak}. `--ids majority` gives every cluster the class of most of its "
+            f"pixels, `--ids clusters` no class at all, and a line of {file} a name of yours."
+        )
+    others = sorted({*given.values()} - {*names, LEFT_OUT_NAME})
+    if ids in ("classes", "majority") and others:
+        screen.warn(
+            f"export: names that are no class of the dataset ({', '.join(others)}) are not in the "
+            "label maps, and clusters of one name are the class of the first of them; "
+            "`--ids clusters` writes the classes by these names."
+        )
 
 
 def make_safe(text: str) -> str:

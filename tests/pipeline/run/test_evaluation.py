@@ -180,6 +180,38 @@ def test_the_user_names_what_the_user_likes() -> None:
     assert choose_look(2, None, NAMES, COLOURS, {1: "sea"}).names == ("cluster 0", "sea")
 
 
+def test_clusters_of_one_name_are_one_class() -> None:
+    look = choose_look(4, None, (), (), {1: "plant", 3: "plant", 0: "cluster 2"})
+    assert look.index[:4].tolist() == [0, 1, 0, 1]
+    assert look.first[:5].tolist() == [0, 1, 0, 1, 255]
+    assert look.colours[1] == look.colours[3] != look.colours[0]
+
+
+def test_a_cluster_of_the_name_of_a_class_is_that_class() -> None:
+    # 0 is matched to the road, and the user says that it is sky, as 2 is
+    look = choose_look(3, [1, None, 0], NAMES, COLOURS, {0: "sky"})
+    assert look.index[:3].tolist() == [0, 2, 0]
+    assert look.colours[0] == look.colours[2] == COLOURS[0]
+    assert look.first[:3].tolist() == [0, 1, 0]
+    assert look.table[:4].tolist() == [1, 255, 0, 255], "scores are those of the matching"
+
+
+def test_a_new_name_has_the_colour_of_the_class_unless_another_cluster_is_that() -> None:
+    look = choose_look(3, [1, 0, None], NAMES, COLOURS, {0: "tarmac", 2: "tarmac"})
+    assert look.index[:3].tolist() == [1, 0, 1]
+    look = choose_look(3, [1, 0, None], NAMES, COLOURS, {0: "tarmac", 2: "road"})
+    assert look.index[:3].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("word", ["ignore", "Ignore"])
+@pytest.mark.parametrize("matching", [None, [1, 0]])
+def test_the_name_ignore_leaves_out(word: str, matching: list[int | None] | None) -> None:
+    look = choose_look(2, matching, NAMES, COLOURS, {0: word})
+    assert look.index[0] == 255 and look.index[1] != 255
+    assert look.first[:2].tolist() == [255, 1]
+    assert look.colours[0] == (0, 0, 0)
+
+
 def test_a_split_without_ground_truth_looks_as_the_main_one() -> None:
     labelled = {"assignment": [1, None], "assignment_crf": None, "class_names": ["a", "b"]}
     unlabelled = {"assignment": None, "assignment_crf": None, "class_names": []}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.em.start import estimate_classes, list_numbers
+from stages.em.start import ClassCount, estimate_classes, list_numbers
 
 
 def draw_proposals(classes: int, each: int, seed: int) -> NDArray[np.float32]:
@@ -24,6 +24,19 @@ def test_plain_classes_are_counted(classes: int) -> None:
     assert found.classes == classes
     assert max(found.curve, key=lambda pair: pair[1])[0] == classes
     assert all(-1 <= score <= 1 for _, score in found.curve)
+
+
+def test_no_more_classes_are_tried_than_proposals_speak_for() -> None:
+    # noise: the silhouette rises with K, to whatever end there is
+    noise = np.random.default_rng(0).normal(size=(145, 3)).astype(np.float32)
+    found = estimate_classes(noise, seed=0, most=64)
+    assert found.curve[-1][0] == 14
+    said: list[str] = []
+    plain = estimate_classes(draw_proposals(4, 20, seed=1), seed=0, most=16)
+    plain.warn_of_edge(said.append, "em/a")
+    assert plain.classes == 4 and not said
+    ClassCount(14, found.curve).warn_of_edge(said.append, "em/a")
+    assert said[0].startswith("em/a: --classes auto took 14, the most that it tried")
 
 
 def test_the_same_seed_gives_the_same_curve() -> None:

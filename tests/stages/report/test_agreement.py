@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.run.evaluation import choose_look
+from pipeline.progress import Screen
+from pipeline.run.evaluation import ClusterLook, choose_look
 from stages.report.agreement import (
     choose_reference,
+    compare_labels,
     count_pairs,
     invert_matching,
     list_legend,
@@ -43,7 +49,7 @@ def test_matching_and_agreement_by_hand() -> None:
     # cluster 2 of the second labelling never occurs
     assert matching.tolist() == [1, 0, UNMATCHED, 2]
     # of seven pixels that both label, one is 0 here and 0 there, which is matched to 1
-    assert measure_agreement(count_pairs(FIRST, SECOND), matching) == pytest.approx(6 / 7)
+    assert measure_agreement((count_pairs(FIRST, SECOND), matching)) == pytest.approx(6 / 7)
 
 
 def test_of_more_clusters_some_are_left() -> None:
@@ -51,15 +57,15 @@ def test_of_more_clusters_some_are_left() -> None:
     second = np.array([[0, 1, 1, 1]], np.uint8)
     matching = match_pairs(total_of(first, second, (1, 2)))
     assert matching.tolist() == [UNMATCHED, 0]
-    assert measure_agreement(count_pairs(first, second), matching) == 0.75
+    assert measure_agreement((count_pairs(first, second), matching)) == 0.75
     turned = match_pairs(total_of(second, first, (2, 1)))
     assert turned.tolist() == [1]
-    assert measure_agreement(count_pairs(second, first), turned) == 0.75
+    assert measure_agreement((count_pairs(second, first), turned)) == 0.75
 
 
 def test_nothing_in_common_is_no_agreement() -> None:
     empty = count_pairs(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
-    assert np.isnan(measure_agreement(empty, np.zeros(1, np.int64)))
+    assert np.isnan(measure_agreement((empty, np.zeros(1, np.int64))))
     assert match_pairs(np.zeros((2, 2), np.int64)).tolist() == [UNMATCHED, UNMATCHED]
     assert empty.nnz == 0
 
@@ -78,7 +84,7 @@ def test_numbers_of_clusters_do_not_matter(
     first: np.ndarray, second: np.ndarray, order: list[int]
 ) -> None:
     def agree(a: np.ndarray, b: np.ndarray) -> float:
-        return measure_agreement(count_pairs(a, b), match_pairs(total_of(a, b, (5, 5))))
+        return measure_agreement((count_pairs(a, b), match_pairs(total_of(a, b, (5, 5)))))
 
     table = np.arange(256, dtype=np.uint8)
     table[:5] = order
@@ -96,12 +102,63 @@ def test_a_matching_may_be_turned_around() -> None:
     assert turned.tolist() == [UNMATCHED, UNMATCHED, UNMATCHED, 0]
 
 
+def test_classes_are_matched_to_themselves_whatever_pixels_say() -> None:
+    # numbers 0 and 1 are classes; of the others the pixels in common decide
+    total = np.array([[0, 9, 0, 5], [9, 0, 0, 0], [0, 0, 0, 2], [3, 0, 4, 0]], np.int64)
+    assert match_pairs(total, 2).tolist() == [0, 1, 3, 2]
+    assert match_pairs(total).tolist() == [1, 0, 3, 2]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """As much of an evaluation as is compared: one cluster a label map."""
+
+    clusters: tuple[int, int]
+
+    @property
+    def images(self) -> dict[tuple[str, str], int]:
+        return {("val", "small"): 0, ("val", "large"): 1}
+
+    def read_labels(self, image: int) -> np.ndarray:
+        return np.full((1, 1 + 9 * image), self.clusters[image], np.uint8)
+
+
+def test_what_is_shown_is_compared_and_not_numbers_of_clusters() -> None:
+    # both are sky in the small image; in the large one the first is sky and the second is road, so
+    # that by pixels the first's sky would be the second's road
+    opened: list[Any] = [Opened((0, 0)), Opened((0, 1))]
+    look = choose_look(2, [0, 1], NAMES, COLOURS)
+    names = list(opened[0].images)
+
+    def compare(*looks: ClusterLook, classes: Sequence[Sequence[str]] = (NAMES, NAMES)) -> Any:
+        screen = Screen(progress=False)
+        return compare_labels(opened, {"val": looks}, {"val": classes}, names, screen)
+
+    found = compare(look, look)
+    assert found.differences == {("val", "small"): 0.0, ("val", "large"): 100.0}
+    assert found.shares == {(0, 1): pytest.approx(100 / 11)}
+    # classes of other names, or none, are matched by the pixels
+    other = compare(look, look, classes=(NAMES, ["a", "b", "c"]))
+    assert other.differences == {("val", "small"): 100.0, ("val", "large"): 0.0}
+    plain = compare(look, choose_look(2, None, (), ()), classes=(NAMES, ()))
+    assert plain.differences == other.differences
+    # a person says that the second's clusters are one, and so it is one to compare
+    joined = choose_look(2, None, (), (), {0: "a", 1: "a"})
+    assert set(compare(look, joined, classes=(NAMES, ())).differences.values()) == {0.0}
+
+
 NAMES = ["sky", "road", "tree"]
 COLOURS = ((1, 2, 3), (40, 50, 60), (7, 80, 90))
 
 
-def same(count: int) -> np.ndarray:
-    return np.arange(count)
+def pad(matching: list[int]) -> np.ndarray:
+    """Make a matching of all numbers that there may be."""
+    full = np.full(255, UNMATCHED)
+    full[: len(matching)] = matching
+    return full
+
+
+SAME = np.arange(255)
 
 
 def test_the_reference_is_the_first_with_classes() -> None:
@@ -117,7 +174,7 @@ def test_matched_clusters_have_the_colours_of_their_classes() -> None:
         choose_look(4, [None, 1, 0, 2], NAMES, COLOURS),
     ]
     # which pixels they have in common does not matter
-    first, second = paint_looks(looks, [NAMES, [*NAMES, "class 3"]], [same(3), same(4)], 0)
+    first, second = paint_looks(looks, [NAMES, [*NAMES, "class 3"]], [SAME, SAME], 0)
     assert (first.by, second.by) == ("class", "class")
     assert [tuple(row) for row in first.palette[:3]] == [COLOURS[2], COLOURS[0], COLOURS[1]]
     assert [tuple(row) for row in second.palette[1:4]] == [COLOURS[1], COLOURS[0], COLOURS[2]]
@@ -127,8 +184,9 @@ def test_matched_clusters_have_the_colours_of_their_classes() -> None:
 
 def test_others_borrow_by_pixels_in_common() -> None:
     looks = [choose_look(3, [2, 0, None], NAMES, COLOURS), choose_look(4, None, [], ())]
-    matching = np.array([UNMATCHED, 1, 2, UNMATCHED])
-    first, second = paint_looks(looks, [NAMES, []], [same(3), matching], 0)
+    # cluster 1 shows number 0, class 0, and cluster 2 number 3, which has no class
+    matching = pad([UNMATCHED, 0, 3, UNMATCHED])
+    first, second = paint_looks(looks, [NAMES, []], [SAME, matching], 0)
     assert second.by == "pixels"
     np.testing.assert_array_equal(second.palette[1], first.palette[1])
     np.testing.assert_array_equal(second.palette[2], first.palette[2])
@@ -141,14 +199,14 @@ def test_others_borrow_by_pixels_in_common() -> None:
 
 def test_classes_of_other_names_are_other_classes() -> None:
     looks = [choose_look(2, [0, 1], NAMES, COLOURS), choose_look(2, [0, 1], ["a", "b"], COLOURS)]
-    _, second = paint_looks(looks, [NAMES, ["a", "b"]], [same(2), np.array([1, 0])], 0)
+    _, second = paint_looks(looks, [NAMES, ["a", "b"]], [SAME, pad([1, 0])], 0)
     assert second.by == "pixels"
     assert [tuple(row) for row in second.palette[:2]] == [COLOURS[1], COLOURS[0]]
 
 
 def test_without_any_classes_the_first_keeps_its_own() -> None:
     looks = [choose_look(2, None, [], ()), choose_look(2, None, [], ())]
-    first, second = paint_looks(looks, [[], []], [same(2), np.array([1, 0])], 0)
+    first, second = paint_looks(looks, [[], []], [SAME, pad([1, 0])], 0)
     assert (first.by, second.by) == ("itself", "pixels")
     np.testing.assert_array_equal(second.palette[:2], first.palette[[1, 0]])
 
@@ -156,8 +214,8 @@ def test_without_any_classes_the_first_keeps_its_own() -> None:
 @pytest.mark.parametrize("clusters", [255, 200])
 def test_there_are_colours_for_as_many_clusters_as_there_may_be(clusters: int) -> None:
     looks = [choose_look(255, None, [], ()), choose_look(clusters, None, [], ())]
-    matching = np.full(clusters, UNMATCHED)
-    _, second = paint_looks(looks, [[], []], [same(255), matching], 0)
+    matching = pad([])
+    _, second = paint_looks(looks, [[], []], [SAME, matching], 0)
     assert second.palette.shape == (256, 3)
 
 
@@ -166,3 +224,5 @@ def test_the_legend_names_classes_or_clusters() -> None:
     assert list_legend(look, NAMES) == list(zip(NAMES, COLOURS, strict=True))
     plain = choose_look(2, None, [], (), {1: "grass"})
     assert [name for name, _ in list_legend(plain, [])] == ["cluster 0", "grass"]
+    joined = choose_look(3, None, [], (), {0: "grass", 2: "grass"})
+    assert [name for name, _ in list_legend(joined, [])] == ["grass", "cluster 1"]

@@ -204,9 +204,17 @@ def test_long_texts_are_cut() -> None:
 RUN = RunDirectory(Path("a run"))
 
 
-def suggest(*, accuracy: float | None, usage: list[float], named: bool = False) -> Any:
+def suggest(*, accuracy: float | None, usage: list[float], named: bool = False, **more: Any) -> Any:
     metrics = {"accuracy": accuracy, "classes": len(usage), "class_usage": usage}
-    return suggest_steps(RUN, name_subject("default", None), metrics, named=named)
+    return suggest_steps(RUN, name_subject("default", None), metrics, named=named, **more)
+
+
+def test_of_a_number_that_was_estimated_no_larger_one_is_suggested() -> None:
+    (export,) = suggest(accuracy=50.0, usage=[50, 30, 10, 10], counted=True)
+    assert "--format mmseg" in export[1][0]
+    assert len(suggest(accuracy=50.0, usage=[100, 0])) == 1, "with one dead of two neither"
+    fewer = suggest(accuracy=50.0, usage=[50, 30, 10, 10], counted=True, unused=[3])
+    assert fewer[0][1][0].endswith("--classes 3 --name k3")
 
 
 def test_clusters_that_nobody_uses_want_fewer_classes() -> None:

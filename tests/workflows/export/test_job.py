@@ -15,18 +15,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import DamageError, RunError, StaleError, UsageError
+from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from tests.scenes import Invoke, hash_tree
 from tests.workflows.export.conftest import Export
 from workflows.export import FORMATS, job
 from workflows.export.folder import Folder
 from workflows.export.job import (
+    Source,
     describe_ids,
     make_safe,
     make_unique,
     name_images,
     name_splits,
     open_source,
+    warn_of_names,
 )
 
 
@@ -109,17 +112,82 @@ def test_not_into_a_run(export: Export, copied: Path) -> None:
 def test_clusters_instead_of_classes(
     export: Export, copied: Path, tmp_path: Path, finished: Path
 ) -> None:
-    (copied / "names.yaml").write_text("0: meadow\n2: meadow\n")
+    (copied / "names.yaml").write_text("1: meadow\n")
     lines = export("mmseg", tmp_path / "out", run=copied, ids="clusters")
-    assert lines[0].startswith("export: label maps hold the 3 clusters of em/default")
+    assert lines[0].startswith("export: label maps hold the 3 clusters of em/default; 255 = ignore")
     classes = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert classes["ids"] == "clusters"
-    names = [each["name"] for each in classes["classes"]]
-    assert (names[0], names[2]) == ("meadow", "meadow (2)")
+    assert [each["name"] for each in classes["classes"]][1] == "meadow"
     for path in (finished / "labels" / "all").rglob("*.png"):
         part, name = path.parts[-2:]
         there = tmp_path / "out/ann_dir/train" / part.replace(" ", "_") / name.replace(" ", "_")
         np.testing.assert_array_equal(np.asarray(Image.open(there)), np.asarray(Image.open(path)))
+
+
+def open_with(run: Path, names: str, ids: str = "auto", **metrics: object) -> Source:
+    """Open a run whose clusters have names, and other figures."""
+    (run / "names.yaml").write_text(names)
+    file = run / "report" / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | metrics))
+    return open_source(RunDirectory(run), em=None, head=None, splits=(), ids=ids)
+
+
+def test_clusters_of_one_name_are_one_class(copied: Path) -> None:
+    opened = open_with(copied, "0: meadow\n2: meadow\n1: ignore\n", "clusters")
+    assert opened.names == ["meadow"]
+    assert opened.table[:4].tolist() == [0, 255, 0, 255]
+    line = describe_ids(opened)
+    assert "hold 1 class, the 3 clusters of em/default by their names; 255 = ignore" in line
+    assert line.endswith("among it the clusters without a class (1)")
+    opened = open_with(copied, "1: meadow\n2: meadow\n", "clusters")
+    assert opened.table[:4].tolist() == [0, 1, 1, 255]
+    assert len(opened.classes) == 2
+    with pytest.raises(UsageError, match=r"nothing is left to export; look at .*names\.yaml"):
+        open_with(copied, "0: ignore\n1: ignore\n2: ignore\n", "clusters")
+
+
+def test_a_person_is_heard_before_the_matching(copied: Path) -> None:
+    plain = open_with(copied, "")
+    first, second, third = plain.table[:3].tolist()
+    named = open_with(copied, f"0: {plain.names[second]}\n2: ignore\n")
+    assert named.ids == "classes" and named.classes == plain.classes
+    assert named.table[:3].tolist() == [second, second, 255]
+    # what the report shows as a class is exported as it
+    look = named.evaluation.look()
+    assert [look.colours[k] for k in (0, 1)] == [named.colours[second]] * 2
+    assert third != 255 and first != second
+
+
+WEAK = {
+    "class_names": ["car", "bicyclist", "road"],
+    "assignment_crf": [0, 1, 2],
+    "confusion_crf": [[500, 20, 0], [400, 5, 0], [0, 0, 900]],
+}
+
+
+def test_a_cluster_that_is_hardly_its_class_is_named(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_with(copied, "", **WEAK)
+    assert opened.table[:3].tolist() == [0, 1, 2]
+    warn_of_names(opened.evaluation, opened.ids, Screen(progress=False))
+    said = " ".join(capsys.readouterr().err.split())
+    # IoU: 5 of 20 + 5 + 400 pixels
+    assert "1 of 3 clusters are called by a class" in said
+    assert "cluster 1 is called bicyclist (IoU 1.2 %; 99 % of its pixels are car)" in said
+    assert "--ids majority" in said
+    majority = open_with(copied, "", "majority")
+    assert majority.table[:3].tolist() == [0, 0, 2]
+    assert majority.names == ["car", "bicyclist", "road"]
+    assert "assigned by the majority of their pixels" in describe_ids(majority)
+    warn_of_names(majority.evaluation, majority.ids, Screen(progress=False))
+    named = open_with(copied, "1: lorry\n", **WEAK)
+    warn_of_names(named.evaluation, "clusters", Screen(progress=False))
+    assert not capsys.readouterr().err
+    warn_of_names(named.evaluation, "classes", Screen(progress=False))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "names that are no class of the dataset (lorry)" in said
+    assert "bicyclist" not in said
 
 
 def test_clusters_without_a_class_are_ignored(copied: Path) -> None:
