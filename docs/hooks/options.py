@@ -2,7 +2,8 @@
 
 In a page, ``<!-- settings: extract -->`` becomes the table of a stage's settings,
 ``<!-- command: verify -->`` that of a verb's arguments and options that are no settings,
-``<!-- formats -->`` the list of export formats, and ``<!-- events -->`` that of the JSON events.
+``<!-- formats -->`` the list of export formats, ``<!-- names -->`` that of other names of
+backbones, and ``<!-- events -->`` that of the JSON events.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from commands.verbs import find_section, sort_sections
 from pipeline.settings import StageSettings, field_extra, option_name
 from stages import FOLLOWED_BY, SETTINGS
 
-_PLACE = re.compile(r"^<!-- (settings|command|formats|events)(?:: ([a-z]+))? -->$", re.MULTILINE)
+_PLACE = re.compile(
+    r"^<!-- (settings|command|formats|names|events)(?:: ([a-z]+))? -->$", re.MULTILINE
+)
 _NOTE = re.compile(r"\s*\[([^]]*)\]$")
 # with spaces that are not broken
 _BOUNDS = {"ge": "≥\u00a0{}", "gt": ">\u00a0{}", "le": "≤\u00a0{}", "lt": "<\u00a0{}"}
@@ -45,6 +48,11 @@ def make_table(kind: str, name: str | None) -> str:
 
         rows = ((f"`{key}`", text) for key, text in LINES.items())
         return join_table(("`--format`", "what it is"), rows)
+    if kind == "names":
+        from stages.extract.names import OTHER_NAMES
+
+        listed = ((_join_names(others), f"`{name}`") for name, others in OTHER_NAMES.items())
+        return join_table(("other names", "timm's name"), listed)
     from pipeline.progress import SCHEMA
 
     return join_table(
@@ -55,6 +63,10 @@ def make_table(kind: str, name: str | None) -> str:
             for field, text in fields.items()
         ),
     )
+
+
+def _join_names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def list_settings(stage: str) -> Iterator[str]:

@@ -32,7 +32,7 @@ from pipeline.datasets.definition import (
     name_classes,
 )
 from pipeline.errors import DatasetError, UsageError
-from pipeline.storage.files import find_cache, fingerprint
+from pipeline.storage.files import find_cache, fingerprint, may_fetch
 from pipeline.storage.places import require_local
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
@@ -315,6 +315,11 @@ class HuggingFace(Benchmark):
         """Unpack the images and label maps, where that has not been done."""
         if root.is_dir():
             return
+        if not may_fetch():
+            raise DatasetError(
+                f"a dry run unpacks nothing, and the images of {self.name} are not in {root} yet: "
+                "leave --dry-run away once"
+            )
         say(f"{self.name}: images are unpacked into {root}, where the run will read them")
         # it takes its name when it is whole; the loser of a race is removed
         part = root.with_name(f"{root.name}.part-{uuid4().hex[:8]}")

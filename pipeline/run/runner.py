@@ -29,7 +29,13 @@ from pipeline.run.ledger import (
 )
 from pipeline.run.stage import Plan, ShardPlan, Stage, Stages
 from pipeline.settings import StageSettings, describe_changes
-from pipeline.storage.files import confine_writes, fingerprint, guard_writes, note_writes
+from pipeline.storage.files import (
+    confine_writes,
+    fetch_nothing,
+    fingerprint,
+    guard_writes,
+    note_writes,
+)
 from pipeline.storage.locks import Permit
 
 S = TypeVar("S", bound=StageSettings)
@@ -64,10 +70,11 @@ def run_stage(
     stages: Mapping[str, type[StageSettings]] | None = None,
 ) -> StageRecord | None:
     """Bring a stage up to date: compute the shards that are missing or stale, and no others."""
-    names, resolved = settings.model_fields_set, stage.resolve(run, settings)
-    work = _Work(stage, run, resolved, names, execution, screen, stages)
-    if execution.dry_run:
-        return work.bring_up_to_date(None)
+    with fetch_nothing() if execution.dry_run else nullcontext():
+        names, resolved = settings.model_fields_set, stage.resolve(run, settings)
+        work = _Work(stage, run, resolved, names, execution, screen, stages)
+        if execution.dry_run:
+            return work.bring_up_to_date(None)
     if stage.inputs(run, work.settings):
         run.require()
     existed = run.path.exists()

@@ -37,6 +37,7 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errn
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 _WRITTEN: ContextVar[list[Stored] | None] = ContextVar("written", default=None)
 _GUARD: ContextVar[Callable[[], None] | None] = ContextVar("guard", default=None)
+_FETCHING: ContextVar[bool] = ContextVar("fetching", default=True)
 # threads that write one file take turns at its temporary file
 _TURNS = tuple(threading.Lock() for _ in range(64))
 
@@ -76,6 +77,16 @@ def confine_writes(root: Path) -> AbstractContextManager[Path]:
 def guard_writes(check: Callable[[], None]) -> AbstractContextManager[Callable[[], None]]:
     """Call a function, in this context, before anything is written or removed; it may refuse."""
     return _within(_GUARD, check)
+
+
+def fetch_nothing() -> AbstractContextManager[bool]:
+    """Say, in this context, that nothing may be fetched or unpacked, as on a dry run."""
+    return _within(_FETCHING, False)
+
+
+def may_fetch() -> bool:
+    """Say whether what is not on this machine may be fetched (see :func:`fetch_nothing`)."""
+    return _FETCHING.get()
 
 
 def _require_permission(path: Path) -> None:

