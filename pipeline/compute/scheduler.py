@@ -5,12 +5,16 @@ whose shard is one long computation (a fit, epoch by epoch) is computed in this 
 step into pieces, hands them to a :class:`Team`, and puts the results together in the order of the
 pieces. On a cluster a piece is a task, too, and what it gives stays at its worker until it is
 gathered, or used by another piece. A worker that dies costs nothing but time: dask computes what
-it held again elsewhere, from the same arguments.
+it held again elsewhere, from the same arguments. One that cannot do the work, for want of the run
+or of this version of the package, is named and left out.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import socket
 import sys
 import time
 from collections import deque
@@ -18,18 +22,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 from weakref import WeakSet
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.signals import check_stopped, defer_signals
-from pipeline.errors import RunError, UsageError, WorkerLostError
+from pipeline.errors import PipelineError, RunError, UsageError, WorkerLostError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 Tell = Callable[[dict[str, Any]], None]
+# Asked at a worker: why it cannot do the work, in words that follow "it"; nothing where it can.
+Check = Callable[[], str]
 
 CONNECT_S = 5.0
 # How often a cluster is asked whether it has workers, while nothing else happens.
@@ -38,6 +48,10 @@ LOOK_S = 5.0
 WORKERLESS_S = 900.0
 # Dead processes of our own are replaced within seconds, but for one that dies while it starts.
 RENEW_S = 20.0
+# Others may join a cluster none of whose workers can do the work.
+GRACE_S = 10.0
+# After so long a worker does not see what it was asked for, or its file system hangs.
+EXAMINE_S = 20.0
 # Pieces of a stream under way at once, per worker thread; their results wait at the workers.
 AHEAD = 2
 _TOPIC = "primaps-pipe"
@@ -95,17 +109,19 @@ def compute_shards(
     names: Sequence[str] | None = None,
     shares_work: bool = False,
     device: str = "cpu",
+    check: Check | None = None,
 ) -> Iterator[Done]:
     """Call a function once per shard and give the ends as they come.
 
     A shard whose worker process is killed is computed once more when all others have ended, with
-    nothing beside it: it may have been their memory that ran out.
+    nothing beside it: it may have been their memory that ran out. Workers of a cluster that do not
+    pass the ``check`` are left out.
     """
     if not calls:
         return
     names = names or [f"shard {index}" for index in range(len(calls))]
     if shares_work and execution.scheduler is not None:
-        with ClusterTeam(partial(open_remote, execution.scheduler), listener) as team:
+        with ClusterTeam(partial(open_remote, execution.scheduler), listener, check) as team:
             yield from _compute_inline(function, calls, listener, team)
         return
     # what shares its work uses all cores here: the way to processes beside it only costs time
@@ -115,9 +131,9 @@ def compute_shards(
     if execution.scheduler is not None:
         opened = open_remote(execution.scheduler)
     else:
-        opened = open_local(min(execution.workers, len(calls)), device)
+        opened, check = open_local(min(execution.workers, len(calls)), device), None
     with opened as client:
-        yield from _compute_distributed(client, function, calls, names, listener)
+        yield from _compute_distributed(client, function, calls, names, listener, check)
 
 
 def _compute_inline(
@@ -142,42 +158,39 @@ def _compute_distributed(
     calls: Sequence[tuple[Any, ...]],
     names: Sequence[str],
     listener: Tell,
+    check: Check | None,
 ) -> Iterator[Done]:
     from distributed import KilledWorker
-
-    crowd = count_neighbours(client)
-
-    def submit(index: int) -> Future:
-        return client.submit(_compute_limited, crowd, function, *calls[index], pure=False)
 
     suspects = []
     with ExitStack() as stack:
         client.subscribe_topic(_TOPIC, lambda event: listener(event[1]))
         stack.callback(client.unsubscribe_topic, _TOPIC)
-        for index, future in _compute_each(client, submit, len(calls), listener):
-            error = future.exception()
+        crew = Crew(client, listener, check)
+        for index, future in _compute_each(crew, function, calls):
+            error = _read_error(future)
             if isinstance(error, KilledWorker):
                 suspects.append((index, future))
             else:
                 yield Done(index, None if error is not None else future.result(), error)
                 future.release()
         for index, future in sorted(suspects, key=lambda suspect: suspect[0]):
-            error = _retry_alone(client, future, names[index], listener)
+            error = _retry_alone(crew, future, names[index])
             yield Done(index, None if error is not None else future.result(), error)
             # what is kept at a worker that dies is computed again
             future.release()
 
 
-def _retry_alone(client: Client, future: Future, what: str, tell: Tell) -> Exception | None:
+def _retry_alone(crew: Crew, future: Future, what: str) -> Exception | None:
     """Compute once more what was lost with its worker, with nothing beside it; say how it ended."""
     from distributed import KilledWorker
 
-    tell({"warn": f"the worker process of {what} was killed; once more, alone"})
-    client.retry([future])
-    _await_all(client, [future], tell)
-    error: Any = future.exception()
+    crew.tell({"warn": f"the worker process of {what} was killed; once more, alone"})
+    crew.client.retry([future])
+    _await_all(crew, [future])
+    error: Any = _read_error(future)
     if not isinstance(error, KilledWorker):
-        return error
+        return error  # type: ignore[no-any-return]
     times = "twice" if error.allowed_failures == 0 else f"{error.allowed_failures + 2} times"
     return WorkerLostError(
         f"the worker process that computed {what} was killed {times}, the last time with nothing "
@@ -186,8 +199,16 @@ def _retry_alone(client: Client, future: Future, what: str, tell: Tell) -> Excep
     )
 
 
+def _read_error(future: Future) -> Exception | None:
+    """Return what a call failed with."""
+    error: Any = future.exception() if future.status == "error" else None
+    if isinstance(error, UnfitWorkerError):
+        return error.error or RunError(f"the worker {error.address}: {error.reason}.")
+    return error  # type: ignore[no-any-return]
+
+
 def _compute_each(
-    client: Client, submit: Callable[[int], Future], calls: int, tell: Tell
+    crew: Crew, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[int, Future]]:
     """Submit calls, no more of them at once than there are threads, and give them as they end.
 
@@ -196,22 +217,25 @@ def _compute_each(
     from distributed import as_completed
 
     ends = as_completed()
-    patience = Patience(client, tell)
     indices: dict[Any, int] = {}
-    following = 0
-    while following < calls or not ends.is_empty():
-        if following < calls and len(indices) < max(1, sum(client.nthreads().values())):
-            future = submit(following)
-            indices[future.key] = following
+    waiting = deque(range(len(calls)))
+    while waiting or not ends.is_empty():
+        if waiting and len(indices) < max(1, crew.count_threads()):
+            index = waiting.popleft()
+            future = crew.submit(function, *calls[index])
+            indices[future.key] = index
             ends.add(future)
-            following += 1
         elif ends.has_ready():
             future = next(ends)
             _check_connection(future)
-            yield indices.pop(future.key), future
+            index = indices.pop(future.key)
+            if crew.blames(future):
+                waiting.appendleft(index)
+            else:
+                yield index, future
         else:
             time.sleep(0.01)
-            patience.look()
+            crew.look()
 
 
 class Team:
@@ -242,12 +266,13 @@ class Team:
             yield function(first, *rest)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Piece:
-    """A future, and the pieces that it is made from: while it lives, they can be made again."""
+    """A future, and what it is made from: while it lives, it can be made again."""
 
     future: Any
-    sources: tuple[_Piece, ...]
+    call: tuple[Any, ...]
+    ahead: bool
 
 
 class ClusterTeam(Team):
@@ -255,11 +280,15 @@ class ClusterTeam(Team):
 
     remote = True
 
-    def __init__(self, connect: Callable[[], AbstractContextManager[Any]], tell: Tell) -> None:
-        self._connect, self._tell = connect, tell
+    def __init__(
+        self,
+        connect: Callable[[], AbstractContextManager[Any]],
+        tell: Tell,
+        check: Check | None = None,
+    ) -> None:
+        self._connect, self._tell, self._check = connect, tell, check
         self._stack = ExitStack()
-        self._client: Any = None
-        self._crowd: dict[str, int] = {}
+        self._opened: Crew | None = None
         self._started: WeakSet[_Piece] = WeakSet()
 
     def __enter__(self) -> ClusterTeam:
@@ -271,12 +300,9 @@ class ClusterTeam(Team):
 
     def start(self, function: Callable[..., Any], *arguments: Any, ahead: bool = False) -> Any:
         """Send the piece to a worker; where it uses others, to one that holds them."""
-        client = self._open()
-        given = [one.future if isinstance(one, _Piece) else one for one in arguments]
-        future = client.submit(
-            _compute_limited, self._crowd, function, *given, pure=False, priority=-1 if ahead else 0
-        )
-        piece = _Piece(future, tuple(one for one in arguments if isinstance(one, _Piece)))
+        piece = _Piece(None, (function, *arguments), ahead)
+        with _notice_loss():
+            self._send(piece)
         self._started.add(piece)
         return piece
 
@@ -284,18 +310,25 @@ class ClusterTeam(Team):
         """Wait for pieces; one whose workers were killed is computed once more, alone."""
         from distributed import KilledWorker
 
-        client = self._open()
+        crew = self._crew
+        with _notice_loss():
+            _await_all(crew, [piece.future for piece in pieces])
+            while blamed := [piece for piece in pieces if crew.blames(piece.future)]:
+                for piece in blamed:
+                    self._send_again(piece)
+                _await_all(crew, [piece.future for piece in blamed])
         futures = [piece.future for piece in pieces]
-        _await_all(client, futures, self._tell)
         for future in futures:
-            error = future.exception() if future.status == "error" else None
+            error = _read_error(future)
             if isinstance(error, KilledWorker):
                 others = [one.future for one in self._started if one.future is not future]
-                _await_all(client, others, self._tell)
-                error = _retry_alone(client, future, "a piece of the work", self._tell)
+                with _notice_loss():
+                    _await_all(crew, others)
+                    error = _retry_alone(crew, future, "a piece of the work")
             if error is not None:
                 raise error
-        results: list[Any] = client.gather(futures)
+        with _notice_loss():
+            results: list[Any] = crew.client.gather(futures)
         return results
 
     def stream(
@@ -305,16 +338,28 @@ class ClusterTeam(Team):
         waiting: deque[Any] = deque()
         for first in firsts:
             waiting.append(self.start(function, first, *rest))
-            if len(waiting) > AHEAD * sum(self._open().nthreads().values()):
+            if len(waiting) > AHEAD * self._crew.count_threads():
                 yield from self.gather([waiting.popleft()])
         while waiting:
             yield from self.gather([waiting.popleft()])
 
-    def _open(self) -> Any:
-        if self._client is None:
-            self._client = self._stack.enter_context(self._connect())
-            self._crowd = count_neighbours(self._client)
-        return self._client
+    def _send(self, piece: _Piece) -> None:
+        given = [one.future if isinstance(one, _Piece) else one for one in piece.call]
+        piece.future = self._crew.submit(*given, priority=-1 if piece.ahead else 0)
+
+    def _send_again(self, piece: _Piece) -> None:
+        """Have a piece made elsewhere, and first those that it uses and that failed with it."""
+        for one in piece.call:
+            if isinstance(one, _Piece) and one.future.status == "error":
+                self._send_again(one)
+        self._send(piece)
+
+    @property
+    def _crew(self) -> Crew:
+        if self._opened is None:
+            client = self._stack.enter_context(self._connect())
+            self._opened = Crew(client, self._tell, self._check)
+        return self._opened
 
 
 INLINE = Team()
@@ -398,11 +443,41 @@ def choose_gpus(workers: int, device: str) -> list[int]:
 @contextmanager
 def open_remote(address: str) -> Iterator[Client]:
     """Connect to a running scheduler."""
+    import dask
     from distributed import Client
 
     _check_scheduler(address)
-    with Client(address) as client:
+    # what they say of a lost connection has a traceback, and comes beside our sentence
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # after so long it also gives a lost connection up
+    with dask.config.set({"distributed.comm.timeouts.connect": CONNECT_S}):
+        opened = Client(address)
+    with _notice_loss(), opened as client:
         yield client
+
+
+@contextmanager
+def _notice_loss() -> Iterator[None]:
+    """Say in one sentence that a scheduler has gone, whichever request met with it."""
+    from distributed import CancelledError
+    from distributed.client import ClosedClientError
+
+    try:
+        yield
+    except (OSError, CancelledError, ClosedClientError) as error:
+        # an OSError with a number is one of this machine, of its disk or terminal
+        if isinstance(error, OSError) and error.errno is not None and not _is_refused(error):
+            raise
+        raise _lost() from error
+
+
+def _lost() -> RunError:
+    return RunError("the connection to the dask scheduler is lost; run the command again to go on.")
+
+
+def _is_refused(error: OSError) -> bool:
+    return isinstance(error, ConnectionError) and not isinstance(error, BrokenPipeError)
 
 
 def _check_scheduler(address: str) -> None:
@@ -444,7 +519,7 @@ def count_neighbours(client: Client) -> dict[str, int]:
 
 
 def _compute_limited(
-    crowd: Mapping[str, int], function: Callable[..., Any], *arguments: Any
+    crowd: Mapping[str, int], demands: _Demands | None, function: Callable[..., Any], *given: Any
 ) -> Any:
     """Call a function at a worker, whose libraries use no more than its share of the host's cores.
 
@@ -466,20 +541,19 @@ def _compute_limited(
     if torch is not None:
         # every thread has a limit of its own
         torch.set_num_threads(int(told))
-    return function(*arguments)
+    return function(*given) if demands is None else _compute_fit(demands, function, *given)
 
 
-def _await_all(client: Client, futures: Sequence[Future], tell: Tell) -> None:
+def _await_all(crew: Crew, futures: Sequence[Future]) -> None:
     """Wait until futures have ended, however they end."""
     from distributed import wait
 
-    patience = Patience(client, tell)
     left = list(futures)
     while left:
         try:
             wait(left, timeout=LOOK_S)
         except TimeoutError:
-            patience.look()
+            crew.look()
         # what ended at a worker that died since is being computed again
         left = [future for future in left if future.status in ("pending", "lost")]
     for future in futures:
@@ -489,16 +563,14 @@ def _await_all(client: Client, futures: Sequence[Future], tell: Tell) -> None:
 def _check_connection(future: Future) -> None:
     """Refuse a future that nobody is computing any more."""
     if future.status == "cancelled":
-        raise RunError(
-            "the connection to the dask scheduler is lost; run the command again to go on."
-        )
+        raise _lost()
 
 
 class Patience:
     """Notices that a cluster has had no worker for too long."""
 
     def __init__(self, client: Client, tell: Tell) -> None:
-        self._client, self._tell = client, tell
+        self.client, self.tell = client, tell
         self._looked = self._seen = time.monotonic()
         self._told = False
 
@@ -508,10 +580,11 @@ class Patience:
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        if self._client.nthreads():
+        if threads := self.client.nthreads():
             self._seen, self._told = now, False
+            self._meet(threads)
             return
-        cluster = self._client.cluster
+        cluster = self.client.cluster
         if cluster is not None:
             if now - self._seen > RENEW_S:
                 workers = len(cluster.worker_spec)
@@ -519,9 +592,9 @@ class Patience:
                 cluster.scale(workers)
                 self._seen = now
             return
-        address = getattr(self._client.scheduler, "address", "?")
+        address = self._address
         if not self._told:
-            self._tell({"warn": f"the dask scheduler at {address} has no workers; waiting."})
+            self.tell({"warn": f"the dask scheduler at {address} has no workers; waiting."})
             self._told = True
         if now - self._seen > WORKERLESS_S:
             raise RunError(
@@ -529,3 +602,164 @@ class Patience:
                 f"{WORKERLESS_S / 60:g} minutes; start some with `dask worker {address}`, and run "
                 "the command again to go on."
             )
+
+    def _meet(self, threads: Mapping[str, int]) -> None:
+        """Look at the workers that there are, and how many threads each has."""
+
+    @property
+    def _address(self) -> str:
+        return getattr(self.client.scheduler, "address", "?")
+
+
+@dataclass(frozen=True)
+class _Demands:
+    """What a worker has to fulfil; one that has once is not asked again."""
+
+    package: str
+    check: Check
+    token: str
+
+
+_fulfilled: set[str] = set()
+
+
+class UnfitWorkerError(PipelineError):
+    """A worker cannot do the work: its address and host, the reason, and what it failed with."""
+
+    def __init__(self, address: str, host: str, reason: str, error: Exception | None) -> None:
+        super().__init__(address, host, reason, error)
+        self.address, self.host, self.reason, self.error = address, host, reason, error
+
+
+class Crew(Patience):
+    """The workers of a cluster that can do the work; one that cannot is named and left out.
+
+    Who is there, and who joins, is asked before it gets work. A worker asks itself again when what
+    it was given fails.
+    """
+
+    def __init__(self, client: Client, tell: Tell, check: Check | None) -> None:
+        super().__init__(client, tell)
+        demands = None if check is None else _Demands(describe_package(), check, uuid4().hex)
+        self._demands = demands
+        self._crowd = count_neighbours(client)
+        self._known: set[str] = set()
+        self._unfit: dict[str, str] = {}
+        self._hopeless: float | None = None
+        self._meet(client.nthreads())
+
+    def count_threads(self) -> int:
+        """Count the threads of those that can do the work."""
+        return sum(self._list_fit().values())
+
+    def submit(self, function: Callable[..., Any], *given: Any, **options: Any) -> Future:
+        """Have a function called by one that can do the work."""
+        while self._unfit:
+            fit = list(self._list_fit())
+            if fit:
+                # others where these die: whoever joins then may be fit
+                options |= {"workers": fit, "allow_other_workers": True}
+                break
+            time.sleep(0.05)
+            self.look()
+        return self.client.submit(
+            _compute_limited, self._crowd, self._demands, function, *given, pure=False, **options
+        )
+
+    def blames(self, future: Future) -> bool:
+        """Whether a call failed because of its worker, so that another may do it."""
+        error: Any = future.exception() if future.status == "error" else None
+        if error is None or self._demands is None:
+            return False
+        if isinstance(error, UnfitWorkerError):
+            return self._leave_out(error.address, error.host, error.reason)
+        before = len(self._unfit)
+        # one that joined a moment ago cannot say what it lacks where it lacks this very package
+        self._meet(self.client.nthreads())
+        return len(self._unfit) > before
+
+    def _list_fit(self) -> dict[str, int]:
+        return {a: n for a, n in self.client.nthreads().items() if a not in self._unfit}
+
+    def _meet(self, threads: Mapping[str, int]) -> None:
+        if self._demands is None:
+            return
+        newcomers = list(threads.keys() - self._known)
+        if newcomers:
+            answers = self.client.run(_examine, self._demands, workers=newcomers, on_error="return")
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            for address, answer in answers.items():
+                if isinstance(answer, OSError):
+                    continue  # it has ended meanwhile
+                if isinstance(answer, Exception):
+                    what = " ".join(f"{type(answer).__name__}: {answer}".split())
+                    lack = f"it cannot run this version of primaps-pipe ({what})"
+                    answer = workers.get(address, {}).get("host", "?"), lack
+                self._known.add(address)
+                if answer[1]:
+                    self._leave_out(address, *answer)
+        if not threads or threads.keys() - self._unfit.keys():
+            self._hopeless = None
+        elif self._hopeless is None:
+            self._hopeless = time.monotonic()
+        elif time.monotonic() - self._hopeless > GRACE_S:
+            reasons = "; ".join(self._unfit[address] for address in sorted(threads)[:3])
+            raise RunError(
+                f"no worker of the dask scheduler at {self._address} can do the work: {reasons}. "
+                "Put that right, and run the same command again to go on."
+            )
+
+    def _leave_out(self, address: str, host: str, reason: str) -> bool:
+        assert self._demands is not None
+        if address not in self._unfit:
+            if self._demands.check():
+                return False  # nor can this process
+            self._unfit[address] = f"the worker {address} on {host}: {reason}"
+            self.tell({"warn": f"left out is {self._unfit[address]}."})
+        return True
+
+
+@lru_cache(maxsize=1)
+def describe_package() -> str:
+    """Tell this package from another version, which may compute other bytes."""
+    code = blake2b(digest_size=4)
+    for room in ("pipeline", "stages"):
+        for file in sorted((Path(__file__).parents[2] / room).rglob("*.py")):
+            code.update(file.read_bytes())
+    return f"{version('primaps-pipe')}, code {code.hexdigest()}"
+
+
+def _find_obstacle(demands: _Demands) -> str:
+    own = describe_package()
+    if own != demands.package:
+        return f"it has primaps-pipe {own}, and this process {demands.package}"
+    return demands.check()
+
+
+async def _examine(demands: _Demands) -> tuple[str, str]:
+    """Return, at a worker, its host and why it cannot do the work; nothing where it can."""
+    try:
+        reason = await asyncio.wait_for(asyncio.to_thread(_find_obstacle, demands), EXAMINE_S)
+    except TimeoutError:
+        reason = f"it has not answered for {EXAMINE_S:g} s whether it sees the run"
+    return socket.gethostname(), reason
+
+
+def _compute_fit(demands: _Demands, function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function at a worker that can do it; whether its failure is the worker's own."""
+    if demands.token not in _fulfilled:
+        _require_fitness(demands, None)
+        _fulfilled.add(demands.token)
+    try:
+        return function(*given)
+    except (PipelineError, OSError) as error:
+        _require_fitness(demands, error)
+        raise
+
+
+def _require_fitness(demands: _Demands, error: Exception | None) -> None:
+    from distributed import get_worker
+
+    reason = _find_obstacle(demands)
+    if reason:
+        raise UnfitWorkerError(get_worker().address, socket.gethostname(), reason, error)

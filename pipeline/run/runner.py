@@ -10,10 +10,12 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.compute.devices import describe_device, resolve_device
-from pipeline.compute.scheduler import Execution, compute_shards
+from pipeline.compute.scheduler import Check, Execution, compute_shards
 from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError, count_of
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
@@ -35,6 +37,7 @@ from pipeline.storage.files import (
     fingerprint,
     guard_writes,
     note_writes,
+    stamp,
 )
 from pipeline.storage.locks import Permit
 
@@ -226,6 +229,7 @@ class _Work(Generic[S]):
                 names=[f"shard {number}" for number in pending],
                 shares_work=shared,
                 device=str(getattr(settings, "device", "cpu")),
+                check=self._make_check(place, permit),
             )
             for done in ends:
                 if done.error is None:
@@ -245,6 +249,18 @@ class _Work(Generic[S]):
                 f"the others are kept; shard {number}: {type(error).__name__}: {error}"
             ) from error
 
+    def _make_check(self, place: RunDirectory, permit: Permit | None) -> Check | None:
+        if permit is None or self.execution.scheduler is None:
+            return None
+        # help pages, which need the stages' settings, do without pyarrow
+        from pipeline.run.manifest import read_manifest
+
+        image = None
+        if self.stage.reads_images:
+            manifest = read_manifest(self.run)
+            image = next((manifest.root / i.path for i in manifest.images if i.ok), None)
+        return partial(find_obstacle, place, permit, image, () if image is None else _stamp(image))
+
     def _say_plan(self, plan: Plan, stale: int, why: str, pending: int, fresh: bool) -> None:
         total = count_of(len(plan.shards), "shards")
         items = count_of(sum(shard.items for shard in plan.shards), self.stage.unit)
@@ -257,6 +273,25 @@ class _Work(Generic[S]):
             are = "is" if stale == 1 else "are"
             self.screen.note(f"{self.key}: {count_of(stale, 'shards')} {are} stale: {why}")
         self.screen.note(f"{self.key}: {pending} of {total} to compute ({items} in all)")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    # without its number, which a copy does not share
+    return (stamp(path) or ())[1:]
+
+
+def find_obstacle(
+    run: RunDirectory, permit: Permit, image: Path | None, known: tuple[int, ...]
+) -> str:
+    """Say why this process cannot work for a stage, after "it"; nothing where it can."""
+    try:
+        if not permit.holds():
+            return f"it does not see {run.path}, or another folder of that name"
+        if image and known and _stamp(image) != known:
+            return f"it does not see {image}, or another file of that name"
+    except (OSError, RunError) as error:
+        return f"it cannot read {run.path} ({error})"
+    return ""
 
 
 def _compare(old: StageRecord, new: StageRecord, plan: Plan) -> str:

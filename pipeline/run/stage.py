@@ -73,6 +73,8 @@ class Stage(ABC, Generic[S]):
     unit: ClassVar[str]
     # the verb of the command line, where it is not the name
     verb: ClassVar[str] = ""
+    # whether its shards read the images themselves
+    reads_images: ClassVar[bool] = False
     settings_class: ClassVar[type[StageSettings]]
 
     @property

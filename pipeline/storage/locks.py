@@ -398,11 +398,15 @@ class Permit:
         if _now() - _confirmed.get(self.owner.token, -math.inf) >= ASK_S:
             self.ask()
 
+    def holds(self) -> bool:
+        """Whether this process sees the lock held."""
+        return open_claims(self.file).holds(self.owner)
+
     def ask(self) -> None:
         """Return if the lock is still held, asked for now."""
         begun = _now()
         try:
-            held = open_claims(self.file).holds(self.owner)
+            held = self.holds()
         except _FAILURES as error:
             if begun - _confirmed.get(self.owner.token, -math.inf) <= LEASE_S / 2:
                 return  # nobody can have taken it over yet
@@ -422,7 +426,8 @@ class Lock:
     """A lock in the hands of this process (made by :func:`hold_lock`)."""
 
     def __init__(self, claims: Claims, owner: Owner, what: str, file: Path) -> None:
-        self.permit = Permit(file, owner, what)
+        # who asks with it may have another working folder
+        self.permit = Permit(file.absolute(), owner, what)
         self.lost = False
         self._claims = claims
         self._owner = owner

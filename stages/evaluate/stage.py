@@ -90,6 +90,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
 
     name: ClassVar[str] = "evaluate"
     unit: ClassVar[str] = "images"
+    reads_images = True
     settings_class = EvaluateSettings
 
     def inputs(self, run: RunDirectory, settings: EvaluateSettings) -> list[str]:

@@ -243,6 +243,7 @@ class Extract(Stage[ExtractSettings]):
 
     name: ClassVar[str] = "extract"
     unit: ClassVar[str] = "windows"
+    reads_images = True
     settings_class = ExtractSettings
 
     def resolve(self, run: RunDirectory, settings: ExtractSettings) -> ExtractSettings:
@@ -499,6 +500,7 @@ class Views(Stage[PartSettings]):
 
     name: ClassVar[str] = "views"
     unit: ClassVar[str] = "pictures"
+    reads_images = True
     verb: ClassVar[str] = "extract"
     settings_class = PartSettings
 

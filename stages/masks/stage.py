@@ -33,6 +33,7 @@ class Masks(Stage[MaskSettings]):
 
     name: ClassVar[str] = "masks"
     unit: ClassVar[str] = "windows"
+    reads_images = True
     settings_class = MaskSettings
 
     def inputs(self, run: RunDirectory, settings: MaskSettings) -> list[str]:

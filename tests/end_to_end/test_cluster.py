@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
+from pipeline.compute import scheduler
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree
 
 ARTEFACTS = ("features.zarr", "masks.zarr", "em.zarr", "labels")
@@ -164,6 +168,161 @@ def test_a_shard_that_kills_its_worker_every_time_fails_alone(
     output = invoke("masks", copied, "--no-progress").output
     assert "1 of 3 shards to compute" in output
     assert hash_tree(copied / "masks.zarr") == hash_tree(finished / "masks.zarr")
+
+
+BLIND = """
+import os, pathlib
+
+def hide(path):
+    if str(path).startswith(os.environ["HIDDEN"]):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+# bound here, for dask loads a preload twice
+def blind_open(path, *args, real=pathlib.Path.open, **kwargs):
+    hide(path)
+    return real(path, *args, **kwargs)
+
+def blind_stat(path, *args, real=pathlib.Path.stat, **kwargs):
+    hide(path)
+    return real(path, *args, **kwargs)
+
+pathlib.Path.open, pathlib.Path.stat = blind_open, blind_stat
+"""
+OLD = """
+from pipeline.compute import scheduler
+scheduler.describe_package = lambda: "0.0.1, code 00000000"
+"""
+Join = Callable[..., str]
+
+
+@pytest.fixture
+def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
+    """Start workers of a scheduler as others do, in a folder of their own; give its address."""
+    monkeypatch.setattr(scheduler, "LOOK_S", 0.2)
+    monkeypatch.setattr(scheduler, "GRACE_S", 0.5)
+    elsewhere, root = tmp_path / "elsewhere", Path(__file__).parents[2]
+    elsewhere.mkdir()
+    with ExitStack() as stack:
+
+        def run(module: str, *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
+            words = [sys.executable, "-m", f"distributed.cli.{module}", *map(str, arguments)]
+            process = subprocess.Popen(
+                [*words, "--no-dashboard"],
+                cwd=elsewhere,
+                env={**os.environ, "PYTHONPATH": str(root), **environment},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        def start(*preloads: str, **environment: str) -> str:
+            file = tmp_path / "scheduler.json"
+            where = ("--host", "127.0.0.1", "--port", 0, "--scheduler-file", file)
+            (tmp_path / "pid").write_text(str(run("dask_scheduler", *where).pid))
+            while not file.exists():
+                time.sleep(0.05)
+            address = str(json.loads(file.read_text())["address"])
+            for number, preload in enumerate(preloads):
+                script = elsewhere / f"preload{number}.py"
+                script.write_text(preload)
+                alone = ("--no-nanny", "--nthreads", 1, "--preload", script)
+                run("dask_worker", address, *alone, **environment)
+            with Client(address) as client:
+                client.wait_for_workers(len(preloads), timeout=60)
+            return address
+
+        yield start
+
+
+def join_words(output: str) -> str:
+    return " ".join(output.split())
+
+
+def test_a_relative_run_and_workers_in_another_folder(
+    finished: Path, copied: Path, join: Join, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.parent)
+    address = join("")
+    for verb in ("masks", "em", "evaluate"):
+        invoke(verb, copied.name, "--force", "--no-progress", "--scheduler", address)
+    assert_same(copied, finished)
+
+
+@pytest.mark.parametrize("hides", ["run", "photographs"])
+def test_a_worker_that_is_blind_is_named_and_left_out(
+    finished: Path, copied: Path, scenes: Path, join: Join, invoke: Invoke, hides: str
+) -> None:
+    hidden = copied if hides == "run" else scenes / "photographs"
+    address = join(BLIND, "", HIDDEN=str(hidden))
+    how = ("--force", "--no-progress", "--scheduler", address)
+    output = join_words(invoke("masks", copied, *how).output)
+    assert output.count("left out is the worker tcp://127.0.0.1:") == 1
+    assert f"on {socket.gethostname()}: it does not see {hidden}" in output, output
+    assert output.index("left out is") < output.index("proposals a window")
+    # a fit reads no photographs
+    output = join_words(invoke("em", copied, *how).output)
+    assert output.count("left out is") == (hides == "run")
+    invoke("evaluate", copied, *how)
+    assert_same(copied, finished)
+
+
+@pytest.mark.parametrize("verb", ["masks", "em"])
+def test_workers_that_are_all_unfit_are_named(
+    finished: Path, copied: Path, join: Join, invoke: Invoke, verb: str
+) -> None:
+    address = join(BLIND, OLD, HIDDEN=str(copied))
+    how = ("--force", "--no-progress", "--scheduler", address)
+    output = join_words(invoke(verb, copied, *how, code=1).output)
+    assert f"no worker of the dask scheduler at {address} can do the work: the worker" in output
+    assert f"it does not see {copied}" in output
+    assert "it has primaps-pipe 0.0.1, code 00000000, and this process 0." in output
+    assert "run the same command again to go on" in output
+    assert "extract" not in output
+    for each in ("masks", "em", "evaluate"):
+        invoke(each, copied, "--no-progress")
+    assert_same(copied, finished)
+
+
+SLOW = """
+import time
+from stages.masks.stage import Masks
+
+compute = Masks.compute
+
+def dawdle(self, run, settings, shard):
+    time.sleep(shard)
+    return compute(self, run, settings, shard)
+
+def dask_setup(worker):
+    Masks.compute = dawdle
+"""
+
+
+@pytest.mark.parametrize("verb", ["masks", "em"])
+def test_a_scheduler_that_is_killed_is_one_sentence(
+    finished: Path, copied: Path, join: Join, invoke: Invoke, tmp_path: Path, verb: str
+) -> None:
+    address = join(SLOW)
+    state = copied / ("state/masks" if verb == "masks" else "state/em/default")
+    first = state / ("shards/000000.json" if verb == "masks" else "fit.npz")
+    shutil.rmtree(state)
+    pid = int((tmp_path / "pid").read_text())
+    saboteur = Saboteur(first, [lambda: send_kill(pid)], state / "shards/000002.json")
+    saboteur.start()
+    options = ("--classes", 3, *FAST_EM) if verb == "em" else ()
+    process = start(verb, copied, *options, "--scheduler", address)
+    output = join_words(process.communicate(timeout=60)[0])
+    saboteur.join()
+    assert process.returncode == 1, output
+    assert "the connection to the dask scheduler is lost; run the command again to go on" in output
+    assert "Traceback" not in output
+    assert "unexpected" not in output
+    assert len(list((state / "shards").glob("*"))) == (verb == "masks")
+    output = invoke(verb, copied, *options, "--no-progress").output
+    assert verb == "em" or "2 of 3 shards to compute" in output
+    assert_same(copied, finished)
 
 
 def send_kill(pid: int) -> None:

@@ -8,13 +8,15 @@ Clusters: a GPU per worker, a share of the cores per worker, and patience with e
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -356,6 +358,54 @@ def test_a_piece_that_kills_every_worker_is_given_up(client: Client, tmp_path: P
             team.map(kill_at_first, [(number, tmp_path, 99) for number in range(4)])
         assert len(list(tmp_path.iterdir())) == 5
         assert team.map(add_one, [(7,)]) == [8]
+
+
+def work_for_one(folder: Path, main: int) -> str:
+    """Say of the first process but this one that it is blind, as soon as it is to be."""
+    if os.getpid() == main or not (folder / "blind").exists():
+        return ""
+    with suppress(FileExistsError):
+        (folder / "blind one").symlink_to(str(os.getpid()))
+    return "it is blind" if (folder / "blind one").readlink() == Path(str(os.getpid())) else ""
+
+
+def go_blind(number: int, folder: Path) -> tuple[int, int]:
+    (folder / "blind").touch()
+    if number == 1:
+        raise ImageError("all are blind to piece 1")
+    if work_for_one(folder, 0):
+        raise RunError("there is no run here; run extract")
+    return number, os.getpid()
+
+
+def double(made: tuple[int, int]) -> int:
+    return 2 * made[0]
+
+
+def test_calls_and_pieces_of_a_worker_that_goes_blind_are_done_by_others(
+    client: Client, tmp_path: Path
+) -> None:
+    check = partial(work_for_one, tmp_path, os.getpid())
+    told: list[Any] = []
+    calls = [(number, tmp_path) for number in range(6)]
+    names = [str(number) for number in range(6)]
+    ends = scheduler._compute_distributed(client, go_blind, calls, names, told.append, check)
+    done = {end.index: end for end in ends}
+    assert str(done.pop(1).error) == "all are blind to piece 1"
+    assert [done[index].value[0] for index in sorted(done)] == [0, 2, 3, 4, 5]
+    blind = int(str((tmp_path / "blind one").readlink()))
+    assert blind not in {end.value[1] for end in done.values()}
+    assert len(told) == 1
+    assert re.fullmatch(r"left out is the worker tcp://\S+ on \S+: it is blind\.", told[0]["warn"])
+
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with ClusterTeam(lambda: nullcontext(client), told.append, check) as team:
+        made = [team.start(go_blind, number, tmp_path) for number in (2, 3, 4, 5)]
+        assert team.map(double, [(piece,) for piece in made]) == [4, 6, 8, 10]
+        with pytest.raises(ImageError, match=r"^all are blind to piece 1$"):
+            team.map(go_blind, [(1, tmp_path)])
+    assert len(told) == 2
 
 
 @pytest.fixture
