@@ -17,6 +17,7 @@ from pipeline.datasets.definition import IGNORE, Colour, Definition, show_colour
 from pipeline.datasets.labels import LabelMap, map_values, pack_colours
 from pipeline.datasets.listing import (
     SPLIT,
+    Globs,
     Match,
     exists,
     fill_stars,
@@ -29,6 +30,8 @@ from pipeline.datasets.listing import (
 )
 from pipeline.errors import DatasetError, ImageError, UsageError, did_you_mean
 from pipeline.images.decoding import read_label
+
+EVERY = Globs()
 
 Say = Callable[[str], None]
 """Shows a line to whoever waits."""
@@ -107,6 +110,7 @@ class Dataset(ABC):
         splits: Sequence[str],
         labels: Path | None = None,
         exclude: Collection[Path] = (),
+        globs: Globs = EVERY,
     ) -> list[Sample]:
         """List the samples of the splits, in the order of the splits and then of the ids.
 
@@ -118,6 +122,8 @@ class Dataset(ABC):
             Folder of label maps, for a dataset that has none of its own.
         exclude : collection of Path
             Folders to leave out, such as a run directory that lies below the root.
+        globs : Globs
+            Which files are taken, by their names.
 
         Raises
         ------
@@ -137,11 +143,16 @@ class Dataset(ABC):
             )
         forget_listings()
         require_root(root, self.layout)
-        return self._list_samples(root, splits, labels, exclude)
+        return self._list_samples(root, splits, labels, exclude, globs)
 
     @abstractmethod
     def _list_samples(
-        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+        self,
+        root: Path,
+        splits: Sequence[str],
+        labels: Path | None,
+        exclude: Collection[Path],
+        globs: Globs,
     ) -> list[Sample]:
         """List the samples, of a root that is there and splits that are named once."""
 
@@ -196,13 +207,19 @@ class Benchmark(Dataset):
     """
 
     def _list_samples(
-        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+        self,
+        root: Path,
+        splits: Sequence[str],
+        labels: Path | None,
+        exclude: Collection[Path],
+        globs: Globs,
     ) -> list[Sample]:
         samples: list[Sample] = []
         for split in splits:
             if split not in self.definition.splits:
                 raise UsageError(unknown_split(self.name, split, tuple(self.definition.splits)))
-            found = sorted(self._list_split(root, split), key=lambda sample: sample.id)
+            listed = (s for s in self._list_split(root, split) if globs.take(s.image))
+            found = sorted(listed, key=lambda sample: sample.id)
             if not found:
                 raise DatasetError(
                     f"no images of the split '{split}' in {root}: {self.name} wants {self.layout}"

@@ -14,12 +14,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pipeline.errors import DatasetError
-from pipeline.images.decoding import IMAGE_SUFFIXES
+from pipeline.images.formats import find_suffix, list_suffixes
 from pipeline.storage.places import ObjectStatus, find_objects, is_remote
 
 MAX_ID_BYTES = 2000
@@ -46,6 +48,7 @@ class Entry(NamedTuple):
     is_link: bool
 
 
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst"}
 # What every run directory holds: its label maps are no photographs.
 _RUN_NAMES = {"run.yaml", "state"}
 _DOTS = {"", ".", ".."}
@@ -103,7 +106,16 @@ def require_root(root: Path, layout: str) -> None:
             raise DatasetError(f"nothing at {root}; the root must hold {layout}")
     elif not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
-        raise DatasetError(f"{problem}: {root}; the root must hold {layout}")
+        raise DatasetError(f"{problem}: {root}; the root must hold {layout}; {_advise(root)}")
+
+
+def _advise(root: Path) -> str:
+    table = "a table of them, --dataset list:FILE.csv, chooses files from anywhere below one"
+    if root.suffix.lower() in _ARCHIVES:
+        return f"unpack the archive, and give its folder; {table}"
+    if set("*?[") & set(root.name):
+        return f"give the folder itself, and --include {root.name!r}; {table}"
+    return f"give one folder that holds the images; {table}"
 
 
 def find_first(root: Path, paths: Iterable[str], *, file: bool = False) -> str | None:
@@ -244,15 +256,48 @@ def join_path(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder and name else folder or name
 
 
-def walk(root: Path, top: str, exclude: Collection[Path], odd: dict[str, str]) -> Iterator[str]:
+@dataclass(frozen=True)
+class Globs:
+    """Which files are taken: of names, or of paths below the root; of a folder, all that is in it.
+
+    ``*`` stands for any letters, ``/`` too.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def take(self, path: str) -> bool:
+        """Whether a file is taken."""
+        return (not self.include or self.names(path)) and not _matches(path, self.exclude)
+
+    def names(self, path: str) -> bool:
+        """Whether a file is expressly to be taken."""
+        return _matches(path, self.include)
+
+
+def _matches(path: str, globs: Iterable[str]) -> bool:
+    parts = path.split("/")
+    return any(
+        fnmatchcase(place, glob.rstrip("/"))
+        for glob in globs
+        for end, part in enumerate(parts, 1)
+        for place in (part, "/".join(parts[:end]))
+    )
+
+
+def walk(
+    root: Path, top: str, exclude: Collection[Path], odd: dict[str, str], others: Counter[str]
+) -> Iterator[str]:
     """Yield every visible image below a folder of a root, relative to it; each real folder once.
 
     Run directories and what is to be left out are not entered. Links to folders wait until the real
     folders are done, so that an image keeps the path it is stored under, and so that links in a
-    circle end. What cannot be used goes to ``odd``, with the reason.
+    circle end. What cannot be used goes to ``odd``, with the reason; files that are no images are
+    counted by their suffix in ``others``.
     """
     base, remote = root / top, is_remote(root)
     start = (top,) if top else ()
+    suffixes = list_suffixes()
     known, left_out = _identify_all(base, exclude)
     folders: list[tuple[str, ...]] = [()]
     links: list[tuple[str, ...]] = []
@@ -277,7 +322,8 @@ def walk(root: Path, top: str, exclude: Collection[Path], odd: dict[str, str]) -
         for entry in entries:
             parts = (*folder, entry.name)
             path = "/".join(parts)
-            if not entry.is_folder and not _is_image(entry.name):
+            if not entry.is_folder and (suffix := find_suffix(entry.name)) not in suffixes:
+                others[suffix] += 1
                 continue
             if not _is_text(entry.name):
                 kind = "folder" if entry.is_folder else "file"
@@ -297,10 +343,6 @@ def walk(root: Path, top: str, exclude: Collection[Path], odd: dict[str, str]) -
                 links.sort()
             else:
                 folders.append(parts)
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _identify_all(base: Path, exclude: Collection[Path]) -> tuple[set[Any], set[Path]]:

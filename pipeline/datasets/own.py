@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
-from pipeline.datasets.base import Dataset, Sample, unknown_split
+from pipeline.datasets.base import EVERY, Dataset, Sample, unknown_split
 from pipeline.datasets.definition import EVERYTHING, IGNORE, Definition, name_classes
 from pipeline.datasets.listing import (
     MAX_LIST_BYTES,
+    Globs,
     exists,
     find_excess,
     find_first,
@@ -27,8 +28,9 @@ from pipeline.datasets.listing import (
     read_text,
     walk,
 )
+from pipeline.datasets.masks import find_masks
 from pipeline.errors import DatasetError, UsageError, did_you_mean
-from pipeline.images.decoding import IMAGE_SUFFIXES
+from pipeline.images.formats import describe_others, list_suffixes
 
 CLASSES_FILE = "classes.txt"
 """Optional, in the labels folder or beside the list: the name of class 0, 1, ... one per line."""
@@ -60,7 +62,7 @@ class Folder(Dataset):
     @property
     def layout(self) -> str:
         """The files that the root must hold."""
-        return f"images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth"
+        return f"images ({', '.join(sorted(list_suffixes()))}) at any depth"
 
     @property
     def content(self) -> None:
@@ -75,7 +77,12 @@ class Folder(Dataset):
         return Folder(name_classes(self.definition, dict(enumerate(self.class_names(labels)))))
 
     def _list_samples(
-        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+        self,
+        root: Path,
+        splits: Sequence[str],
+        labels: Path | None,
+        exclude: Collection[Path],
+        globs: Globs,
     ) -> list[Sample]:
         if labels is not None:
             if not labels.is_dir():
@@ -92,9 +99,11 @@ class Folder(Dataset):
                 known = [EVERYTHING, *(each.name for each in list_visible(root) if each.is_folder)]
                 if split not in known:
                     raise DatasetError(unknown_split(root, split, known))
-            found = _find_images(root, split, labels, exclude)
+            found = _find_images(root, split, labels, exclude, globs)
             if not found:
                 place = root if split == EVERYTHING else root / split
+                if globs != EVERY:
+                    raise DatasetError(f"--include and --exclude leave no images below {place}")
                 raise DatasetError(f"no images below {place}: the folder must hold {self.layout}")
             samples += found
         if labels is not None and not any(sample.label for sample in samples):
@@ -118,12 +127,18 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _find_images(
-    root: Path, split: str, labels: Path | None, exclude: Collection[Path]
+    root: Path, split: str, labels: Path | None, exclude: Collection[Path], globs: Globs
 ) -> list[Sample]:
     """List the images of a split, each with the label map that can be of no other."""
     above = "" if split == EVERYTHING else split
     odd: dict[str, str] = {}
-    paths = sorted(walk(root, above, exclude, odd))
+    others: Counter[str] = Counter()
+    found = sorted(walk(root, above, exclude, odd, others))
+    if others:
+        log.warning("%s in %s", describe_others(others), root / above)
+    paths = [path for path in found if globs.take(join_path(above, path))]
+    masks = find_masks(root / above, [path for path in paths if not globs.names(path)])
+    paths = [path for path in paths if path not in masks]
     samples = [
         Sample(path, split, join_path(above, path), None, reason) for path, reason in odd.items()
     ]
@@ -191,7 +206,12 @@ class Listed(Dataset):
         return given or self.file.parent
 
     def _list_samples(
-        self, root: Path, splits: Sequence[str], labels: Path | None, exclude: Collection[Path]
+        self,
+        root: Path,
+        splits: Sequence[str],
+        labels: Path | None,
+        exclude: Collection[Path],
+        globs: Globs,
     ) -> list[Sample]:
         rows = self._find_labels(root)
         known = tuple(dict.fromkeys(split for split, _ in rows))
@@ -201,7 +221,7 @@ class Listed(Dataset):
         samples: list[Sample] = []
         lost = []
         for split in splits:
-            images = [image for each, image in rows if each == split]
+            images = [image for each, image in rows if each == split and globs.take(image)]
             found = []
             for image, name in zip(images, name_images(images), strict=True):
                 label = rows[split, image]

@@ -18,7 +18,8 @@ The rules that decide what a pixel is:
 - A ``.mat`` file (the Potsdam benchmark) holds ``img`` (height x width x 3 or more channels; the
   first three are red, green, blue) or ``gt`` (height x width class ids).
 
-Only the formats of `FORMATS` are tried, whatever the file is called: none starts another program.
+Only the formats of `pipeline.images.formats` are tried, whatever the file is called: none starts
+another program.
 A decoder believes what it reads, so `check_image` finds, without decoding a pixel, what would make
 it give wrong pixels without a word or work for minutes.
 """
@@ -47,6 +48,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import AccessError, ImageError, MemoryShortError, RunError, StaleError
+from pipeline.images.formats import FORMATS, HINT, load_extra, name_extra
 from pipeline.images.mat import one_line, read_array, read_shape
 from pipeline.storage.files import require_inside, write_bytes
 from pipeline.storage.places import ObjectPath, ObjectStatus, find_files, is_remote
@@ -64,6 +66,8 @@ _DAMAGE = (
     EOFError,
     LookupError,
     TypeError,
+    # of a JPEG XL
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -381,17 +385,6 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 # Remarks on metadata that nobody reads would stand between the lines of the progress.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""Pillow's names of the formats that are tried on a file's content."""
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
-        *(".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""Lower-case suffixes of a photograph in a folder; ``.mat`` belongs to Potsdam alone."""
-
 # Formats in which a colour of a label map comes out as it was painted.
 _EXACT = ("PNG", "TIFF", "BMP", "PPM")
 
@@ -516,7 +509,7 @@ def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
             data = file.read(_HEAD_BYTES)
             # A film of gigabytes under a photograph's name is not read.
-            if _is_mat(path) or data.startswith(_HEADS):
+            if _is_mat(path) or data.startswith(_HEADS) or name_extra(data):
                 file.seek(0)
                 data = file.read()
             return data, os.fstat(file.fileno())
@@ -554,13 +547,16 @@ def _is_mat(path: Path) -> bool:
 
 
 def _open_image(data: bytes) -> Image.Image:
+    extra = name_extra(data)
+    if extra and not load_extra(extra):
+        raise ImageError(f"an image in {extra}: {HINT}")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=(extra,) if extra else FORMATS)
     except UnidentifiedImageError as error:
         claim = claimed_size(data)
         if claim is not None and 0 in claim:
             raise ImageError(f"claims {claim[0]} x {claim[1]} pixels") from error
-        if data.startswith((JPEG_MAGIC, PNG_MAGIC)):
+        if extra or data.startswith((JPEG_MAGIC, PNG_MAGIC)):
             raise ImageError("damaged: the header cannot be read") from error
         raise ImageError("not an image") from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import find_difference
-from pipeline.datasets.listing import forget_listings, stamp_file
+from pipeline.datasets.listing import Globs, forget_listings, stamp_file
 from pipeline.errors import PipelineError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names
@@ -153,7 +153,11 @@ def _list_added(run: RunDirectory, record: StageRecord, manifest: Manifest) -> l
         return []
     try:
         samples = manifest.open_dataset().list_samples(
-            manifest.root, tuple(record.settings["splits"]), manifest.labels, [run.path]
+            manifest.root,
+            tuple(record.settings["splits"]),
+            manifest.labels,
+            [run.path],
+            Globs(*(tuple(record.settings.get(key, ())) for key in ("include", "exclude"))),
         )
     except PipelineError:
         return []  # that everything is gone has been said

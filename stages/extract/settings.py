@@ -33,6 +33,10 @@ class ExtractSettings(StageSettings):
     splits: tuple[str, ...] = setting(
         (), "split to read, repeatable; the dataset's own when not given", option="--split"
     )
+    include: tuple[str, ...] = setting(
+        (), "take only images whose name, folder or path below the root matches a glob, repeatable"
+    )
+    exclude: tuple[str, ...] = setting((), "leave out such images, repeatable")
     backbone: str = setting(
         "vit_small_patch14_dinov2.lvd142m",
         "any timm ViT, also by its authors' name (`dino_vits8`), an `hf-hub:` name, or "

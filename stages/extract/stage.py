@@ -25,7 +25,7 @@ from pipeline.datasets import get_dataset
 from pipeline.datasets.base import Dataset, Sample
 from pipeline.datasets.definition import describe_difference
 from pipeline.datasets.labels import LabelCounts
-from pipeline.datasets.listing import stamp_file
+from pipeline.datasets.listing import Globs, stamp_file
 from pipeline.errors import (
     AccessError,
     DatasetError,
@@ -94,7 +94,8 @@ def list_images(
     """List the images of a dataset; of those that are known and the same no file is read again."""
     root, splits, limit = settings.root, settings.splits, settings.limit
     assert root is not None
-    samples = dataset.list_samples(root, splits, settings.labels, exclude)
+    globs = Globs(settings.include, settings.exclude)
+    samples = dataset.list_samples(root, splits, settings.labels, exclude, globs)
     if limit is not None:
         samples = [s for split in splits for s in [t for t in samples if t.split == split][:limit]]
     if not samples:

@@ -225,7 +225,7 @@ def _something_else() -> Iterator[Case]:
         )
 
     def hidden(photographs: Path, labels: Path) -> list[Expected]:
-        for name in ("photo.txt", "photo", ".photo.png", "photo.png~", "photo.heic", "a.png.part"):
+        for name in ("photo.txt", "photo", ".photo.png", "photo.png~", "photo.nef", "a.png.part"):
             put(photographs, name, encode(scene(), "PNG"))
         return [Expected("photo.txt", "right", pixels=scene(), listed=False)]
 

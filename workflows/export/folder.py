@@ -19,7 +19,8 @@ from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from pipeline.errors import DamageError, ImageError, RunError, StaleError, UsageError
-from pipeline.images.decoding import FORMATS, encode_png, read_rgb
+from pipeline.images.decoding import encode_png, read_rgb
+from pipeline.images.formats import FORMATS
 from pipeline.run.manifest import Image
 from pipeline.storage.files import (
     checksum,
