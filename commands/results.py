@@ -84,6 +84,8 @@ def print_status(rows: Sequence[Condition], run: RunDirectory) -> None:
         key = first.first or first.key
         chosen = next(row for row in rows if row.key == key)
         click.echo(f"next: {_name_command(chosen, run)}")
+    if remark := run.describe_store():
+        click.echo(f"warning: {remark}")
 
 
 def _name_command(condition: Condition, run: RunDirectory) -> str:

@@ -14,9 +14,17 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.errors import DamageError, RunError, UsageError, did_you_mean
-from pipeline.storage.files import checksum, make_folder, remove_tree, write_bytes, write_text
-from pipeline.storage.locks import Lock, Say, hold_lock
-from pipeline.storage.places import list_names, resolve_inside
+from pipeline.storage.files import (
+    checksum,
+    make_folder,
+    read_json,
+    remove_tree,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from pipeline.storage.locks import Lock, Say, hold_lock, probe_conditions
+from pipeline.storage.places import is_remote, list_names, resolve_inside
 
 FORMAT = 2
 DEFAULT_NAME = "default"
@@ -53,6 +61,7 @@ class RunDirectory:
     settings_copy = _Place("state/run.yaml")  # the same, for a repair
     manifest_file = _Place("manifest.parquet")  # one row per image
     windows_file = _Place("windows.parquet")  # one row per square window
+    store_file = _Place("state/store.json")  # whether an object store honours what locks rest on
     features = _Place("features.zarr")  # one array per view
     masks = _Place("masks.zarr")  # proposal ids per pixel, pooled features and areas per proposal
     em = _Place("em.zarr")  # one group per fit
@@ -100,6 +109,30 @@ class RunDirectory:
             )
         self._write({"format": FORMAT, "stages": {}})
         return self
+
+    def probe_store(self, say: Say) -> None:
+        """Find out, once in a run, whether an object store honours what locks rest on."""
+        if not is_remote(self.path) or self.store_file.is_file():
+            return
+        honoured = probe_conditions(self.path / "state")
+        if honoured is not None:
+            write_json(self.store_file, {"conditional_writes": honoured}, noted=False)
+            if not honoured:
+                say(self.describe_store())
+
+    def describe_store(self) -> str:
+        """Say that the locks of a run are not to be relied on; nothing where they are."""
+        known = read_json(self.store_file) if is_remote(self.path) else None
+        if not isinstance(known, dict) or known.get("conditional_writes", True):
+            return ""
+        return (
+            f"the object store of {self.path} ignores If-None-Match or If-Match, on which locks "
+            "rest: run one command at a time on this run."
+        )
+
+    def keys_in_settings(self) -> list[str]:
+        """Return the keys of the stages of which ``run.yaml`` knows, whatever a listing shows."""
+        return [key for key in self._read()["stages"] if self.has_been_run(key)]
 
     def discard_unused(self, *, folder: bool) -> None:
         """Take :meth:`create` back where no stage was ever begun."""

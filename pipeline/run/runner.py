@@ -82,7 +82,7 @@ def run_stage(
         run.require()
     existed = run.path.exists()
     with confine_writes(run.path):
-        run.create()
+        run.create().probe_store(screen.warn)
         lock = run.lock(work.key, wait=execution.wait, say=screen.warn)
         try:
             with lock as held, _guard(held.permit):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import compress, product
 
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import DamageError, RunError, StaleError
@@ -20,6 +20,7 @@ from pipeline.run.stage import CHECKPOINTS, Stages
 from pipeline.settings import StageSettings, make_settings
 from pipeline.storage.arrays import METADATA, consolidate, find_damaged, is_consolidated, is_damaged
 from pipeline.storage.files import Checkpoint, checksum, confine_writes, remove_file, write_bytes
+from pipeline.storage.places import is_remote, list_names, map_requests
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,11 @@ def _list_keys(run: RunDirectory) -> list[str]:
     bare = {
         folder.parent.relative_to(state).as_posix() for folder in folders if any(folder.iterdir())
     }
-    return sorted({*run.keys(), *bare})
+    named: list[str] = []
+    # a listing may omit folders
+    with suppress(RunError):
+        named = run.keys_in_settings()
+    return sorted({*run.keys(), *bare, *named})
 
 
 def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damage]]:
@@ -127,11 +132,12 @@ def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damag
     except RunError:
         wrong[None] = "is not as it was written"
     # after the plan: a stage that is finished meanwhile lacks none
-    present = ledger.list_shards()
+    present = set(ledger.list_shards())
     if plan is not None:
+        present |= _find_unlisted(ledger, plan, present)
         files[None] = plan.files
         wrong |= dict.fromkeys(_list_gone(ledger, plan, present), "is gone")
-    for shard in present:
+    for shard in sorted(present):
         try:
             record = ledger.read_shard(shard)
         except RunError:
@@ -149,9 +155,18 @@ def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damag
     return entries, damages
 
 
-def _list_gone(ledger: Ledger, plan: StageRecord, present: Sequence[int]) -> list[int]:
+def _find_unlisted(ledger: Ledger, plan: StageRecord, listed: Set[int]) -> set[int]:
+    """Ask for the records that a listing does not show: some stores omit what is there."""
+    if not is_remote(ledger.folder):
+        return set()
+    left = [number for number in range(len(plan.shards)) if number not in listed]
+    there = map_requests(ledger.folder, lambda n: ledger.file(n).is_file(), left)
+    return set(compress(left, there))
+
+
+def _list_gone(ledger: Ledger, plan: StageRecord, present: Set[int]) -> list[int]:
     """List the shards of a finished stage that have no record."""
-    gone = set(range(len(plan.shards))) - set(present)
+    gone = set(range(len(plan.shards))) - present
     if not plan.finished or not gone:
         return []
     with suppress(RunError):
@@ -226,11 +241,15 @@ def _check_stores(run: RunDirectory, entries: Mapping[str, _Entry]) -> list[Dama
     parts = (file.partition(".zarr/") for file in entries)
     for name in sorted({f"{above}.zarr" for above, _, below in parts if below}):
         store = run.path / name
-        if not store.is_dir() or is_consolidated(store):
+        # a listing that omits the store omits its arrays, too
+        listed = (store.name, True) in list_names(store.parent)
+        if listed and is_consolidated(store):
             continue
         unfinished = _list_unfinished(run)
         if is_damaged(store):
             what = "is not as it was written"
+        elif not listed:
+            continue
         elif not (store / METADATA).is_file():
             # who has finished a member has written it
             members = (entry for entry in entries.values() if entry.file.startswith(f"{name}/"))

@@ -52,6 +52,8 @@ REMOTE_PAUSES_S = (0.1, 2.0)
 ASK_S = 1.0
 # seconds after which a request to an object store counts as lost
 REQUEST_S = 15.0
+# seconds that a release waits for a sign of life that is on its way
+RELEASE_S = 15.0
 # how often in a row an object store may fail to answer before the lock is given up
 TRIES = 6
 # what a claim takes of a disk: a block, for its few hundred bytes
@@ -61,6 +63,8 @@ Say = Callable[[str], None]
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _PART = ".part"
+# of no object that holds anything
+_NO_TAG = f'"{32 * "0"}"'
 # the file is gone; over NFS, what was opened as it went
 _GONE = {errno.ENOENT, errno.ESTALE}
 # a RunError: what an object store refuses for good
@@ -356,6 +360,9 @@ class _ObjectClaim(Claims):
     def holds(self, owner: Owner) -> bool:
         found = self._path.store.get_tagged(self._path, REQUEST_S)
         current = None if found is None else Owner.decode(found[1])
+        if found is not None and current is None:
+            # a store that overwrites in place shows a part of a record; the next look is whole
+            raise UnreachableError(errno.EIO, "the object store gives a part of the lock's record")
         if found is None or current is None or current.token != owner.token:
             return False
         self._tag = found[0]
@@ -383,6 +390,26 @@ class _ObjectClaim(Claims):
                 return
         if self.holds(owner):
             raise UnreachableError(errno.EIO, "the object store does not remove it")
+
+
+def probe_conditions(folder: ObjectPath) -> bool | None:
+    """Whether the store of a folder honours the conditions of writes; None where it did not say."""
+    for _ in range(TRIES):
+        probe = folder / f"probe-{uuid4().hex}"
+        try:
+            # none: a lost answer, and the request that repeated it found the object there
+            if probe.store.put_if(probe, b"probe", None, REQUEST_S) is not None:
+                put = [probe.store.put_if(probe, b"", tag, REQUEST_S) for tag in (None, _NO_TAG)]
+                return put == [None, None]
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                return False
+            if not isinstance(error, UnreachableError):
+                raise
+        finally:
+            with suppress(*_FAILURES):
+                probe.store.delete(probe)
+    return None
 
 
 @dataclass(frozen=True)
@@ -465,7 +492,7 @@ class Lock:
             return  # a fork: the lock is its parent's
         self._ended.set()
         # not for ever: a beat may hang in a dead network
-        mine = self._turn.acquire(timeout=LEASE_S / 4)
+        mine = self._turn.acquire(timeout=RELEASE_S)
         try:
             if not mine:
                 raise UnreachableError(errno.EIO, "a request is still waiting for an answer")

@@ -258,6 +258,44 @@ def test_a_store_without_conditional_removal(file: Path, monkeypatch: pytest.Mon
     assert not file.is_file()
 
 
+def test_a_part_of_a_record_is_no_loss_of_the_lock(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = S3Store.get_tagged
+
+    def tear(self: S3Store, path: ObjectPath, seconds: float) -> tuple[str, bytes] | None:
+        found = whole(self, path, seconds)
+        return found and (found[0], found[1][:40])
+
+    with hold(file) as lock:
+        monkeypatch.setattr(S3Store, "get_tagged", tear)
+        with pytest.raises(UnreachableError, match="a part of the lock's record"):
+            lock.permit.holds()
+        lock.check()
+        assert not lock.lost
+        monkeypatch.undo()
+        lock.check()
+        assert lock.permit.holds()
+    assert not file.is_file()
+
+
+@pytest.mark.parametrize("ignored", ["IfNoneMatch", "IfMatch"])
+def test_a_store_is_asked_whether_it_honours_conditions(
+    file: Path, flaky: FlakyProxy, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    assert isinstance(file, ObjectPath)
+    flaky.fail_next("PUT", "applied", "lost", "error")
+    assert locks.probe_conditions(file.parent) is True
+    put = S3Store._ask_once
+
+    def ignore(self: S3Store, path: ObjectPath, seconds: float, act: str, **given: Any) -> Any:
+        return put(self, path, seconds, act, **{n: v for n, v in given.items() if n != ignored})
+
+    monkeypatch.setattr(S3Store, "_ask_once", ignore)
+    assert locks.probe_conditions(file.parent) is False
+    assert list(file.parent.iterdir()) == []
+
+
 def test_a_release_that_is_never_answered_ends(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

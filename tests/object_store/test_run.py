@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from pipeline.storage.places import PREFIX, ObjectPath, ObjectStatus
+from pipeline.storage.s3 import S3Store
 from tests.end_to_end.conftest import FAST_EM, draw_scene, invoke, write_scenes
 
 __all__ = ["invoke"]
@@ -222,6 +225,47 @@ def test_image_overwritten_in_the_same_second_is_seen(
     store.delete("few/a.png")
     result = invoke("masks", run, "--no-progress", code=1)
     assert "is gone since it was extracted" in result.output
+
+
+def test_a_store_that_ignores_conditions_is_named_once_and_by_status(
+    invoke: Invoke, scenes: Path, store: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, words = f"{store.url}/unsafe", "ignores If-None-Match or If-Match"
+    put = S3Store.put_if
+    monkeypatch.setattr(
+        S3Store, "put_if", lambda self, path, content, tag, s: put_any(self, path, content, s)
+    )
+
+    def put_any(self: S3Store, path: ObjectPath, content: bytes, seconds: float) -> str | None:
+        found = self.get_tagged(path, seconds)
+        return put(self, path, content, found and found[0], seconds)
+
+    source = ("--dataset", "folder", "--root", scenes / "photographs", *EXTRACT)
+    assert invoke("extract", run, *source).output.count(words) == 1
+    assert words not in invoke("masks", run, "--no-progress").output
+    assert words in invoke("status", run).output
+
+
+def test_verify_reads_what_the_ledger_names_and_a_listing_omits(
+    invoke: Invoke, scenes: Path, store: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"{store.url}/listed"
+    source = ("--dataset", "folder", "--root", scenes / "photographs", *EXTRACT)
+    assert "ignores If-" not in invoke("extract", run, *source).output
+    assert "ignores If-" not in invoke("status", run).output
+    whole = re.sub(r", [^,]* files/s.*", "", invoke("verify", run).output)
+    entries = S3Store.list
+
+    def omit(self: S3Store, path: ObjectPath, *, deep: bool) -> list[tuple[str, ObjectStatus]]:
+        return [e for e in entries(self, path, deep=deep) if deep or e[1] is not PREFIX]
+
+    monkeypatch.setattr(S3Store, "list", omit)
+    assert re.sub(r", [^,]* files/s.*", "", invoke("verify", run).output) == whole
+    shard = next(n for n in store.read("listed") if n.startswith("features.zarr/clean/c/"))
+    store.put(f"listed/{shard}", b"cut")
+    monkeypatch.setattr(S3Store, "list", lambda self, path, *, deep: [])
+    output = " ".join(invoke("verify", run, code=1).output.split())
+    assert f"{shard} has 3 bytes, not" in output
 
 
 def test_credentials_are_nowhere(remote: tuple[str, str], store: Bucket) -> None:
