@@ -6,8 +6,10 @@ once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -32,6 +34,9 @@ WHAT = "What is computed"
 FINE = "Fine points"
 HOW = "Where and how it runs"
 SHOWN = "What is shown"
+
+_NOT_MAPPED = re.compile(r"failed to map|cannot (?:map|allocate)", re.IGNORECASE)
+_MORE = "close other programs, or raise the limit that `ulimit -v` names."
 
 Rows = Mapping[str, str]
 
@@ -165,6 +170,9 @@ class Verb(click.Command):
                     text, code = f"{watch.reason}; the same command goes on from here.", watch.code
                 elif isinstance(error, BrokenPipeError):
                     _leave_pipe()
+                elif _lacks_memory(error):
+                    text = f"memory is short ({str(error) or type(error).__name__}); {_MORE}"
+                    code = 1
                 elif isinstance(error, PipelineError):
                     text, code = str(error), 2 if isinstance(error, UsageError) else 1
                 else:
@@ -202,6 +210,13 @@ class Verb(click.Command):
             if record is not None:
                 sections.setdefault(find_section(param), {})[record[0]] = record[1]
         return {name: sections[name] for name in sort_sections(sections)}
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Say whether there was no memory to go on, or to load a library into."""
+    mapping = isinstance(error, ImportError) and _NOT_MAPPED.search(str(error))
+    full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or full or bool(mapping)
 
 
 verb = partial(click.command, cls=Verb, context_settings=CONTEXT)

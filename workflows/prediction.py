@@ -27,7 +27,15 @@ from torch import Tensor
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets import get_dataset
 from pipeline.datasets.definition import png_palette
-from pipeline.errors import DatasetError, ImageError, RunError, StaleError, UsageError, WeightsError
+from pipeline.errors import (
+    DatasetError,
+    ImageError,
+    RunError,
+    StaleError,
+    UsageError,
+    WeightsError,
+    count_of,
+)
 from pipeline.images.decoding import write_label
 from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
@@ -328,7 +336,8 @@ def _describe(manifest: Manifest, kept: int, left: int, out: Path) -> list[str]:
     if len(rejected) == len(manifest.images):
         raise DatasetError(f"none of the {len(rejected)} images can be labelled (first: {first}).")
     there = f", {kept} of them there already" if kept else ""
-    lines = [f"predict: {len(manifest.images) - len(rejected)} label maps in {out}{there}"]
+    made = count_of(len(manifest.images) - len(rejected), "label maps")
+    lines = [f"predict: {made} in {out}{there}"]
     if rejected:
         lines.append(
             f"predict: {len(rejected)} of {len(manifest.images)} images are skipped (first: "

@@ -31,7 +31,7 @@ from pipeline.datasets.definition import (
     Definition,
     name_classes,
 )
-from pipeline.errors import DatasetError, UsageError
+from pipeline.errors import DatasetError, UsageError, count_of
 from pipeline.storage.files import find_cache, fingerprint, may_fetch
 from pipeline.storage.places import require_local
 
@@ -339,7 +339,10 @@ class HuggingFace(Benchmark):
             ) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        say(f"{self.name}: {count} images" + (f", {lost} rows without one" if lost else ""))
+        say(
+            f"{self.name}: {count_of(count, 'images')}"
+            + (f", {count_of(lost, 'rows')} without one" if lost else "")
+        )
 
 
 def _stamp(folder: Path) -> str:

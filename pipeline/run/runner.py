@@ -208,7 +208,9 @@ class _Work(Generic[S]):
             stage.name,
             sum(plan.shards[number].items for number in pending),
             stage.unit,
-            device=_describe_device(settings, self.execution) if screen.progress else "",
+            device=_describe_device(settings, self.execution, len(pending))
+            if screen.progress
+            else "",
             images=_count_images(run, stage.unit) if screen.progress else None,
         ) as counter:
 
@@ -313,7 +315,7 @@ def _equal(first: StageRecord, second: StageRecord) -> bool:
     return fingerprint(asdict(first)) == fingerprint(asdict(second))
 
 
-def _describe_device(settings: StageSettings, execution: Execution) -> str:
+def _describe_device(settings: StageSettings, execution: Execution, shards: int) -> str:
     """Name what computes, as far as this process can know it; nothing where it cannot be chosen."""
     wanted = getattr(settings, "device", "")
     if execution.scheduler is not None:
@@ -324,7 +326,7 @@ def _describe_device(settings: StageSettings, execution: Execution) -> str:
     if execution.inline:
         return describe_device(device)
     # to ask a GPU for its name takes some of its memory, which is the workers'
-    return f"{count_of(execution.workers, 'workers')} on {device.type}"
+    return f"{count_of(min(execution.workers, shards), 'workers')} on {device.type}"
 
 
 def _count_images(run: RunDirectory, unit: str) -> float | None:

@@ -67,6 +67,18 @@ def stop(screen: Screen) -> None:
         (fail(RunError("no run.")), 1, "no run."),
         (fail(UsageError("no such name.")), 2, "no such name."),
         (fail(ValueError("x\x1b[2J")), 1, "unexpected ValueError: x\x1b[2J; -v shows where."),
+        (
+            fail(ImportError("libx.so: failed to map segment from shared object")),
+            1,
+            "memory is short (libx.so: failed to map segment from shared object); close other "
+            "programs, or raise the limit that `ulimit -v` names.",
+        ),
+        (
+            fail(MemoryError()),
+            1,
+            "memory is short (MemoryError); close other programs, or raise the limit that "
+            "`ulimit -v` names.",
+        ),
         (fail(KeyboardInterrupt()), 130, "interrupted; the same command goes on from here."),
         (stop, 143, "stopped by SIGTERM; the same command goes on from here."),
     ],

@@ -19,6 +19,7 @@ from pipeline.datasets.definition import png_palette
 from pipeline.datasets.hugging_face import name_row, sniff_suffix
 from pipeline.errors import DatasetError, UsageError
 from pipeline.images.decoding import read_rgb
+from pipeline.storage.files import fetch_nothing
 
 IDS = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 COLOURS = [(1, 2, 3), (200, 0, 0), (0, 200, 0)]
@@ -68,6 +69,15 @@ def unpack(dataset: Dataset) -> tuple[Path, list[str]]:
     root = dataset.find_root(None)
     dataset.fetch(root, said.append)
     return root, said
+
+
+def test_a_dry_run_unpacks_nothing(tmp_path: Path) -> None:
+    make(2).save_to_disk(tmp_path / "set")
+    dataset = get_dataset(f"huggingface:{tmp_path / 'set'}")
+    root = dataset.find_root(tmp_path / "images")
+    with fetch_nothing(), pytest.raises(DatasetError, match="a dry run unpacks nothing"):
+        dataset.fetch(root, print)
+    assert not (tmp_path / "images").exists()
 
 
 def test_what_save_to_disk_writes(tmp_path: Path) -> None:
@@ -162,7 +172,7 @@ def test_parquet_of_other_libraries_without_names(tmp_path: Path) -> None:
     dataset = get_dataset(f"huggingface:{tmp_path}")
     assert dataset.class_names() == () and dataset.default_splits == ("val",)
     root, said = unpack(dataset)
-    assert said[1].endswith("1 images, 2 rows without one")
+    assert said[1].endswith(": 1 image, 2 rows without one")
     (sample,) = dataset.list_samples(root, ["val"])
     assert sample.image == "images/val/000000.jpg"
 

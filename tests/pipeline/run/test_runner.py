@@ -16,7 +16,7 @@ from pipeline.errors import ImageError, PipelineError, RunError, ShardError, Sta
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, read_record, require_fresh
-from pipeline.run.runner import run_stage
+from pipeline.run.runner import _describe_device, run_stage
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.settings import StageSettings, execution_setting, setting
 from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, write_shard
@@ -457,3 +457,9 @@ def test_records_hold_plain_values(run: RunDirectory) -> None:
 def test_progress_reaches_the_screen(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     run_stage(Square(), run, SquareSettings(), Execution(), Screen())
     assert "square: 5/5 rows, " in capsys.readouterr().err
+
+
+def test_no_more_workers_are_named_than_there_are_shards() -> None:
+    settings: Any = SimpleNamespace(device="cpu")
+    words = [_describe_device(settings, Execution(workers=8), shards) for shards in (1, 2, 9)]
+    assert words == ["1 worker on cpu", "2 workers on cpu", "8 workers on cpu"]
