@@ -369,6 +369,8 @@ def _list(images: Path, out: Path, facts: PrototypeFacts, screen: Screen) -> Man
         size=facts.size,
         frame=facts.frame,
         overlap=facts.overlap,
+        bands=facts.bands,
+        range=facts.range,
     )
     return list_manifest(dataset, settings, (), [out], screen)
 

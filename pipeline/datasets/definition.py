@@ -8,7 +8,7 @@ from __future__ import annotations
 import colorsys
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -26,6 +26,7 @@ from pydantic import (
 
 from pipeline.datasets.listing import SPLIT, find_fault, list_stars, read_text
 from pipeline.errors import DatasetError, did_you_mean
+from pipeline.images.reading import check_bands, check_range
 from pipeline.settings import show_value
 
 Colour = tuple[int, int, int]
@@ -136,6 +137,13 @@ class DatasetClass(BaseModel, frozen=True, extra="forbid"):
 def show_colour(colour: int) -> str:
     """Write a colour, 0xRRGGBB, as a definition does."""
     return f"#{colour:06x}"
+
+
+def _checked(key: str, check: Callable[[Any], str], value: Any) -> str:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: {show_value(value)}: {error}") from error
 
 
 def _mapping(key: str, value: Any) -> Mapping[Any, Any]:
@@ -255,6 +263,8 @@ class Definition(BaseModel, frozen=True, extra="forbid"):
     lists: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_read_lists)] = {}
     lists_optional: StrictBool = False
     frame: Frame = "whole"
+    bands: Annotated[str | None, BeforeValidator(partial(_checked, "bands", check_bands))] = None
+    range: Annotated[str | None, BeforeValidator(partial(_checked, "range", check_range))] = None
     ignore: Annotated[tuple[int | str, ...], BeforeValidator(_read_ignore)] = ()
     classes: Annotated[tuple[DatasetClass, ...] | None, BeforeValidator(_read_classes)] = None
 
@@ -461,7 +471,8 @@ def describe_difference(old: Mapping[str, Any] | None, new: Mapping[str, Any] | 
     told = [
         f"{key} {_show(before.get(key))} -> {_show(after.get(key))}"
         for key in {**after, **before}
-        if key not in ("about", "classes") and before.get(key) != after.get(key)
+        # bands and range are settings of extract, whose change is told
+        if key not in ("about", "classes", "bands", "range") and before.get(key) != after.get(key)
     ]
     classes = [each.get("classes") or [] for each in (before, after)]
     if len(classes[0]) != len(classes[1]):

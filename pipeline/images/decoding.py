@@ -8,20 +8,21 @@ The rules that decide what a pixel is:
 - EXIF (or XMP) orientation is applied, so an array is upright as a viewer shows it. Metadata that
   cannot be parsed counts as absent, as it does in a viewer.
 - Transparency is composited over white, which is what a page or a viewer shows; the colours hidden
-  under transparent pixels are arbitrary and never reach the features.
-- 16-bit greyscale is divided by 257 and rounded (65535 -> 255). 32-bit integers must hold 16-bit
-  values and take the same rule. Floats are read as 0..1 when nothing exceeds 1, as 0..255
-  otherwise. Values outside have no agreed scale and are refused. 16-bit colour keeps its high byte.
-  12-bit greyscale is scaled so that 4095 -> 255.
+  under transparent pixels are arbitrary and never reach the features. The fourth band of a TIFF is
+  transparency where its tag and its values say so (`is_alpha`), and left out otherwise.
+- Values beyond 8 bit are scaled by the rule of `scale`: from all that their type holds, from a
+  range that is given, or from one that was measured.
+- The bands of a TIFF are those that its tags name as red, green and blue, or grey, or those that
+  are given. Where neither says which they are, it is refused.
 - CMYK is converted without its colour profile, LAB through the sRGB profile, as Pillow does.
-- Of an animation or a multi-page file the first frame is read.
+- Of an animation or a multi-page file the first frame is read, or each; previews and masks beside
+  the image of a TIFF are no pages, and neither are the further pictures of a JPEG.
 - A ``.mat`` file (the Potsdam benchmark) holds ``img`` (height x width x 3 or more channels; the
   first three are red, green, blue) or ``gt`` (height x width class ids).
 
 Only the formats of `pipeline.images.formats` are tried, whatever the file is called: none starts
-another program.
-A decoder believes what it reads, so `check_image` finds, without decoding a pixel, what would make
-it give wrong pixels without a word or work for minutes.
+another program. Pillow reads them; what it reads wrongly or not at all of a TIFF is read by
+tifffile. What a decoder would believe is asked first, in `checks`.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import logging
 import math
 import os
-import re
 import shlex
 import stat
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +49,45 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import AccessError, ImageError, MemoryShortError, RunError, StaleError
+from pipeline.errors import (
+    AccessError,
+    ImageError,
+    MemoryShortError,
+    RunError,
+    StaleError,
+    count_of,
+)
+from pipeline.images.checks import (
+    HEADS,
+    JPEG_MAGIC,
+    MAX_CERTAIN_PIXELS,
+    PNG_MAGIC,
+    check_claim,
+    check_image,
+    claimed_size,
+    count_inflated,
+    png_bytes,
+    png_chunks,
+)
+from pipeline.images.foreign import name_content
 from pipeline.images.formats import FORMATS, HINT, load_extra, name_extra
 from pipeline.images.mat import one_line, read_array, read_shape
+from pipeline.images.reading import (
+    FULL,
+    MAX_PIXELS,
+    Reading,
+    Taking,
+    Values,
+    is_alpha,
+    scale,
+    take_bands,
+)
+from pipeline.images.tiff import MAGICS, TiffPage, open_pages, turn
 from pipeline.storage.files import require_inside, write_bytes
 from pipeline.storage.places import ObjectPath, ObjectStatus, find_files, is_remote
 
-MAX_CERTAIN_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
-"""An image that claims more is to blame itself where memory is short: Pillow warns from here on."""
+# Pillow's own limit is for all programs alike: ours is asked of every image that is opened.
+Image.MAX_IMAGE_PIXELS = None
 
 # What Pillow's parsers are known to raise on damaged bytes.
 _DAMAGE = (
@@ -153,18 +186,8 @@ Ids = NDArray[np.integer[Any]]
 _STRIP_PIXELS = 2**22
 
 
-def to_rgb(image: Image.Image, raw: str) -> NDArray[np.uint8]:
-    """Convert a decoded image to red, green and blue."""
-    grey = None
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if raw == "I;12":
-            values = (values.astype(np.uint32) * 65535 + 2047) // 4095
-        grey = _grey_from_integers(values)
-    elif image.mode == "F":
-        grey = _grey_from_floats(np.asarray(image))
-    if grey is not None:
-        return np.repeat(grey[:, :, None], 3, axis=2)
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert a decoded image of 8 bits to red, green and blue."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     # In strips: each step is a copy, and a large photograph has no room for five of them.
@@ -182,21 +205,6 @@ def _opaque(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, colours)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey_from_integers(values: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > 65535:
-        raise ImageError(f"integer pixels {lowest}..{highest} are not 16-bit: no scale to 0..255")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _grey_from_floats(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    lowest, highest = float(values.min()), float(values.max())
-    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest >= 0 and highest <= 255):
-        raise ImageError(f"float pixels {lowest:g}..{highest:g} are not 0..1 or 0..255")
-    scale = 255.0 if highest <= 1 else 1.0
-    return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
 
 
 def find_raw_mode(image: Image.Image) -> str:
@@ -225,165 +233,10 @@ def find_label_spread(image: Image.Image) -> Callable[[Ids], Ids] | None:
     return None
 
 
-JPEG_MAGIC = b"\xff\xd8\xff"
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-
-MAX_SCAN_PIXELS = 2**32
-"""A JPEG may have `FREE_SCANS` scans, and more as long as scans x pixels stay below this."""
-
-FREE_SCANS = 16
-"""Encoders write at most about ten; each is a pass over all pixels, even an empty one."""
-
-MAX_SLOW_PIXELS = 2**22
-"""Most pixels for a decoder that is a loop in Python: about five seconds."""
-
-_HEADS = (
-    *(JPEG_MAGIC, PNG_MAGIC, b"RIFF", b"GIF8", b"BM"),
-    *(b"II\x2a\0", b"MM\0\x2a", b"II\x2b\0", b"MM\0\x2b", b"MM\x2a\0", b"II\0\x2a"),
-    *(b"P%c" % kind for kind in b"0123456fy"),
-)
-# Start-of-frame markers: all of C0..CF but the Huffman table, reserved and arithmetic ones.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
-_JPEG_PROGRESSIVE = 0xC2
-_JPEG_HUFFMAN = (0xC0, 0xC1, _JPEG_PROGRESSIVE)
-# Within the coded pixels FF is followed by 00 or a restart marker; FF may be repeated as filling.
-_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
-
-_PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
-# Left, top, step to the right and step down of the passes of an interlaced PNG.
-_PNG_PASSES = (
-    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
-    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
-)
-
-
-def claimed_size(data: bytes) -> tuple[int, int] | None:
-    """Give (width, height) as a JPEG, PNG or GIF header claims it; Pillow hides a claim of zero."""
-    if data.startswith(PNG_MAGIC) and len(data) >= 24:
-        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
-        return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-    if data.startswith(JPEG_MAGIC):
-        for marker, at in _jpeg_segments(data):
-            if marker in _JPEG_FRAMES and at + 9 <= len(data):
-                height, width = struct.unpack_from(">HH", data, at + 5)
-                return width, height
-    return None
-
-
-def check_image(image: Image.Image, data: bytes) -> None:
-    """Refuse an opened, not yet decoded image that would come out wrong, or not for minutes."""
-    pixels = image.width * image.height
-    slow = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
-    if pixels > MAX_SLOW_PIXELS and slow:
-        raise ImageError(
-            f"{image.width} x {image.height} pixels in a variant of {image.format} that takes "
-            "minutes to decode: save it as PNG"
-        )
-    if image.format in ("JPEG", "MPO"):
-        _check_jpeg(data, pixels)
-    elif image.format == "PNG":
-        _check_png(data)
-    elif image.format == "BMP":
-        # A grey palette is dropped by Pillow, which takes the indices for pixels of other depth.
-        bits = int.from_bytes(data[28:30], "little")
-        if (image.mode, bits) not in (("1", 1), ("L", 8)) and image.mode in ("1", "L"):
-            raise ImageError(f"a BMP of {bits} bits with a palette of greys: save it as PNG")
-    elif image.format == "TIFF":
-        # Pillow turns 0 = white around for 1 to 8 bits alone.
-        inverted = getattr(image, "tag_v2", {}).get(262) == 0
-        if inverted and (image.mode == "F" or image.mode.startswith("I")):
-            raise ImageError(
-                "a TIFF of more than 8 bits in which 0 is white: save it with 0 as black"
-            )
-
-
-def _check_jpeg(data: bytes, pixels: int) -> None:
-    scans = 0
-    for marker, at in _jpeg_segments(data):
-        scans += marker == _JPEG_SCAN
-        # libjpeg fills up what is missing before an end marker, and says so to nobody
-        if marker in _JPEG_HUFFMAN and _least_bytes(data, at, marker) > len(data):
-            raise ImageError("truncated: the file ends early")
-    if scans > max(FREE_SCANS, MAX_SCAN_PIXELS // pixels):
-        raise ImageError(f"decompression bomb: a JPEG of {scans} scans")
-
-
-def _least_bytes(data: bytes, at: int, marker: int) -> int:
-    """Give the fewest bytes that the blocks of a frame can be coded in: one bit for a value."""
-    height, width, components = struct.unpack_from(">HHB", data, at + 5)
-    factors = [divmod(data[at + 11 + 3 * index], 16) for index in range(components)]
-    across, down = (max(each) for each in zip(*factors, strict=True))
-    if not (across and down):
-        return 0
-    blocks = sum(
-        math.ceil(width * own_across / across / 8) * math.ceil(height * own_down / down / 8)
-        for own_across, own_down in factors
-    )
-    # each block has a mean, and an end where it is not coded progressively
-    return blocks * (1 if marker == _JPEG_PROGRESSIVE else 2) // 8
-
-
-def _check_png(data: bytes) -> None:
-    # Pillow checks no sum over the chunks of pixels, and zlib's own only where it reads to the end.
-    for kind, start, stop in _png_chunks(data):
-        if kind[:1].isupper() and stop + 4 <= len(data):
-            found = zlib.crc32(memoryview(data)[start - 4 : stop])
-            if found != int.from_bytes(data[stop : stop + 4], "big"):
-                # four letters, where nothing is damaged
-                name = kind.decode("latin-1").encode("unicode_escape").decode()
-                raise ImageError(f"damaged: the PNG chunk {name} does not match its checksum")
-        if kind == b"IEND":
-            return
-
-
-def _png_bytes(data: bytes) -> int:
-    """Give how many bytes a PNG's pixels take, each row with the number of its filter."""
-    start = next(start for kind, start, _ in _png_chunks(data) if kind == b"IHDR")
-    width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, start)
-    bits = depth * _PNG_SAMPLES.get(colour, 1)
-    total = 0
-    for left, top, right, down in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
-        total += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
-    return total
-
-
-def _count_inflated(data: bytes) -> int:
-    engine, total = zlib.decompressobj(), 0
-    for kind, start, stop in _png_chunks(data):
-        rest = data[start:stop] if kind == b"IDAT" else b""
-        while rest and not engine.eof:
-            total += len(engine.decompress(rest, 2**20))
-            rest = engine.unconsumed_tail
-    return total + len(engine.flush()) if not engine.eof else total
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and stop of every chunk's body; the last may reach beyond the data."""
-    at = len(PNG_MAGIC)
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        yield kind, at + 8, at + 8 + length
-        at += 12 + length
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the marker of every segment up to the first image's end, and where it stands."""
-    at = 2
-    while (found := _JPEG_MARKER.search(data, at)) is not None:
-        marker, at = found[1][0], found.start()
-        if marker == _JPEG_END:
-            return
-        yield marker, at
-        at += 2
-        if marker not in (0x01, 0xD8) and at + 2 <= len(data):
-            at += int.from_bytes(data[at : at + 2], "big")
-
-
-# Remarks on metadata that nobody reads would stand between the lines of the progress.
+# Remarks on metadata that nobody reads, or on a file without its name, would stand between the
+# lines of the progress.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Formats in which a colour of a label map comes out as it was painted.
 _EXACT = ("PNG", "TIFF", "BMP", "PPM")
@@ -410,7 +263,7 @@ _TURNED = frozenset((5, 6, 7, 8))
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What is known of an image without decoding its pixels."""
+    """What is known of an image without decoding its pixels; the digest is of bytes and reading."""
 
     width: int
     height: int
@@ -423,7 +276,7 @@ class ImageHeader:
 def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
     """Read a photograph upright, as 8-bit red, green, blue, by the rules of this module."""
     data, _ = _read_bytes(path)
-    if digest and _digest(data) != digest:
+    if digest and _digest(data) != digest.partition(":")[0]:
         if is_remote(path):
             raise StaleError(
                 f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
@@ -436,9 +289,18 @@ def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
     with _damage_as_reason(path, data, "img"):
         if _is_mat(path):
             return _mat_rgb(data)
-        with _open_image(data) as image:
-            raw = find_raw_mode(image)
-            return to_rgb(_decode(image, data), raw)
+        # what was listed under this digest was within the limit then
+        taking = Taking.parse(digest) if digest else _take(data, Reading())[0][0]
+        return _open_taken(data, taking).read_rgb(taking)
+
+
+def read_values(path: Path, digest: str) -> tuple[Values, int]:
+    """Read the values of a photograph beyond 8 bit as they are stored, and the bits of each."""
+    data, _ = _read_bytes(path)
+    taking = Taking.parse(digest)
+    with _damage_as_reason(path, data, "img"):
+        values, bits, _ = _open_taken(data, taking).read_values()
+    return (take_bands(values, taking.bands) if taking.bands else values), bits
 
 
 def probe_image(path: Path) -> ImageHeader:
@@ -446,17 +308,24 @@ def probe_image(path: Path) -> ImageHeader:
 
     A file cut short after its header passes here and fails in `read_rgb`, which decodes it.
     """
+    return probe_pages(path, Reading())[0]
+
+
+def probe_pages(path: Path, reading: Reading) -> list[ImageHeader]:
+    """Probe the pages of a file that are to be read, and choose what is taken of each.
+
+    Whether the fourth band of a TIFF is transparency is told by its pixels.
+    """
     data, status = _read_bytes(path)
     with _damage_as_reason(path, data, "img"):
         if _is_mat(path):
             height, width = read_shape(data, "img")[:2]
+            found = [(Taking(), (width, height))]
         else:
-            with _open_image(data) as image:
-                width, height = image.size
-                if _orientation(image, data) in _TURNED:
-                    width, height = height, width
-    changed = getattr(status, "st_ctime_ns", 0)
-    return ImageHeader(width, height, len(data), status.st_mtime_ns, _digest(data), changed)
+            found = _take(data, reading)
+    hashed, changed = _digest(data), getattr(status, "st_ctime_ns", 0)
+    stamp = len(data), status.st_mtime_ns
+    return [ImageHeader(*size, *stamp, f"{hashed}{taking}", changed) for taking, size in found]
 
 
 def read_label(path: Path) -> NDArray[np.integer[Any]]:
@@ -471,6 +340,8 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
         with _open_image(data) as image:
             if image.format in ("JPEG", "MPO"):
                 raise ImageError("a label map in JPEG, which blurs class ids: save it as PNG")
+            if not _is_plain(image):
+                raise ImageError("a label map in a rare form of TIFF: save its ids as a PNG")
             coloured = image.mode in ("RGB", "RGBA") and image.format in _EXACT
             if not (coloured or image.mode in ("1", "L", "P", "I") or image.mode[:4] == "I;16"):
                 raise ImageError(
@@ -509,7 +380,7 @@ def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
             data = file.read(_HEAD_BYTES)
             # A film of gigabytes under a photograph's name is not read.
-            if _is_mat(path) or data.startswith(_HEADS) or name_extra(data):
+            if _is_mat(path) or data.startswith(HEADS) or name_extra(data):
                 file.seek(0)
                 data = file.read()
             return data, os.fstat(file.fileno())
@@ -546,19 +417,26 @@ def _is_mat(path: Path) -> bool:
     return path.suffix.lower() == _MAT_SUFFIX
 
 
-def _open_image(data: bytes) -> Image.Image:
+def _open_image(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
     extra = name_extra(data)
     if extra and not load_extra(extra):
         raise ImageError(f"an image in {extra}: {HINT}")
     try:
-        return Image.open(io.BytesIO(data), formats=(extra,) if extra else FORMATS)
+        image = Image.open(io.BytesIO(data), formats=(extra,) if extra else FORMATS)
     except UnidentifiedImageError as error:
         claim = claimed_size(data)
         if claim is not None and 0 in claim:
             raise ImageError(f"claims {claim[0]} x {claim[1]} pixels") from error
         if extra or data.startswith((JPEG_MAGIC, PNG_MAGIC)):
             raise ImageError("damaged: the header cannot be read") from error
+        kind, is_picture = name_content(data)
+        if is_picture:
+            raise ImageError(f"{kind}, under another name: save it as PNG or JPEG") from error
+        if kind:
+            raise ImageError(f"not an image, but {kind}") from error
         raise ImageError("not an image") from error
+    check_claim(image.width, image.height, len(data), most)
+    return image
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -567,7 +445,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         return 1  # Pillow turns a TIFF itself, and gives the turned size on opening.
     if image.format == "PNG" and "exif" not in image.info:
         # wherever it stands: some writers put it behind the pixels
-        for kind, start, stop in _png_chunks(data):
+        for kind, start, stop in png_chunks(data):
             if kind == b"eXIf":
                 image.info["exif"] = data[start:stop]
                 break
@@ -588,9 +466,203 @@ def _decode(image: Image.Image, data: bytes) -> Image.Image:
     # images: only counting tells
     last = (0, image.height - 1, *image.size)
     blank = image.format == "PNG" and not np.asarray(image.crop(last)).any()
-    if blank and _count_inflated(data) < _png_bytes(data):
+    if blank and count_inflated(data) < png_bytes(data):
         raise ImageError("truncated: the pixels end early")
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+_WEBP_IN_TIFF = 50001
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether Pillow, which has opened an image, also decodes it rightly."""
+    if image.format != "TIFF":
+        return True
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    in_planes = tags.get(284, 1) == 2 and tags.get(277, 1) > 1
+    # libtiff has turned the bytes around, and Pillow does so again
+    twice = tags.prefix == b"MM" and tags.get(259, 1) != 1 and image.mode in ("I", "F")
+    # what Pillow's own libtiff is built without
+    return not (in_planes or twice or tags.get(259, 1) == _WEBP_IN_TIFF)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One page of a file, opened by Pillow where that decodes it rightly; a TIFF by tifffile."""
+
+    data: bytes
+    image: Image.Image | None
+    tiff: TiffPage | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        if self.image is None:
+            assert self.tiff is not None
+            return self.tiff.size
+        width, height = self.image.size
+        turned = _orientation(self.image, self.data) in _TURNED
+        return (height, width) if turned else (width, height)
+
+    @property
+    def _is_deep(self) -> bool:
+        if self.image is None:
+            assert self.tiff is not None
+            return self.tiff.bits > 8
+        deep = self.image.mode[0] in "IF" or ";16" in find_raw_mode(self.image)
+        # what a PPM holds is scaled by what its header says
+        return deep and self.image.format != "PPM"
+
+    def take(self, taking: Taking, reading: Reading) -> Taking:
+        """Choose the bands and the range of a page."""
+        taking = replace(taking, range=reading.range if self._is_deep else "")
+        count, natural = self._list_colours(reading)
+        bands = reading.bands or natural
+        if max(bands) > count:
+            raise ImageError(f"it has {count_of(count, 'bands')}, and no band {max(bands)}")
+        if bands == natural and count in (len(bands), len(bands) + self._has_alpha(reading)):
+            return taking
+        return replace(taking, bands=bands, of=count)
+
+    def _list_colours(self, reading: Reading) -> tuple[int, tuple[int, ...]]:
+        """Count the bands, and say which are red, green, blue, or grey."""
+        if self.tiff is not None and (self.image is None or reading.bands):
+            return self.tiff.bands, self.tiff.choose(reading.bands)
+        assert self.image is not None
+        count = len(self.image.getbands())
+        if self.image.mode not in _PLAIN_MODES:
+            count = 3 + self.image.has_transparency_data
+        elif self.tiff is not None:
+            count = self.tiff.bands
+        return count, (1, 2, 3) if count > 2 else (1,)
+
+    def _has_alpha(self, reading: Reading) -> bool:
+        if reading.bands:
+            return False
+        if self.tiff is None or (self.image is not None and self.image.mode not in _PLAIN_MODES):
+            return True
+        if not self.tiff.alpha:
+            return False
+        if self.image is None:
+            return is_alpha(self.tiff.read()[:, :, self.tiff.alpha - 1], 2**self.tiff.bits - 1)
+        decoded = _decode(self.image, self.data)
+        straight = decoded.convert("LA") if decoded.mode == "La" else decoded
+        return "A" in straight.getbands() and is_alpha(np.asarray(straight.getchannel("A")), 255)
+
+    def read_rgb(self, taking: Taking) -> NDArray[np.uint8]:
+        """Decode to red, green and blue."""
+        image = self.image
+        if image is not None and taking.range in ("", FULL) and image.mode[0] not in "IF":
+            if not taking.bands:
+                return to_rgb(_decode(image, self.data))
+            if taking.bands in ((1,), (1, 2, 3)) and "a" not in find_raw_mode(image):
+                mode = {("RGBA", 3): "RGB", ("RGB", 3): "RGB", ("LA", 1): "L", ("L", 1): "L"}
+                if found := mode.get((image.mode, len(taking.bands))):
+                    return to_rgb(_decode(image, self.data).convert(found))
+        values, bits, alpha = self.read_values()
+        if taking.bands:
+            values = take_bands(values, taking.bands)
+        elif alpha:
+            return self._composite(values, bits, alpha, taking.range)
+        pixels = scale(values, taking.range, bits)
+        shape = (*pixels.shape[:2], 3)
+        return np.array(np.broadcast_to(pixels, shape))
+
+    def _composite(self, values: Values, bits: int, alpha: int, range: str) -> NDArray[np.uint8]:
+        colours = scale(values[:, :, : min(3, alpha - 1)], range, bits)
+        # as colours are scaled, and not as grey
+        opacity = scale(values[:, :, [alpha - 1] * 3], FULL, bits)[:, :, :1]
+        colours = np.broadcast_to(colours, (*colours.shape[:2], 3))
+        mode = "RGBa" if self.tiff is not None and self.tiff.premultiplied else "RGBA"
+        stacked = np.concatenate([colours, opacity], axis=2)
+        size = stacked.shape[1], stacked.shape[0]
+        return to_rgb(Image.frombytes(mode, size, stacked.tobytes()).convert("RGBA"))
+
+    def read_values(self) -> tuple[Values, int, int]:
+        """Decode all bands, [y, x, band]: with the bits of a value, and the band that is alpha."""
+        image = self.image
+        if self.tiff is not None and (image is None or image.mode[0] not in "IF"):
+            return self.tiff.read(), self.tiff.bits, self.tiff.alpha
+        assert image is not None
+        orientation, raw = _orientation(image, self.data), find_raw_mode(image)
+        if ";16" in raw and image.mode in ("LA", "RGB", "RGBA") and image.format == "PNG":
+            check_image(image, self.data)
+            values, bits = turn(_read_deep_png(self.data), orientation), 16
+        else:
+            decoded = _decode(image, self.data)
+            if decoded.mode not in _PLAIN_MODES or decoded.info.get("transparency") is not None:
+                decoded = decoded.convert("RGBA" if decoded.has_transparency_data else "RGB")
+            values = np.atleast_3d(np.asarray(decoded))
+            bits = 12 if raw == "I;12" else 8 * values.dtype.itemsize
+        values = values * np.uint8(255) if values.dtype == np.bool_ else values
+        return values, bits, values.shape[2] if values.shape[2] in (2, 4) else 0
+
+
+_PLAIN_MODES = ("1", "L", "LA", "La", "RGB", "RGBA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
+"""Modes whose bands are those that the file holds."""
+
+
+def _read_deep_png(data: bytes) -> Values:
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise AccessError(
+            "a PNG of 16-bit colour, of which the package imagecodecs reads more than 8: "
+            "pip install 'primaps-pipe[codecs]'"
+        ) from error
+    try:
+        return imagecodecs.png_decode(data)
+    except RuntimeError as error:
+        raise ImageError(f"damaged: {one_line(str(error))}") from error
+
+
+def _open_page(data: bytes, page: int, tiff: TiffPage | None, most: int) -> Source:
+    """Open a page, counted from 1."""
+    if tiff is not None:
+        check_claim(*tiff.size, len(data), most)
+    try:
+        image = _open_image(data, most)
+        if page > 1:
+            image.seek(page - 1)
+    except ImageError:
+        if tiff is None:
+            raise
+        return Source(data, None, tiff)
+    if _is_plain(image):
+        return Source(data, image, tiff)
+    if tiff is None:
+        raise ImageError("damaged: a TIFF whose parts do not fit together")
+    return Source(data, None, tiff)
+
+
+def _open_taken(data: bytes, taking: Taking) -> Source:
+    if not data.startswith(MAGICS):
+        return _open_page(data, taking.page, None, sys.maxsize)
+    return _open_page(data, taking.page, _list_pages(data).get(taking.page), sys.maxsize)
+
+
+def _list_pages(data: bytes) -> dict[int, TiffPage | None]:
+    """List the pages of a file, counted from 1: full images, and not what lies beside them."""
+    if data.startswith(MAGICS):
+        # what tifffile cannot parse Pillow may read
+        with suppress(ImageError, *_DAMAGE):
+            if pages := open_pages(data):
+                return dict(pages)
+    elif not data.startswith(JPEG_MAGIC):
+        with suppress(ImageError, *_DAMAGE), _open_image(data, sys.maxsize) as image:
+            return dict.fromkeys(range(1, getattr(image, "n_frames", 1) + 1))
+    return {1: None}
+
+
+def _take(data: bytes, reading: Reading) -> list[tuple[Taking, tuple[int, int]]]:
+    """Choose what is taken of the first page of a file, or of each; with the upright size."""
+    pages = _list_pages(data)
+    found = []
+    for page in pages if reading.all_pages else list(pages)[:1]:
+        source = _open_page(data, page, pages[page], reading.max_pixels)
+        taking = source.take(Taking(page, len(pages)), reading)
+        found.append((taking, source.size))
+    return found
 
 
 def _mat_rgb(data: bytes) -> NDArray[np.uint8]:

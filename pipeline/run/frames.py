@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -18,6 +20,7 @@ from PIL import Image as PillowImage
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.labels import LabelMap
 from pipeline.errors import AccessError, ImageError, StaleError
+from pipeline.images.checks import MAX_CERTAIN_PIXELS
 from pipeline.images.decoding import read_rgb, require_answer
 from pipeline.images.windows import Window
 from pipeline.run.manifest import Image, Manifest
@@ -44,6 +47,16 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
             raise StaleError(
                 f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
             )
+    # one at a time: a scan of a gigapixel takes gigabytes until it is resized
+    with _LARGE if image.width * image.height > MAX_CERTAIN_PIXELS else nullcontext():
+        return _read_resized(root, image, width, height)
+
+
+_LARGE = threading.Lock()
+
+
+def _read_resized(root: Path, image: Image, width: int, height: int) -> np.ndarray:
+    path = root / image.path
     try:
         # the bytes are in memory anyway: hashing them costs a twentieth of decoding them
         pixels = read_rgb(path, image.digest)

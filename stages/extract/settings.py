@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 
 from pipeline.dataset_names import DATASET_NAMES, needs_root
 from pipeline.errors import UsageError
+from pipeline.images.reading import MAX_PIXELS, Reading, check_bands, check_range
 from pipeline.settings import LocalPlace, Place, StageSettings, execution_setting, setting
 
 
@@ -59,6 +60,21 @@ class ExtractSettings(StageSettings):
     overlap: float = setting(
         0.25, "least share of a window that neighbours have in common (frame whole)", ge=0, lt=1
     )
+    bands: str | None = setting(
+        None,
+        "bands of the images, counted from 1, that are red, green and blue, or the one that is "
+        "grey: 3,2,1; those that the file or the dataset names when not given",
+    )
+    range: str | None = setting(
+        None,
+        "what becomes black and white of values beyond 8 bit: full (all that their type holds), "
+        "LOW..HIGH, or percentiles (1 % and 99 % of the folder's values); full when neither this "
+        "nor the dataset says it",
+    )
+    pages: Literal["first", "all"] = setting(
+        "first", "of files of several pages or frames: the first, or each as an image of its own"
+    )
+    max_pixels: int = setting(MAX_PIXELS, "an image that claims more pixels is refused", ge=1)
     limit: int | None = setting(None, "only the first N images of every split", ge=1)
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
@@ -72,6 +88,21 @@ class ExtractSettings(StageSettings):
         """Return the tables, and the arrays of the clean features."""
         arrays = ("zarr.json", "clean", "mirror")
         return ["manifest.parquet", "windows.parquet", *(f"features.zarr/{a}" for a in arrays)]
+
+    @field_validator("bands")
+    @classmethod
+    def _check_bands(cls, bands: str | None) -> str | None:
+        return None if bands is None else check_bands(bands)
+
+    @field_validator("range")
+    @classmethod
+    def _check_range(cls, range: str | None) -> str | None:
+        return None if range is None else check_range(range)
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read that can be read in more than one way."""
+        return Reading.of(self.model_dump())
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:

@@ -349,18 +349,18 @@ def _rejected_is_not_tried_again(place: Place) -> Iterator[str]:
 def _counting() -> Iterator[list[str]]:
     """Note which files are probed or decoded."""
     read: list[str] = []
-    probe, decode = stage.probe_image, frames.read_rgb
+    probe, decode = stage.probe_pages, frames.read_rgb
 
-    def probing(path: Path) -> Any:
+    def probing(path: Path, reading: Any) -> Any:
         read.append(path.name)
-        return probe(path)
+        return probe(path, reading)
 
     def decoding(path: Path, *rest: Any) -> Any:
         read.append(path.name)
         return decode(path, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "probe_image", probing)
+        patch.setattr(stage, "probe_pages", probing)
         patch.setattr(frames, "read_rgb", decoding)
         yield read
 

@@ -260,7 +260,8 @@ def _colours() -> Iterator[Case]:
 
 
 def _transparency() -> Iterator[Case]:
-    alpha = np.linspace(0, 255, 48 * 36).reshape(36, 48).astype(np.uint8)
+    # a cut-out with a soft edge: what is not mostly opaque is no transparency of a TIFF
+    alpha = np.linspace(-255, 765, 48 * 36).clip(0, 255).reshape(36, 48).astype(np.uint8)
     over = np.rint(
         scene() * (alpha[:, :, None] / 255.0) + 255 * (1 - alpha[:, :, None] / 255.0)
     ).astype(np.uint8)

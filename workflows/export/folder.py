@@ -178,7 +178,7 @@ def export_photograph(root: Path, image: Image, folder: Folder, name: str, image
     suffix = PurePosixPath(name).suffix
     if images == "link":
         _require_same_status(path, image)
-        if _takes(path, suffix) and _is_upright(path):
+        if _is_whole(image) and _takes(path, suffix) and _is_upright(path):
             folder.link(name, path.absolute())
             return
     folder.write(name, load_photograph(root, image, suffix))
@@ -189,10 +189,11 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
 
     A file that the format takes is copied bit by bit. It is decoded and written anew where the
     format takes another kind of file, or where its EXIF data turn it around: label maps are
-    upright, and not every reader turns photographs.
+    upright, and not every reader turns photographs; and where not all of it was read, a page, some
+    bands or values beyond 8 bit.
     """
     path = root / image.path
-    if _takes(path, suffix):
+    if _is_whole(image) and _takes(path, suffix):
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -209,6 +210,11 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
     kind = PillowImage.registered_extensions()[suffix]
     PillowImage.fromarray(pixels).save(buffer, format=kind, **_ENCODINGS.get(suffix, {}))
     return buffer.getvalue()
+
+
+def _is_whole(image: Image) -> bool:
+    """Whether the file was read as any viewer reads it."""
+    return ":" not in image.digest
 
 
 def _takes(path: Path, suffix: str) -> bool:

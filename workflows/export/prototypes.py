@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -23,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline.errors import RunError, UsageError
+from pipeline.images.reading import PERCENTILES, Taking
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import open_evaluation
 from pipeline.run.ledger import read_record
+from pipeline.run.manifest import read_manifest
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import require_local
 from stages import SETTINGS
@@ -71,6 +74,8 @@ class PrototypeFacts(BaseModel, frozen=True, extra="forbid"):
     size: int = Field(ge=1, le=16384)
     frame: Literal["whole", "centre"]
     overlap: float = Field(ge=0, lt=1)
+    bands: str | None = Field(default=None, max_length=100)
+    range: str | None = Field(default=None, max_length=100)
     logits: Literal["inner product", "cosine"]
     gain: float = Field(gt=0, allow_inf_nan=False)
     head_channels: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -96,7 +101,7 @@ def export_prototypes(
     require_local(out, f"--out {out}: an export needs a local folder; copy it there afterwards.")
     file = out if out.suffix == SUFFIX and not out.is_dir() else out / FILE
     facts, tensors = _gather(run, em, head)
-    content = save(tensors, {KEY: facts.model_dump_json()})
+    content = save(tensors, {KEY: facts.model_dump_json(exclude=_unsaid(facts))})
     if file.is_file() and file.read_bytes() != content:
         try:
             read_prototypes(file)
@@ -112,6 +117,19 @@ def export_prototypes(
         f"export: `primaps-pipe predict IMAGES --prototypes {shlex.quote(str(file))} --out DIR` "
         "labels new images",
     ]
+
+
+def _unsaid(facts: PrototypeFacts) -> set[str]:
+    return {name for name in ("bands", "range") if getattr(facts, name) is None}
+
+
+def _describe_reading(run: RunDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give bands and range of the photographs, which new ones must be read by, too."""
+    bands, range = settings.get("bands"), settings.get("range")
+    if range == PERCENTILES:
+        digests = read_manifest(run).images.column("digest").to_pylist()
+        range = next((found for each in digests if (found := Taking.parse(each).range)), None)
+    return {"bands": bands, "range": range}
 
 
 def _gather(
@@ -145,6 +163,7 @@ def _gather(
         std=backbone.std,
         **{n: made.facts[n] for n in ("backbone", "weights_digest", "patch", "channels")},
         **{n: made.settings[n] for n in ("precision", "size", "frame", "overlap")},
+        **_describe_reading(run, made.settings),
         logits="cosine" if classifier.logits == "cosine" else "inner product",
         gain=classifier.gain,
         head_channels=channels,

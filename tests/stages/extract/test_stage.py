@@ -13,17 +13,26 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import tifffile
 from PIL import Image as PillowImage
 
 from pipeline.datasets import get_dataset
 from pipeline.errors import DatasetError, ImageError, UsageError
-from pipeline.images.decoding import ImageHeader, probe_image
+from pipeline.images.decoding import ImageHeader, probe_pages, read_rgb
+from pipeline.images.reading import Reading
 from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image, Manifest
 from stages.extract import stage
 from stages.extract.settings import ExtractSettings
-from stages.extract.stage import fingerprint_shard, list_images, open_source, place_all
+from stages.extract.stage import (
+    fingerprint_shard,
+    list_images,
+    open_source,
+    place_all,
+    settle_range,
+    tell_takings,
+)
 
 
 @dataclass
@@ -48,14 +57,19 @@ class Lister:
         splits: Sequence[str] = ("all",),
         limit: int | None = None,
         exclude: Sequence[Path] = (),
+        screen: Screen | None = None,
+        **reading: object,
     ) -> list[Image]:
         self.read.clear()
         self.advanced = 0
         folder = get_dataset("folder")
         settings = ExtractSettings(
-            dataset="folder", root=self.root, splits=tuple(splits), limit=limit
+            dataset="folder", root=self.root, splits=tuple(splits), limit=limit, **reading
         )
         images = list_images(folder, settings, known, exclude, Watching(self))
+        if screen is not None:
+            tell_takings(images, settings.reading, screen)
+            images = settle_range(images, self.root, settings.reading, screen)
         return list(images)
 
 
@@ -80,11 +94,11 @@ class Watching(Screen):
 def lister(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lister:
     lister = Lister(tmp_path / "photographs")
 
-    def probe(path: Path) -> ImageHeader:
+    def probe(path: Path, reading: Reading) -> list[ImageHeader]:
         lister.read.append(path.name)
-        return probe_image(path)
+        return probe_pages(path, reading)
 
-    monkeypatch.setattr(stage, "probe_image", probe)
+    monkeypatch.setattr(stage, "probe_pages", probe)
     return lister
 
 
@@ -294,10 +308,10 @@ def test_an_unexpected_error_is_not_swallowed(
 ) -> None:
     lister.add("a.png")
 
-    def fail(path: Path) -> ImageHeader:
+    def fail(path: Path, _: Reading) -> list[ImageHeader]:
         raise ImageError("of the wrong kind") if path.name == "b.png" else KeyError("a bug")
 
-    monkeypatch.setattr(stage, "probe_image", fail)
+    monkeypatch.setattr(stage, "probe_pages", fail)
     with pytest.raises(KeyError):
         lister.scan()
 
@@ -355,3 +369,102 @@ def test_who_needs_a_root_is_asked_for_one() -> None:
     with pytest.raises(ValueError, match=r"needs --root \(setting extract\.root\)"):
         ExtractSettings(dataset="camvid")
     assert ExtractSettings(dataset="list:a.csv").root is None
+
+
+class Hearing(Screen):
+    """A screen that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(progress=False)
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+    warn = note
+
+
+def add_deep(lister: Lister, name: str, low: int, high: int) -> Path:
+    path = lister.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.linspace(low, high, 40 * 30).reshape(30, 40).astype(np.uint16)
+    PillowImage.fromarray(values).save(path)
+    return path
+
+
+def test_a_narrow_use_of_16_bit_is_told_once(lister: Lister) -> None:
+    add_deep(lister, "a.png", 0, 2040)
+    add_deep(lister, "b.tif", 0, 2040)
+    lister.add("c.png")
+    screen = Hearing()
+    lister.scan(screen=screen)
+    (told,) = screen.told
+    assert "of 2 images beyond 8 bit lie in 19.98..2019.02 of 0..65535" in told
+    assert "and become 0..7 of 0..255" in told and "--range percentiles" in told
+    for quiet in ("0..2047", "percentiles"):
+        screen = Hearing()
+        lister.scan(screen=screen, range=quiet)
+        assert not any("little contrast" in told for told in screen.told)
+    add_deep(lister, "a.png", 0, 65535)
+    add_deep(lister, "b.tif", 0, 60000)
+    screen = Hearing()
+    lister.scan(screen=screen)
+    assert screen.told == []
+
+
+def test_percentiles_are_measured_over_the_folder_and_kept_for_every_stage(lister: Lister) -> None:
+    path = add_deep(lister, "a.png", 0, 1000)
+    add_deep(lister, "b.png", 1000, 2000)
+    lister.add("c.png")
+    screen = Hearing()
+    images = lister.scan(screen=screen, range="percentiles")
+    assert [image.digest.partition(":")[2] for image in images[:2]] == ["range=19.99..1979.01"] * 2
+    assert ":" not in images[2].digest and "19.99 and 1979.01" in screen.told[0]
+    pixels = read_rgb(path, images[0].digest)
+    assert (pixels.min(), pixels.max()) == (0, round(980 * 255 / 1959))
+    again = lister.scan(images, screen=Hearing(), range="percentiles")
+    assert [image.digest for image in again] == [image.digest for image in images]
+    assert lister.read == []
+
+
+def test_pages_are_counted_or_listed(lister: Lister) -> None:
+    frames = [PillowImage.new("RGB", (40 + n, 30), (n, 0, 0)) for n in range(3)]
+    lister.root.mkdir()
+    frames[0].save(lister.root / "a.tif", save_all=True, append_images=frames[1:])
+    lister.add("b.png")
+    screen = Hearing()
+    assert [image.id for image in lister.scan(screen=screen)] == ["a", "b"]
+    (told,) = screen.told
+    assert "1 file with several pages or frames" in told and "2 pages are left out" in told
+    screen = Hearing()
+    images = lister.scan(screen=screen, pages="all")
+    assert [image.id for image in images] == ["a.page1", "a.page2", "a.page3", "b"]
+    assert [image.image for image in images] == [0, 1, 2, 3] and screen.told == []
+    assert [image.width for image in images] == [40, 41, 42, 40]
+    assert lister.read == ["a.tif", "b.png"], "a file is read once for all its pages"
+    again = lister.scan(images, pages="all")
+    assert again == images and lister.read == []
+    lister.add("a.page2.png")
+    with pytest.raises(DatasetError, match="rename one of them"):
+        lister.scan(pages="all")
+
+
+def test_bands_are_told(lister: Lister) -> None:
+    lister.root.mkdir()
+    pixels = np.random.default_rng(0).integers(1, 250, (30, 40, 4), np.uint8)
+    tifffile.imwrite(lister.root / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    screen = Hearing()
+    (image,) = lister.scan(screen=screen)
+    assert "of 1 image with 4 bands bands 1, 2, 3 are red, green and blue" in screen.told[0]
+    assert np.array_equal(read_rgb(lister.root / "a.tif", image.digest), pixels[:, :, :3])
+    (other,) = lister.scan(screen=(screen := Hearing()), bands="4")
+    assert "band 4 is grey, as asked" in screen.told[0]
+    assert np.array_equal(read_rgb(lister.root / "a.tif", other.digest)[:, :, 0], pixels[:, :, 3])
+
+
+def test_a_limit_of_pixels_can_be_set(lister: Lister) -> None:
+    lister.add("a.png")
+    (image,) = lister.scan(max_pixels=1199)
+    assert image.reason is not None and "1200 pixels, the limit is 1199" in image.reason
+    (image,) = lister.scan(max_pixels=1200)
+    assert image.ok
