@@ -106,6 +106,14 @@ def explain_options(command: click.Command, ctx: click.Context) -> Iterator[None
         close = did_you_mean(error.option_name, (name for name in known if name.startswith("-")))
         text = f"There is no option {error.option_name!r}{close}."
         raise click.UsageError(text, ctx) from None
+    except click.UsageError as error:
+        # a shell makes many words of a pattern that is not in quotes
+        if "extra argument" in error.message and any(p.name == "root" for p in command.params):
+            error.message += (
+                ": --root takes one folder; give a pattern in quotes with --include, or a table of"
+                " files with --dataset list:FILE.csv."
+            )
+        raise
 
 
 class Verb(click.Command):

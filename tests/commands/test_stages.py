@@ -42,6 +42,7 @@ def extract(tmp_path: Path) -> tuple[object, ...]:
     [
         (("extract", "{run}"), 2, ("extract needs --dataset",)),
         (("extract", "{run}", "--dataset", "camvi", "--root", "."), 2, ("camvi", "'camvid'")),
+        ((*FOLDER[:-1], "a.jpg", "b.jpg", "c.jpg"), 2, ("b.jpg c.jpg", "--include", "list:")),
         (
             ("extract", "{run}", "--dataset", "folder", "--root", "{run}/no where"),
             1,
