@@ -109,10 +109,11 @@ def explain_options(command: click.Command, ctx: click.Context) -> Iterator[None
     except click.UsageError as error:
         # a shell makes many words of a pattern that is not in quotes
         if "extra argument" in error.message and any(p.name == "root" for p in command.params):
-            error.message += (
-                ": --root takes one folder; give a pattern in quotes with --include, or a table of"
-                " files with --dataset list:FILE.csv."
+            text = (
+                f"{error.message}: --root takes one folder; give a pattern in quotes with "
+                "--include, or a table of files with --dataset list:FILE.csv."
             )
+            raise click.UsageError(text, ctx) from None
         raise
 
 
