@@ -11,7 +11,6 @@ or of this version of the package, is named and left out.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -738,6 +737,8 @@ def _find_obstacle(demands: _Demands) -> str:
 
 async def _examine(demands: _Demands) -> tuple[str, str]:
     """Return, at a worker, its host and why it cannot do the work; nothing where it can."""
+    import asyncio
+
     try:
         reason = await asyncio.wait_for(asyncio.to_thread(_find_obstacle, demands), EXAMINE_S)
     except TimeoutError:
