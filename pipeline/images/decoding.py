@@ -439,6 +439,12 @@ def _open_image(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
+def is_upright(data: bytes) -> bool:
+    """Whether a photograph is stored as it is shown."""
+    with _open_image(data) as image:
+        return _orientation(image, data) == 1
+
+
 def _orientation(image: Image.Image, data: bytes) -> int:
     """Give the EXIF orientation (1..8) still to be applied, without decoding a pixel."""
     if image.format == "TIFF":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -15,12 +14,10 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from pipeline.errors import DamageError, ImageError, RunError, StaleError, UsageError
-from pipeline.images.decoding import encode_png, read_rgb
-from pipeline.images.formats import FORMATS
+from pipeline.images.decoding import encode_png, is_upright, read_rgb
 from pipeline.run.manifest import Image
 from pipeline.storage.files import (
     checksum,
@@ -178,7 +175,7 @@ def export_photograph(root: Path, image: Image, folder: Folder, name: str, image
     suffix = PurePosixPath(name).suffix
     if images == "link":
         _require_same_status(path, image)
-        if _is_whole(image) and _takes(path, suffix) and _is_upright(path):
+        if _is_whole(image) and _takes(path, suffix) and is_upright(path.read_bytes()):
             folder.link(name, path.absolute())
             return
     folder.write(name, load_photograph(root, image, suffix))
@@ -200,7 +197,7 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
             raise _stale(path, error.strerror or str(error)) from error
         if checksum(data) != image.digest:
             raise _stale(path, "it holds other bytes")
-        if _is_upright(io.BytesIO(data)):
+        if is_upright(data):
             return data
     try:
         pixels = read_rgb(path, image.digest)
@@ -220,19 +217,6 @@ def _is_whole(image: Image) -> bool:
 def _takes(path: Path, suffix: str) -> bool:
     """Whether a photograph is of the kind of files that have a suffix."""
     return COMMON.get(path.suffix.lower()) == suffix
-
-
-def _is_upright(file: Path | io.BytesIO) -> bool:
-    """Whether the EXIF data of an image leave it as it is stored."""
-    try:
-        with PillowImage.open(file, formats=FORMATS) as image:
-            if image.format == "TIFF":
-                return True  # Pillow turns it, and so do the readers that are built on it
-            # the base class's method: that of PNG decodes the whole image
-            found = PillowImage.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, LookupError, OSError, TypeError, struct.error):
-        return True  # metadata that cannot be parsed count as absent
-    return found == 1 or found not in range(2, 9)
 
 
 def _require_same_status(path: Path, image: Image) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,25 @@ def test_what_exif_turns_is_written_upright(tmp_path: Path, folder: Folder, imag
         assert not written.getexif().get(0x0112)
     with PillowImage.open(io.BytesIO(load_photograph(tmp_path, image, ".jpg"))) as loaded:
         assert loaded.size == (12, 20)
+
+
+@pytest.mark.parametrize("images", ["copy", "link"])
+def test_what_late_exif_turns_is_written_upright(
+    tmp_path: Path, folder: Folder, images: str
+) -> None:
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    late = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    draw(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    # behind the pixels, before the last chunk, as some writers put it
+    (tmp_path / "a.png").write_bytes(whole[:-12] + late + whole[-12:])
+    image = list_image(tmp_path, "a.png")
+    assert (image.width, image.height) == (12, 20)
+    export_photograph(tmp_path, image, folder, "a.png", images)
+    with PillowImage.open(folder.path / "a.png") as written:
+        assert written.size == (12, 20)
 
 
 @pytest.mark.parametrize("images", ["copy", "link"])
