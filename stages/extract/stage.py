@@ -235,7 +235,7 @@ def tell_takings(images: Rows[Image], reading: Reading, screen: Screen) -> None:
     for (taken, of), count in bands.items():
         numbers = f"{'bands' if len(taken) > 1 else 'band'} {', '.join(map(str, taken))}"
         text = (
-            f"extract: of {count_of(count, 'images')} with {count_of(of, 'bands')} {numbers} "
+            f"extract: of {count_of(count, 'images')} with {count_of(of, 'bands')}, {numbers} "
             f"{'are red, green and blue' if len(taken) > 1 else 'is grey'}"
         )
         if reading.bands:

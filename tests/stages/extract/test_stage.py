@@ -455,7 +455,7 @@ def test_bands_are_told(lister: Lister) -> None:
     tifffile.imwrite(lister.root / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
     screen = Hearing()
     (image,) = lister.scan(screen=screen)
-    assert "of 1 image with 4 bands bands 1, 2, 3 are red, green and blue" in screen.told[0]
+    assert "of 1 image with 4 bands, bands 1, 2, 3 are red, green and blue" in screen.told[0]
     assert np.array_equal(read_rgb(lister.root / "a.tif", image.digest), pixels[:, :, :3])
     (other,) = lister.scan(screen=(screen := Hearing()), bands="4")
     assert "band 4 is grey, as asked" in screen.told[0]
