@@ -63,6 +63,18 @@ def match_majority(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(confusion.any(axis=1), confusion.argmax(axis=1), UNMATCHED)
 
 
+def pair_clusters(agreement: NDArray[np.int64]) -> dict[int, int]:
+    """Pair the clusters of two fits where it is clear which took the place of which.
+
+    Takes int64 [old, new], the pixels that each shares with each; gives old -> new: those that
+    :func:`match_clusters` pairs and that share more than half of the pixels of either.
+    """
+    rows, columns = agreement.sum(axis=1), agreement.sum(axis=0)
+    pairs = [(old, new) for old, new in enumerate(match_clusters(agreement)) if new != UNMATCHED]
+    clear = [(o, n) for o, n in pairs if 2 * agreement[o, n] > max(rows[o], columns[n])]
+    return {old: int(new) for old, new in clear}
+
+
 def read_assignment(assignment: Sequence[int | None]) -> NDArray[np.int64]:
     """Return a matching, as JSON has it, as :func:`match_clusters` gives it."""
     return np.array([UNMATCHED if k is None else k for k in assignment], np.int64)

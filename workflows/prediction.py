@@ -6,9 +6,9 @@ the same bytes.
 
 The output folder holds ``<id>.png`` for every image, ``classes.json``, and ``predictions.jsonl``, a
 line for every image, which says what its label map was made from: what is up to date is kept. Lines
-are appended block by block, after the label maps that they speak of; a later line about an image
-counts, and one that was cut off does not. When all is done the file is written anew, in the order
-of the images.
+are appended block by block, with the checksums alone before the label maps that they speak of, and
+whole after them; a later line about an image counts, and one that was cut off does not. When all is
+done the file is written anew, in the order of the images.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ from pipeline.errors import (
     WeightsError,
     count_of,
 )
-from pipeline.images.decoding import write_label
+from pipeline.images.decoding import encode_png
 from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
+from pipeline.run.by_hand import BY_HAND, is_by_hand
 from pipeline.run.evaluation import choose_look
 from pipeline.run.frames import cut_groups
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
+    checksum,
     confine_writes,
     fingerprint,
     make_folder,
     remove_file,
+    write_bytes,
     write_changed,
 )
 from pipeline.storage.locks import hold_lock
@@ -79,13 +82,12 @@ class Labeller:
     backend: Backend | None
     device: torch.device
     batch_size: int
-    out: Path
 
 
 def label_block(
     labeller: Labeller, manifest: Manifest, images: Sequence[Image]
-) -> Iterator[tuple[Image, str | None]]:
-    """Label images; yield each once its map is written, or with the reason why there is none."""
+) -> Iterator[tuple[Image, bytes | str]]:
+    """Label images; yield each with its map, a PNG, or with the reason why there is none."""
     views, reasons = _extract(labeller, manifest, images)
     yield from ((image, reasons[image.image]) for image in images if image.image in reasons)
     logits = _classify(labeller, views)
@@ -93,16 +95,15 @@ def label_block(
     counts = [len(manifest.windows_of(image)) for image in images]
     parts = {image.image: part for image, part in zip(images, logits.split(counts), strict=True)}
 
-    def write(image: Image, labelling: Labelling) -> tuple[Image, None]:
+    def draw(image: Image, labelling: Labelling) -> tuple[Image, bytes]:
         cover = Cover(tuple(manifest.windows_of(image)))
         labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
-        write_label(labeller.out / f"{image.id}.png", first[labels], palette)
-        return image, None
+        return image, encode_png(first[labels], palette)
 
     facts = labeller.prototypes.facts
     first, palette = join_names(facts), png_palette([each.colour for each in facts.clusters])
     yield from label_images(
-        manifest, good, parts, facts.size, write, labeller.backend, facts.crf_settings
+        manifest, good, parts, facts.size, draw, labeller.backend, facts.crf_settings
     )
 
 
@@ -195,28 +196,60 @@ class Predictions:
         same = (entry.get("image"), entry.get("made")) == (image.digest, self.made)
         return same and self._file(image.id).is_file()
 
-    def add(self, images: Sequence[Image]) -> None:
-        """Append label maps that were written: a stopped prediction goes on behind them."""
-        new = [{"id": each.id, "image": each.digest, "made": self.made} for each in images]
+    def check(self, images: Sequence[Image]) -> None:
+        """Refuse to write over label maps that a person has changed."""
+        for image in images:
+            if self._is_changed(image.id):
+                raise RunError(
+                    f"{self._file(image.id)} {BY_HAND} since predict wrote it; move it elsewhere "
+                    "to keep it, or delete it to drop it, and run the same command again."
+                )
+
+    def write(self, maps: Sequence[tuple[Image, bytes]]) -> None:
+        """Write label maps and their lines: a stopped prediction goes on behind them."""
+        self.check([image for image, _ in maps])
+        sums = {image.id: checksum(content) for image, content in maps}
+        before = {name: self._entries.get(name, {}).get("checksums", []) for name in sums}
+        self._add([{"id": n, "checksums": [*before[n], sum_]} for n, sum_ in sums.items()])
+        for image, content in maps:
+            write_bytes(self._file(image.id), content)
+        self._add(
+            [
+                {"id": i.id, "image": i.digest, "made": self.made, "checksums": [sums[i.id]]}
+                for i, _ in maps
+            ]
+        )
+
+    def _add(self, entries: list[dict[str, Any]]) -> None:
         try:
             with self.file.open("ab") as stream:
-                stream.write(b"".join(map(_line, new)))
+                stream.write(b"".join(map(_line, entries)))
         except OSError as error:
             raise RunError(f"cannot write {self.file}: {error.strerror or error}.") from error
-        self._entries |= {entry["id"]: entry for entry in new}
+        self._entries |= {entry["id"]: entry for entry in entries}
+
+    def _is_changed(self, name: str) -> bool:
+        entry = self._entries.get(name, {})
+        if not self._file(name).is_file() or ("made" in entry and "checksums" not in entry):
+            return False  # an earlier version kept no checksums
+        content = self._file(name).read_bytes()
+        return checksum(content) not in entry.get("checksums", ()) and is_by_hand(content, ".png")
 
     def close(self, images: Sequence[Image]) -> int:
         """Write the file anew, and remove the label maps of images that cannot be read any more.
 
-        Returns how many label maps are there of images that were not listed.
+        Returns how many label maps are there that are of no listed image, or a person's.
         """
-        lines = [_HEAD]
+        lines, left = [_HEAD], 0
         for image in images:
+            changed = not image.ok and self._is_changed(image.id)
             entry = self._entries.pop(image.id, {})
             if image.ok:
                 lines.append(entry)
                 continue
-            if "made" in entry:
+            if changed:
+                left += 1
+            elif "made" in entry:
                 remove_file(self._file(image.id))
             lines.append({"id": image.id, "path": image.path, "skipped": image.reason})
         gone = [
@@ -225,7 +258,7 @@ class Predictions:
             if "made" in entry and self._file(entry["id"]).is_file()
         ]
         write_changed(self.file, b"".join(map(_line, [*lines, *gone])))
-        return len(gone)
+        return left + len(gone)
 
     def _file(self, name: str) -> Path:
         return resolve_inside(self.folder, f"{name}.png")
@@ -322,8 +355,9 @@ def predict_folder(
         usable = [image for image in manifest.images if image.ok]
         pending = [image for image in usable if not predictions.has(image)]
         if pending:
+            predictions.check(pending)
             backbone = _build(chosen.facts, weights, device, screen)
-            labeller = Labeller(chosen, backbone, backend, resolve_device(device), batch_size, out)
+            labeller = Labeller(chosen, backbone, backend, resolve_device(device), batch_size)
             manifest = _label_all(labeller, manifest, pending, predictions, screen)
         write_changed(out / "classes.json", describe_classes(chosen.facts))
         left = predictions.close(manifest.images)
@@ -416,13 +450,13 @@ def _label_all(
         with screen.count("predict", len(pending), "images") as counter:
             for block in cut_groups(pending, lambda i: len(manifest.windows_of(i)), _BLOCK):
                 done = []
-                for image, reason in label_block(labeller, manifest, block):
-                    if reason is None:
-                        done.append(image)
+                for image, made in label_block(labeller, manifest, block):
+                    if isinstance(made, bytes):
+                        done.append((image, made))
                     else:
-                        reasons[image.image] = reason
+                        reasons[image.image] = made
                     counter.advance()
-                predictions.add(done)
+                predictions.write(done)
     except StaleError as error:
         reason = str(error).partition(";")[0]
         raise StaleError(

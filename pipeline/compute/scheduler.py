@@ -83,6 +83,17 @@ class Done:
     error: Exception | None = None
 
 
+def check_execution(execution: Execution, device: str) -> None:
+    """Refuse what cannot be run: a scheduler that does not answer, a device that is not there."""
+    if execution.scheduler is not None:
+        # the workers have the devices
+        _check_scheduler(execution.scheduler)
+    elif execution.workers:
+        choose_gpus(execution.workers, device)
+    else:
+        resolve_device(device)
+
+
 def announce(**event: Any) -> None:
     """Tell who started this shard how it goes: ``advance=3`` (items done), ``say="epoch 4"``."""
     listener = _LISTENER.get()

@@ -39,7 +39,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,8 +83,8 @@ from pipeline.images.reading import (
     take_bands,
 )
 from pipeline.images.tiff import MAGICS, TiffPage, open_pages, turn
-from pipeline.storage.files import require_inside, write_bytes
-from pipeline.storage.places import ObjectPath, ObjectStatus, find_files, is_remote
+from pipeline.storage.files import remove_file, require_inside
+from pipeline.storage.places import ObjectPath, ObjectStatus, is_remote
 
 # Pillow's own limit is for all programs alike: ours is asked of every image that is opened.
 Image.MAX_IMAGE_PIXELS = None
@@ -712,25 +712,25 @@ def repaint_png(content: bytes, palette: bytes) -> bytes:
     return content[:start] + chunk + zlib.crc32(chunk).to_bytes(4) + content[end + 4 :]
 
 
-def write_label(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
-    """Write a label map as an indexed PNG, atomically."""
-    write_bytes(path, encode_png(labels, palette))
+def is_whole_image(data: bytes) -> bool:
+    """Whether some bytes are an image to their end, as no fault of a disk leaves one."""
+    try:
+        with _damage_as_reason(Path(), data, ""), _open_image(data) as image:
+            _decode(image, data)
+    except (ImageError, MemoryShortError):
+        return False
+    ends = (kind == b"IEND" and stop + 4 <= len(data) for kind, _, stop in png_chunks(data))
+    return not data.startswith(PNG_MAGIC) or any(ends)
 
 
-def remove_other_labels(folder: Path, keep: set[Path]) -> int:
-    """Remove the PNGs below a folder that are not in ``keep``, and return how many there were.
-
-    Label maps of an earlier evaluation (other splits, images that are gone) would otherwise be
-    taken for those of this one.
-    """
+def remove_files(folder: Path, files: Iterable[Path]) -> None:
+    """Remove files below a folder, and the folders there that are empty then."""
     require_inside(folder)
-    others = [p for p in find_files(folder) if p.suffix == ".png" and p not in keep]
-    for path in others:
-        path.unlink()
+    for path in files:
+        remove_file(path)
     if is_remote(folder):
-        return len(others)
+        return
     folders = (p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink())
     for path in sorted(folders, reverse=True):
         if not any(path.iterdir()):
             path.rmdir()
-    return len(others)

@@ -258,11 +258,15 @@ def find_staleness(
         version = stages[record.stage].version
         return f"{record.stage} is now version {version}, was {record.version}"
     for key, digest in record.inputs.items():
-        upstream = Ledger(run.state(key)).read_stage()
+        ledger = Ledger(run.state(key))
+        upstream = ledger.read_stage()
         if upstream is None:
             return f"{key} is gone"
         if upstream.digest != digest:
             return f"{key} has changed"
+        # whoever reads it is refused, so what was made from it cannot be made again either
+        if not upstream.finished or len(ledger.list_shards()) < len(upstream.shards):
+            return f"{key} is incomplete"
         deeper = find_staleness(run, upstream, stages)
         if deeper:
             return deeper

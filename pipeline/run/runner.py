@@ -11,13 +11,23 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.compute.devices import describe_device, resolve_device
-from pipeline.compute.scheduler import Check, Execution, compute_shards
-from pipeline.errors import PipelineError, RunError, ShardError, StaleError, WeightsError, count_of
+from pipeline.compute.scheduler import Check, Execution, check_execution, compute_shards
+from pipeline.errors import (
+    PipelineError,
+    RunError,
+    ShardError,
+    StaleError,
+    UsageError,
+    WeightsError,
+    count_of,
+)
 from pipeline.progress import Screen
+from pipeline.run.by_hand import find_by_hand, make_refusal
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import (
     Ledger,
@@ -142,9 +152,10 @@ class _Work(Generic[S]):
             if n not in every or n in plan.redo or record.fingerprint != plan.shards[n].fingerprint
         }
         sizes = list_sizes(run)
-        lost = {n for n in known.keys() - stale if find_lost(run, known[n].files, sizes)}
-        if lost:
-            many = count_of(len(lost), "finished shards")
+        lost = {n: find_lost(run, known[n].files, sizes) for n in known.keys() - stale}
+        lost = {n: files for n, files in lost.items() if files}
+        if gone := [n for n, files in lost.items() if not find_by_hand(run, files)]:
+            many = count_of(len(gone), "finished shards")
             self.screen.warn(f"{self.key}: what {many} wrote is gone.")
         force = self.execution.force
         pending = [n for n in every if force or n not in known or n in stale or n in lost]
@@ -158,17 +169,23 @@ class _Work(Generic[S]):
         why = "" if old is None else _compare(old, new, plan)
         self._say_plan(plan, len(stale), why, len(pending), fresh)
         if self.execution.dry_run:
+            if changed := find_by_hand(run, chain.from_iterable(lost.values())):
+                self.screen.warn(str(make_refusal(run, self.key, changed)))
             return old if fresh else None
-        resolved = settings.model_dump(mode="json")
-        given = {name: value for name, value in resolved.items() if name in self.names}
-        run.write_settings(self.key, resolved, given)
         if fresh:
             assert old is not None
+            self._remember()
             return self._refresh(plan, old)
 
-        # the ledger forgets a shard before its bytes change, so a crash in between mixes nothing
+        # nothing is forgotten for a command that cannot run
+        if pending:
+            check_execution(self.execution, str(getattr(settings, "device", "cpu")))
+        stage.protect(run, settings, plan, pending, self.screen, force=force)
+        self._remember()
+        # the ledger forgets a shard before its bytes change, so a crash in between mixes nothing:
+        # what other arrays are allocated for here, any other where its computation starts
         ledger.write_stage(new)
-        for number in {*stale, *pending} & known.keys():
+        for number in stale:
             ledger.drop(number)
         with note_writes() as prepared:
             stage.prepare(run, settings, replace(plan, redo=frozenset(every)) if force else plan)
@@ -182,6 +199,12 @@ class _Work(Generic[S]):
         for line in lines:
             self.screen.note(line)
         return finished
+
+    def _remember(self) -> None:
+        """Remember the settings, and which of them were given."""
+        resolved = self.settings.model_dump(mode="json")
+        given = {name: value for name, value in resolved.items() if name in self.names}
+        self.run.write_settings(self.key, resolved, given)
 
     def _refresh(self, plan: Plan, record: StageRecord) -> StageRecord:
         """Have a finished stage put right what it allocates, and note what that has changed."""
@@ -240,9 +263,8 @@ class _Work(Generic[S]):
                 failed.append((pending[done.index], done.error))
                 if isinstance(done.error, PipelineError) and len(pending) == 1:
                     raise done.error
-                if isinstance(done.error, RunError | WeightsError) and not isinstance(
-                    done.error, StaleError
-                ):
+                hopeless = isinstance(done.error, RunError | UsageError | WeightsError)
+                if hopeless and not isinstance(done.error, StaleError):
                     break  # a full disk or absent weights fail every other shard, too
         if failed:
             number, error = failed[0]
@@ -350,7 +372,9 @@ def compute_shard(
 ) -> ShardRecord:
     """Compute one shard and, last of all, write its record."""
     start = time.perf_counter()
+    key = stage.key(settings)
     with confine_writes(run.path), _guard(permit):
+        Ledger(run.state(key)).drop(number)
         with note_writes() as written:
             result = stage.compute(run, settings, number)
         record = ShardRecord(
@@ -361,7 +385,6 @@ def compute_shard(
             result=result,
             files=list_files(run, written),
         )
-        key = stage.key(settings)
         require_unchanged(run, key)
         Ledger(run.state(key)).commit(record)
     return record

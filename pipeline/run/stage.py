@@ -119,6 +119,18 @@ class Stage(ABC, Generic[S]):
     def plan(self, run: RunDirectory, settings: S, screen: Screen) -> Plan:
         """Say which shards there will be; writes nothing."""
 
+    def protect(
+        self,
+        run: RunDirectory,
+        settings: S,
+        plan: Plan,
+        pending: Sequence[int],
+        screen: Screen,
+        *,
+        force: bool,
+    ) -> None:
+        """Refuse to lose a person's work; called before anything changes, with what is pending."""
+
     def shares_work(self, settings: S) -> bool:
         """Whether a shard shares its work out itself, among ``scheduler.current_team()``."""
         return False

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.datasets import find_difference
 from pipeline.datasets.listing import Globs, forget_listings, stamp_file
 from pipeline.errors import PipelineError
+from pipeline.run.by_hand import find_by_hand, make_refusal
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import (
@@ -211,8 +212,8 @@ def _inspect_key(
         reason = find_upstream_changes(run, key, changes)
         condition = replace(condition, state="stale" if reason else "fresh", reason=reason)
     if condition.state == "fresh":
-        reason = _find_gone(run, key, artefacts, sizes)
-        condition = replace(condition, state="incomplete" if reason else "fresh", reason=reason)
+        state, reason = _find_gone(run, key, artefacts, sizes)
+        condition = replace(condition, state=state, reason=reason)
     # the first stage lists the images
     first = next(iter(stages)) if condition.state == "stale" and _needs_listing(run, key) else ""
     size = sum(measure(run.path / each) for each in artefacts)
@@ -244,7 +245,7 @@ def _needs_listing(run: RunDirectory, key: str) -> bool:
 
 def _find_gone(
     run: RunDirectory, key: str, artefacts: list[str], sizes: Mapping[str, int] | None
-) -> str:
+) -> tuple[str, str]:
     """Say what a finished stage has lost, or shows otherwise than it would now."""
     again = "the same command makes it again"
     absent = [run.path / artefact for artefact in artefacts if not (run.path / artefact).exists()]
@@ -252,24 +253,27 @@ def _find_gone(
         # or the zarr store that is gone with it
         stores = {at: at.parent.suffix == ".zarr" and not at.parent.exists() for at in absent}
         gone = dict.fromkeys(at.parent.name if store else at.name for at, store in stores.items())
-        return f"{', '.join(gone)} is gone; {again}"
+        return "incomplete", f"{', '.join(gone)} is gone; {again}"
     ledger = Ledger(run.state(key))
     record, files = ledger.read_stage(), {}
     for each in [record, *ledger.read_shards().values()]:
         files.update(each.files if each else {})
     lost = find_lost(run, files, sizes)
+    if changed := find_by_hand(run, lost):
+        return "stale", str(make_refusal(run, key, changed))
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        return f"{lost[0]}{more} is gone or cut; {again}"
+        return "incomplete", f"{lost[0]}{more} is gone or cut; {again}"
     if record is None or NAMES not in record.facts:
-        return ""
+        return "fresh", ""
     title = key.partition("/")[2]
     try:
         given = read_given_names(run, title)
     except PipelineError as error:
-        return str(error)
+        return "incomplete", str(error)
     # as records have them: JSON knows no number as a name
     if {str(cluster): name for cluster, name in given.items()} == record.facts[NAMES]:
-        return ""
+        return "fresh", ""
     file = run.names_file(title).name
-    return f"{file} is not what the report was made with; the same command renders it again"
+    again = f"{file} is not what the report was made with; the same command renders it again"
+    return "incomplete", again

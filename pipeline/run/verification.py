@@ -11,6 +11,7 @@ from itertools import compress, product
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import DamageError, RunError, StaleError
 from pipeline.progress import Counter, Screen
+from pipeline.run.by_hand import BY_HAND, is_by_hand, make_refusal
 from pipeline.run.directory import RunDirectory, is_sealed
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import Files, Ledger, StageRecord
@@ -183,6 +184,8 @@ def _check(run: RunDirectory, entry: _Entry) -> tuple[str, bytes]:
         return "is gone", b""
     except (OSError, RunError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})", b""
+    if checksum(content) != entry.checksum and is_by_hand(content, entry.file):
+        return BY_HAND, b""
     if len(content) != entry.bytes:
         return f"has {len(content)} bytes, not {entry.bytes}", content
     if checksum(content) != entry.checksum:
@@ -302,8 +305,12 @@ def repair_run(
 ) -> None:
     """Make again what is damaged: the shards that a damaged file belongs to, in pipeline order.
 
-    The stages that read them stay valid: the same bytes come out again.
+    The stages that read them stay valid: the same bytes come out again. What a person has changed
+    is none, and the stage that wrote it is left alone.
     """
+    changed = [damage for damage in damages if damage.what == BY_HAND]
+    kept = {damage.key for damage in changed}
+    damages = [damage for damage in damages if damage.key not in kept]
     # a ledger that came from elsewhere may name files anywhere
     with confine_writes(run.path):
         _restore_settings(run, damages)
@@ -323,6 +330,9 @@ def repair_run(
             if not owners[damage] and store.suffix == ".zarr":
                 with run.lock(store.name, wait=True, say=screen.warn):
                     consolidate(store)
+    for key in sorted(kept):
+        names = [damage.file for damage in changed if damage.key == key]
+        raise make_refusal(run, key, names)
 
 
 def _find_owner(run: RunDirectory, stages: Stages, damage: Damage) -> str:

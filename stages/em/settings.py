@@ -59,6 +59,11 @@ class EmSettings(StageSettings):
     )
     epochs: int = setting(50, "passes over the images", ge=1)
     seed: int = setting(0, "names the order of the images and the PCA sample", ge=0)
+    keep: bool = execution_setting(
+        False,
+        "keep the fit there is, with its numbers, though images were added: they are labelled by "
+        "its prototypes",
+    )
     name: str = setting(DEFAULT_NAME, "name of the fit; a run may hold several")
     splits: tuple[str, ...] = setting(
         (), "split to fit on, repeatable; train where there is one, else all", option="--split"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,10 +16,12 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.progress import Screen
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
-from pipeline.run.ledger import ShardRecord, read_record
+from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, Training
+from pipeline.settings import describe_changes
 from pipeline.storage.arrays import read_group, write_group
+from pipeline.storage.files import fingerprint
 from stages.clustering import warn_of_unused
 from stages.em.cache import (
     Source,
@@ -31,6 +34,8 @@ from stages.em.cache import (
 from stages.em.methods import CLASS_AXES, Fit, Method, Task
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import ClassCount, estimate_classes
+
+FEATURES = "features"
 
 
 class Em(Training[EmSettings]):
@@ -89,7 +94,49 @@ class Em(Training[EmSettings]):
         if not windows:
             raise RunError(f"em: no usable image in the splits {', '.join(settings.splits)}.")
         epochs = get_method(settings).count_epochs(settings)
-        return self.plan_one(run, settings, windows, epochs, {"method": settings.method})
+        plan = self.plan_one(run, settings, windows, epochs, {"method": settings.method})
+        plan = replace(plan, sources={FEATURES: _fingerprint_features(run, settings)})
+        return self._keep(run, settings, plan) if settings.keep else plan
+
+    def _keep(self, run: RunDirectory, settings: EmSettings, plan: Plan) -> Plan:
+        """Plan the fit that there is, where it is one of the same features and settings."""
+        key = self.key(settings)
+        old = Ledger(run.state(key)).read_stage()
+        if old is None or not old.finished:
+            raise UsageError(f"--keep: there is no finished fit {key} to keep; leave it out.")
+        # which images it was fitted on is what may differ
+        left = {"splits", "student"}
+        before, now = (
+            {name: value for name, value in each.items() if name not in left}
+            for each in (old.settings, settings.output_settings())
+        )
+        changes = describe_changes(before, now)
+        if old.sources.get(FEATURES, plan.sources[FEATURES]) != plan.sources[FEATURES]:
+            changes.append(f"the {FEATURES} have changed")
+        if changes:
+            raise UsageError(
+                f"--keep: {key} cannot stay as it is ({'; '.join(changes)}); fit anew with "
+                "--no-keep, or under another --name."
+            )
+        return replace(plan, shards=[replace(plan.shards[0], fingerprint=old.shards[0])])
+
+    def protect(
+        self,
+        run: RunDirectory,
+        settings: EmSettings,
+        plan: Plan,
+        pending: Sequence[int],
+        screen: Screen,
+        *,
+        force: bool,
+    ) -> None:
+        """Refuse to fit anew what is to be kept."""
+        if settings.keep and pending:
+            why = "--force" if force else "its files are gone"
+            raise UsageError(
+                f"--keep: {self.key(settings)} would be fitted anew ({why}), and its clusters get "
+                "other numbers; say so with --no-keep."
+            )
 
     def shares_work(self, settings: EmSettings) -> bool:
         """Whether a team computes the steps."""
@@ -143,6 +190,15 @@ class Em(Training[EmSettings]):
             f"em: {len(result['usage'])} prototypes from {result['found']}, "
             f"in {run.em / settings.name}"
         ]
+
+
+def _fingerprint_features(run: RunDirectory, settings: EmSettings) -> str:
+    """Return a fingerprint of what makes the features, but for the images."""
+    extract = read_record(run, "extract")
+    own = [extract.settings.get(name) for name in ("backbone", "precision", "size")]
+    own += [extract.facts.get(name) for name in ("weights_digest", "backbone_version")]
+    head = None if settings.head is None else read_record(run, f"head/{settings.head}").digest
+    return fingerprint(extract.version, own, head)
 
 
 def get_method(settings: EmSettings) -> Method:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
@@ -14,8 +17,15 @@ from pipeline.datasets.definition import png_palette
 from pipeline.datasets.labels import LabelCounts
 from pipeline.datasets.listing import forget_listings
 from pipeline.errors import ImageError, count_of
-from pipeline.images.decoding import remove_other_labels, repaint_png, write_label
+from pipeline.images.decoding import encode_png, repaint_png
 from pipeline.progress import Screen
+from pipeline.run.by_hand import (
+    forget_notes,
+    guard_maps,
+    note_maps,
+    remove_other_maps,
+    write_maps,
+)
 from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import (
     LEFT_OUT,
@@ -66,6 +76,7 @@ from stages.evaluate.metrics import (
     summarise_splits,
     tally_images,
 )
+from stages.evaluate.names import Agreement, bind_names, carry_names, find_owner
 from stages.evaluate.probe import (
     fingerprint_probe,
     list_training_windows,
@@ -148,7 +159,9 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             "class_names": list(names),
         }
         # names that are none are refused before anything is done
-        read_given_names(run, settings.subject.title, open_named(run, settings).clusters)
+        subject, clusters = settings.subject, open_named(run, settings).clusters
+        earlier = find_owner(run, subject) not in (None, made[subject.key])
+        read_given_names(run, subject.title, None if earlier else clusters)
         if probe:
             facts["linear_probe"] = probe
         labels = fingerprint_labels(manifest, settings.splits)
@@ -158,6 +171,27 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         redo = frozenset(n for n, record in done.items() if "label_pixels" not in record.result)
         why = "an earlier version counted otherwise"
         return Plan(shards, facts, redo=redo, why=why, sources=known)
+
+    def protect(
+        self,
+        run: RunDirectory,
+        settings: EvaluateSettings,
+        plan: Plan,
+        pending: Sequence[int],
+        screen: Screen,
+        *,
+        force: bool,
+    ) -> None:
+        """Refuse to write over a map that a person has changed; note whose names there are."""
+        subject = settings.subject
+        bind_names(run, subject, find_owner(run, subject))
+        folder = run.labels(subject.title)
+        shards = {
+            n: [label_file(folder, image) for image in _list_images(run, settings, n)]
+            for n in range(len(plan.shards))
+        }
+        key = self.key(settings)
+        guard_maps(run, key, folder, shards, pending, force=force, screen=screen)
 
     def prepare(self, run: RunDirectory, settings: EvaluateSettings, plan: Plan) -> None:
         """Train the linear probe that all shards score; there is nothing to allocate."""
@@ -175,20 +209,22 @@ class Evaluate(SubjectStage[EvaluateSettings]):
     def compute(self, run: RunDirectory, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
         artefacts = open_with_probe(run, settings)
-        size = read_record(run, "extract").settings["shard_size"]
-        images = artefacts.manifest.images_starting_in(
-            shard * size, (shard + 1) * size, settings.splits
-        )
+        images = _list_images(run, settings, shard)
         backend = choose_backend(settings.crf, settings.device)
         logits = artefacts.read_logits(images, device=settings.device)
         folder = run.labels(artefacts.subject.title)
 
+        maps: dict[Path, bytes] = {}
+        fit = read_record(run, self.key(settings)).inputs[artefacts.subject.key]
+        agreement = Agreement(run, artefacts.subject, fit, shard)
+
         def finish(
             image: Image, labelling: Labelling
-        ) -> tuple[dict[str, Any], str | None, LabelCounts | None]:
+        ) -> tuple[dict[str, Any], str | None, LabelCounts | None, NDArray[np.int64] | None]:
             cover = artefacts.cover(image)
             labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
-            write_label(label_file(folder, image), labels, png_palette(()))
+            agreed = agreement.count(label_file(folder, image), labels)
+            maps[label_file(folder, image)] = encode_png(labels, png_palette(()))
             truth, reason, counts = None, None, None
             try:
                 if (found := artefacts.count_truth(image)) is not None:
@@ -203,7 +239,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
                     if name != MAIN
                 }
             clusters = artefacts.clusters
-            return count_image(image, labels, labelling, clusters, truth, others), reason, counts
+            row = count_image(image, labels, labelling, clusters, truth, others)
+            return row, reason, counts, agreed
 
         main = {row: values[MAIN] for row, values in logits.items()}
         ends = label_images(
@@ -211,13 +248,16 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         )
         rows, unreadable = [], {}
         pixels: dict[str, LabelCounts] = {}
-        for image, (row, reason, counts) in zip(images, ends, strict=True):
+        for image, (row, reason, counts, agreed) in zip(images, ends, strict=True):
             rows.append(row)
+            agreement.add(agreed)
             if counts is not None:
                 pixels.setdefault(image.split, LabelCounts()).add(counts)
             if reason is not None:
                 unreadable[image.path] = reason
             announce(advance=1)
+        agreement.write()
+        write_maps(run, self.key(settings), shard, maps)
         write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(rows))
         return {
             "unreadable_labels": unreadable,
@@ -243,18 +283,21 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         """Match clusters to classes over each split, and write the metrics."""
         artefacts = open_with_probe(run, settings)
         manifest, title = artefacts.manifest, artefacts.subject.title
-        folder = run.labels(title)
+        subject, own, folder = artefacts.subject, self.key(settings), run.labels(title)
         images = [i for i in manifest.images if i.ok and i.split in settings.splits]
-        removed = remove_other_labels(folder, {label_file(folder, image) for image in images})
+        keep = {label_file(folder, image) for image in images}
+        removed, left = remove_other_maps(run, own, folder, keep)
         if removed:
-            screen.note(
-                f"evaluate: removed {count_of(removed, 'label maps')} of an earlier evaluation"
-            )
+            many = count_of(len(removed), "label maps")
+            screen.note(f"evaluate: removed {many} of an earlier evaluation")
+        if left:
+            many = count_of(len(left), "PNGs")
+            screen.warn(f"evaluate wrote {many} in {folder} never, and leaves them ({left[0]}).")
+        carry_names(run, subject, read_record(run, own).inputs[subject.key], screen)
         unreadable = _collect_unreadable(run, settings, records)
         for path, reason in list(unreadable.items())[:1]:
             more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             screen.warn(f"label map of {path} is left out of the scores: {reason}{more}")
-        subject, own = artefacts.subject, self.key(settings)
         write_json(run.state(own) / LEFT_OUT, unreadable)
         remove_other_counts(run, subject, records)
         tables = read_counts(run, subject, records)
@@ -290,6 +333,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         write_json(report / "metrics.json", metrics)
         look = Evaluation(run, subject, read_record(run, own)).look()
         _paint_labels(run, own, records, look)
+        forget_notes(run, own)
         tables = read_counts(run, subject, records)
         scores = score_images(tables, metrics["splits"], manifest.images)
         write_bytes(report / "images.parquet", encode_table(scores))
@@ -321,25 +365,32 @@ def _paint_labels(
     wanted = "" if palette == png_palette(()) else checksum(palette)
     ledger, threads = Ledger(run.state(key)), count_threads()
 
-    def paint(entry: tuple[str, tuple[int, str]]) -> None:
-        file, (_, digest) = run.path / entry[0], entry[1]
+    ours: dict[str, list[str]] = {}
+
+    def paint(entry: tuple[str, tuple[int, str]]) -> tuple[Path, bytes] | None:
+        file = run.path / entry[0]
         content = file.read_bytes()
         # one that somebody has changed since is theirs
-        if checksum(content) == digest:
-            write_bytes(file, repaint_png(content, palette))
+        mine = checksum(content) in ours[entry[0]]
+        return (file, repaint_png(content, palette)) if mine else None
 
     for number, record in records.items():
         if record.result.get(_PALETTE, "") == wanted:
             continue
-        # the ledger forgets a shard before its bytes change
-        ledger.drop(number)
-        maps = [entry for entry in record.files.items() if entry[0].endswith(".png")]
+        entries = [entry for entry in record.files.items() if entry[0].endswith(".png")]
+        # killed here, what is painted already is known by these notes, and no label is lost
+        ours |= note_maps(run, key, number, {name: total for name, (_, total) in entries})
+        painted = dict(filter(None, map_ahead(paint, entries, threads, 2 * threads)))
         with note_writes() as written:
-            for _ in map_ahead(paint, maps, threads, 2 * threads):
-                pass
+            write_maps(run, key, number, painted)
         files = {**record.files, **list_files(run, written)}
         result = {**record.result, _PALETTE: wanted}
         ledger.commit(replace(record, result=result, files=files))
+
+
+def _list_images(run: RunDirectory, settings: EvaluateSettings, shard: int) -> Sequence[Image]:
+    size = read_record(run, "extract").settings["shard_size"]
+    return read_manifest(run).images_starting_in(shard * size, (shard + 1) * size, settings.splits)
 
 
 def _collect_unreadable(

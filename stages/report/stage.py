@@ -47,12 +47,6 @@ class Report(SubjectStage[ReportSettings]):
         )
         old = Ledger(run.state(self.key(settings))).read_stage()
         if old is not None:
-            earlier = old.inputs.get(made, digests[made]) != digests[made]
-            if given and earlier and old.facts.get(NAMES) == names:
-                screen.warn(
-                    f"{run.names_file(title)} was written for an earlier {made}, whose numbers "
-                    "stood for other clusters: look whether its names still fit."
-                )
             again = old.shards != [print_] or not _page(run, settings).exists()
             if again and old.inputs.get(evaluate) == digests[evaluate]:
                 # an evaluation that is passed over does not say its scores itself

@@ -94,6 +94,7 @@ OTHERS: dict[str, dict[str, object]] = {
         "mirror": False,
         "epochs": 4,
         "seed": 1,
+        "keep": True,
         "name": None,
         "splits": None,
         "learning_rate": 0.1,

@@ -20,8 +20,25 @@ from stages.scores import (
     count_confusion,
     list_parts,
     match_clusters,
+    pair_clusters,
     score_assignment,
 )
+
+
+@pytest.mark.parametrize(
+    ("agreement", "pairs"),
+    [
+        ([[0, 9], [8, 1]], {0: 1, 1: 0}),
+        ([[5, 5], [0, 9]], {1: 1}),  # exactly half is not more than half
+        ([[6, 5], [0, 9]], {0: 0, 1: 1}),
+        ([[6], [7]], {1: 0}),  # two in one: the larger takes it, for it is more than half
+        ([[5, 1, 4]], {}),  # one in three
+        ([[0, 0], [0, 3]], {1: 1}),  # one that was not there
+        ([[0]], {}),
+    ],
+)
+def test_pairs_that_are_clear(agreement: list[list[int]], pairs: dict[int, int]) -> None:
+    assert pair_clusters(np.array(agreement, np.int64)) == pairs
 
 
 def test_confusion_by_hand_ignored_pixels_left_out() -> None:

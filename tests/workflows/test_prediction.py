@@ -328,3 +328,53 @@ def test_a_real_network_gives_the_bytes_of_its_run(
     predict(tmp_path / "in", tmp_path / "out", prototypes=file, weights=weights, batch_size=3)
     assert read_maps(tmp_path / "out") == wanted
     assert len(wanted) == 3
+
+
+@pytest.fixture
+def corrected(predict: Predict, photographs: Path, tmp_path: Path) -> tuple[Path, bytes]:
+    """A label map of a prediction that somebody has painted over."""
+    predict(photographs, tmp_path / "out", crf="none")
+    label = tmp_path / "out/part 0/scene 0.png"
+    with Image.open(label) as image:
+        image.load()
+    image.paste(2, (0, 0, 40, 40))
+    image.save(label)
+    return label, label.read_bytes()
+
+
+def test_a_corrected_map_is_not_written_over(
+    predict: Predict, photographs: Path, corrected: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    label, content = corrected
+    before = read_maps(tmp_path / "out")
+    predict(photographs, tmp_path / "out", crf="none")  # up to date: kept as it is
+    with pytest.raises(RunError, match=r"scene 0\.png was changed by hand since predict wrote it"):
+        predict(photographs, tmp_path / "out")
+    assert read_maps(tmp_path / "out") == before
+    # nor removed, where its image cannot be read any more
+    (photographs / "part 0/scene 0.png").write_bytes(b"no image")
+    lines = predict(photographs, tmp_path / "out")
+    assert label.read_bytes() == content
+    assert "1 label map of images that are gone are left" in lines[-1].replace("maps", "map")
+
+
+def test_maps_of_a_killed_prediction_are_no_persons(
+    predict: Predict, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(photographs, tmp_path / "out")
+    write, count = prediction.write_bytes, 0
+
+    def die(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return write(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prediction, "write_bytes", die)
+        predict(photographs, tmp_path / "out", crf="none")
+    wanted = tmp_path / "wanted"
+    predict(photographs, wanted, crf="numba")
+    predict(photographs, tmp_path / "out", crf="numba")
+    assert read_maps(tmp_path / "out") == read_maps(wanted)

@@ -37,14 +37,16 @@ from pipeline.errors import (
 )
 from pipeline.images import decoding
 from pipeline.images.decoding import (
+    encode_png,
+    is_whole_image,
     probe_image,
     read_label,
     read_rgb,
-    remove_other_labels,
-    write_label,
+    remove_files,
 )
 from pipeline.run.frames import read_frame
 from pipeline.run.manifest import Image as ListedImage
+from pipeline.storage.files import write_bytes
 
 COLOURS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [255, 255, 255], [0, 0, 0]]],
@@ -557,6 +559,10 @@ def test_label_in_mat_of_what_is_no_number(tmp_path: Path) -> None:
             read_label(tmp_path / "a.mat")
 
 
+def write_label(path: Path, labels: np.ndarray, palette: bytes) -> None:
+    write_bytes(path, encode_png(labels, palette))
+
+
 PALETTE = bytes((37 * i + c) % 256 for i in range(256) for c in range(3))
 
 
@@ -599,31 +605,41 @@ def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path: Path) -> None
         write_label(tmp_path / "val" / "a.png", np.zeros((2, 2), np.uint8), PALETTE)
 
 
-def test_other_labels_are_removed(tmp_path: Path) -> None:
+def test_empty_folders_go_with_their_files(tmp_path: Path) -> None:
     keep = {tmp_path / "val" / "a.png", tmp_path / "val" / "dir.png" / "b.png"}
     others = [tmp_path / "train" / "deep" / "c.png", tmp_path / "val" / "d.png"]
     for path in [*keep, *others]:
         write_label(path, np.zeros((2, 2), np.uint8), PALETTE)
-    (tmp_path / "val" / "classes.txt").write_text("a\n")
-    assert remove_other_labels(tmp_path, keep) == 2
-    left = {p for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {*keep, tmp_path / "val" / "classes.txt"}
+    remove_files(tmp_path, others)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == keep
     assert not (tmp_path / "train").exists()
-    assert remove_other_labels(tmp_path, keep) == 0
-    assert remove_other_labels(tmp_path / "none", keep) == 0
+    remove_files(tmp_path / "none", ())
 
 
 def test_links_below_the_labels_are_left_alone(tmp_path: Path) -> None:
     outside, labels = tmp_path / "outside", tmp_path / "labels"
     (outside / "empty").mkdir(parents=True)
-    (outside / "precious.png").write_bytes(b"precious")
     labels.mkdir()
-    (labels / "full").symlink_to(outside)
     (labels / "empty").symlink_to(outside / "empty")
     (labels / "old.png").write_bytes(b"old")
-    assert remove_other_labels(labels, set()) == 1
-    assert (outside / "precious.png").read_bytes() == b"precious"
+    remove_files(labels, [labels / "old.png"])
     assert (outside / "empty").is_dir()
+    assert not (labels / "old.png").exists()
+
+
+def test_a_whole_image_has_all_its_bits() -> None:
+    labels = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    content = encode_png(labels, PALETTE)
+    assert is_whole_image(content)
+    for bit in range(0, 8 * len(content), 5):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        assert not is_whole_image(bytes(broken)), bit
+    for end in (0, 1, 20, len(content) - 12, len(content) - 1):
+        assert not is_whole_image(content[:end]), end
+    buffer = io.BytesIO()
+    Image.fromarray(labels).save(buffer, "BMP")  # whatever an editor makes of it
+    assert is_whole_image(buffer.getvalue())
 
 
 READERS: tuple[Callable[[Path], Any], ...] = (probe_image, read_rgb, read_label)

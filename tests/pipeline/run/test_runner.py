@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ class SquareSettings(StageSettings):
     power: int = setting(2, "power")
     note: str = setting("", "changes no shard")
     speed: int = execution_setting(1, "changes nothing")
+    device: str = execution_setting("cpu", "where")
 
 
 class Trouble:
@@ -169,7 +170,13 @@ def test_a_first_run_computes_all_shards(
     record = read_record(run, "square")
     assert record.finished
     assert record.settings == {"length": 5, "power": 2, "note": ""}
-    assert run.read_settings("square") == {"length": 5, "power": 2, "note": "", "speed": 1}
+    assert run.read_settings("square") == {
+        "length": 5,
+        "power": 2,
+        "note": "",
+        "speed": 1,
+        "device": "cpu",
+    }
     records = Ledger(run.state("square")).read_shards()
     assert [(r.items, r.result) for r in records.values()] == [
         (2, {"sum": 2}),
@@ -307,7 +314,7 @@ def test_a_lone_shard_raises_its_own_sentence(run: RunDirectory) -> None:
 def test_a_record_is_dropped_before_its_bytes_change(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # compute() asserts the same of every shard
+    # compute() asserts the same of every shard, those that --force computes again, too
     square(run)
     seen: list[list[int]] = []
 
@@ -322,7 +329,61 @@ def test_a_record_is_dropped_before_its_bytes_change(
     square(run, length=7)
     square(run, power=3)
     square(run, power=3, execution=Execution(force=True))
-    assert seen == [[0, 1], [], []]
+    assert seen == [[0, 1], [], [0, 1, 2]]
+
+
+def test_force_forgets_a_shard_as_its_computation_starts(run: RunDirectory) -> None:
+    square(run)
+    Trouble.on_shard = {1: KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        square(run, execution=Execution(force=True))
+    assert list(Ledger(run.state("square")).read_shards()) == [0, 2]
+    assert inspect_stage(run, "square").state == "incomplete"
+    Trouble.on_shard = {}
+    assert square(run) == ["prepare", 1, "finish"]
+
+
+@pytest.mark.parametrize(
+    ("execution", "settings", "said"),
+    [
+        (Execution(scheduler="tcp://127.0.0.1:1"), {}, "no dask scheduler answers"),
+        (Execution(scheduler="127.0.0.1"), {}, "no dask scheduler answers"),
+        (Execution(), {"device": "cuda:77"}, "cuda"),
+        (Execution(workers=2), {"device": "cuda:77"}, "cuda"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_what_cannot_be_run_forgets_nothing(
+    run: RunDirectory, execution: Execution, settings: dict[str, Any], said: str, force: bool
+) -> None:
+    square(run)
+    before = files(run.path)
+    with pytest.raises(PipelineError, match=said):
+        square(
+            run,
+            execution=replace(execution, force=force),
+            power=2 if force else 3,
+            **settings,
+        )
+    assert files(run.path) == before
+    assert Trouble.calls == []
+    assert inspect_stage(run, "square").state == "fresh"
+
+
+def test_a_stage_of_one_that_is_incomplete_is_not_fresh(run: RunDirectory) -> None:
+    square(run)
+    double(run)
+    Trouble.on_shard = {1: KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        square(run, execution=Execution(force=True))
+    condition = inspect_stage(run, "double")
+    assert (condition.state, condition.reason) == ("stale", "square is incomplete")
+    Trouble.on_shard = {}
+    square(run)
+    assert inspect_stage(run, "double").state == "fresh"
+    assert double(run) == []
+    Ledger(run.state("square")).drop(1)
+    assert inspect_stage(run, "double").reason == "square is incomplete"
 
 
 @pytest.mark.parametrize("place", ["before_write", "on_shard"])

@@ -1,0 +1,203 @@
+"""What a person has changed in a run is neither written over nor removed, whoever would write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.run import by_hand
+from stages.evaluate import stage as evaluate_stage
+from tests.end_to_end.conftest import Invoke, hash_tree
+from tests.end_to_end.test_staleness import make_run, read_status
+
+QUIET = "--no-progress"
+
+
+@pytest.fixture
+def run(invoke: Invoke, tmp_path: Path) -> Path:
+    """A finished run of six scenes of its own, in two shards."""
+    return make_run(tmp_path, invoke)
+
+
+def paint(run: Path, number: int = 1) -> tuple[Path, bytes]:
+    """Correct a label map, as somebody does in an editor that keeps the palette."""
+    label = sorted((run / "labels").rglob("*.png"))[number]
+    with Image.open(label) as image:
+        ids = np.array(image)
+        ids[: len(ids) // 2] = 2
+        corrected = Image.fromarray(ids)
+        corrected.putpalette(image.getpalette() or [])
+    corrected.save(label)
+    return label, label.read_bytes()
+
+
+def refuse(run: Path, invoke: Invoke, label: Path, *arguments: object) -> str:
+    """Run a command that must refuse, in one sentence, and change nothing that is computed."""
+    before = hash_tree(run)
+    lines = invoke(*arguments, QUIET, code=1).output.splitlines()
+    assert hash_tree(run) == before
+    name = label.relative_to(run).as_posix()
+    said = [line for line in lines if line.startswith("primaps-pipe: ")]
+    assert said == [
+        f"primaps-pipe: {name} was changed by hand since evaluate wrote it; to keep it, move it to "
+        f"{run / 'corrections'}; to drop it, run `primaps-pipe evaluate {run} --force`."
+    ]
+    return "\n".join(lines)
+
+
+def test_evaluate_stops_before_a_corrected_map(run: Path, invoke: Invoke) -> None:
+    before = hash_tree(run / "labels")
+    label, content = paint(run)
+    assert "is gone" not in refuse(run, invoke, label, "evaluate", run)
+    invoke("evaluate", run, "--dry-run", QUIET)
+    # kept
+    (run / "corrections").mkdir()
+    label.rename(run / "corrections" / label.name)
+    invoke("evaluate", run, QUIET)
+    assert hash_tree(run / "labels") == before
+    assert (run / "corrections" / label.name).read_bytes() == content
+    # dropped
+    paint(run)
+    assert "was changed by hand, and is dropped" in invoke("evaluate", run, "--force", QUIET).output
+    assert hash_tree(run / "labels") == before
+    assert not (run / "state/evaluate/default/maps").exists()
+
+
+def test_a_change_of_the_same_size_is_noticed_before_it_is_touched(
+    run: Path, invoke: Invoke
+) -> None:
+    label = next((run / "labels").rglob("*.png"))
+    size = label.stat().st_size
+    with Image.open(label) as image:
+        image.load()
+    image.putpalette([7] * 768)
+    image.save(label)
+    assert label.stat().st_size == size
+    assert "nothing to do" in invoke("evaluate", run, QUIET).output
+    refuse(run, invoke, label, "evaluate", run, "--crf", "numba")
+
+
+@pytest.mark.parametrize("change", ["a fit", "a setting", "an image less"])
+def test_whatever_makes_evaluate_run(
+    run: Path, invoke: Invoke, tmp_path: Path, change: str
+) -> None:
+    label, content = paint(run, 0)
+    options: list[object] = []
+    if change == "a fit":
+        invoke("em", run, "--seed", 7, QUIET)
+    elif change == "a setting":
+        options = ["--cosine-gain", 3]
+    else:
+        # its label map would be removed as that of an image that is gone
+        (tmp_path / "data/photographs" / label.relative_to(run / "labels/all")).unlink()
+        for stage in ("extract", "masks", "em"):
+            invoke(stage, run, QUIET)
+    refuse(run, invoke, label, "evaluate", run, *options)
+    assert label.read_bytes() == content
+
+
+def test_status_and_verify_say_so(run: Path, invoke: Invoke) -> None:
+    label, content = paint(run)
+    name = label.relative_to(run).as_posix()
+    state, reason = read_status(run, invoke)["evaluate/default"]
+    assert state == "stale"
+    assert reason.startswith(f"{name} was changed by hand since evaluate wrote it; to keep it")
+    assert "gone" not in reason
+    output = invoke("verify", run, code=1).output
+    assert f"{name} was changed by hand" in output
+    # another map of the same shard is damaged, and so are the proposals
+    other = sorted((run / "labels").rglob("*.png"))[0]
+    for file in (other, run / "masks.zarr/proposals/c/0/0/0"):
+        broken = bytearray(file.read_bytes())
+        broken[len(broken) // 2] ^= 1
+        file.write_bytes(broken)
+    proposals = hash_tree(run / "masks.zarr")
+    output = invoke("verify", run, "--repair", QUIET, code=1).output
+    assert f"primaps-pipe: {name} was changed by hand since evaluate wrote it" in output
+    assert label.read_bytes() == content
+    assert hash_tree(run / "masks.zarr") != proposals
+    label.unlink()
+    assert invoke("verify", run, "--repair", QUIET).output.endswith("all as written\n")
+
+
+def test_a_cut_map_is_still_damage(run: Path, invoke: Invoke) -> None:
+    before = hash_tree(run / "labels")
+    label = next((run / "labels").rglob("*.png"))
+    label.write_bytes(label.read_bytes()[:-20])
+    assert "is gone or cut" in read_status(run, invoke)["evaluate/default"][1]
+    invoke("evaluate", run, QUIET)
+    assert hash_tree(run / "labels") == before
+
+
+def test_a_picture_of_ones_own_among_the_maps_stays(run: Path, invoke: Invoke) -> None:
+    mine = run / "labels/all/part 0/scene 0 (mine).png"
+    shutil.copy(run / "labels/all/part 0/scene 0.png", mine)
+    content = mine.read_bytes()
+    output = invoke("evaluate", run, "--force", QUIET).output
+    assert "1 PNG" in output
+    assert "scene 0 (mine).png" in output
+    assert mine.read_bytes() == content
+
+
+@pytest.fixture
+def killed(run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Kill an evaluation of other labels when a shard has written its maps, but for its record."""
+
+    def kill() -> None:
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate_stage, "encode_counts", die)
+            invoke("evaluate", run, "--crf", "numba", QUIET, code=130)
+
+    return kill
+
+
+def test_maps_of_a_killed_evaluation_are_no_persons(
+    run: Path, invoke: Invoke, killed: Callable[[], None]
+) -> None:
+    before = hash_tree(run / "labels")
+    killed()
+    assert hash_tree(run / "labels") != before
+    invoke("evaluate", run, "--crf", "none", QUIET)
+    assert hash_tree(run / "labels") == before
+
+
+def test_a_correction_after_a_kill_is_a_persons(
+    run: Path, invoke: Invoke, killed: Callable[[], None]
+) -> None:
+    killed()
+    label, content = paint(run, 0)
+    message = invoke("evaluate", run, "--crf", "none", QUIET, code=1).output
+    assert "was changed by hand" in message
+    assert label.read_bytes() == content
+
+
+def test_a_correction_while_evaluate_is_at_work_is_a_persons(
+    run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, painted = by_hand.guard_maps, []
+
+    def paint_after(*arguments: object, **options: object) -> None:
+        guard(*arguments, **options)  # type: ignore[arg-type]
+        painted.append(paint(run, 0))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_stage, "guard_maps", paint_after)
+        message = invoke("evaluate", run, "--crf", "numba", QUIET, code=1).output
+    assert "was changed by hand" in message
+    label, content = painted[0]
+    assert label.read_bytes() == content
+
+
+def test_records_that_are_lost_make_no_map_a_persons(run: Path, invoke: Invoke) -> None:
+    before = hash_tree(run / "labels")
+    shutil.rmtree(run / "state/evaluate/default/shards")
+    invoke("evaluate", run, QUIET)
+    assert hash_tree(run / "labels") == before
