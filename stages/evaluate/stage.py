@@ -292,7 +292,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             screen.note(f"evaluate: removed {many} of an earlier evaluation")
         if left:
             many = count_of(len(left), "PNGs")
-            screen.warn(f"evaluate wrote {many} in {folder} never, and leaves them ({left[0]}).")
+            screen.warn(f"evaluate did not write {many} in {folder}, and leaves them ({left[0]}).")
         carry_names(run, subject, read_record(run, own).inputs[subject.key], screen)
         unreadable = _collect_unreadable(run, settings, records)
         for path, reason in list(unreadable.items())[:1]:

@@ -212,12 +212,15 @@ def compare_trees(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
     ]
 
 
-def list_records(run: Path) -> dict[Path, tuple[int, int]]:
-    """Identify the ledger's records of finished shards: path -> inode and time of writing."""
+def list_records(run: Path) -> dict[Path, tuple[str, float]]:
+    """Identify the computations of finished shards by their records: path -> of what, how long.
+
+    What a stage adds to a record at its end, such as the palette of label maps, is none.
+    """
     records = {}
     for path in run.glob("state/**/shards/*.json"):
-        status = path.stat()
-        records[path] = (status.st_ino, status.st_mtime_ns)
+        record = json.loads(path.read_bytes())
+        records[path] = (record["fingerprint"], record["seconds"])
     return records
 
 
