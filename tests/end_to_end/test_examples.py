@@ -45,10 +45,11 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a run in the place of the demo's, of scenes instead of photographs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRIMAPS_CACHE_DIR", str(tmp_path / "cache"))
-    write_scenes(tmp_path / "scenes", 4)
+    # enough proposals to count classes
+    write_scenes(tmp_path / "scenes", 8)
     images = tmp_path / "runs/demo/photographs/images"
     images.mkdir(parents=True)
-    for number in range(4):
+    for number in range(8):
         name = "astronaut" if number == 0 else f"scene {number}"
         scene = tmp_path / "scenes/photographs" / f"part {number % 2}" / f"scene {number}.png"
         shutil.copy(scene, images / f"{name}.png")

@@ -75,6 +75,14 @@ OTHERS: dict[str, dict[str, object]] = {
         "root": None,
         "labels": None,
         "weights": None,
+        # which files, and what of each: tests/pipeline/datasets/test_masks.py, and
+        # tests/pipeline/images/test_reading.py
+        "include": None,
+        "exclude": None,
+        "range": None,
+        "bands": None,
+        "pages": None,
+        "max_pixels": None,
     },
     "masks": {
         "threshold": 0.6,
