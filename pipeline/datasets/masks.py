@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.datasets.labels import pack_colours
 from pipeline.errors import ImageError
 from pipeline.images.decoding import read_label
+from pipeline.images.formats import find_suffix
 
 MOST_VALUES = 64
 """A picture of more values is no label map."""
@@ -35,7 +36,7 @@ def find_masks(root: Path, paths: Sequence[str]) -> set[str]:
     partners = _pair(paths)
     folders: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in paths:
-        if PurePosixPath(path).suffix.lower() in _LOSSLESS and partners:
+        if find_suffix(path) in _LOSSLESS and partners:
             folders[PurePosixPath(path).parent.name, PurePosixPath(path).suffix].append(path)
     groups = list(folders.values())
     if len(groups) > _MOST_GROUPS:
@@ -70,14 +71,14 @@ def _pair(paths: Collection[str]) -> dict[str, str]:
     named: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         same = named[PurePosixPath(path).stem]
-        lossy = PurePosixPath(path).suffix.lower() not in _LOSSLESS
+        lossy = find_suffix(path) not in _LOSSLESS
         # two are enough to find another, and a photograph's own format comes first
         if lossy or len(same) < 2:
             same.insert(0 if lossy else len(same), path)
             del same[2:]
     pairs = {}
     for path in paths:
-        if PurePosixPath(path).suffix.lower() in _LOSSLESS:
+        if find_suffix(path) in _LOSSLESS:
             stem = PurePosixPath(path).stem
             same = named.get(stem, []) + named.get(_ENDING.sub("", stem), [])
             other = next((each for each in same if each != path), None)

@@ -75,7 +75,7 @@ def guard_maps(
     ``shards`` names the maps of every shard, of which some are ``pending``; ``force`` gives up what
     was changed.
     """
-    known, found = _list_known(run, key), _list_found(run, folder)
+    known, found = _list_known(run, key), _list_found(run, folder, ())
     other = (n for n, total in found.items() if n in known and total not in known[n])
     changed = find_by_hand(run, other)
     if changed and not force:
@@ -139,8 +139,7 @@ def remove_other_maps(
     from pipeline.images.decoding import remove_files
 
     ours = read_checked_json(_notes(run, key) / f"{_OTHERS}.json") or {}
-    kept = {run.name_file(path) for path in keep}
-    found = {n: total for n, total in _list_found(run, folder).items() if n not in kept}
+    found = _list_found(run, folder, keep)
     mine = {name for name, total in found.items() if total in ours.get(name, ())}
     remove_files(folder, (run.path / name for name in mine))
     return sorted(mine), sorted(found.keys() - mine)
@@ -166,9 +165,11 @@ def _list_known(run: RunDirectory, key: str) -> dict[str, set[str]]:
     return known
 
 
-def _list_found(run: RunDirectory, folder: Path) -> dict[str, str]:
-    """Return the checksums of the maps below a folder."""
-    files = (file for file in find_files(folder) if file.suffix == ".png")
+def _list_found(run: RunDirectory, folder: Path, keep: Collection[Path]) -> dict[str, str]:
+    """Return the checksums of the maps below a folder, but for some; those are not read."""
+    kept = {run.name_file(file) for file in keep}
+    found = (file for file in find_files(folder) if file.suffix == ".png")
+    files = (file for file in found if run.name_file(file) not in kept)
     read = _map(lambda file: (file, _read(file)), files)
     return {run.name_file(file): checksum(content) for file, content in read if content is not None}
 

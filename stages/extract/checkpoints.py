@@ -14,7 +14,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def list_files(path: Path) -> list[Path]:
     if missing or not names:
         raise WeightsError(
             f"{path} is the index of weights in {count_of(len(names), 'files')}, not all of which "
-            f"lie beside it ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): "
+            f"lie beside it ({shorten(missing)}): "
             "download them into its folder."
         )
     return [path.parent / name for name in names]
@@ -195,12 +195,17 @@ def _explain_refusal(path: Path) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError):
         names = []
-    found = f" ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    found = f" ({shorten(sorted(names))})" if names else ""
     either = "" if names else "it is damaged, or "
     return (
         f"{either}it holds objects beside weights{found}, which could run code when they are "
         "loaded; save its state dict as .safetensors and name that file"
     )
+
+
+def shorten(names: Sequence[str]) -> str:
+    """List the first three names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def first_line(error: Exception) -> str:

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import UsageError, WeightsError, count_of
 from stages.extract.backbones import BACKBONES, TIMM, Backbone, Floats, no_attention
-from stages.extract.checkpoints import Network, adapt_names, read_network
+from stages.extract.checkpoints import Network, adapt_names, read_network, shorten
 from stages.extract.names import OTHER_NAMES, find_timm_name
 from stages.extract.weights import HUB_PREFIXES, Report, WeightsFile, fetch_config, find_weights
 
@@ -200,7 +200,7 @@ def _load(model: nn.Module, weights: WeightsFile, name: str) -> None:
     if broken:
         raise WeightsError(
             f"The weights ({weights.source}) are damaged: {count_of(len(broken), 'parameters')} "
-            f"with values that are not finite ({_shorten(broken)}); take another file."
+            f"with values that are not finite ({shorten(broken)}); take another file."
         )
     model.load_state_dict(state, strict=True)
 
@@ -224,7 +224,7 @@ def _fit(model: nn.Module, network: Network, weights: WeightsFile, name: str) ->
     }
     faults = [
         f"{count_of(len(keys), 'parameters')} {'is' if len(keys) == 1 else 'are'} {what} "
-        f"({_shorten(sorted(keys))})"
+        f"({shorten(sorted(keys))})"
         for what, keys in wrong.items()
         if keys
     ]
@@ -267,10 +267,6 @@ def _filter(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tenso
     with contextlib.redirect_stdout(io.StringIO()):  # it prints while it looks for a bias
         renamed: Mapping[str, Tensor] = rename(dict(state), model)
     return renamed
-
-
-def _shorten(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 def _in_float32(
