@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -231,8 +231,8 @@ def test_a_shard_that_shares_its_work_is_computed_here_with_a_team() -> None:
 WARNINGS: list[dict[str, Any]] = []
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
+@contextmanager
+def open_cluster() -> Iterator[Client]:
     with (
         LocalCluster(
             n_workers=2,
@@ -243,6 +243,19 @@ def client() -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with open_cluster() as client:
+        yield client
+
+
+@pytest.fixture
+def whole_client() -> Iterator[Client]:
+    """Give a cluster of its own: of one that others kill workers of, one may not have come back."""
+    with open_cluster() as client:
         yield client
 
 
@@ -383,13 +396,13 @@ def double(made: tuple[int, int]) -> int:
 
 
 def test_calls_and_pieces_of_a_worker_that_goes_blind_are_done_by_others(
-    client: Client, tmp_path: Path
+    whole_client: Client, tmp_path: Path
 ) -> None:
     check = partial(work_for_one, tmp_path, os.getpid())
     told: list[Any] = []
     calls = [(number, tmp_path) for number in range(6)]
     names = [str(number) for number in range(6)]
-    ends = scheduler._compute_distributed(client, go_blind, calls, names, told.append, check)
+    ends = scheduler._compute_distributed(whole_client, go_blind, calls, names, told.append, check)
     done = {end.index: end for end in ends}
     assert str(done.pop(1).error) == "all are blind to piece 1"
     assert [done[index].value[0] for index in sorted(done)] == [0, 2, 3, 4, 5]
@@ -400,7 +413,7 @@ def test_calls_and_pieces_of_a_worker_that_goes_blind_are_done_by_others(
 
     for file in tmp_path.iterdir():
         file.unlink()
-    with ClusterTeam(lambda: nullcontext(client), told.append, check) as team:
+    with ClusterTeam(lambda: nullcontext(whole_client), told.append, check) as team:
         made = [team.start(go_blind, number, tmp_path) for number in (2, 3, 4, 5)]
         assert team.map(double, [(piece,) for piece in made]) == [4, 6, 8, 10]
         with pytest.raises(ImageError, match=r"^all are blind to piece 1$"):
