@@ -81,7 +81,7 @@ def make_content(*, labels: bool = True, crf: bool = True) -> Content:
         "curves": draw_fit(fit, {"score_units": {"silhouette": "cosine"}}, COLOURS),
         "clusters": tuple(_make_card(cluster, labels=labels, crf=crf) for cluster in range(4)),
         "warnings": ("One class is hardly used.",),
-        "names_file": "names.yaml",
+        "names_file": "corrections/names.yaml",
         "unusual": (),
         "repeatability": "",
         "suggestions": (),

@@ -66,6 +66,7 @@ class RunDirectory:
     masks = _Place("masks.zarr")  # proposal ids per pixel, pooled features and areas per proposal
     em = _Place("em.zarr")  # one group per fit
     heads = _Place("heads.zarr")  # one group per trained head
+    corrections = _Place("corrections")  # what a person says; no stage writes below it
 
     def codes(self, name: str) -> Path:
         """Return the store of the codes that the head ``name`` makes of the features."""
@@ -80,8 +81,20 @@ class RunDirectory:
         return self.path / suffixed("report", name)
 
     def names_file(self, title: str) -> Path:
-        """Return the file in which the user names the clusters of the fit or head ``title``."""
-        return self.path / f"{suffixed('names', title)}.yaml"
+        """Return the file in which the user names the clusters of the fit or head ``title``.
+
+        One that lies in the run itself, where it was looked for once, stays in use.
+        """
+        name = f"{suffixed('names', title)}.yaml"
+        file, old = self.corrections / name, self.path / name
+        if not old.exists():
+            return file
+        if file.exists():
+            raise RunError(
+                f"names lie in {old} and in {file}; write those that count into {file}, and remove "
+                "the other."
+            )
+        return old
 
     def state(self, key: str) -> Path:
         """Return the ledger folder of a stage (``extract``, ``em/k12``)."""

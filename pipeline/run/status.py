@@ -274,6 +274,6 @@ def _find_gone(
     # as records have them: JSON knows no number as a name
     if {str(cluster): name for cluster, name in given.items()} == record.facts[NAMES]:
         return "fresh", ""
-    file = run.names_file(title).name
+    file = run.name_file(run.names_file(title))
     again = f"{file} is not what the report was made with; the same command renders it again"
     return "incomplete", again

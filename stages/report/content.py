@@ -179,7 +179,7 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
                 rejected, f"more images were rejected: the reasons are in {run.manifest_file}"
             ),
         ],
-        "names_file": run.names_file(subject.title).name,
+        "names_file": run.name_file(run.names_file(subject.title)),
         "unusual": describe_unusual(metrics["counts"]),
         "repeatability": describe_repeatability(metrics["counts"]),
         "sample_note": sample_note,

@@ -70,8 +70,8 @@ FOREIGN = re.compile(
 # blocks of YAML and CSV that a page tells the reader to save, in their order
 SAVED = {
     "docs/datasets/index.md": ("photographs.csv",),
-    OWN: ("runs/mine/names.yaml",),
-    "docs/stages/evaluate.md": ("runs/mine/names.yaml",),
+    OWN: ("runs/mine/corrections/names.yaml",),
+    "docs/stages/evaluate.md": ("runs/mine/corrections/names.yaml",),
 }
 
 # pages whose Python is run where the reader is; the others' wants a cluster
@@ -120,7 +120,9 @@ class Reader:
         saved = iter(SAVED.get(page, ()))
         for language, block in find_blocks(list_pages()[page]):
             if language in ("yaml", "csv") and page in SAVED:
-                Path(next(saved)).write_text(block, encoding="utf-8")
+                file = Path(next(saved))
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(block, encoding="utf-8")
             if language == "sh":
                 for line in filter(None, map(str.strip, block.splitlines())):
                     self._run(page, line)

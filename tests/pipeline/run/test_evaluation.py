@@ -19,7 +19,7 @@ from pipeline.run.evaluation import (
     read_given_names,
 )
 from pipeline.run.ledger import StageRecord
-from pipeline.storage.files import write_json
+from pipeline.storage.files import write_json, write_text
 
 
 def test_the_user_is_heard_before_the_classes() -> None:
@@ -88,14 +88,20 @@ def test_any_bytes_are_names_or_refused(text: bytes) -> None:
 
 def test_files_lie_beside_the_report(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    assert run.names_file("default").name == "names.yaml"
+    assert run.names_file("default") == tmp_path / "corrections/names.yaml"
     assert run.names_file("k12").name == "names-k12.yaml"
     assert run.names_file("head-hp").name == "names-head-hp.yaml"
     assert read_given_names(run, "default") == {}
-    run.names_file("k12").write_text("3: sea\n")
+    write_text(run.names_file("k12"), "3: sea\n")
     assert read_given_names(run, "k12", 4) == {3: "sea"}
     with pytest.raises(RunError, match="names cluster 3, but there are 3 clusters"):
         read_given_names(run, "k12", 3)
+    # the place where they were until now
+    (tmp_path / "names-k12.yaml").write_text("3: lake\n")
+    with pytest.raises(RunError, match=r"in .*/names-k12.yaml and in .*/corrections/"):
+        read_given_names(run, "k12")
+    (tmp_path / "corrections/names-k12.yaml").unlink()
+    assert read_given_names(run, "k12") == {3: "lake"}
     run.names_file("default").mkdir()
     with pytest.raises(RunError, match="cannot read"):
         read_given_names(run, "default")
@@ -124,7 +130,7 @@ def test_the_matching_is_that_of_the_final_labels(tmp_path: Path) -> None:
     assert read().name_clusters("more") == ("cluster 0", "cluster 1")
     with pytest.raises(RunError, match="says nothing of split 'test'"):
         read().name_clusters("test")
-    run.names_file("default").write_text("0: tarmac\n")
+    write_text(run.names_file("default"), "0: tarmac\n")
     assert read().name_clusters() == ("tarmac", "sky")
     write_json(run.report("default") / "metrics.json", {"classes": 2})
     with pytest.raises(RunError, match="is not what an evaluation writes"):

@@ -30,6 +30,7 @@ from pipeline.errors import (
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import Image, Manifest
 from pipeline.run.reader import find_image
+from pipeline.storage.files import write_text
 from tests.scenes import FAST_EM, Invoke, hash_tree, write_scenes
 
 ID = "part 1/scene 3"
@@ -156,7 +157,7 @@ def test_the_matching_makes_classes_whose_score_is_that_of_the_report(run: Run) 
 def test_names_of_clusters_are_the_users_or_the_classes(copied: Run) -> None:
     before = copied.cluster_names()
     assert len(before) == 3
-    copied.directory.names_file("default").write_text(yaml.safe_dump({1: "meadow"}))
+    write_text(copied.directory.names_file("default"), yaml.safe_dump({1: "meadow"}))
     assert copied.cluster_names() == (before[0], "meadow", before[2])
 
 
