@@ -29,6 +29,8 @@ from pipeline.errors import UsageError, did_you_mean
 from pipeline.registry import Registry
 from pipeline.storage.places import is_remote, parse_place
 
+# Of a change that is shown as a whole.
+_LONGEST = 300
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -307,12 +309,11 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the settings that differ between two mappings, as ``name old -> new``."""
-    return [
-        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in {**new, **old}
-        if old.get(name) != new.get(name)
-    ]
+    """List the settings that differ between two mappings, as ``name old -> new`` if short."""
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    said = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+    pairs = zip(names, said, strict=True)
+    return [text if len(text) < _LONGEST else f"{name} has changed" for name, text in pairs]
 
 
 def _parse_setting(value: Any) -> Path:

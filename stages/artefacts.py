@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from pipeline.run.ledger import StageRecord, inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.status import stat_label
 from pipeline.storage.arrays import open_arrays, read_group, read_rows
+from pipeline.storage.files import write_bytes
 from stages.labelling import MAIN, RUNNING, Classifier, classify_windows, scale_box
 
 
@@ -45,6 +49,12 @@ class Artefacts:
         """Whether there are proposals of these very features."""
         # asked for pictures alone: it takes the record of every shard
         return inspect_stage(self.run, "masks").state == "fresh" and self.run.masks.is_dir()
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the positions of a window."""
+        rows, columns = open_arrays(self.features, ["clean"])["clean"].shape[1:3]
+        return rows, columns
 
     def cover(self, image: Image) -> Cover:
         """Return what of an image its windows cover."""
@@ -141,6 +151,69 @@ def open_artefacts(
         classifiers=classifiers,
         size=read_record(run, "extract").facts["size"],
     )
+
+
+def open_evaluated(run: RunDirectory, record: StageRecord) -> Artefacts:
+    """Open a run and the fit or head of an evaluation, with what it labelled by."""
+    settings = record.settings
+    artefacts = open_artefacts(
+        run, settings["em"], head=settings["head"], gain=settings["cosine_gain"]
+    )
+    print_ = record.facts.get(OWN)
+    return artefacts if print_ is None else replace_classifier(artefacts, print_)
+
+
+# In the facts of an evaluation that labels by another classifier than its fit's: its fingerprint.
+OWN = "classifier"
+
+
+def replace_classifier(artefacts: Artefacts, print_: str) -> Artefacts:
+    """Label by the classifier that was made for the evaluation, and by it alone."""
+    file = classifier_file(artefacts.run, artefacts.subject)
+    found = read_classifier(file, print_)
+    if found is None:
+        raise RunError(
+            f"{file} is gone; run `primaps-pipe evaluate {artefacts.run.quoted}"
+            f"{artefacts.subject.options}` again."
+        )
+    return replace(artefacts, classifiers={MAIN: found[0]})
+
+
+def classifier_file(run: RunDirectory, subject: Subject) -> Path:
+    """Return where the classifier lies that was made for the evaluation of a fit or head."""
+    return run.state(f"evaluate/{subject.title}") / "classifier.npz"
+
+
+def write_classifier(
+    path: Path, fingerprint: str, classifier: Classifier, facts: Mapping[str, Any]
+) -> None:
+    """Write a classifier and what it was made from, atomically."""
+    buffer = io.BytesIO()
+    kept = {"logits": classifier.logits, "gain": classifier.gain} | dict(facts)
+    record = np.array(json.dumps({**kept, "fingerprint": fingerprint}))
+    content: dict[str, Any] = {"weight": classifier.prototypes, "record": record}
+    if classifier.bias is not None:
+        content["bias"] = classifier.bias
+    np.savez(buffer, **content)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_classifier(
+    path: Path, fingerprint: str | None = None
+) -> tuple[Classifier, dict[str, Any]] | None:
+    """Read what :func:`write_classifier` wrote; None where there is nothing of the fingerprint."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as content:
+            arrays = {name: content[name] for name in content.files}
+        facts = json.loads(str(arrays.pop("record")))
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        kinds = {name: facts[name] for name in ("logits", "gain") if name in facts}
+        classifier = Classifier(tensors["weight"], tensors.get("bias"), **kinds)
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it to make it again.") from error
+    return (classifier, facts) if fingerprint in (None, facts["fingerprint"]) else None
 
 
 def read_group_of(

@@ -28,6 +28,9 @@ MAIN = "momentum_prototypes"
 RUNNING = "running_prototypes"
 PROBE = "linear_probe"
 LOGITS = ("inner product", "cosine")
+# The bias of a class that was never seen, in place of minus infinity, which interpolation would
+# turn into NaN.
+NEVER = -1e6
 # Rows of a label map that are resampled at a time.
 _ROWS = 64
 

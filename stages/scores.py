@@ -22,7 +22,11 @@ MAX_CLASSES = 255
 WEAK_IOU = 20.0
 _MOST_LISTED = 6
 # What may be scored beside the labels, by its name in ``metrics.json``.
-OTHERS = {"running_prototypes": "running prototypes", "linear_probe": "linear probe"}
+OTHERS = {
+    "running_prototypes": "running prototypes",
+    "linear_probe": "linear probe",
+    "corrected": "after correction",
+}
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,26 @@ class Scores:
     iou: NDArray[np.float64]
 
 
-def match_clusters(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+def match_clusters(
+    confusion: NDArray[np.int64], named: Mapping[int, int] | None = None
+) -> NDArray[np.int64]:
     """Match clusters to classes one to one so that the matched pixels are most.
 
-    Takes int64 [cluster, class], the pixels of each cluster in each class; gives int64 [cluster]:
+    Takes int64 [cluster, class], the pixels of each cluster in each class, and the classes of those
+    clusters that are ``named`` already, which nothing else is matched to; gives int64 [cluster]:
     the class, or ``UNMATCHED`` where there are more clusters than classes (Kuhn, "The Hungarian
     method for the assignment problem", 1955).
     """
+    named = named or {}
     assignment = np.full(confusion.shape[0], UNMATCHED, np.int64)
+    assignment[[*named]] = [*named.values()]
     # what scores is loaded more often than anything is scored
     from scipy.optimize import linear_sum_assignment
 
-    clusters, classes = linear_sum_assignment(confusion, maximize=True)
-    assignment[clusters] = classes
+    left = np.setdiff1d(np.arange(confusion.shape[0]), [*named])
+    free = np.setdiff1d(np.arange(confusion.shape[1]), [*named.values()])
+    clusters, classes = linear_sum_assignment(confusion[np.ix_(left, free)], maximize=True)
+    assignment[left[clusters]] = free[classes]
     return assignment
 
 

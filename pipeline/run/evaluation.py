@@ -278,8 +278,12 @@ class Evaluation:
 
     @property
     def given_names(self) -> dict[int, str]:
-        """The names that the user has given to clusters."""
-        return read_given_names(self.run, self.subject.title, self.clusters)
+        """The names that the user has given to the numbers in the label maps."""
+        own = self.metrics.get("label_names") or ()
+        known = {number: name for number, name in enumerate(own) if name is not None}
+        if own and own[0] is not None:
+            return known
+        return known | read_given_names(self.run, self.subject.title, self.clusters - len(known))
 
     def name_clusters(self, split: str | None = None) -> tuple[str, ...]:
         """Name every cluster by the matching of a split; by that of the main one if None."""

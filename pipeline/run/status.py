@@ -16,6 +16,7 @@ from pipeline.datasets import find_difference
 from pipeline.datasets.listing import Globs, forget_listings, stamp_file
 from pipeline.errors import PipelineError
 from pipeline.run.by_hand import find_by_hand, make_refusal
+from pipeline.run.corrections import Corrections
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names
 from pipeline.run.ledger import (
@@ -37,6 +38,7 @@ LABELS = "label maps"
 NAMES = "cluster_names"
 IMAGES = "images"
 CLASSES = "dataset's classes"
+CORRECTIONS = "corrections"
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def _find_changes(run: RunDirectory, record: StageRecord) -> str:
                 found.append(_describe_difference(manifest, words, classes=False))
             if LABELS in record.sources:
                 found.append(_check_labels(record, manifest))
+                same = record.sources.get(CORRECTIONS, "") == Corrections(run).fingerprint()
+                found.append("" if same else "corrections were made")
     return "; ".join(text for text in found if text)
 
 

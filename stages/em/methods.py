@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.compute.scheduler import INLINE, Team, announce
 from pipeline.errors import RunError, count_of
 from pipeline.storage.files import Checkpoint
+from stages.discriminants import Moments
 from stages.em.cache import Cache, Source, TeamCache, name_device
 from stages.em.pieces import (
     Prototypes,
@@ -47,7 +48,8 @@ class Task:
     Attributes
     ----------
     settings
-        Resolved, of the method's ``settings_class``; ``classes`` is a number.
+        Resolved, of the method's ``settings_class``; ``classes`` is a number: that of the
+        clusters, where more are asked for.
     cache
         The cached features, or a head's codes, and the proposals of the windows to fit on.
     checkpoint
@@ -104,6 +106,10 @@ class Fit:
         Small JSON-able facts to keep with the group: ``score_units``, name of a score -> unit.
     device
         Kind of device that computed.
+    sums
+        Sums of the positions of the clusters, and the factor that calibrates the logits of their
+        discriminants, where the method knows them; else they are those of the positions, or
+        proposals, that the classifier gives each cluster.
     """
 
     prototypes: Tensor
@@ -115,6 +121,7 @@ class Fit:
     others: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    sums: tuple[Moments, float] | None = None
 
 
 class Method(ABC):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.compute.scheduler import announce
 from pipeline.errors import UsageError, count_of
+from stages.discriminants import GAINS, Discriminant, Moments, find_discriminant, measure_gains
 from stages.em.methods import Fit, Method, Task
 from stages.em.pieces import FitBatch
 from stages.em.settings import EmSettings
@@ -107,86 +108,6 @@ def _choose_starts(points: Tensor, clusters: int, generator: np.random.Generator
     return chosen
 
 
-# The logit of a class that has no position: it never wins, and its softmax is still a number.
-_NEVER = -1e6
-# Variance that every channel has at least, as a share of the mean squared feature: features that
-# do not vary at all (a constant image) are told apart by their classes' frequencies only.
-_FLOOR = 1e-9
-# Factors on the logits among which the calibration chooses: 2 to 1/128, a quarter octave apart.
-GAINS = tuple(2.0 ** (1 - step / 4) for step in range(33))
-
-
-class Moments:
-    """Sums over labelled positions, in float64, relative to an origin [channel].
-
-    About a point near the mean no digits are lost.
-    """
-
-    def __init__(self, origin: Tensor, classes: int) -> None:
-        channels = len(origin)
-        self.origin = origin
-        self.count = origin.new_zeros(classes)  # positions of each class
-        self.total = origin.new_zeros(classes, channels)  # sum of the features of each class
-        # sum of the outer products of all features
-        self.scatter = origin.new_zeros(channels, channels)
-
-    def add(self, features: Tensor, labels: Tensor) -> None:
-        """Add positions, float64 [position, channel], with a class each, int64 [position]."""
-        centred = features - self.origin
-        members = F.one_hot(labels, len(self.count)).to(centred.dtype)
-        self.count += members.sum(dim=0)
-        self.total += members.T @ centred
-        self.scatter += centred.T @ centred
-
-
-class Discriminant(NamedTuple):
-    """A linear classifier in float64: logits = weight [class, channel] @ feature + bias [class]."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Return the logits of features [..., channel], [..., class]."""
-        return features @ self.weight.T + self.bias
-
-
-def find_discriminant(moments: Moments, *, shrinkage: float) -> Discriminant:
-    """Find the classifier of Gaussian classes that share one covariance.
-
-    With the means m_k, the shares p_k and the covariance S within the classes, shrunk towards a
-    multiple of the identity, the log-posterior is linear up to a constant of the position (Fisher,
-    1936; Friedman, "Regularized discriminant analysis", 1989): w_k = S^-1 m_k and b_k = log p_k -
-    1/2 m_k' S^-1 m_k.
-
-    ``shrinkage`` is the share of the identity, whose scale is the mean variance. The classifier is
-    relative to 0, not to ``moments.origin``; a class without positions never wins.
-    """
-    count, positions = moments.count, moments.count.sum()
-    means = moments.total / count.clamp_min(1)[:, None]
-    within = (moments.scatter - (means.T * count) @ means) / positions
-    variance = within.diagonal().mean().clamp_min(0)
-    identity = torch.eye(len(within), dtype=within.dtype)
-    # the mean squared feature, over positions and channels, relative to 0
-    across = moments.scatter.diagonal() + 2 * moments.origin * moments.total.sum(dim=0)
-    square = (moments.origin.square() + across / positions).mean()
-    floor = (_FLOOR * square).clamp_min(torch.finfo(within.dtype).tiny)
-    shrunk = (1 - shrinkage) * within + (shrinkage * variance + floor) * identity
-    weight = torch.linalg.solve(shrunk, means.T).T
-    bias = (count / positions).log() - (weight * means).sum(dim=1) / 2 - weight @ moments.origin
-    return Discriminant(weight, torch.where(count > 0, bias, _NEVER))
-
-
-def measure_gains(logits: Tensor, labels: Tensor) -> Tensor:
-    """Measure how well logits [position, class] tell the labels [position], at each of ``GAINS``.
-
-    Gives float64 [gain]: minus the summed log-likelihood. Gaussian classes take neighbouring
-    positions as independent draws, and are several times too sure: one factor on all logits mends
-    that and moves no border (Guo et al., "On calibration of modern neural networks", 2017).
-    """
-    own = logits.gather(1, labels[:, None]).sum()
-    return torch.stack([(gain * logits).logsumexp(dim=1).sum() - gain * own for gain in GAINS])
-
-
 ReadSample = Callable[[], Iterable[FitBatch]]
 
 # Their agreement is a square matrix: 64 MiB for so many, whatever the size of the data.
@@ -207,6 +128,8 @@ class RobustFit(NamedTuple):
     groups: Tensor  # float64 [class]: share of the clustered proposals' positions of each group
     usage: Tensor  # float64 [class]: share of all positions that the classifier gives each class
     units: int  # proposals that were clustered
+    moments: Moments  # of the positions of the clustered proposals
+    gain: float  # the factor that calibrates the discriminants' logits
 
 
 class Units(NamedTuple):
@@ -253,7 +176,7 @@ def fit_robust(
         )
     agreement = count_agreement(units.feature, units.context, classes, clusterings, seed)
     labels = torch.from_numpy(link_units(agreement, classes))
-    moments = Moments(units.feature.mean(dim=0), classes)
+    moments = Moments.make_empty(units.feature.mean(dim=0), classes)
     # the positions of the clustered proposals, each with the class of its proposal's group
     for features, known, place in _find_units(read_sample(), units):
         moments.add(features[known], labels[place[known]])
@@ -266,6 +189,8 @@ def fit_robust(
         moments.count[order] / moments.count.sum(),
         usage[order],
         len(units.number),
+        moments.take(order),
+        gain,
     )
 
 
@@ -290,7 +215,7 @@ def pool_units(features: Tensor, proposals: Tensor, first: int) -> Units:
 
     ``first`` is the place of the first window in the sample.
     """
-    numbers = _number(proposals, first)
+    numbers = number_proposals(proposals, first)
     held = proposals > 0
     number, inverse, count = torch.unique(numbers[held], return_inverse=True, return_counts=True)
     sums = features.new_zeros(len(number), features.shape[-1])
@@ -299,7 +224,8 @@ def pool_units(features: Tensor, proposals: Tensor, first: int) -> Units:
     return Units(number, sums / count[:, None], context)
 
 
-def _number(proposals: Tensor, first: int) -> Tensor:
+def number_proposals(proposals: Tensor, first: int) -> Tensor:
+    """Tell the proposals of all windows apart: 256 x place of the window + own number."""
     windows = torch.arange(first, first + len(proposals))
     return _NUMBERS * windows[:, None] + proposals
 
@@ -345,7 +271,7 @@ def _find_units(
     first = 0
     for batch in batches:
         features, proposals = read_positions(batch)
-        number = _number(proposals, first)
+        number = number_proposals(proposals, first)
         place = torch.searchsorted(units.number, number).clamp_max(len(units.number) - 1)
         yield features, units.number[place] == number, place
         first += len(features)
@@ -375,4 +301,5 @@ class Robust(Method):
             [fit.usage.float().tolist()],
             f"{fit.units} proposals of {windows}",
             bias=fit.bias,
+            sums=(fit.moments, fit.gain),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,13 @@ METHODS: Registry[type[Method]] = Registry(
 )
 
 
+CORRECTIONS, SPLIT = "corrections", "split:"
+
+
+def _number(classes: int | str | None) -> int:
+    return classes if isinstance(classes, int) else 0
+
+
 class EmSettings(StageSettings):
     """How class prototypes are fitted.
 
@@ -39,6 +46,16 @@ class EmSettings(StageSettings):
         None,
         "number of classes K, or auto: estimated from the proposals; needed, but with --head, "
         "whose probe says it",
+    )
+    clusters: Annotated[int, Field(ge=2, le=254)] | Literal["auto"] | None = setting(
+        None,
+        "more clusters than classes, for you to name many to one: a number, or auto (8 K, as far "
+        "as the proposals bear); as many as classes when not given",
+    )
+    labels_from: str | None = setting(
+        None,
+        "what is known beside the features: corrections (yours), or split:NAME (the label maps of "
+        "a split); the fit then says that it saw labels",
     )
     most_classes: int = setting(64, "most classes that auto tries", ge=2, le=255)
     method: Annotated[str, OneOf(METHODS)] = setting(
@@ -93,11 +110,35 @@ class EmSettings(StageSettings):
         """Return a group of ``em.zarr``."""
         return [f"em.zarr/{name}"]
 
+    def output_settings(self) -> dict[str, Any]:
+        """Return the settings that change what the stage writes, as plain YAML values."""
+        values = super().output_settings()
+        # fits of before these settings stay as they are
+        unset = {n for n in ("clusters", "labels_from") if values.get(n) is None}
+        return {name: value for name, value in values.items() if name not in unset}
+
+    @property
+    def joins_clusters(self) -> bool:
+        """Whether evaluation makes classes of clusters, by names or by what is known."""
+        return self.clusters is not None or self.labels_from is not None
+
     @model_validator(mode="after")
     def _need_classes(self) -> EmSettings:
         if self.classes is None and self.head is None:
             raise ValueError("needs --classes (setting em.classes)")
+        if isinstance(self.clusters, int) and self.clusters < _number(self.classes):
+            raise ValueError(
+                f"--clusters {self.clusters} are fewer than the --classes {self.classes} that they "
+                "are to be named as"
+            )
         return self
+
+    @field_validator("labels_from")
+    @classmethod
+    def _check_labels_from(cls, source: str | None) -> str | None:
+        if source not in (None, CORRECTIONS) and not str(source).removeprefix(SPLIT).strip():
+            raise ValueError(f"give {CORRECTIONS}, {SPLIT}NAME, or a folder")
+        return source
 
     @field_validator("name")
     @classmethod

@@ -18,11 +18,12 @@ from pipeline.progress import Screen
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.manifest import read_manifest
-from pipeline.run.stage import Plan, Training
+from pipeline.run.stage import Plan, ShardPlan, Training
 from pipeline.settings import describe_changes
 from pipeline.storage.arrays import read_group, write_group
 from pipeline.storage.files import fingerprint
 from stages.clustering import warn_of_unused
+from stages.discriminants import Moments
 from stages.em.cache import (
     Source,
     draw_sample,
@@ -31,7 +32,15 @@ from stages.em.cache import (
     open_cache,
     read_pooled,
 )
-from stages.em.methods import CLASS_AXES, Fit, Method, Task
+from stages.em.clusters import (
+    Known,
+    count_clusters,
+    describe_known,
+    fingerprint_known,
+    sum_clusters,
+    sum_known,
+)
+from stages.em.methods import CLASS_AXES, Fit, Kept, Method, Task
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import ClassCount, estimate_classes
 
@@ -63,7 +72,11 @@ class Em(Training[EmSettings]):
         keys = ["extract"]
         if settings.student == "photometric" and settings.head is None:
             keys += [f"views/{view}" for view in list_augmented(run, None)]
-        if get_method(settings).needs_proposals or settings.classes == "auto":
+        needs = get_method(settings).needs_proposals or "auto" in (
+            settings.classes,
+            settings.clusters,
+        )
+        if needs:
             keys.append("masks")
         if settings.head is not None:
             keys.append(f"encode/{settings.head}")
@@ -86,16 +99,19 @@ class Em(Training[EmSettings]):
     def plan(self, run: RunDirectory, settings: EmSettings, screen: Screen) -> Plan:
         """Plan one shard: the fit."""
         most = _limit_classes(run, settings)
-        if isinstance(settings.classes, int) and settings.classes > most:
-            raise UsageError(
-                f"--classes {settings.classes}: the features have only {most} channels."
-            )
+        for option in ("classes", "clusters"):
+            number = getattr(settings, option)
+            if isinstance(number, int) and number > most:
+                raise UsageError(f"--{option} {number}: the features have only {most} channels.")
         windows = read_manifest(run).usable_windows(splits=settings.splits)
         if not windows:
             raise RunError(f"em: no usable image in the splits {', '.join(settings.splits)}.")
         epochs = get_method(settings).count_epochs(settings)
         plan = self.plan_one(run, settings, windows, epochs, {"method": settings.method})
         plan = replace(plan, sources={FEATURES: _fingerprint_features(run, settings)})
+        if (known := fingerprint_known(run, settings)) is not None:
+            print_ = fingerprint(plan.shards[0].fingerprint, known)
+            plan = replace(plan, shards=[ShardPlan(print_, epochs)])
         return self._keep(run, settings, plan) if settings.keep else plan
 
     def _keep(self, run: RunDirectory, settings: EmSettings, plan: Plan) -> Plan:
@@ -153,12 +169,14 @@ class Em(Training[EmSettings]):
             announce(say="number of classes")
             count = _count_classes(run, settings)
             settings = settings.replace(classes=count.classes)
+        clusters = count_clusters(run, settings, _limit_classes(run, settings))
         cache, method = open_cache(run, settings, device), get_method(settings)
         print_, start = read_record(run, self.key(settings)).shards[shard], None
         if method.needs_start and settings.head is not None:
             start = torch.from_numpy(read_group(run.heads, settings.head)[0]["probe"])
         task = Task(
-            settings,
+            # the methods know of clusters alone
+            settings.replace(classes=clusters, clusters=None),
             cache,
             self.checkpoint(run, settings, print_),
             start,
@@ -166,8 +184,16 @@ class Em(Training[EmSettings]):
             Source(run, settings, print_),
         )
         fit = method.fit(task)
-        _write_fit(run, settings, fit, count)
-        result = {"found": fit.found, "usage": list(fit.usage[-1]), "device": fit.device}
+        sums, known = None, None
+        if settings.joins_clusters:
+            sums = fit.sums or sum_clusters(cache.read_averaged, fit, settings.shrinkage)
+        if sums is not None and settings.labels_from is not None:
+            announce(say="what is known")
+            store = run.features if settings.head is None else run.codes(settings.head)
+            known = sum_known(run, settings, store, sums[0].origin)
+        _write_fit(run, settings, fit, count, sums, known)
+        found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
+        result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
         warnings: list[str] = []
         if count is not None:
             count.warn_of_edge(warnings.append, self.key(settings))
@@ -211,6 +237,12 @@ def _choose_classes(run: RunDirectory, settings: EmSettings) -> int | str | None
     if settings.head is None:
         return settings.classes
     clusters = int(read_record(run, f"head/{settings.head}").facts["classes"])
+    if get_method(settings).needs_start and settings.clusters is not None:
+        raise UsageError(
+            f"--clusters {settings.clusters}: --method {settings.method} starts at the probe of "
+            f"the head {settings.head}, which has {clusters} clusters; take --method robust, or "
+            "train a head with as many."
+        )
     if get_method(settings).needs_start and settings.classes not in (None, clusters):
         raise UsageError(
             f"--classes {settings.classes}: the probe of the head {settings.head} has "
@@ -258,7 +290,14 @@ def _choose_student(run: RunDirectory, settings: EmSettings) -> str:
     return settings.student
 
 
-def _write_fit(run: RunDirectory, settings: EmSettings, fit: Fit, count: ClassCount | None) -> None:
+def _write_fit(
+    run: RunDirectory,
+    settings: EmSettings,
+    fit: Fit,
+    count: ClassCount | None,
+    sums: tuple[Moments, float] | None,
+    known: Known | None,
+) -> None:
     """Write the arrays of a fit, and what evaluation and readers need to know beside them."""
     usage = np.array(fit.usage, np.float32)
     arrays = {
@@ -279,9 +318,28 @@ def _write_fit(run: RunDirectory, settings: EmSettings, fit: Fit, count: ClassCo
     if fit.others:
         # arrays that are scored as classifiers, too, by their names in the metrics
         attributes["others"] = dict(fit.others)
+    if sums is not None:
+        arrays |= _list_moments("moments", sums[0], "class")
+        attributes |= {"clusters": len(fit.prototypes), "shrinkage": settings.shrinkage}
+        attributes["gain"] = sums[1]
+    if known is not None:
+        arrays |= _list_moments("known", known.moments, "known")
+        attributes["known_names"] = list(known.names)
+        attributes["labels_used"] = known.describe(str(settings.labels_from))
     if count is not None:
         attributes |= {
             "classes_curve": [list(pair) for pair in count.curve],
             "classes_label": "mean silhouette of the proposals",
         }
     write_group(run.em, settings.name, arrays, attributes | dict(fit.attributes))
+
+
+def _list_moments(name: str, moments: Moments, axis: str) -> dict[str, Kept]:
+    """List the sums of classes as arrays; the origin is that of all of a fit."""
+    square = ("channel", "other channel")
+    return {
+        f"{name}_origin": (moments.origin.numpy(), ("channel",)),
+        f"{name}_count": (moments.count.numpy(), (axis,)),
+        f"{name}_total": (moments.total.numpy(), (axis, "channel")),
+        f"{name}_scatter": (moments.scatter.numpy(), square),
+    }

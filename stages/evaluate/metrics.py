@@ -44,6 +44,8 @@ from stages.scores import (
 # What is counted against the truth: the labels without and with CRF, and the other classifiers, to
 # which a method of another package may add.
 PLAIN, REFINED = "plain", "crf"
+# the final labels after what a person said of an image, where something is said
+CORRECTED = "corrected"
 _KINDS = (PLAIN, REFINED, RUNNING, PROBE)
 _PAIRS, _COUNTS = "pairs_", "counts_"
 _COUNT_COLUMNS = (
@@ -210,6 +212,9 @@ class Tally:
     confidence: float = 0.0
     usage: NDArray[np.int64] = field(init=False)
     confusions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    # labelled images that a person has corrected, and the final labels of the others
+    corrected: int = 0
+    rest: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     # pixels of the label maps by value, and why they are not scored, if they are not
     labels: LabelCounts = field(default_factory=LabelCounts)
     refused: str = ""
@@ -226,11 +231,23 @@ class Tally:
         self.confidence += sum(table["confidence"].to_pylist())
         self.usage += _flatten(table["usage"])[1].reshape(-1, self.clusters).sum(axis=0)
         for kind in _list_kinds(table.column_names):
-            if table[_PAIRS + kind].null_count < len(table):
-                nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
-                total = self.confusions.setdefault(kind, nothing)
-                _, cluster, label, counts = _list_pairs(table, kind)
-                np.add.at(total, (cluster, label), counts)
+            self._count(table, kind, self.confusions)
+        rest = table
+        if CORRECTED in _list_kinds(table.column_names):
+            said = pc.is_valid(table[_PAIRS + CORRECTED])
+            self.corrected += pc.sum(said).as_py() or 0
+            rest = table.filter(pc.invert(said))
+        refined = pc.is_valid(rest[_PAIRS + REFINED])
+        self._count(rest.filter(refined), REFINED, self.rest)
+        self._count(rest.filter(pc.invert(refined)), PLAIN, self.rest)
+
+    @staticmethod
+    def _count(table: pa.Table, kind: str, to: dict[str, NDArray[np.int64]]) -> None:
+        if table[_PAIRS + kind].null_count < len(table):
+            nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
+            total = to.setdefault(kind, nothing)
+            _, cluster, label, counts = _list_pairs(table, kind)
+            np.add.at(total, (cluster, label), counts)
 
     def refuse(self, reason: str) -> None:
         """Let nothing be scored, for a reason."""
@@ -251,23 +268,29 @@ def tally_images(
 
 
 def summarise(
-    tally: Tally, class_names: Sequence[str], others: Sequence[str] = ()
+    tally: Tally,
+    class_names: Sequence[str],
+    others: Sequence[str] = (),
+    named: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Turn counts into what ``metrics.json`` says of a split, in per cent.
 
     Classes without a name, up to the largest label, are numbered. Of the ``others`` that were
     scored the linear probe predicts classes, which are not matched; all others predict as many
-    clusters as the labels have. Scores are None where no image has labels, or none was refined:
-    nothing is made up.
+    clusters as the labels have. What is ``named`` is the class that a person says, or
+    ``UNMATCHED``, and is not matched. Scores are None where no image has labels, or none was
+    refined: nothing is made up.
     """
     nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
     confusions = {k: tally.confusions.get(k, nothing) for k in (PLAIN, REFINED, *others)}
+    if CORRECTED in others:
+        confusions[CORRECTED] = confusions[CORRECTED] + sum(tally.rest.values())
     # a label that nobody has named is a class all the same: left out, the scores would be too good
     present = np.flatnonzero(confusions[PLAIN].sum(axis=0))
     numbered = [f"class {i}" for i in range(present.max() + 1 if len(present) else 0)]
     names = [*class_names, *numbered[len(class_names) :]]
     used = max(int(tally.usage.sum()), 1)
-    scored = {}
+    scored: dict[str, dict[str, Any]] = {}
     for kind, confusion in confusions.items():
         assignment = None
         clusters, classes = tally.clusters, len(names)
@@ -276,7 +299,10 @@ def summarise(
             predicted = np.flatnonzero(confusion.any(axis=1))
             clusters = classes = max(classes, int(predicted.max(initial=-1)) + 1)
             assignment = np.arange(classes)
-        scored[kind] = _score(confusion[:clusters, :classes], assignment)
+        elif kind == CORRECTED:
+            final = scored[REFINED]["assignment"] or scored[PLAIN]["assignment"]
+            assignment = None if final is None else read_assignment(final)
+        scored[kind] = _score(confusion[:clusters, :classes], assignment, named)
     plain, refined = scored[PLAIN], scored[REFINED]
     return {
         "images": tally.images,
@@ -305,13 +331,15 @@ def summarise(
 
 
 def _score(
-    confusion: NDArray[np.int64], assignment: NDArray[np.int64] | None = None
+    confusion: NDArray[np.int64],
+    assignment: NDArray[np.int64] | None = None,
+    named: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     if not confusion.sum():
         nothing = dict.fromkeys(("accuracy", "miou", "assignment", "confusion"))
         return {**nothing, "iou": [None] * confusion.shape[1]}
     if assignment is None:
-        assignment = match_clusters(confusion)
+        assignment = match_clusters(confusion, named)
     scores = score_assignment(confusion, assignment)
     return {
         "accuracy": _percent(scores.accuracy),
@@ -327,13 +355,16 @@ def _percent(share: float) -> float:
 
 
 def summarise_splits(
-    tallies: Mapping[str, Tally], class_names: Sequence[str], others: Sequence[str]
+    tallies: Mapping[str, Tally],
+    class_names: Sequence[str],
+    others: Sequence[str],
+    named: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Score every split, and put the one that papers report on top: as ``split`` and its figures.
 
     Those of every split are in ``splits``; parameters are those of :func:`summarise`.
     """
-    splits = {split: summarise(tally, class_names, others) for split, tally in tallies.items()}
+    splits = {s: summarise(tally, class_names, others, named) for s, tally in tallies.items()}
     # the held-out split is the one that papers report, but one without labels says nothing
     ranked = [s for s in ("val", "test", *tallies) if s in splits]
     primary = next((s for s in ranked if splits[s]["accuracy"] is not None), ranked[0])

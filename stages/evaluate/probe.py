@@ -8,13 +8,10 @@ and Nocedal, 1989). The windows are streamed, for every step anew: they are neve
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import scipy  # which loads its rooms when they are asked for
@@ -32,16 +29,18 @@ from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Manifest
 from pipeline.run.status import fingerprint_ids
 from pipeline.storage.arrays import open_arrays
-from pipeline.storage.files import fingerprint, write_bytes
+from pipeline.storage.files import fingerprint
 from stages.artefacts import (
     Artefacts,
     find_features,
     fingerprint_image,
     open_artefacts,
+    open_evaluated,
+    read_classifier,
     read_group_of,
 )
 from stages.evaluate.settings import EvaluateSettings
-from stages.labelling import PROBE, Classifier, average_views
+from stages.labelling import NEVER, PROBE, Classifier, average_views
 
 # From strong to weak. Which is best depends on how many images and classes there are: 0.1 on 80
 # images of COCO-Stuff, 0.001 on 74 of CamVid; 0.01 loses one to four points of mIoU on both.
@@ -53,10 +52,6 @@ STEPS = 300
 _TOLERANCE = 1e-5
 _ROUGH = 1e-4
 _HISTORY = 20
-# The bias of a class that was never seen, in place of minus infinity, which interpolation would
-# turn into NaN.
-NEVER = -1e6
-
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -308,7 +303,7 @@ def list_training_windows(manifest: Manifest, limit: int) -> list[int]:
 
 def train_linear_probe(
     artefacts: Artefacts, windows: list[int], device: torch.device
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+) -> tuple[Classifier, dict[str, Any]]:
     """Train a linear probe."""
     data = read_labelled(artefacts, windows, device)
     if not data.counts.nnz:
@@ -324,8 +319,7 @@ def train_linear_probe(
         train, held = (part.read_batches for part in parts)
         probe = choose_linear_probe(data.read_batches, train, held, classes)
     weight, bias = spread_classes(probe, data.labels)
-    arrays = {"weight": weight.cpu().numpy(), "bias": bias.cpu().numpy()}
-    return arrays, {
+    return Classifier(weight.cpu(), bias.cpu()), {
         "windows": len(data.windows),
         "labels": data.labels.tolist(),
         "decay": probe.decay,
@@ -376,41 +370,14 @@ def read_labelled(
     )
 
 
-def write_probe(
-    path: Path, fingerprint: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
-) -> None:
-    """Write a probe and what it was made from, atomically."""
-    buffer = io.BytesIO()
-    record = np.array(json.dumps({**facts, "fingerprint": fingerprint}))
-    content: dict[str, Any] = {**arrays, "record": record}
-    np.savez(buffer, **content)
-    write_bytes(path, buffer.getvalue())
-
-
-def read_probe(path: Path, fingerprint: str) -> tuple[Classifier, dict[str, Any]] | None:
-    """Read what :func:`write_probe` wrote; None where there is nothing of that fingerprint."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as content:
-            arrays = {name: content[name] for name in content.files}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, BadZipFile) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it to make it again.") from error
-    facts = json.loads(str(arrays["record"]))
-    if facts["fingerprint"] != fingerprint:
-        return None
-    weight, bias = (torch.from_numpy(arrays[name]) for name in ("weight", "bias"))
-    return Classifier(weight, bias=bias), facts
-
-
 def open_named(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
     """Open the artefacts of the fit or head that resolved settings name."""
     return open_artefacts(run, settings.em, head=settings.head, gain=settings.cosine_gain)
 
 
 def open_with_probe(run: RunDirectory, settings: EvaluateSettings) -> Artefacts:
-    """Open the artefacts, with the linear probe that was trained for this evaluation."""
-    artefacts = open_named(run, settings)
+    """Open what the evaluation labels by, with the linear probe that was trained for it."""
+    artefacts = open_evaluated(run, read_record(run, f"evaluate/{settings.subject.title}"))
     if not settings.linear_probe:
         return artefacts
     classifier, _ = read_trained(run, settings)
@@ -423,7 +390,7 @@ def read_trained(
     """Read the linear probe of this evaluation, and how its training went."""
     file = probe_file(run, settings)
     facts = read_record(run, f"evaluate/{settings.subject.title}").facts
-    trained = read_probe(file, facts["linear_probe"])
+    trained = read_classifier(file, facts["linear_probe"])
     if trained is None:
         raise RunError(f"the linear probe {file} is gone; run the same command again.")
     return trained

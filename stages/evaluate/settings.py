@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from pipeline.run.directory import suffixed
 from pipeline.run.stage import SubjectSettings
@@ -25,6 +25,11 @@ class EvaluateSettings(SubjectSettings):
     cosine_gain: float = setting(
         2.0, "factor on cosine logits before the softmax (K-means fits; STEGO takes 2)", gt=0
     )
+    unnamed: Literal["nearest", "own"] = setting(
+        "nearest",
+        "where clusters are joined by their names, those without one: their pixels go to the "
+        "nearest named class, or they stay classes of their own",
+    )
     linear_probe: bool = setting(
         False,
         "score a linear classifier trained on the labels of the split train, too: the supervised "
@@ -34,6 +39,12 @@ class EvaluateSettings(SubjectSettings):
         1024, "windows that the linear probe is trained on, at most; drawn, always the same", ge=1
     )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
+
+    def output_settings(self) -> dict[str, Any]:
+        """Return the settings that change what the stage writes, as plain YAML values."""
+        values = super().output_settings()
+        # evaluations of before this setting stay as they are
+        return {n: v for n, v in values.items() if (n, v) != ("unnamed", "nearest")}
 
     @classmethod
     def list_artefacts(cls, name: str) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
@@ -26,7 +25,8 @@ from pipeline.run.by_hand import (
     remove_other_maps,
     write_maps,
 )
-from pipeline.run.directory import RunDirectory, choose_subject
+from pipeline.run.corrections import Corrections
+from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import (
     LEFT_OUT,
     LEFT_OUT_NAME,
@@ -38,6 +38,7 @@ from pipeline.run.frames import count_threads, map_ahead, shard_ranges
 from pipeline.run.ledger import (
     Ledger,
     ShardRecord,
+    StageRecord,
     inspect_stage,
     list_files,
     list_sources,
@@ -47,6 +48,7 @@ from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, SubjectStage
 from pipeline.run.status import (
     CLASSES,
+    CORRECTIONS,
     LABELS,
     describe_new_classes,
     fingerprint_classes,
@@ -61,10 +63,20 @@ from pipeline.storage.files import (
     write_bytes,
     write_json,
 )
-from stages.artefacts import fingerprint_image, label_file
+from stages.artefacts import (
+    OWN,
+    Artefacts,
+    classifier_file,
+    fingerprint_image,
+    label_file,
+    read_classifier,
+    read_group_of,
+    write_classifier,
+)
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.evaluate.metrics import (
+    CORRECTED,
     count_image,
     count_unusual,
     counts_file,
@@ -76,17 +88,23 @@ from stages.evaluate.metrics import (
     summarise_splits,
     tally_images,
 )
-from stages.evaluate.names import Agreement, bind_names, carry_names, find_owner
+from stages.evaluate.names import bind_names, carry_names, find_owner, write_carried
+from stages.evaluate.naming import (
+    NUMBERS,
+    correct_labels,
+    describe_naming,
+    find_naming,
+    match_names,
+    name_numbers,
+)
 from stages.evaluate.probe import (
     fingerprint_probe,
     list_training_windows,
     open_named,
     open_with_probe,
     probe_file,
-    read_probe,
     read_trained,
     train_linear_probe,
-    write_probe,
 )
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
@@ -132,11 +150,15 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         extract = read_record(run, "extract")
         made = {key: read_record(run, key).digest for key in self.inputs(run, settings)[1:]}
         probe = fingerprint_probe(run, settings, manifest) if settings.linear_probe else None
-        if probe and read_probe(probe_file(run, settings), probe) is None:
+        if probe and read_classifier(probe_file(run, settings), probe) is None:
             screen.note("evaluate: a linear probe is trained on the labels first")
         if changed := describe_new_classes(manifest):
             screen.warn(f"evaluate: {changed}")
         names = manifest.open_dataset().class_names(manifest.labels)
+        artefacts, said = open_named(run, settings), Corrections(run)
+        # names that are none are refused before anything is done
+        naming = find_naming(artefacts, settings, _find_names(artefacts, made), names)
+        print_ = "" if naming is None else fingerprint(made, naming.facts, self.version)
         base = fingerprint(
             self.name,
             self.version,
@@ -147,30 +169,36 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             fingerprint_ids(manifest),
             # those of a folder are not in what the run keeps of it
             *([names] if names and manifest.definition is None else []),
+            *([print_] if print_ else []),
         )
         shards = []
         for rows in shard_ranges(len(manifest.windows), extract.settings["shard_size"]):
             images = manifest.images_starting_in(rows.start, rows.stop, settings.splits)
-            sources = [fingerprint_image(manifest, image) for image in images]
+            sources = [
+                (*fingerprint_image(manifest, image), *filter(None, [said.fingerprint(image)]))
+                for image in images
+            ]
             shards.append(ShardPlan(fingerprint(base, extract.version, sources), len(images)))
         facts: dict[str, Any] = {
             "crf": settings.crf,
             "dataset": manifest.dataset,
             "class_names": list(names),
         }
-        # names that are none are refused before anything is done
-        subject, clusters = settings.subject, open_named(run, settings).clusters
-        earlier = find_owner(run, subject) not in (None, made[subject.key])
-        read_given_names(run, subject.title, None if earlier else clusters)
         if probe:
             facts["linear_probe"] = probe
+        if naming is not None:
+            facts |= {OWN: print_, **naming.facts}
+            describe_naming(naming, settings, screen)
         labels = fingerprint_labels(manifest, settings.splits)
         known = {LABELS: labels, CLASSES: fingerprint_classes(manifest)}
+        if corrected := said.fingerprint():
+            known[CORRECTIONS] = corrected
         # the label maps come out the same
         done = Ledger(run.state(self.key(settings))).read_shards()
         redo = frozenset(n for n, record in done.items() if "label_pixels" not in record.result)
         why = "an earlier version counted otherwise"
-        return Plan(shards, facts, redo=redo, why=why, sources=known)
+        payload = artefacts, naming, made[settings.subject.key]
+        return Plan(shards, facts, redo=redo, why=why, sources=known, payload=payload)
 
     def protect(
         self,
@@ -183,8 +211,10 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         force: bool,
     ) -> None:
         """Refuse to write over a map that a person has changed; note whose names there are."""
-        subject = settings.subject
-        bind_names(run, subject, find_owner(run, subject))
+        subject, (artefacts, _, fit) = settings.subject, plan.payload
+        if (owner := find_owner(run, subject)) is not None:
+            clusters = artefacts.classifiers[MAIN] if owner == fit else None
+            bind_names(run, subject, owner, clusters)
         folder = run.labels(subject.title)
         shards = {
             n: [label_file(folder, image) for image in _list_images(run, settings, n)]
@@ -194,17 +224,20 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         guard_maps(run, key, folder, shards, pending, force=force, screen=screen)
 
     def prepare(self, run: RunDirectory, settings: EvaluateSettings, plan: Plan) -> None:
-        """Train the linear probe that all shards score; there is nothing to allocate."""
+        """Make the classifiers that all shards share; there is nothing to allocate."""
+        artefacts, naming, _ = plan.payload
+        if naming is not None:
+            file = classifier_file(run, settings.subject)
+            write_classifier(file, plan.facts[OWN], naming.classifier, {})
         if not settings.linear_probe:
             return
         file, print_ = probe_file(run, settings), plan.facts["linear_probe"]
-        if read_probe(file, print_) is not None:
+        if read_classifier(file, print_) is not None:
             note_file(file)
             return
-        artefacts = open_named(run, settings)
         windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
         device = resolve_device(settings.device)
-        write_probe(file, print_, *train_linear_probe(artefacts, windows, device))
+        write_classifier(file, print_, *train_linear_probe(artefacts, windows, device))
 
     def compute(self, run: RunDirectory, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""
@@ -215,16 +248,18 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         folder = run.labels(artefacts.subject.title)
 
         maps: dict[Path, bytes] = {}
-        fit = read_record(run, self.key(settings)).inputs[artefacts.subject.key]
-        agreement = Agreement(run, artefacts.subject, fit, shard)
+        names = name_numbers(read_record(run, self.key(settings)).facts, artefacts.clusters)
+        said = Corrections(run)
 
         def finish(
             image: Image, labelling: Labelling
-        ) -> tuple[dict[str, Any], str | None, LabelCounts | None, NDArray[np.int64] | None]:
+        ) -> tuple[dict[str, Any], str | None, LabelCounts | None]:
             cover = artefacts.cover(image)
             labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
-            agreed = agreement.count(label_file(folder, image), labels)
-            maps[label_file(folder, image)] = encode_png(labels, png_palette(()))
+            final = labelling.plain if labelling.refined is None else labelling.refined
+            corrected = correct_labels(artefacts, said, image, names, labels, final)
+            shown = labels if corrected is None else corrected.image
+            maps[label_file(folder, image)] = encode_png(shown, png_palette(()))
             truth, reason, counts = None, None, None
             try:
                 if (found := artefacts.count_truth(image)) is not None:
@@ -238,9 +273,10 @@ class Evaluate(SubjectStage[EvaluateSettings]):
                     for name, values in logits[image.image].items()
                     if name != MAIN
                 }
-            clusters = artefacts.clusters
-            row = count_image(image, labels, labelling, clusters, truth, others)
-            return row, reason, counts, agreed
+            if truth is not None and corrected is not None:
+                others[CORRECTED] = corrected.windows
+            row = count_image(image, shown, labelling, len(names), truth, others)
+            return row, reason, counts
 
         main = {row: values[MAIN] for row, values in logits.items()}
         ends = label_images(
@@ -248,15 +284,13 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         )
         rows, unreadable = [], {}
         pixels: dict[str, LabelCounts] = {}
-        for image, (row, reason, counts, agreed) in zip(images, ends, strict=True):
+        for image, (row, reason, counts) in zip(images, ends, strict=True):
             rows.append(row)
-            agreement.add(agreed)
             if counts is not None:
                 pixels.setdefault(image.split, LabelCounts()).add(counts)
             if reason is not None:
                 unreadable[image.path] = reason
             announce(advance=1)
-        agreement.write()
         write_maps(run, self.key(settings), shard, maps)
         write_bytes(counts_file(run, artefacts.subject, shard), encode_counts(rows))
         return {
@@ -293,7 +327,9 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         if left:
             many = count_of(len(left), "PNGs")
             screen.warn(f"evaluate did not write {many} in {folder}, and leaves them ({left[0]}).")
-        carry_names(run, subject, read_record(run, own).inputs[subject.key], screen)
+        mine = read_record(run, own)
+        _bind_names(open_named(run, settings), mine.inputs[subject.key], screen)
+        numbers = name_numbers(mine.facts, artefacts.clusters)
         unreadable = _collect_unreadable(run, settings, records)
         for path, reason in list(unreadable.items())[:1]:
             more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
@@ -301,8 +337,9 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         write_json(run.state(own) / LEFT_OUT, unreadable)
         remove_other_counts(run, subject, records)
         tables = read_counts(run, subject, records)
-        tallies = tally_images(tables, settings.splits, artefacts.clusters)
+        tallies = tally_images(tables, settings.splits, len(numbers))
         others = [name for name in artefacts.classifiers if name != MAIN]
+        others += [CORRECTED] if any(t.corrected for t in tallies.values()) else []
         names = manifest.open_dataset().class_names(manifest.labels)
         for record in records.values():
             for split, counts in record.result["label_pixels"].items():
@@ -320,7 +357,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             "em": settings.em,
             "head": settings.head,
             "crf": settings.crf,
-            **summarise_splits(tallies, names, others),
+            **_describe_numbers(run, subject, mine),
+            **summarise_splits(tallies, names, others, match_names(numbers, names)),
             "counts": count_unusual(
                 rejected=[str(image.reason) for image in manifest.rejected],
                 listed=len(manifest.images),
@@ -345,8 +383,35 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         ]
 
 
+def _find_names(artefacts: Artefacts, made: Mapping[str, str]) -> dict[int, str]:
+    """Find the names of the clusters: as they are given, or carried over from an earlier fit."""
+    run, subject = artefacts.run, artefacts.subject
+    if find_owner(run, subject) in (None, made[subject.key]):
+        return read_given_names(run, subject.title, artefacts.clusters)
+    return carry_names(artefacts, read_given_names(run, subject.title)).names
+
+
+def _bind_names(artefacts: Artefacts, fit: str, screen: Screen) -> None:
+    """Bind the names to the fit that was evaluated, at the clusters that are theirs in it."""
+    run, subject = artefacts.run, artefacts.subject
+    if find_owner(run, subject) not in (None, fit):
+        write_carried(
+            artefacts, carry_names(artefacts, read_given_names(run, subject.title)), screen
+        )
+    bind_names(run, subject, fit, artefacts.classifiers[MAIN])
+
+
+def _describe_numbers(run: RunDirectory, subject: Subject, record: StageRecord) -> dict[str, Any]:
+    """Say what the label maps hold beside, or instead of, clusters, and what labels were seen."""
+    used = read_group_of(run, subject)[1].get("labels_used")
+    said = {NUMBERS: record.facts.get(NUMBERS), "labels_used": used}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def _list_joined(run: RunDirectory, settings: EvaluateSettings) -> list[tuple[int, str]]:
     """List the names that give clusters another colour than the matching: shared or reserved."""
+    if read_record(run, f"evaluate/{settings.subject.title}").facts.get("joined"):
+        return []
     given = read_given_names(run, settings.subject.title)
     manifest, often = read_manifest(run), Counter(given.values())
     reserved = manifest.open_dataset().class_names(manifest.labels)

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from pipeline.datasets.definition import Colour, png_palette
 from pipeline.errors import ImageError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import ClusterLook, Evaluation, pick_scores, read_given_names
+from pipeline.run.evaluation import ClusterLook, Evaluation, pick_scores
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import Ledger, read_record
 from pipeline.run.manifest import Image
 from stages import SETTINGS
-from stages.artefacts import Artefacts, open_artefacts, read_group_of
+from stages.artefacts import Artefacts, open_evaluated, read_group_of
 from stages.clustering import list_unused, warn_of_unused
 from stages.labelling import MAIN, take_clusters
 from stages.report.pictures import (
@@ -132,8 +132,7 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
     subject = settings.subject
     key = f"evaluate/{subject.title}"
     evaluation = Evaluation(run, subject, read_record(run, key))
-    gain = evaluation.record.settings["cosine_gain"]
-    artefacts = open_artefacts(run, settings.em, head=settings.head, gain=gain)
+    artefacts = open_evaluated(run, evaluation.record)
     metrics, manifest = evaluation.metrics, evaluation.manifest
     facts = read_record(run, "extract").facts
     look = evaluation.look()
@@ -149,7 +148,7 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
     rejected = [f"{i.path} was rejected: {i.reason}" for i in manifest.rejected]
     metrics_file = run.report(subject.title) / "metrics.json"
     text = run.settings_file.read_text(encoding="utf-8")
-    given = read_given_names(run, subject.title)
+    given = evaluation.given_names
     made = Ledger(run.state(subject.key)).read_shard(0)
     found = {} if made is None else made.result
     usage = found.get("usage", ())

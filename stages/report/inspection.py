@@ -31,7 +31,7 @@ from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.reader import find_image
 from pipeline.storage.files import write_bytes
 from stages import SETTINGS
-from stages.artefacts import Artefacts, open_artefacts
+from stages.artefacts import Artefacts, open_artefacts, open_evaluated
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.labelling import MAIN, label_images
@@ -194,9 +194,10 @@ def _find_evaluation(
 
 def _open(run: RunDirectory, subject: Subject | None, evaluation: Evaluation | None) -> Artefacts:
     if subject is not None:
+        if evaluation is not None:
+            return open_evaluated(run, evaluation.record)
         em, head = subject.names
-        settings = _DEFAULTS if evaluation is None else evaluation.record.settings
-        return open_artefacts(run, em, head=head, gain=settings["cosine_gain"])
+        return open_artefacts(run, em, head=head, gain=_DEFAULTS["cosine_gain"])
     manifest = read_manifest(run)
     return Artefacts(
         run=run,

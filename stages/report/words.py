@@ -34,6 +34,8 @@ _LONGEST_SETTINGS = 100_000
 _NOTES = {
     "running_prototypes": "Running prototypes: those that the gradient moves, which the momentum "
     "prototypes, that made the labels, follow; without CRF, matched to the classes on their own.",
+    "corrected": "After correction: the labels under what you have said of the images. "
+    "Images that were corrected are scored by what was said of them.",
     "linear_probe": "Linear probe: a linear classifier of the same features, trained on the labels "
     "of the split train; without CRF. No choice of prototypes is likely to do better.",
 }

@@ -100,8 +100,9 @@ def test_names_of_clusters_that_there_are_no_more(run: Path, invoke: Invoke) -> 
     assert "names in doubt" in output
 
 
-def test_names_without_the_old_maps_are_kept_and_doubted(run: Path, invoke: Invoke) -> None:
-    shutil.rmtree(run / "labels")
+def test_names_without_the_old_clusters_are_kept_and_doubted(run: Path, invoke: Invoke) -> None:
+    for file in (run / "state/evaluate/default").glob("names-*.npz"):
+        file.unlink()
     invoke("em", run, QUIET)
     output = invoke("evaluate", run, QUIET).output
     assert "names in doubt" in output

@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.errors import RunError
 from pipeline.run.directory import RunDirectory
-from stages.artefacts import RUNNING, _read_classifiers, find_features
-from stages.labelling import MAIN
+from stages.artefacts import (
+    RUNNING,
+    _read_classifiers,
+    find_features,
+    read_classifier,
+    write_classifier,
+)
+from stages.labelling import MAIN, Classifier
 
 
 def make_arrays(*names: str) -> dict[str, Any]:
@@ -68,3 +75,29 @@ def test_features_are_those_of_the_run_or_codes(tmp_path: Path) -> None:
     for name in ("codes/", "codes", "masks", ""):
         with pytest.raises(RunError, match="does not know"):
             find_features(run, {"features": name})
+
+
+def test_a_classifier_is_read_only_where_it_was_made_from_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "classifier.npz"
+    assert read_classifier(file, "a") is None
+    made = Classifier(torch.ones(3, 4), torch.arange(3.0), "cosine", 2.0)
+    write_classifier(file, "a", made, {"decay": 0.1})
+    found = read_classifier(file, "a")
+    assert found is not None
+    classifier, facts = found
+    assert facts["decay"] == 0.1
+    assert classifier.classes == 3
+    assert (classifier.logits, classifier.gain) == ("cosine", 2.0)
+    torch.testing.assert_close(classifier.bias, torch.arange(3.0))
+    assert read_classifier(file, "b") is None
+    before = file.read_bytes()
+    write_classifier(file, "a", made, {"decay": 0.1})
+    assert file.read_bytes() == before
+
+
+def test_a_damaged_classifier_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "classifier.npz"
+    write_classifier(file, "a", Classifier(torch.ones(3, 4)), {})
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RunError, match="delete it"):
+        read_classifier(file, "a")

@@ -32,7 +32,7 @@ from pipeline.run.manifest import read_manifest
 from pipeline.storage.files import checksum, confine_writes, write_bytes
 from pipeline.storage.places import require_local
 from stages import SETTINGS
-from stages.artefacts import open_artefacts
+from stages.artefacts import open_evaluated
 from stages.crf.settings import CrfSettings
 from stages.extract.backbones import describe_backbone
 from stages.head.projection import ProjectionHead
@@ -137,12 +137,7 @@ def _gather(
 ) -> tuple[PrototypeFacts, dict[str, NDArray[np.float32]]]:
     evaluation = open_evaluation(run, em, head, SETTINGS)
     subject, settings, look = evaluation.subject, evaluation.record.settings, evaluation.look()
-    artefacts = open_artefacts(
-        run,
-        subject.name if subject.kind == "em" else None,
-        head=subject.name if subject.kind == "head" else None,
-        gain=settings["cosine_gain"],
-    )
+    artefacts = open_evaluated(run, evaluation.record)
     classifier = artefacts.classifiers[MAIN]
     tensors = {"prototypes": _array(classifier.prototypes)}
     if classifier.bias is not None:

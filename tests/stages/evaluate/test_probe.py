@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import UsageError
 from pipeline.images.windows import Window
 from pipeline.run.manifest import Image, Manifest
 from stages.evaluate.probe import (
@@ -35,9 +35,7 @@ from stages.evaluate.probe import (
     list_training_windows,
     measure_accuracy,
     measure_channels,
-    read_probe,
     spread_classes,
-    write_probe,
 )
 
 
@@ -330,29 +328,3 @@ def _one_by_one(data: LabelledWindows) -> list[tuple[torch.Tensor, torch.Tensor]
 
 def test_a_single_image_cannot_be_held_out(tmp_path: Path) -> None:
     assert make_labelled(tmp_path, [7, 7, 7]).hold_out() is None
-
-
-def test_a_probe_is_read_only_where_it_was_made_from_the_same(tmp_path: Path) -> None:
-    file = tmp_path / "state" / "probe.npz"
-    assert read_probe(file, "a") is None
-    arrays = {"weight": np.ones((3, 4), np.float32), "bias": np.arange(3, dtype=np.float32)}
-    write_probe(file, "a", arrays, {"decay": 0.1})
-    found = read_probe(file, "a")
-    assert found is not None
-    classifier, facts = found
-    assert facts["decay"] == 0.1
-    assert classifier.classes == 3
-    assert classifier.logits == "inner product"
-    torch.testing.assert_close(classifier.bias, torch.arange(3.0))
-    assert read_probe(file, "b") is None
-    before = file.read_bytes()
-    write_probe(file, "a", arrays, {"decay": 0.1})
-    assert file.read_bytes() == before
-
-
-def test_a_damaged_probe_is_said(tmp_path: Path) -> None:
-    file = tmp_path / "probe.npz"
-    write_probe(file, "a", {"weight": np.ones((3, 4), np.float32)}, {})
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RunError, match="delete it"):
-        read_probe(file, "a")

@@ -1,0 +1,207 @@
+"""Clusters joined to named classes: what the label maps hold, and the classifier that makes them.
+
+A fit with more clusters than classes is labelled by the discriminants of the classes that its
+clusters are named as, with what is known beside them. Any other fit is labelled as it is. What a
+person says of images may bring further classes to either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.datasets.definition import IGNORE
+from pipeline.errors import UsageError
+from pipeline.progress import Screen
+from pipeline.run.corrections import NOT_SAID, Corrections, is_ignored
+from pipeline.run.evaluation import LEFT_OUT_NAME
+from pipeline.run.frames import resize_labels
+from pipeline.run.manifest import Image
+from pipeline.storage.arrays import open_arrays
+from stages.artefacts import Artefacts, read_group_of
+from stages.discriminants import Moments, find_discriminant
+from stages.evaluate.settings import EvaluateSettings
+from stages.known import lay_said, read_painted
+from stages.labelling import MAIN, NEVER, Classifier, scale_box
+from stages.scores import UNMATCHED
+
+# In the facts of an evaluation, and in its metrics: the names of the numbers in its label maps.
+NUMBERS = "label_names"
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the numbers in the label maps of an evaluation stand for.
+
+    ``names`` has one name a number, None where it is that of a cluster of the fit itself;
+    ``classifier`` has one row a number. ``joined`` is the number of every cluster where clusters
+    are joined, that of the ``unnamed`` beyond all names.
+    """
+
+    names: tuple[str | None, ...]
+    classifier: Classifier
+    joined: tuple[int, ...] = ()
+    unnamed: tuple[int, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an evaluation records of it, JSON-able; it tells it from others of the same fit."""
+        return {NUMBERS: list(self.names), "joined": list(self.joined)}
+
+
+def find_naming(
+    artefacts: Artefacts,
+    settings: EvaluateSettings,
+    given: Mapping[int, str],
+    class_names: Sequence[str],
+) -> Naming | None:
+    """Find what the label maps are to hold; None where it is the clusters of the fit, no more.
+
+    ``given`` are the names of clusters, ``class_names`` those of the dataset.
+    """
+    run, subject = artefacts.run, artefacts.subject
+    said = Corrections(run).said_names()
+    main = artefacts.classifiers[MAIN]
+    arrays, attributes = read_group_of(run, subject)
+    known = tuple(attributes.get("known_names", ()))
+    if "moments_count" not in arrays or not (given or known):
+        further = [name for name in said if name not in given.values()]
+        if not further:
+            return None
+        clusters: list[str | None] = [None] * main.classes
+        _check_count([*clusters, *further])
+        return Naming((*clusters, *further), extend_classifier(main, len(further)))
+    sums = _read_moments(arrays, "moments")
+    given = {k: LEFT_OUT_NAME if is_ignored(name) else name for k, name in given.items()}
+    named = _sort_names([*given.values(), *known], class_names)
+    left = [k for k in range(len(sums.count)) if k not in given]
+    numbers = {k: named.index(name) for k, name in given.items()}
+    numbers |= {k: len(named) + place for place, k in enumerate(left)}
+    total = len(named) + len(left)
+    moments = sums.join([numbers[k] for k in range(len(sums.count))], total)
+    if known:
+        beside = _read_moments(arrays, "known")
+        moments = moments.merge(beside.join([named.index(n) for n in known], total))
+    found = find_discriminant(moments, shrinkage=float(attributes["shrinkage"]))
+    own = settings.unnamed == "own"
+    kept = total if own else len(named)
+    names = [*named, *(f"cluster {k}" for k in left if own)]
+    further = [name for name in said if name not in named]
+    gain = float(attributes["gain"])
+    classifier = Classifier(
+        (gain * found.weight)[:kept].float(), (gain * found.bias)[:kept].float()
+    )
+    _check_count((*names, *further))
+    classifier = extend_classifier(classifier, len(further))
+    joined = tuple(numbers[k] for k in range(len(sums.count)))
+    return Naming((*names, *further), classifier, joined, tuple(left))
+
+
+def _check_count(names: Sequence[str | None]) -> None:
+    if len(names) > NOT_SAID:
+        raise UsageError(
+            f"evaluate: the label maps would hold {len(names)} classes, by the names of clusters "
+            f"and corrections, and a byte holds {NOT_SAID}; give some of them one name."
+        )
+
+
+def _sort_names(names: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Sort names, each once: those of classes in the order of these, then the others, as given."""
+    order = {name: place for place, name in enumerate(class_names)} | {LEFT_OUT_NAME: 2**16}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(class_names)))
+
+
+def extend_classifier(classifier: Classifier, further: int) -> Classifier:
+    """Append classes that never win."""
+    if not further:
+        return classifier
+    weight = classifier.prototypes
+    bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias
+    return Classifier(
+        torch.cat([weight, weight.new_zeros(further, weight.shape[1])]),
+        torch.cat([bias, bias.new_full((further,), NEVER)]),
+        classifier.logits,
+        classifier.gain,
+    )
+
+
+def _read_moments(arrays: Mapping[str, NDArray[Any]], name: str) -> Moments:
+    parts = ("origin", "count", "total", "scatter")
+    return Moments(*(torch.from_numpy(np.array(arrays[f"{name}_{part}"])) for part in parts))
+
+
+def describe_naming(naming: Naming, settings: EvaluateSettings, screen: Screen) -> None:
+    """Say how clusters become classes, and what becomes of those without a name."""
+    if not naming.joined:
+        return
+    classes = [name for name in naming.names if name and name != LEFT_OUT_NAME]
+    clusters = len(naming.unnamed)
+    left = ""
+    if clusters:
+        what = "stay clusters of their own" if settings.unnamed == "own" else "go to the nearest"
+        left = f"; {clusters} clusters without a name {what} (--unnamed {settings.unnamed})"
+    screen.note(f"evaluate: clusters are joined to {len(classes)} named classes{left}")
+
+
+def match_names(names: Sequence[str | None], class_names: Sequence[str]) -> dict[int, int]:
+    """Match the numbers that a person has named to the classes of these names.
+
+    Gives number -> class, ``UNMATCHED`` for what is to be ignored, which is no class.
+    """
+    places = {name: place for place, name in enumerate(class_names)}
+    places[LEFT_OUT_NAME] = UNMATCHED
+    return {k: places[name] for k, name in enumerate(names) if name in places}
+
+
+def name_numbers(facts: Mapping[str, Any], clusters: int) -> tuple[str | None, ...]:
+    """Return the names of the numbers in the label maps, None for clusters of the fit itself."""
+    return tuple(facts.get(NUMBERS, [None] * clusters))
+
+
+class Corrected(NamedTuple):
+    """Labels after what a person said of an image: of all of it, and at the windows' scale."""
+
+    image: NDArray[np.uint8]
+    windows: NDArray[np.uint8]
+
+
+def correct_labels(
+    artefacts: Artefacts,
+    corrections: Corrections,
+    image: Image,
+    names: Sequence[str | None],
+    labels: NDArray[np.uint8],
+    final: NDArray[np.uint8],
+) -> Corrected | None:
+    """Lay what is said over the labels of an image; None where nothing is said of it.
+
+    ``labels`` is its label map, uint8 [y, x], and ``final`` the same at the windows' scale, both in
+    numbers of ``names``. What is painted has the photograph's own sharpness.
+    """
+    left_out = names.index(LEFT_OUT_NAME) if LEFT_OUT_NAME in names else IGNORE
+    known = [name or "" for name in names]
+    masks = None
+    if corrections.points_of(image) and artefacts.has_proposals:
+        masks = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
+    cover = artefacts.cover(image)
+    said = lay_said(corrections, image, cover, masks, artefacts.grid, known)
+    if said is None:
+        shown = np.where(labels == left_out, IGNORE, labels).astype(np.uint8)
+        return None if left_out == IGNORE else Corrected(shown, final)
+    out = labels.copy()
+    left, top, right, bottom = scale_box(cover.box, cover.resized, (image.width, image.height))
+    part = resize_labels(said, right - left, bottom - top)
+    area = out[top:bottom, left:right]
+    area[...] = np.where(part == NOT_SAID, area, part)
+    painted = read_painted(corrections, image, known)
+    if painted is not None:
+        out = np.where(painted == NOT_SAID, out, painted)
+    out[out == left_out] = IGNORE
+    windows = np.where(said == NOT_SAID, final, said)
+    windows[windows == IGNORE] = left_out
+    return Corrected(out, windows)

@@ -1,0 +1,148 @@
+"""What is known of an image, in pixels: painted maps, clicks on proposals, boxes.
+
+At the scale of the windows it is uint8 [y, x] over what they cover: numbers of names, 255 for what
+is to be ignored, 254 where nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.datasets.definition import IGNORE
+from pipeline.images.windows import Box, Cover
+from pipeline.run.corrections import NOT_SAID, Corrections, Point, is_ignored
+from pipeline.run.frames import resize_labels
+from pipeline.run.manifest import Image
+from pipeline.storage.arrays import read_rows
+
+
+def lay_said(
+    corrections: Corrections,
+    image: Image,
+    cover: Cover,
+    masks: zarr.Array | None,
+    grid: tuple[int, int],
+    names: Sequence[str],
+) -> NDArray[np.uint8] | None:
+    """Lay out what is said of an image at the windows' scale; None where nothing is.
+
+    What is painted lies over clicks and boxes. ``masks`` has the proposals [window, y, x], which
+    clicks are meant for; where there is none, the position of the ``grid`` is. ``names`` are those
+    of the numbers that are given.
+    """
+    points, painted = corrections.points_of(image), read_painted(corrections, image, names)
+    if not points and painted is None:
+        return None
+    left, top, right, bottom = cover.box
+    said = np.full((bottom - top, right - left), NOT_SAID, np.uint8)
+    if points:
+        rows = cover.rows
+        proposals = None if masks is None else read_rows(masks, rows.start, rows.stop)
+        spread_points(said, points, proposals, cover, (image.width, image.height), grid, names)
+    if painted is not None:
+        part = resize_labels(painted, *cover.resized)[cover.area]
+        said = np.where(part == NOT_SAID, said, part)
+    return said
+
+
+def read_painted(
+    corrections: Corrections, image: Image, names: Sequence[str]
+) -> NDArray[np.uint8] | None:
+    """Read what is painted on an image, uint8 [y, x] of its own size, in numbers of ``names``."""
+    said = corrections.read_map(image)
+    if said is None:
+        return None
+    table = np.arange(256, dtype=np.uint8)
+    for number, name in enumerate(corrections.classes()):
+        table[number] = number_name(name, names)
+    return table[said]
+
+
+def number_name(name: str, names: Sequence[str]) -> int:
+    """Return the number of a name; that of nothing said for a name that is none of them."""
+    if is_ignored(name):
+        return IGNORE
+    return names.index(name) if name in names else NOT_SAID
+
+
+def spread_points(
+    said: NDArray[np.uint8],
+    points: Sequence[Point],
+    proposals: NDArray[np.uint8] | None,
+    cover: Cover,
+    original: tuple[int, int],
+    grid: tuple[int, int],
+    names: Sequence[str],
+) -> None:
+    """Write boxes and clicks into ``said``, uint8 [y, x] over the cover, the later over the former.
+
+    A click is on the proposal under it, uint8 [window, y, x], of the window whose centre is the
+    nearest; or on the position of the grid where there is none.
+    """
+    left, top = cover.box[:2]
+    scale_x, scale_y = cover.resized[0] / original[0], cover.resized[1] / original[1]
+    for point in points:
+        number = number_name(point.name, names)
+        # the middle of the pixel that is meant
+        x, y = (point.x + 0.5) * scale_x - left, (point.y + 0.5) * scale_y - top
+        if point.x1 is not None and point.y1 is not None:
+            # both corners are in the box
+            ends = (
+                (point.y * scale_y - top, (point.y1 + 1) * scale_y - top),
+                (point.x * scale_x - left, (point.x1 + 1) * scale_x - left),
+            )
+            rows, columns = (slice(max(0, round(a)), max(0, round(b))) for a, b in ends)
+            said[rows, columns] = number
+            continue
+        window = _find_window(cover.boxes, x, y)
+        if window is None:
+            continue
+        x0, y0, x1, y1 = cover.boxes[window]
+        place = int(y) - y0, int(x) - x0
+        ids = proposals[window] if proposals is not None else np.zeros((y1 - y0, x1 - x0), np.uint8)
+        if not ids[place]:
+            ids = number_positions(ids.shape, grid)
+        part = said[y0:y1, x0:x1]
+        part[ids == ids[place]] = number
+
+
+def _find_window(boxes: Sequence[Box], x: float, y: float) -> int | None:
+    holding = [n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x < x1 and y0 <= y < y1]
+
+    def measure(n: int) -> float:
+        x0, y0, x1, y1 = boxes[n]
+        return (x - (x0 + x1) / 2) ** 2 + (y - (y0 + y1) / 2) ** 2
+
+    return min(holding, key=measure, default=None)
+
+
+def number_positions(shape: tuple[int, ...], grid: tuple[int, int]) -> NDArray[np.int64]:
+    """Return which position of a grid, row by row, every pixel is in: int64 [y, x]."""
+    rows, columns = (
+        np.arange(side) * cells // side for side, cells in zip(shape, grid, strict=True)
+    )
+    return rows[:, None] * grid[1] + columns
+
+
+def label_grid(
+    said: NDArray[np.uint8], boxes: Sequence[Box], grid: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Give every position of the windows the class of most of its pixels.
+
+    Takes uint8 [y, x] over the cover; gives uint8 [window, row, column], 255 where no class has
+    more than half of the pixels.
+    """
+    labels = np.full((len(boxes), *grid), IGNORE, np.uint8)
+    for window, (x0, y0, x1, y1) in enumerate(boxes):
+        part = said[y0:y1, x0:x1]
+        cell = number_positions(part.shape, grid)
+        count = np.bincount((cell * 256 + part).ravel(), minlength=grid[0] * grid[1] * 256)
+        count = count.reshape(-1, 256)
+        most = count[:, :NOT_SAID].argmax(axis=1)
+        known = 2 * count[np.arange(len(count)), most] > count.sum(axis=1)
+        labels[window] = np.where(known, most, IGNORE).reshape(grid)
+    return labels
