@@ -29,6 +29,7 @@ CONTENTS = {
     },
     "In and out": {
         "export": ("commands.results", "labels in a format that others read"),
+        "correct": ("commands.results", "take up what a person corrected elsewhere"),
         "predict": ("commands.results", "label new images, without a run"),
         "completion": ("commands.results", "complete names in your shell"),
     },

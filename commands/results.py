@@ -1,6 +1,6 @@
 """The verbs that look at a run, or carry something elsewhere.
 
-They are status, verify, inspect, compare; and export, predict, completion.
+They are status, verify, inspect, compare; and export, correct, predict, completion.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from commands.options import (
     screen_options,
     settings_options,
 )
-from commands.verbs import PROGRAM, argument, shown, verb, what
+from commands.verbs import PROGRAM, argument, how, shown, verb, what
 from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError, count_of
 from pipeline.progress import Screen, show_bytes, show_controls, show_seconds
@@ -44,6 +44,8 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Condition
 from pipeline.settings import Bounds
 from stages import FOLLOWED_BY, SETTINGS
+from workflows.correct import FORMATS as CORRECTIONS
+from workflows.correct import describe_formats as describe_corrections
 from workflows.export import FORMATS, describe_formats
 
 VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
@@ -336,6 +338,66 @@ def export(run: Path, format_: str, out: Path, screen: Screen, **options: Any) -
 
     for line in export_run(RunDirectory(run), format_, out, screen=screen, **options):
         screen.result(line, out=out)
+
+
+@verb(
+    lists=lambda: {"Formats": describe_corrections()},
+    examples="""
+    primaps-pipe correct runs/demo --from runs/demo/labels
+        Takes up the label maps that were changed by hand.
+    primaps-pipe correct runs/demo --from points.csv --dry-run
+        Says how many clicks and boxes would be.
+    """,
+)
+@RUN
+@what(
+    "--from",
+    "--points",
+    "place",
+    type=PlaceType(),
+    required=True,
+    help="the file or folder that says what is right",
+)
+@what(
+    "--format",
+    "format_",
+    type=ChoiceType(("auto", *CORRECTIONS)),
+    metavar="FORMAT",
+    default="auto",
+    help="one of those below; auto: the first of them that knows the file or folder  "
+    "[default: auto]",
+)
+@what(
+    "--classes",
+    type=PlaceType(),
+    help="names of the numbers in label PNGs, as YAML, JSON or a name a line; a file classes.* "
+    "beside them, or those of the run's label maps, when not given",
+)
+@em_option(help="the fit whose numbers label PNGs hold; the run's own when not given")
+@head_option(help="the head whose numbers label PNGs hold, instead of a fit's")
+@what(
+    "--prefer",
+    type=ChoiceType(("ours", "theirs")),
+    help="whose word counts where the run says otherwise; conflicts are listed when not given",
+)
+@how("--dry-run", is_flag=True, help="say what would be taken up, and stop")
+@screen_options
+def correct(
+    run: Path, place: Path, format_: str, dry_run: bool, screen: Screen, **options: Any
+) -> None:
+    """Take up what a person has corrected elsewhere, into RUN/corrections.
+
+    Exits with 1 where something could not be taken up: the lines say what, and why.
+    """
+    from workflows.correct.job import correct_run, describe_outcome, require_complete
+
+    directory = RunDirectory(run)
+    outcome = correct_run(directory, place, format_, dry_run=dry_run, screen=screen, **options)
+    for line in (*outcome.faults, *outcome.conflicts):
+        screen.warn(line)
+    for line in describe_outcome(outcome, directory, dry_run=dry_run):
+        screen.result(line)
+    require_complete(outcome)
 
 
 @verb(

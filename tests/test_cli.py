@@ -36,6 +36,7 @@ CONTRACT = {
     "inspect": ("--em", "--head", "--out", "-v"),
     "compare": ("--em", "--head", "--out", "--images", "-v"),
     "export": ("--format", "--out", "--em", "--head", "--split", "--ids", "--images", "-v"),
+    "correct": ("--from", "--points", "--format", "--classes", "--prefer", "--dry-run", "-v"),
     "predict": ("--prototypes", "--out", "--weights", "--crf", "--device", "-v"),
     "completion": (),
 }

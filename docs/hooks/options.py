@@ -2,8 +2,8 @@
 
 In a page, ``<!-- settings: extract -->`` becomes the table of a stage's settings,
 ``<!-- command: verify -->`` that of a verb's arguments and options that are no settings,
-``<!-- formats -->`` the list of export formats, ``<!-- names -->`` that of other names of
-backbones, and ``<!-- events -->`` that of the JSON events.
+``<!-- formats -->`` the list of export formats, ``<!-- formats: correct -->`` that of corrections,
+``<!-- names -->`` that of other names of backbones, and ``<!-- events -->`` that of JSON events.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def make_table(kind: str, name: str | None) -> str:
     if kind == "command":
         return join_table(("option", "default", "what it says"), command_rows(name or ""))
     if kind == "formats":
-        from workflows.export import LINES
+        from workflows import correct, export
 
-        rows = ((f"`{key}`", text) for key, text in LINES.items())
+        lines = correct.LINES if name == "correct" else export.LINES
+        rows = ((f"`{key}`", text) for key, text in lines.items())
         return join_table(("`--format`", "what it is"), rows)
     if kind == "names":
         from stages.extract.names import OTHER_NAMES

@@ -7,6 +7,7 @@ image: no fault of a disk makes one.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -50,10 +51,14 @@ def make_refusal(run: RunDirectory, key: str, names: Collection[str]) -> RunErro
     verb, options = ("evaluate", "") if record is None else (record.command, record.options)
     it = "it" if len(names) == 1 else "them"
     return RunError(
-        f"{_name_some(names)} was changed by hand since {verb} wrote {it}; to keep {it}, "
-        f"move {it} to {run.path / 'corrections'}; to drop {it}, run "
-        f"`primaps-pipe {verb} {run.quoted}{options} --force`."
+        f"{_name_some(names)} was changed by hand since {verb} wrote {it}; to keep {it}, run "
+        f"`primaps-pipe correct {run.quoted} --from {_quote_folder(run, names)}`; to drop {it}, "
+        f"run `primaps-pipe {verb} {run.quoted}{options} --force`."
     )
+
+
+def _quote_folder(run: RunDirectory, names: Collection[str]) -> str:
+    return shlex.quote(str(run.path / min(names).partition("/")[0]))
 
 
 def _name_some(names: Collection[str]) -> str:
@@ -76,8 +81,7 @@ def guard_maps(
     was changed.
     """
     known, found = _list_known(run, key), _list_found(run, folder, ())
-    other = (n for n, total in found.items() if n in known and total not in known[n])
-    changed = find_by_hand(run, other)
+    changed = _find_changed(run, known, found)
     if changed and not force:
         raise make_refusal(run, key, changed)
     if changed:
@@ -92,6 +96,18 @@ def guard_maps(
     notes[_OTHERS] = {name: [total] for name, total in found.items() if name in known}
     for name, sums in notes.items():
         write_checked_json(_notes(run, key) / f"{name}.json", sums)
+
+
+def find_changed_maps(run: RunDirectory, key: str, folder: Path) -> list[str]:
+    """Return the names of the maps in a folder that a stage wrote and a person has changed."""
+    return _find_changed(run, _list_known(run, key), _list_found(run, folder, ()))
+
+
+def _find_changed(
+    run: RunDirectory, known: Mapping[str, Collection[str]], found: Mapping[str, str]
+) -> list[str]:
+    other = (n for n, total in found.items() if n in known and total not in known[n])
+    return find_by_hand(run, other)
 
 
 def note_maps(run: RunDirectory, key: str, shard: int, sums: Mapping[str, str]) -> Sums:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from pipeline.datasets.definition import IGNORE, Colour, distinct_colours, png_p
 from pipeline.errors import ImageError, RunError, did_you_mean
 from pipeline.images.decoding import encode_png, read_label
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import LEFT_OUT_NAME, LONGEST
+from pipeline.run.evaluation import LEFT_OUT_NAME, LONGEST, parse_names, read_given_names
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import (
     Stamp,
@@ -52,6 +53,8 @@ MOST = NOT_SAID
 CLASSES, POINTS, MAPS = "classes.yaml", "points.csv", "maps"
 _COLUMNS = ("split", "image", "x", "y", "x1", "y1", "class")
 _NOT_SAID_COLOUR: Colour = (128, 128, 128)
+# Whose word counts.
+Prefer = Literal["ours", "theirs"]
 # An image, by split and id.
 Key = tuple[str, str]
 
@@ -118,6 +121,10 @@ class Corrections:
     def __init__(self, run: RunDirectory, folder: Path | None = None) -> None:
         self.run = run
         self.folder = folder or run.corrections
+        # points of a whole row of writes are one file
+        self._held = self._changed = False
+        # another's images may be others than ours
+        self._strays: list[str] | None = None if folder is None else []
 
     # --- what is said -----------------------------------------------------------------------------
 
@@ -135,7 +142,7 @@ class Corrections:
     def images(self) -> list[Image]:
         """List the images of the run of which something is said, in their order."""
         names = {_bare(name) for name in self._maps} | {"/".join(key) for key in self._points}
-        return _find_images(self._manifest, names)
+        return find_images(self._manifest, names)
 
     def points_of(self, image: Image) -> list[Point]:
         """List the clicks and boxes in an image, in the order in which they were said."""
@@ -175,11 +182,13 @@ class Corrections:
         return fingerprint(said, maps, self.classes() if maps else ()) if said or maps else ""
 
     def find_strays(self) -> list[str]:
-        """List the maps of no image of the run, by their names below ``corrections``."""
-        if not self._maps:
-            return []
-        known = _find_images(self._manifest, {_bare(name) for name in self._maps})
-        return sorted(self._maps.keys() - {*map(_name_map, known)})
+        """List what is of no image of the run: maps, by their names here, and another's points."""
+        maps = set(self._maps)
+        if maps:
+            found = find_images(self._manifest, {_bare(name) for name in maps})
+            maps -= {_name_map(image) for image in found}
+        points = self._strays if self._points or self._strays else ()
+        return sorted({*maps, *(f"{POINTS}: {name}" for name in points or ())})
 
     # --- saying it --------------------------------------------------------------------------------
 
@@ -205,45 +214,161 @@ class Corrections:
         replace
             What is 254 is not said any more, rather than as it was.
         """
-        with self._write():
-            old = None if replace else self.read_map(image)
-            new = self._take_numbers(image, said, names)
-            if old is not None:
-                new = np.where(new == NOT_SAID, old, new)
-            file = resolve_inside(self.folder, _name_map(image))
-            if (new == NOT_SAID).all():
-                remove_file(file)
-            else:
-                palette = bytearray(png_palette(distinct_colours(IGNORE)))
-                palette[3 * NOT_SAID : 3 * IGNORE] = bytes(_NOT_SAID_COLOUR)
-                write_bytes(file, encode_png(new, bytes(palette)), noted=False)
+        with self.hold():
+            old = None if replace else self._read_old(image)
+            new, classes = self._take_numbers(image, said, names)
+            self._write_map(image, new if old is None else _lay(new, old), classes)
+
+    def merge_map(
+        self,
+        image: Image,
+        said: NDArray[np.uint8],
+        names: Sequence[str],
+        prefer: Prefer | None = None,
+        *,
+        write: bool = True,
+    ) -> tuple[int, dict[tuple[str, str], int]]:
+        """Lay what another says of an image beside what is there; where both differ, as told.
+
+        Parameters
+        ----------
+        image, said, names
+            As in :meth:`write_map`.
+        prefer
+            Whose word counts where both say something else; ours stays, and is a conflict, if None.
+        write
+            Whether to write it, or to count alone.
+
+        Returns
+        -------
+        int
+            Pixels that change.
+        dict of (str, str) to int
+            Conflicts: pixels by what is said here and there.
+        """
+        with self.hold() if write else nullcontext():
+            old = self._read_old(image)
+            new, classes = self._take_numbers(image, said, names)
+            if old is None:
+                old = np.full_like(new, NOT_SAID)
+            both = (old != new) & (old != NOT_SAID) & (new != NOT_SAID)
+            pairs = np.bincount(old[both] * np.uint16(256) + new[both], minlength=2**16)
+            merged = _lay(new, old) if prefer == "theirs" else _lay(old, new)
+            changed = int(np.count_nonzero(merged != old))
+            if write and changed:
+                self._write_map(image, merged, classes)
+        shown = (*classes, *("" for _ in range(len(classes), IGNORE)), LEFT_OUT_NAME)
+        conflicts = {
+            (shown[pair >> 8], shown[pair & 255]): int(pairs[pair])
+            for pair in np.flatnonzero(pairs).tolist()
+        }
+        return changed, {} if prefer else conflicts
 
     def add_points(self, image: Image, points: Iterable[Point]) -> None:
         """Add clicks and boxes to an image; one at the place of another replaces it."""
-        self._write_points({(image.split, image.id): list(points)}, {})
+        self.merge_points(image, points, "theirs")
+
+    def merge_points(
+        self,
+        image: Image,
+        points: Iterable[Point],
+        prefer: Prefer | None = None,
+        *,
+        write: bool = True,
+    ) -> tuple[int, list[tuple[Point, Point]]]:
+        """Add another's clicks and boxes; where one lies at the place of ours, as told.
+
+        Parameters and what is returned as in :meth:`merge_map`: points that change, and pairs of
+        ours and theirs that differ.
+        """
+        with self.hold() if write else nullcontext():
+            ours = {point.place: point for point in self.points_of(image)}
+            new = [point for point in points if ours.get(point.place) != point]
+            conflicts = [(ours[point.place], point) for point in new if point.place in ours]
+            taken = [p for p in new if prefer == "theirs" or p.place not in ours]
+            if write and taken:
+                self._change_points(image, taken, taken)
+        return len(taken), [] if prefer else conflicts
 
     def remove_points(self, image: Image, points: Iterable[Point]) -> None:
         """Remove clicks and boxes from an image, by their places."""
-        self._write_points({}, {(image.split, image.id): list(points)})
+        with self.hold():
+            self._change_points(image, points, ())
+
+    def write_names(self, title: str, names: Mapping[int, str], *, replace: bool = False) -> None:
+        """Name clusters of a fit or head, beside those that have names or in their place.
+
+        A file that cannot say it by lines below what a person wrote is kept beside the new one.
+        """
+        with self.hold():
+            file = self.run.names_file(title)
+            old = _read(file) if file.is_file() else b""
+            known = parse_names(old, file)
+            wanted = {**({} if replace else known), **names}
+            wanted = {n: check_class(name, f"cluster {n}") for n, name in sorted(wanted.items())}
+            if wanted == known:
+                return
+            new = {number: name for number, name in wanted.items() if number not in known}
+            text = old + (b"" if not old or old.endswith(b"\n") else b"\n") + _dump(new)
+            if not _says(text, wanted):
+                text = _dump(wanted)
+                if b"#" in old:
+                    kept = file.with_name(f"{file.name}.{checksum(old)[:8]}")
+                    write_bytes(kept, old, noted=False)
+            write_bytes(file, text, noted=False)
+
+    def merge_names(
+        self,
+        title: str,
+        names: Mapping[int, str],
+        prefer: Prefer | None = None,
+        *,
+        write: bool = True,
+    ) -> tuple[int, list[tuple[int, str, str]]]:
+        """Add another's names of clusters; where ours has another name, as told.
+
+        Returns how many names change, and the conflicts: cluster, our name, theirs.
+        """
+        with self.hold() if write else nullcontext():
+            ours = read_given_names(self.run, title)
+            differ = [(n, ours[n], name) for n, name in names.items() if ours.get(n, name) != name]
+            taken = {n: name for n, name in names.items() if n not in ours}
+            if prefer == "theirs":
+                taken |= {number: name for number, _, name in differ}
+            if write and taken:
+                self.write_names(title, taken)
+        return len(taken), [] if prefer else differ
 
     @contextmanager
-    def _write(self) -> Iterator[None]:
-        """Hold the lock of all who write here, and see what those before have written."""
+    def hold(self) -> Iterator[None]:
+        """Hold the lock of all who write here, for several writes in a row perhaps.
+
+        What those before have written is seen.
+        """
+        if self._held:
+            yield
+            return
         with self.run.lock("corrections", wait=True), confine_writes(self.run.path):
             self._forget()
+            self._held = True
             try:
                 yield
             finally:
+                self._held = False
+                changed, points = self._changed, self._points if self._changed else {}
                 self._forget()
+                if changed:
+                    self._write_points(points)
 
     def _forget(self) -> None:
+        self._changed = False
         for name in ("_listing", "_classes", "_points", "_maps"):
             self.__dict__.pop(name, None)
 
     def _take_numbers(
         self, image: Image, said: NDArray[np.uint8], names: Sequence[str]
-    ) -> NDArray[np.uint8]:
-        """Give what is said in the numbers of the classes; append those that are new."""
+    ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """Give what is said in the numbers of the classes, and those with what is new."""
         if said.shape != (image.height, image.width):
             raise ImageError(_other_size(image, said.shape))
         used = np.flatnonzero(np.bincount(said.ravel(), minlength=256)).tolist()
@@ -267,30 +392,44 @@ class Corrections:
                 f"{self.folder / CLASSES} would have {len(classes)} classes, and a map holds "
                 f"{MOST} at most; give some of them one name."
             )
+        return table[said], tuple(classes)
+
+    def _read_old(self, image: Image) -> NDArray[np.uint8] | None:
+        """Read a map without the list of all of them."""
+        name = _name_map(image)
+        return self._read_map(name, image) if (self.folder / name).is_file() else None
+
+    def _write_map(self, image: Image, said: NDArray[np.uint8], classes: tuple[str, ...]) -> None:
+        file = resolve_inside(self.folder, _name_map(image))
+        if (said == NOT_SAID).all():
+            remove_file(file)
+            return
         if len(classes) > len(self._classes):
             # before the map, which means nothing without it
-            text = yaml.safe_dump(classes, allow_unicode=True, width=1000)
+            text = yaml.safe_dump(list(classes), allow_unicode=True, width=1000)
             write_bytes(self.folder / CLASSES, text.encode(), noted=False)
-        return table[said]
+            self.__dict__["_classes"] = classes
+        palette = bytearray(png_palette(distinct_colours(IGNORE)))
+        palette[3 * NOT_SAID : 3 * IGNORE] = bytes(_NOT_SAID_COLOUR)
+        write_bytes(file, encode_png(said, bytes(palette)), noted=False)
 
-    def _write_points(
-        self, added: Mapping[Key, list[Point]], removed: Mapping[Key, list[Point]]
+    def _change_points(
+        self, image: Image, removed: Iterable[Point], added: Sequence[Point]
     ) -> None:
-        with self._write():
-            points = {key: list(each) for key, each in self._points.items()}
-            for change in (added, removed):
-                for key, given in change.items():
-                    places = {point.place for point in given}
-                    kept = (p for p in points.get(key, ()) if p.place not in places)
-                    points[key] = [*kept, *(given if change is added else ())]
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(_COLUMNS)
-            for key, each in points.items():
-                for point in each:
-                    name = check_class(point.name, "a point")
-                    writer.writerow((*key, point.x, point.y, point.x1, point.y1, name))
-            write_bytes(self.folder / POINTS, text.getvalue().encode(), noted=False)
+        key, places = (image.split, image.id), {point.place for point in removed}
+        for point in added:
+            check_class(point.name, "a point")
+        kept = [point for point in self.points_of(image) if point.place not in places]
+        self.__dict__["_points"] = {**self._points, key: [*kept, *added]}
+        self._changed = True
+
+    def _write_points(self, points: Mapping[Key, Sequence[Point]]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for key, each in points.items():
+            writer.writerows((*key, p.x, p.y, p.x1, p.y1, p.name) for p in each)
+        write_bytes(self.folder / POINTS, text.getvalue().encode(), noted=False)
 
     # --- the files --------------------------------------------------------------------------------
 
@@ -311,7 +450,7 @@ class Corrections:
         if POINTS not in self._listing:
             return {}
         file = self.folder / POINTS
-        return parse_points(_read(file), file, self._manifest)
+        return parse_points(_read(file), file, self._manifest, self._strays)
 
     @cached_property
     def _maps(self) -> dict[str, str]:
@@ -355,6 +494,10 @@ class Corrections:
                 f"{file} cannot be taken as a painted map: {error}; correct it or take it away."
             ) from error
         return said.astype(np.uint8)
+
+
+def _lay(over: NDArray[np.uint8], under: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(over == NOT_SAID, under, over)
 
 
 def _name_map(image: Image) -> str:
@@ -414,8 +557,13 @@ def parse_classes(text: bytes, file: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def parse_points(text: bytes, file: object, manifest: Manifest) -> dict[Key, list[Point]]:
-    """Parse ``points.csv``: by image, in their order; of two at one place the later counts."""
+def parse_points(
+    text: bytes, file: object, manifest: Manifest, strays: list[str] | None = None
+) -> dict[Key, list[Point]]:
+    """Parse ``points.csv``: by image, in their order; of two at one place the later counts.
+
+    Images that the run has not are an error, or told as ``strays`` where there is such a list.
+    """
     try:
         lines = io.StringIO(text.decode("utf-8-sig"), newline="")
         rows = csv.reader(lines, strict=True)
@@ -437,11 +585,14 @@ def parse_points(text: bytes, file: object, manifest: Manifest) -> dict[Key, lis
                 "correct the line or remove it."
             )
     named = {f"{row[columns['split']]}/{row[columns['image']]}" for _, row in given}
-    images = {(image.split, image.id): image for image in _find_images(manifest, named)}
+    images = {(image.split, image.id): image for image in find_images(manifest, named)}
     points: dict[Key, dict[tuple[int, ...], Point]] = {}
     for line, row in given:
         where = f"{file}, line {line}"
         key = row[columns["split"]], row[columns["image"]]
+        if key not in images and strays is not None:
+            strays.append("/".join(key))
+            continue
         if key not in images:
             raise _no_image(where, key, manifest)
         cells = {name: row[at].strip() for name, at in columns.items()}
@@ -475,7 +626,7 @@ def _parse_point(cells: Mapping[str, str], where: str, width: int, height: int) 
     return Point(x, y, x1, y1, name)
 
 
-def _find_images(manifest: Manifest, names: Collection[str]) -> list[Image]:
+def find_images(manifest: Manifest, names: Collection[str]) -> list[Image]:
     """Find images by split/id, in one go over the columns."""
     images = manifest.images
     known = pc.binary_join_element_wise(images.column("split"), images.column("id"), "/")
@@ -493,3 +644,14 @@ def _no_image(where: str, key: Key, manifest: Manifest) -> RunError:
         f"{where}: there is no image {id[:LONGEST]!r} in split {split[:LONGEST]!r}{close}; correct "
         "the line or remove it."
     )
+
+
+def _dump(names: Mapping[int, str]) -> bytes:
+    return yaml.safe_dump(dict(names), allow_unicode=True, width=1000).encode() if names else b""
+
+
+def _says(text: bytes, names: Mapping[int, str]) -> bool:
+    try:
+        return parse_names(text, "") == names
+    except RunError:
+        return False

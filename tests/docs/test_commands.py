@@ -43,6 +43,7 @@ RUN_PAGES: dict[str, str | None] = {
     "docs/results/inspect.md": OWN,
     "docs/results/compare.md": OWN,
     "docs/results/export.md": OWN,
+    "docs/results/correct.md": OWN,
     "docs/results/predict.md": OWN,
     "docs/results/python.md": OWN,
     "docs/results/terminal.md": OWN,
@@ -57,6 +58,7 @@ NOT_RUN = {
     "primaps-pipe extract runs/mine --workers 4": "tests/end_to_end/test_cluster.py runs workers",
     'primaps-pipe "$stage" "$RUN"': "a SLURM job: tests/end_to_end/test_cluster.py has a cluster",
     "primaps-pipe extract s3://": "tests/object_store runs a stage in a store of its own",
+    "primaps-pipe correct runs/mine --from colleague": "tests/workflows/correct has two people",
     "python -m": "benchmarks take minutes: their --help is run, and has the options",
     "make ": "each installs or runs for minutes: make -n says that there is such a target",
 }
@@ -72,6 +74,7 @@ SAVED = {
     "docs/datasets/index.md": ("photographs.csv",),
     OWN: ("runs/mine/corrections/names.yaml",),
     "docs/stages/evaluate.md": ("runs/mine/corrections/names.yaml",),
+    "docs/results/correct.md": ("points.csv",),
 }
 
 # pages whose Python is run where the reader is; the others' wants a cluster

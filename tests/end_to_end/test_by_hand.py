@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.run import by_hand
+from pipeline.run.directory import RunDirectory, Subject
+from pipeline.run.evaluation import Evaluation
 from stages.evaluate import stage as evaluate_stage
 from tests.end_to_end.conftest import Invoke, hash_tree
 from tests.end_to_end.test_staleness import make_run, read_status
@@ -44,23 +47,34 @@ def refuse(run: Path, invoke: Invoke, label: Path, *arguments: object) -> str:
     name = label.relative_to(run).as_posix()
     said = [line for line in lines if line.startswith("primaps-pipe: ")]
     assert said == [
-        f"primaps-pipe: {name} was changed by hand since evaluate wrote it; to keep it, move it to "
-        f"{run / 'corrections'}; to drop it, run `primaps-pipe evaluate {run} --force`."
+        f"primaps-pipe: {name} was changed by hand since evaluate wrote it; to keep it, run "
+        f"`primaps-pipe correct {run} --from {run / 'labels'}`; to drop it, run "
+        f"`primaps-pipe evaluate {run} --force`."
     ]
     return "\n".join(lines)
 
 
 def test_evaluate_stops_before_a_corrected_map(run: Path, invoke: Invoke) -> None:
     before = hash_tree(run / "labels")
-    label, content = paint(run)
+    label, _ = paint(run)
     assert "is gone" not in refuse(run, invoke, label, "evaluate", run)
     invoke("evaluate", run, "--dry-run", QUIET)
     # kept
-    (run / "corrections").mkdir()
-    label.rename(run / "corrections" / label.name)
+    said = np.asarray(Image.open(label))
+    took = invoke("correct", run, "--from", run / "labels", QUIET).output
+    assert f"took up {said.size} pixels of 1 image, into {run / 'corrections'}" in took
+    assert "1 label map changed by hand" in took
+    names = yaml.safe_load((run / "corrections/classes.yaml").read_text())
+    kept = np.asarray(Image.open(run / "corrections/maps" / label.relative_to(run / "labels")))
+    evaluation = Evaluation(RunDirectory(run), Subject("em", "default"), None)  # type: ignore[arg-type]
+    clusters = evaluation.name_clusters()
+    assert [names[n] for n in kept[::9, ::9].flat] == [clusters[n] for n in said[::9, ::9].flat]
+    assert "nothing new" in invoke("correct", run, "--from", run / "labels", QUIET).output
+    invoke("evaluate", run, QUIET)
+    assert {*hash_tree(run / "labels")} == {*before}
+    shutil.rmtree(run / "corrections")
     invoke("evaluate", run, QUIET)
     assert hash_tree(run / "labels") == before
-    assert (run / "corrections" / label.name).read_bytes() == content
     # dropped
     paint(run)
     assert "was changed by hand, and is dropped" in invoke("evaluate", run, "--force", QUIET).output
