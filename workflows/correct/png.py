@@ -118,7 +118,8 @@ def _name_numbers(source: Source, subject: Subject | None, split: str) -> Names:
     run = source.run
     if subject is None and (run.names("em") or run.names("head")):
         subject = choose_subject(run, source.em, source.head)
-    record = subject and Ledger(run.state(f"evaluate/{subject.title}")).recall_stage()
+    title = subject.title if subject else ""
+    record = Ledger(run.state(f"evaluate/{title}")).recall_stage() if title else None
     if subject is None or record is None:
         raise UsageError(
             f"{run.path} has no label maps that would say what the numbers in {source.place} stand "
