@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import reprlib
 import types
 from collections.abc import Collection, Mapping
@@ -31,6 +32,7 @@ from pipeline.storage.places import is_remote, parse_place
 
 # Of a change that is shown as a whole.
 _LONGEST = 300
+_DIGEST = re.compile(r"'[0-9a-f]{32,}'")
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -309,11 +311,13 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the settings that differ between two mappings, as ``name old -> new`` if short."""
-    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    said = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
-    pairs = zip(names, said, strict=True)
-    return [text if len(text) < _LONGEST else f"{name} has changed" for name, text in pairs]
+    """List the settings that differ between two mappings, as ``name old -> new`` if readable."""
+    changes = []
+    for name in (name for name in {**new, **old} if old.get(name) != new.get(name)):
+        text = f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        readable = len(text) < _LONGEST and not _DIGEST.search(text)
+        changes.append(text if readable else f"{name} has changed")
+    return changes
 
 
 def _parse_setting(value: Any) -> Path:

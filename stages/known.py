@@ -16,7 +16,7 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.images.windows import Box, Cover
 from pipeline.run.corrections import NOT_SAID, Corrections, Point, is_ignored
 from pipeline.run.frames import resize_labels
-from pipeline.run.manifest import Image
+from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.arrays import read_rows
 
 
@@ -87,8 +87,6 @@ def spread_points(
     scale_x, scale_y = cover.resized[0] / original[0], cover.resized[1] / original[1]
     for point in points:
         number = number_name(point.name, names)
-        # the middle of the pixel that is meant
-        x, y = (point.x + 0.5) * scale_x - left, (point.y + 0.5) * scale_y - top
         if point.x1 is not None and point.y1 is not None:
             # both corners are in the box
             ends = (
@@ -97,27 +95,53 @@ def spread_points(
             )
             rows, columns = (slice(max(0, round(a)), max(0, round(b))) for a, b in ends)
             said[rows, columns] = number
-            continue
-        window = _find_window(cover.boxes, x, y)
-        if window is None:
-            continue
-        x0, y0, x1, y1 = cover.boxes[window]
-        place = int(y) - y0, int(x) - x0
-        ids = proposals[window] if proposals is not None else np.zeros((y1 - y0, x1 - x0), np.uint8)
-        if not ids[place]:
-            ids = number_positions(ids.shape, grid)
-        part = said[y0:y1, x0:x1]
-        part[ids == ids[place]] = number
+        elif (found := locate(point, cover, original)) is not None:
+            window, place = found
+            x0, y0, x1, y1 = cover.boxes[window]
+            ids: NDArray[np.integer] = number_positions((y1 - y0, x1 - x0), grid)
+            if proposals is not None and proposals[window][place]:
+                ids = proposals[window]
+            part = said[y0:y1, x0:x1]
+            part[ids == ids[place]] = number
 
 
-def _find_window(boxes: Sequence[Box], x: float, y: float) -> int | None:
+def locate(
+    point: Point, cover: Cover, original: tuple[int, int]
+) -> tuple[int, tuple[int, int]] | None:
+    """Find the window whose centre is nearest to a click on it, and where it is there: (y, x)."""
+    # the middle of the pixel that is meant
+    x = (point.x + 0.5) * cover.resized[0] / original[0] - cover.box[0]
+    y = (point.y + 0.5) * cover.resized[1] / original[1] - cover.box[1]
+    boxes = cover.boxes
     holding = [n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x < x1 and y0 <= y < y1]
 
     def measure(n: int) -> float:
         x0, y0, x1, y1 = boxes[n]
         return (x - (x0 + x1) / 2) ** 2 + (y - (y0 + y1) / 2) ** 2
 
-    return min(holding, key=measure, default=None)
+    window = min(holding, key=measure, default=None)
+    if window is None:
+        return None
+    left, top = boxes[window][:2]
+    return window, (int(y) - top, int(x) - left)
+
+
+def find_clicked(
+    corrections: Corrections, manifest: Manifest, masks: zarr.Array
+) -> dict[tuple[int, int], str]:
+    """Find the proposals that were clicked: row of the window and number -> the name given."""
+    clicked = {}
+    for image in corrections.images():
+        points = [point for point in corrections.points_of(image) if point.x1 is None]
+        if not points or not image.ok:
+            continue
+        cover = Cover(tuple(manifest.windows_of(image)))
+        proposals = read_rows(masks, cover.rows.start, cover.rows.stop)
+        for point in points:
+            found = locate(point, cover, (image.width, image.height))
+            if found is not None and (number := int(proposals[found[0]][found[1]])):
+                clicked[cover.rows.start + found[0], number] = point.name
+    return clicked
 
 
 def number_positions(shape: tuple[int, ...], grid: tuple[int, int]) -> NDArray[np.int64]:

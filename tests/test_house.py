@@ -14,7 +14,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FLOORS = ("pipeline", "stages", "workflows", "commands", "cli")
 STAGES = ("extract", "masks", "head", "em", "evaluate", "report")
 # Rooms of stages/ that are no stage: every stage may use them, and they use none.
-LIBRARIES = ("crf", "artefacts", "labelling", "scores", "clustering", "discriminants", "known")
+LIBRARIES = (
+    "crf",
+    "artefacts",
+    "labelling",
+    "scores",
+    "clustering",
+    "discriminants",
+    "known",
+    "parts",
+)
 
 
 @cache

@@ -27,7 +27,14 @@ from pipeline.datasets.definition import IGNORE, Colour, distinct_colours, png_p
 from pipeline.errors import ImageError, RunError, did_you_mean
 from pipeline.images.decoding import encode_png, read_label
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import LEFT_OUT_NAME, LONGEST, parse_names, read_given_names
+from pipeline.run.evaluation import (
+    LEFT_OUT_NAME,
+    LONGEST,
+    format_names,
+    format_part,
+    parse_names,
+    read_part_names,
+)
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import (
     Stamp,
@@ -55,6 +62,8 @@ _COLUMNS = ("split", "image", "x", "y", "x1", "y1", "class")
 _NOT_SAID_COLOUR: Colour = (128, 128, 128)
 # Whose word counts.
 Prefer = Literal["ours", "theirs"]
+# A cluster, or a part of one, as of ``stages.parts``.
+Part = tuple[int, ...]
 # An image, by split and id.
 Key = tuple[str, str]
 
@@ -295,8 +304,10 @@ class Corrections:
         with self.hold():
             self._change_points(image, points, ())
 
-    def write_names(self, title: str, names: Mapping[int, str], *, replace: bool = False) -> None:
-        """Name clusters of a fit or head, beside those that have names or in their place.
+    def write_names(
+        self, title: str, names: Mapping[int, str] | Mapping[Part, str], *, replace: bool = False
+    ) -> None:
+        """Name clusters of a fit or head, or parts, beside those that have names or in their place.
 
         A file that cannot say it by lines below what a person wrote is kept beside the new one.
         """
@@ -304,8 +315,12 @@ class Corrections:
             file = self.run.names_file(title)
             old = _read(file) if file.is_file() else b""
             known = parse_names(old, file)
-            wanted = {**({} if replace else known), **names}
-            wanted = {n: check_class(name, f"cluster {n}") for n, name in sorted(wanted.items())}
+            given = {_take_part(key): name for key, name in names.items()}
+            wanted = {**({} if replace else known), **given}
+            wanted = {
+                part: check_class(name, f"cluster {format_part(part)}")
+                for part, name in sorted(wanted.items())
+            }
             if wanted == known:
                 return
             new = {number: name for number, name in wanted.items() if number not in known}
@@ -320,17 +335,17 @@ class Corrections:
     def merge_names(
         self,
         title: str,
-        names: Mapping[int, str],
+        names: Mapping[Part, str],
         prefer: Prefer | None = None,
         *,
         write: bool = True,
-    ) -> tuple[int, list[tuple[int, str, str]]]:
+    ) -> tuple[int, list[tuple[Part, str, str]]]:
         """Add another's names of clusters; where ours has another name, as told.
 
         Returns how many names change, and the conflicts: cluster, our name, theirs.
         """
         with self.hold() if write else nullcontext():
-            ours = read_given_names(self.run, title)
+            ours = read_part_names(self.run, title)
             differ = [(n, ours[n], name) for n, name in names.items() if ours.get(n, name) != name]
             taken = {n: name for n, name in names.items() if n not in ours}
             if prefer == "theirs":
@@ -646,11 +661,15 @@ def _no_image(where: str, key: Key, manifest: Manifest) -> RunError:
     )
 
 
-def _dump(names: Mapping[int, str]) -> bytes:
-    return yaml.safe_dump(dict(names), allow_unicode=True, width=1000).encode() if names else b""
+def _take_part(key: int | Part) -> Part:
+    return (key,) if isinstance(key, int) else key
 
 
-def _says(text: bytes, names: Mapping[int, str]) -> bool:
+def _dump(names: Mapping[Part, str]) -> bytes:
+    return "".join(f"{line}\n" for line in format_names(names)).encode()
+
+
+def _says(text: bytes, names: Mapping[Part, str]) -> bool:
     try:
         return parse_names(text, "") == names
     except RunError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from pipeline.storage.places import resolve_inside
 LONGEST = 100
 # A cluster of this name is left out: its pixels are 255 wherever labels are shown or exported.
 LEFT_OUT_NAME = "ignore"
+_CLUSTER = re.compile(r"[0-9]{1,9}(\.[01])*")
 _EXAMPLE = "write one line for each cluster, such as `7: road`"
 
 
@@ -43,10 +45,12 @@ def name_clusters(
     return tuple(names[k] for k in range(clusters))
 
 
-def parse_names(text: bytes, file: object) -> dict[int, str]:
-    """Parse ``names.yaml``: a YAML mapping of cluster numbers to names.
+def parse_names(text: bytes, file: object) -> dict[tuple[int, ...], str]:
+    """Parse ``names.yaml``: a YAML mapping of clusters, or parts of them, to names.
 
-    Names are the words as they are written: ``no``, ``on`` and ``1.0`` are names like any other.
+    A cluster is its number, ``12``, and a part of it that and the halves on the way to it:
+    ``12.0.1`` (see ``stages.parts``). Names are the words as they are written: ``no``, ``on`` and
+    ``1.0`` are names like any other.
     """
     try:
         # nodes and not values: nothing is resolved, run, or repeated as often as aliases say
@@ -60,23 +64,39 @@ def parse_names(text: bytes, file: object) -> dict[int, str]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise RunError(f"{file} does not map clusters to names; {_EXAMPLE}.")
-    names: dict[int, str] = {}
+    names: dict[tuple[int, ...], str] = {}
     for pair in root.value:
         # as they are written; None for what is not one scalar
         key, value = (n.value if isinstance(n, yaml.ScalarNode) else None for n in pair)
         where = f"{file}, line {pair[0].start_mark.line + 1}"
-        if key is None or not (key.isascii() and key.isdigit() and len(key) < 10):
+        if key is None or not _CLUSTER.fullmatch(key):
             raise RunError(f"{where}: {_show(key)} is not the number of a cluster; {_EXAMPLE}.")
+        part = tuple(map(int, key.split(".")))
         name = None if value is None else value.strip()
         if not name or not name.isprintable() or len(name) > LONGEST:
             raise RunError(
-                f"{where}: cluster {int(key)} needs a name of one line, at most {LONGEST} "
+                f"{where}: cluster {key} needs a name of one line, at most {LONGEST} "
                 f"characters, and not {_show(value)}; {_EXAMPLE}."
             )
-        if int(key) in names:
-            raise RunError(f"{where}: cluster {int(key)} is named twice; leave one of the names.")
-        names[int(key)] = name
+        if part in names:
+            raise RunError(f"{where}: cluster {key} is named twice; leave one of the names.")
+        names[part] = name
     return names
+
+
+def format_part(part: tuple[int, ...]) -> str:
+    """Write a cluster, or a part of one, as :func:`parse_names` reads it."""
+    return ".".join(map(str, part))
+
+
+def format_names(names: Mapping[tuple[int, ...], str]) -> list[str]:
+    """Write names as the lines of a file that :func:`parse_names` reads."""
+    lines = []
+    for part, name in sorted(names.items()):
+        # in quotes where YAML needs them; a part would get some that it does not need
+        line = yaml.safe_dump({0: name}, allow_unicode=True, width=1000).strip()
+        lines.append(f"{format_part(part)}{line[1:]}")
+    return lines
 
 
 def _show(text: str | None) -> str:
@@ -87,6 +107,14 @@ def _show(text: str | None) -> str:
 
 def read_given_names(run: RunDirectory, title: str, clusters: int | None = None) -> dict[int, str]:
     """Read the names that the user has given to the clusters of a fit or head."""
+    names = read_part_names(run, title, clusters)
+    return {part[0]: name for part, name in names.items() if len(part) == 1}
+
+
+def read_part_names(
+    run: RunDirectory, title: str, clusters: int | None = None
+) -> dict[tuple[int, ...], str]:
+    """Read the names of clusters and of parts of them."""
     file = run.names_file(title)
     try:
         text = file.read_bytes()
@@ -95,7 +123,7 @@ def read_given_names(run: RunDirectory, title: str, clusters: int | None = None)
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror or error}.") from error
     names = parse_names(text, file)
-    for cluster in names:
+    for cluster, *_ in names:
         if clusters is not None and cluster >= clusters:
             raise RunError(
                 f"{file} names cluster {cluster}, but there are {clusters} clusters, numbered "

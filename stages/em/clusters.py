@@ -24,7 +24,7 @@ from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import fingerprint
 from stages.discriminants import GAINS, Moments, find_discriminant, measure_gains
 from stages.em.cache import draw_sample, list_windows
-from stages.em.methods import Fit
+from stages.em.methods import Fit, Sums
 from stages.em.pieces import FitBatch
 from stages.em.robust import number_proposals, read_positions
 from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
@@ -54,9 +54,7 @@ def count_clusters(run: RunDirectory, settings: EmSettings, most: int) -> int:
     return max(settings.classes, min(PER_CLASS * settings.classes, borne, MOST, most))
 
 
-def sum_clusters(
-    read: Callable[[], Iterable[FitBatch]], fit: Fit, shrinkage: float
-) -> tuple[Moments, float]:
+def sum_clusters(read: Callable[[], Iterable[FitBatch]], fit: Fit, shrinkage: float) -> Sums:
     """Sum the positions of every cluster of a fit, and calibrate the discriminants of the sums.
 
     A proposal is of the cluster of most of its positions; positions without a proposal are left
@@ -73,7 +71,7 @@ def sum_clusters(
     costs = torch.zeros(len(GAINS), dtype=torch.float64)
     for points, labels in _label_positions(read(), fit):
         costs += measure_gains(found.classify(points), labels)
-    return moments, GAINS[int(costs.argmin())]
+    return Sums(moments, torch.arange(clusters), GAINS[int(costs.argmin())])
 
 
 def _label_positions(batches: Iterable[FitBatch], fit: Fit) -> Iterator[tuple[Tensor, Tensor]]:

@@ -77,6 +77,18 @@ class Task:
         return TeamCache(self.team, self.source, self.cache) if self.team.remote else self.cache
 
 
+class Sums(NamedTuple):
+    """Sums of positions, for clusters to be joined by: rows of clusters, or of units of them."""
+
+    moments: Moments  # [row]
+    clusters: Tensor  # int64 [row]: which cluster a row belongs to
+    gain: float  # the factor that calibrates the logits of the clusters' discriminants
+    # int64 [row]: 256 x row of the window + number of the proposal, where a row is one
+    proposals: Tensor | None = None
+    # int64 [merge, 2]: how rows were merged, as of ``stages.parts.Tree``, where they were
+    merges: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a method returns: a linear classifier of positions, and what is kept beside it.
@@ -107,9 +119,8 @@ class Fit:
     device
         Kind of device that computed.
     sums
-        Sums of the positions of the clusters, and the factor that calibrates the logits of their
-        discriminants, where the method knows them; else they are those of the positions, or
-        proposals, that the classifier gives each cluster.
+        Of the positions of the clusters, where the method knows them; else they are those of the
+        positions, or proposals, that the classifier gives each cluster.
     """
 
     prototypes: Tensor
@@ -121,7 +132,7 @@ class Fit:
     others: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    sums: tuple[Moments, float] | None = None
+    sums: Sums | None = None
 
 
 class Method(ABC):

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.compute.scheduler import announce
 from pipeline.errors import UsageError, count_of
 from stages.discriminants import GAINS, Discriminant, Moments, find_discriminant, measure_gains
-from stages.em.methods import Fit, Method, Task
+from stages.em.methods import Fit, Method, Sums, Task
 from stages.em.pieces import FitBatch
 from stages.em.settings import EmSettings
 
@@ -59,21 +59,25 @@ def count_agreement(
     return together / np.float32(clusterings)
 
 
-def link_units(agreement: NDArray[np.float32], classes: int) -> NDArray[np.int64]:
+def link_units(
+    agreement: NDArray[np.float32], classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Merge units by average linkage on their agreement until K groups are left.
 
-    They are numbered by their first unit, int64 [unit].
+    Gives the group of every unit, numbered by their first unit, int64 [unit]; and all merges, int64
+    [merge, 2], as SciPy numbers them.
     """
     units = len(agreement)
     if units == 1:
-        return np.zeros(1, np.int64)
+        return np.zeros(1, np.int64), np.empty((0, 2), np.int64)
     tree = linkage(squareform(1 - agreement, checks=False), method="average")
     # Agreements are multiples of one number, so merges are often equally high: a cut by height
     # would give fewer than K groups, a cut by rank does not.
     rank = np.arange(units - 1, dtype=np.float64)
     groups = fcluster(tree, units - classes - 1, criterion="monocrit", monocrit=rank)
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+    labels = np.argsort(np.argsort(first))[inverse].astype(np.int64)
+    return labels, tree[:, :2].astype(np.int64)
 
 
 def cluster_directions(points: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
@@ -128,8 +132,7 @@ class RobustFit(NamedTuple):
     groups: Tensor  # float64 [class]: share of the clustered proposals' positions of each group
     usage: Tensor  # float64 [class]: share of all positions that the classifier gives each class
     units: int  # proposals that were clustered
-    moments: Moments  # of the positions of the clustered proposals
-    gain: float  # the factor that calibrates the discriminants' logits
+    sums: Sums
 
 
 class Units(NamedTuple):
@@ -175,11 +178,16 @@ def fit_robust(
             "ask for fewer classes, or give more images."
         )
     agreement = count_agreement(units.feature, units.context, classes, clusterings, seed)
-    labels = torch.from_numpy(link_units(agreement, classes))
+    groups, merges = link_units(agreement, classes)
+    labels = torch.from_numpy(groups)
     moments = Moments.make_empty(units.feature.mean(dim=0), classes)
+    own = Moments.make_empty(moments.origin, len(labels))
     # the positions of the clustered proposals, each with the class of its proposal's group
     for features, known, place in _find_units(read_sample(), units):
         moments.add(features[known], labels[place[known]])
+        own.count += torch.bincount(place[known], minlength=len(labels))
+        own.total.index_add_(0, place[known], features[known] - own.origin)
+    own.scatter = moments.scatter
     found = find_discriminant(moments, shrinkage=shrinkage)
     gain, usage = _measure_use(read_sample(), units, labels, found)
     order = moments.count.argsort(descending=True, stable=True)
@@ -189,8 +197,7 @@ def fit_robust(
         moments.count[order] / moments.count.sum(),
         usage[order],
         len(units.number),
-        moments.take(order),
-        gain,
+        Sums(own, order.argsort()[labels], gain, units.number, torch.from_numpy(merges)),
     )
 
 
@@ -296,10 +303,15 @@ class Robust(Method):
         )
         announce(advance=1)
         windows = count_of(len(task.cache.sample), "windows")
+        # the places in the sample are windows of the run
+        proposals = fit.sums.proposals
+        assert proposals is not None
+        place, number = proposals // _NUMBERS, proposals % _NUMBERS
+        rows = _NUMBERS * torch.from_numpy(task.cache.sample)[place] + number
         return Fit(
             fit.prototypes,
             [fit.usage.float().tolist()],
             f"{fit.units} proposals of {windows}",
             bias=fit.bias,
-            sums=(fit.moments, fit.gain),
+            sums=fit.sums._replace(proposals=rows),
         )

@@ -40,7 +40,7 @@ from stages.em.clusters import (
     sum_clusters,
     sum_known,
 )
-from stages.em.methods import CLASS_AXES, Fit, Kept, Method, Task
+from stages.em.methods import CLASS_AXES, Fit, Kept, Method, Sums, Task
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import ClassCount, estimate_classes
 
@@ -190,7 +190,7 @@ class Em(Training[EmSettings]):
         if sums is not None and settings.labels_from is not None:
             announce(say="what is known")
             store = run.features if settings.head is None else run.codes(settings.head)
-            known = sum_known(run, settings, store, sums[0].origin)
+            known = sum_known(run, settings, store, sums.moments.origin)
         _write_fit(run, settings, fit, count, sums, known)
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
@@ -295,7 +295,7 @@ def _write_fit(
     settings: EmSettings,
     fit: Fit,
     count: ClassCount | None,
-    sums: tuple[Moments, float] | None,
+    sums: Sums | None,
     known: Known | None,
 ) -> None:
     """Write the arrays of a fit, and what evaluation and readers need to know beside them."""
@@ -319,9 +319,15 @@ def _write_fit(
         # arrays that are scored as classifiers, too, by their names in the metrics
         attributes["others"] = dict(fit.others)
     if sums is not None:
-        arrays |= _list_moments("moments", sums[0], "class")
+        arrays |= _list_moments("moments", sums.moments, "unit")
+        more = {
+            "moments_cluster": (sums.clusters, ("unit",)),
+            "moments_proposal": (sums.proposals, ("unit",)),
+            "moments_merges": (sums.merges, ("merge", "half")),
+        }
+        arrays |= {n: (each.numpy(), axes) for n, (each, axes) in more.items() if each is not None}
         attributes |= {"clusters": len(fit.prototypes), "shrinkage": settings.shrinkage}
-        attributes["gain"] = sums[1]
+        attributes["gain"] = sums.gain
     if known is not None:
         arrays |= _list_moments("known", known.moments, "known")
         attributes["known_names"] = list(known.names)

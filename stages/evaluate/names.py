@@ -7,38 +7,62 @@ of another fit compares, over a sample of the windows, what both say of every po
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
+from pipeline.errors import count_of
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, Subject
+from pipeline.run.evaluation import format_names, format_part
 from pipeline.run.ledger import Ledger
 from pipeline.storage.arrays import open_arrays, take_rows
-from pipeline.storage.files import fingerprint, read_json, remove_file, write_bytes, write_json
-from stages.artefacts import Artefacts, read_classifier, write_classifier
+from pipeline.storage.files import (
+    fingerprint,
+    read_json,
+    remove_file,
+    stamp,
+    write_bytes,
+    write_json,
+)
+from stages.artefacts import Artefacts, read_classifier, read_group_of, write_classifier
 from stages.labelling import MAIN, Classifier, classify_windows
+from stages.parts import Part
 from stages.scores import pair_clusters
 
 # Windows that two fits are compared on, about, and how many are in memory.
 _SAMPLE = 512
 _BLOCK = 64
+# Share of a cluster's positions that had one name, above which it is clear that it has it now.
+_CLEAR = 2 / 3
 
 
 def find_owner(run: RunDirectory, subject: Subject) -> str | None:
-    """Return the fingerprint of the fit whose clusters ``names.yaml`` names, as far as is known."""
+    """Return the fingerprint of the fit whose clusters ``names.yaml`` names, as far as is known.
+
+    It is the one that was evaluated last, but for the first names that are given to a later one.
+    """
     if not run.names_file(subject.title).is_file():
         return None
     bound = read_json(_folder(run, subject) / "names.json")
-    if bound is not None:
-        return str(bound["fit"])
-    record = Ledger(_folder(run, subject)).read_stage()
-    return None if record is None else record.inputs.get(subject.key)
+    if bound is None:
+        record = Ledger(_folder(run, subject)).read_stage()
+        bound = {"fit": None if record is None else record.inputs.get(subject.key)}
+    if not bound.get("names", False) and _is_younger(run, subject):
+        return None
+    return bound["fit"] if bound["fit"] is None else str(bound["fit"])
+
+
+def _is_younger(run: RunDirectory, subject: Subject) -> bool:
+    """Whether the names were written after the fit or head."""
+    made = (run.em if subject.kind == "em" else run.heads) / subject.name / "zarr.json"
+    names, fit = (stamp(file) for file in (run.names_file(subject.title), made))
+    return names is not None and fit is not None and names[1] > fit[1]
 
 
 def bind_names(run: RunDirectory, subject: Subject, fit: str, clusters: Classifier | None) -> None:
@@ -46,7 +70,7 @@ def bind_names(run: RunDirectory, subject: Subject, fit: str, clusters: Classifi
     record, file = _folder(run, subject) / "names.json", _clusters_file(run, subject, fit)
     if clusters is not None:
         write_classifier(file, fit, clusters, {})
-    write_json(record, {"fit": fit})
+    write_json(record, {"fit": fit, "names": run.names_file(subject.title).is_file()})
     for other in set(file.parent.glob("names-*.npz")) - {file}:
         remove_file(other)
 
@@ -58,25 +82,66 @@ def _clusters_file(run: RunDirectory, subject: Subject, fit: str | None) -> Path
 class Carried(NamedTuple):
     """Names of an earlier fit at the clusters of another, as far as it is clear which are which.
 
-    ``agreement`` is int64 [old, new], the positions that each cluster shares with each.
+    ``moved`` says in words what was carried, ``lost`` has what is in doubt; ``agreement`` is int64
+    [old, new], the positions that each cluster shares with each.
     """
 
-    given: dict[int, str]
-    names: dict[int, str]
-    pairs: dict[int, int]
+    given: dict[Part, str]
+    names: dict[Part, str]
+    moved: list[str]
+    lost: dict[Part, str]
     agreement: NDArray[np.int64]
 
 
-def carry_names(artefacts: Artefacts, given: Mapping[int, str]) -> Carried:
+def carry_names(artefacts: Artefacts, given: Mapping[Part, str]) -> Carried:
     """Find the clusters of a fit that took the place of those whose names are given."""
-    owner = find_owner(artefacts.run, artefacts.subject)
-    found = read_classifier(_clusters_file(artefacts.run, artefacts.subject, owner), owner)
+    run, subject, new = artefacts.run, artefacts.subject, artefacts.classifiers[MAIN]
+    owner, given = find_owner(run, subject), dict(sorted(given.items()))
+    found = read_classifier(_clusters_file(run, subject, owner), owner)
     agreement = np.zeros((2**8, 2**8), np.int64)
+    if found is not None and _equal(found[0], new):
+        # only what is known beside the clusters is other
+        return Carried(given, given, [], {}, agreement)
     if found is not None:
         agreement = _compare(artefacts, found[0])
+    if "moments_count" in read_group_of(run, subject)[0]:
+        return _carry_classes(given, agreement)
     pairs = pair_clusters(agreement)
-    names = {pairs[old]: name for old, name in sorted(given.items()) if old in pairs}
-    return Carried(dict(given), names, pairs, agreement)
+    names: dict[Part, str] = {
+        (pairs[old[0]],): name for old, name in given.items() if old[0] in pairs
+    }
+    moved = [f"{name} ({k} -> {pairs[k]})" for (k, *_), name in given.items() if k in pairs]
+    lost = {old: name for old, name in given.items() if old[0] not in pairs}
+    return Carried(given, names, moved, lost, agreement)
+
+
+def _equal(first: Classifier, second: Classifier) -> bool:
+    """Whether two fits have the same clusters."""
+    pairs = [(first.prototypes, second.prototypes)]
+    if first.bias is not None and second.bias is not None:
+        pairs.append((first.bias, second.bias))
+    return (first.bias is None) == (second.bias is None) and all(torch.equal(*p) for p in pairs)
+
+
+def _carry_classes(given: Mapping[Part, str], agreement: NDArray[np.int64]) -> Carried:
+    """Name every cluster as most of its positions were, where several may have one name.
+
+    A cluster whose parts have names of their own says nothing: which part a position is of is not
+    known any more.
+    """
+    divided = {part[0] for part in given if len(part) > 1}
+    whole = {part[0]: name for part, name in given.items() if part[0] not in divided}
+    every = list(dict.fromkeys(whole.values()))
+    shares = np.zeros((len(every) + 1, 2**8), np.int64)
+    for cluster, name in whole.items():
+        shares[every.index(name)] += agreement[cluster]
+    best, total = shares.argmax(axis=0), agreement.sum(axis=0)
+    clear = np.flatnonzero((total > 0) & (shares.max(axis=0) > _CLEAR * total))
+    names: dict[Part, str] = {(int(new),): every[best[new]] for new in clear}
+    many = Counter(names.values())
+    moved = [f"{name} ({count_of(count, 'clusters')})" for name, count in many.items()]
+    lost = {part: name for part, name in given.items() if name not in many}
+    return Carried(dict(given), names, moved, lost, agreement)
 
 
 def _compare(artefacts: Artefacts, old: Classifier) -> NDArray[np.int64]:
@@ -108,38 +173,33 @@ def _compare(artefacts: Artefacts, old: Classifier) -> NDArray[np.int64]:
 def write_carried(artefacts: Artefacts, carried: Carried, screen: Screen) -> None:
     """Write the names that were carried over; keep the file as it was, and say what is in doubt."""
     run, subject = artefacts.run, artefacts.subject
-    given, file = carried.given, run.names_file(subject.title)
-    lost = {old: name for old, name in sorted(given.items()) if old not in carried.pairs}
-    if carried.names != given:
+    file, lost = run.names_file(subject.title), carried.lost
+    if carried.names != carried.given:
         text = file.read_bytes()
         kept = file.with_name(f"{file.name}.{fingerprint(text.decode('latin-1'))[:8]}")
         write_bytes(kept, text, noted=False)
-        content = _write_yaml(carried.names, lost, carried.agreement, kept.name)
-        write_bytes(file, content, noted=False)
+        write_bytes(file, _write_yaml(carried, kept.name), noted=False)
         screen.note(f"evaluate: {file.name} as it was is kept as {kept}")
-    pairs = carried.pairs
-    moved = [f"{name} ({old} -> {pairs[old]})" for old, name in given.items() if old in pairs]
-    if moved:
-        screen.note(f"evaluate: names carried over to the new {subject.key}: {', '.join(moved)}")
+    if carried.moved:
+        moved = ", ".join(carried.moved)
+        screen.note(f"evaluate: names carried over to the new {subject.key}: {moved}")
     if lost:
-        doubt = ", ".join(f"{name} ({old})" for old, name in lost.items())
+        doubt = ", ".join(f"{name} ({format_part(old)})" for old, name in lost.items())
         screen.warn(
             f"evaluate: names in doubt, for no cluster of the new {subject.key} is clearly the "
             f"old one: {doubt}; look at the report, and write them into {file} again."
         )
 
 
-def _write_yaml(
-    names: dict[int, str], lost: dict[int, str], agreement: NDArray[np.int64], kept: str
-) -> bytes:
+def _write_yaml(carried: Carried, kept: str) -> bytes:
     lines = [f"# carried over from an earlier fit, whose names are in {kept}"]
-    for old, name in lost.items():
-        total, new = int(agreement[old].sum()), int(agreement[old].argmax())
-        share = 100 * agreement[old, new] / max(total, 1)
-        where = f"; {share:.0f} % of it is in cluster {new} now" if total else ""
-        lines.append(f"# in doubt: {name}, which was cluster {old}{where}")
-    text = yaml.safe_dump(names, allow_unicode=True, width=1000) if names else ""
-    return ("\n".join(lines) + "\n" + text).encode()
+    for old, name in carried.lost.items():
+        row = carried.agreement[old[0]]
+        total, new = int(row.sum()), int(row.argmax())
+        where = f"; {100 * row[new] / total:.0f} % of it is in cluster {new} now" if total else ""
+        lines.append(f"# in doubt: {name}, which was cluster {format_part(old)}{where}")
+    lines += format_names(carried.names)
+    return ("\n".join(lines) + "\n").encode()
 
 
 def _folder(run: RunDirectory, subject: Subject) -> Path:

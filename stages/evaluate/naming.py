@@ -16,20 +16,24 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.datasets.definition import IGNORE
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError, count_of
 from pipeline.progress import Screen
 from pipeline.run.corrections import NOT_SAID, Corrections, is_ignored
-from pipeline.run.evaluation import LEFT_OUT_NAME
+from pipeline.run.directory import Subject
+from pipeline.run.evaluation import LEFT_OUT_NAME, format_part
 from pipeline.run.frames import resize_labels
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays
 from stages.artefacts import Artefacts, read_group_of
 from stages.discriminants import Moments, find_discriminant
 from stages.evaluate.settings import EvaluateSettings
-from stages.known import lay_said, read_painted
+from stages.known import find_clicked, lay_said, read_painted
 from stages.labelling import MAIN, NEVER, Classifier, scale_box
+from stages.parts import Part, Tree
 from stages.scores import UNMATCHED
 
+# Share of the positions that have no name, above which it is a warning.
+_MUCH = 0.1
 # In the facts of an evaluation, and in its metrics: the names of the numbers in its label maps.
 NUMBERS = "label_names"
 
@@ -39,36 +43,39 @@ class Naming:
     """What the numbers in the label maps of an evaluation stand for.
 
     ``names`` has one name a number, None where it is that of a cluster of the fit itself;
-    ``classifier`` has one row a number. ``joined`` is the number of every cluster where clusters
-    are joined, that of the ``unnamed`` beyond all names.
+    ``classifier`` has one row a number. ``joined`` is the number of every row of the fit's sums
+    where clusters are joined, that of the ``unnamed`` clusters beyond all names.
     """
 
     names: tuple[str | None, ...]
     classifier: Classifier
     joined: tuple[int, ...] = ()
     unnamed: tuple[int, ...] = ()
+    share: float = 0.0  # of the positions, those of the unnamed
 
     @property
     def facts(self) -> dict[str, Any]:
         """What an evaluation records of it, JSON-able; it tells it from others of the same fit."""
-        return {NUMBERS: list(self.names), "joined": list(self.joined)}
+        return {NUMBERS: list(self.names), "joined": bool(self.joined)}
 
 
 def find_naming(
     artefacts: Artefacts,
     settings: EvaluateSettings,
-    given: Mapping[int, str],
+    given: Mapping[Part, str],
     class_names: Sequence[str],
 ) -> Naming | None:
     """Find what the label maps are to hold; None where it is the clusters of the fit, no more.
 
-    ``given`` are the names of clusters, ``class_names`` those of the dataset.
+    ``given`` are the names of clusters and their parts, ``class_names`` those of the dataset.
     """
-    run, subject = artefacts.run, artefacts.subject
-    said = Corrections(run).said_names()
+    run, subject, corrections = artefacts.run, artefacts.subject, Corrections(artefacts.run)
+    said = corrections.said_names()
     main = artefacts.classifiers[MAIN]
     arrays, attributes = read_group_of(run, subject)
     known = tuple(attributes.get("known_names", ()))
+    if "moments_count" not in arrays:
+        _refuse_parts(given, subject)
     if "moments_count" not in arrays or not (given or known):
         further = [name for name in said if name not in given.values()]
         if not further:
@@ -76,21 +83,28 @@ def find_naming(
         clusters: list[str | None] = [None] * main.classes
         _check_count([*clusters, *further])
         return Naming((*clusters, *further), extend_classifier(main, len(further)))
-    sums = _read_moments(arrays, "moments")
-    given = {k: LEFT_OUT_NAME if is_ignored(name) else name for k, name in given.items()}
+    given = {part: LEFT_OUT_NAME if is_ignored(name) else name for part, name in given.items()}
+    clicked = {}
+    if "moments_proposal" in arrays and artefacts.has_proposals:
+        masks = open_arrays(run.masks, ["proposals"])["proposals"]
+        clicked = find_clicked(corrections, artefacts.manifest, masks)
     named = _sort_names([*given.values(), *known], class_names)
-    left = [k for k in range(len(sums.count)) if k not in given]
-    numbers = {k: named.index(name) for k, name in given.items()}
-    numbers |= {k: len(named) + place for place, k in enumerate(left)}
+    named += [name for name in clicked.values() if not is_ignored(name)]
+    named = list(dict.fromkeys(named))
+    units = _name_units(arrays, subject, given, clicked, named)
+    # clusters, or what is left of them, without a name
+    left = np.unique(arrays["moments_cluster"][units < 0])
+    bare = units < 0
+    units[bare] = len(named) + np.searchsorted(left, arrays["moments_cluster"][bare])
     total = len(named) + len(left)
-    moments = sums.join([numbers[k] for k in range(len(sums.count))], total)
+    moments = _read_moments(arrays, "moments").join(units.tolist(), total)
     if known:
         beside = _read_moments(arrays, "known")
         moments = moments.merge(beside.join([named.index(n) for n in known], total))
     found = find_discriminant(moments, shrinkage=float(attributes["shrinkage"]))
     own = settings.unnamed == "own"
     kept = total if own else len(named)
-    names = [*named, *(f"cluster {k}" for k in left if own)]
+    names = [*named, *(f"cluster {k}" for k in left.tolist() if own)]
     further = [name for name in said if name not in named]
     gain = float(attributes["gain"])
     classifier = Classifier(
@@ -98,8 +112,42 @@ def find_naming(
     )
     _check_count((*names, *further))
     classifier = extend_classifier(classifier, len(further))
-    joined = tuple(numbers[k] for k in range(len(sums.count)))
-    return Naming((*names, *further), classifier, joined, tuple(left))
+    share = float(moments.count[len(named) :].sum() / moments.count.sum())
+    joined, unnamed = tuple(units.tolist()), tuple(left.tolist())
+    return Naming((*names, *further), classifier, joined, unnamed, share)
+
+
+def _name_units(
+    arrays: Mapping[str, NDArray[Any]],
+    subject: Subject,
+    given: Mapping[Part, str],
+    clicked: Mapping[tuple[int, int], str],
+    named: Sequence[str],
+) -> NDArray[np.int64]:
+    """Give every row of the sums the number of its name, int64 [unit]; -1 where it has none."""
+    clusters = arrays["moments_cluster"]
+    numbers = {part: named.index(name) for part, name in given.items()}
+    if "moments_merges" not in arrays:
+        _refuse_parts(given, subject)
+        table = np.full(int(clusters.max()) + 1, -1, np.int64)
+        for (cluster, *_), number in numbers.items():
+            table[cluster] = number
+        return np.asarray(table[clusters])
+    rows = {divmod(int(p), 256): unit for unit, p in enumerate(arrays["moments_proposal"])}
+    own = {rows[p]: named.index(name) for p, name in clicked.items() if p in rows and name in named}
+    try:
+        return Tree(arrays["moments_merges"], clusters).name_units(numbers, own, -1)
+    except KeyError as error:
+        part = format_part(error.args[0])
+        raise RunError(f"{subject.key} has no part {part}, which has a name; remove it.") from error
+
+
+def _refuse_parts(given: Mapping[Part, str], subject: Subject) -> None:
+    if parts := [part for part in given if len(part) > 1]:
+        raise RunError(
+            f"part {format_part(parts[0])} of a cluster has a name, but {subject.key} keeps no "
+            "parts; fit with --method robust and --clusters, or name whole clusters."
+        )
 
 
 def _check_count(names: Sequence[str | None]) -> None:
@@ -140,12 +188,15 @@ def describe_naming(naming: Naming, settings: EvaluateSettings, screen: Screen) 
     if not naming.joined:
         return
     classes = [name for name in naming.names if name and name != LEFT_OUT_NAME]
-    clusters = len(naming.unnamed)
-    left = ""
-    if clusters:
-        what = "stay clusters of their own" if settings.unnamed == "own" else "go to the nearest"
-        left = f"; {clusters} clusters without a name {what} (--unnamed {settings.unnamed})"
-    screen.note(f"evaluate: clusters are joined to {len(classes)} named classes{left}")
+    many = f"{len(classes)} named class{'' if len(classes) == 1 else 'es'}"
+    screen.note(f"evaluate: clusters are joined to {many}")
+    if naming.unnamed:
+        what = "stay classes of their own" if settings.unnamed == "own" else "go to the nearest"
+        text = (
+            f"evaluate: {count_of(len(naming.unnamed), 'clusters')} without a name, "
+            f"{100 * naming.share:.0f} % of the positions, {what} (--unnamed {settings.unnamed})"
+        )
+        (screen.warn if naming.share > _MUCH else screen.note)(text)
 
 
 def match_names(names: Sequence[str | None], class_names: Sequence[str]) -> dict[int, int]:

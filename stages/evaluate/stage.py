@@ -33,6 +33,7 @@ from pipeline.run.evaluation import (
     ClusterLook,
     Evaluation,
     read_given_names,
+    read_part_names,
 )
 from pipeline.run.frames import count_threads, map_ahead, shard_ranges
 from pipeline.run.ledger import (
@@ -108,6 +109,7 @@ from stages.evaluate.probe import (
 )
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
+from stages.parts import Part
 from stages.scores import describe_labels, describe_metrics
 
 # In a shard's result: which palette its label maps have, nothing while it is the clusters' own.
@@ -158,7 +160,9 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         artefacts, said = open_named(run, settings), Corrections(run)
         # names that are none are refused before anything is done
         naming = find_naming(artefacts, settings, _find_names(artefacts, made), names)
-        print_ = "" if naming is None else fingerprint(made, naming.facts, self.version)
+        print_ = (
+            "" if naming is None else fingerprint(made, naming.facts, naming.joined, self.version)
+        )
         base = fingerprint(
             self.name,
             self.version,
@@ -383,21 +387,20 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         ]
 
 
-def _find_names(artefacts: Artefacts, made: Mapping[str, str]) -> dict[int, str]:
+def _find_names(artefacts: Artefacts, made: Mapping[str, str]) -> dict[Part, str]:
     """Find the names of the clusters: as they are given, or carried over from an earlier fit."""
     run, subject = artefacts.run, artefacts.subject
     if find_owner(run, subject) in (None, made[subject.key]):
-        return read_given_names(run, subject.title, artefacts.clusters)
-    return carry_names(artefacts, read_given_names(run, subject.title)).names
+        return read_part_names(run, subject.title, artefacts.clusters)
+    return carry_names(artefacts, read_part_names(run, subject.title)).names
 
 
 def _bind_names(artefacts: Artefacts, fit: str, screen: Screen) -> None:
     """Bind the names to the fit that was evaluated, at the clusters that are theirs in it."""
     run, subject = artefacts.run, artefacts.subject
     if find_owner(run, subject) not in (None, fit):
-        write_carried(
-            artefacts, carry_names(artefacts, read_given_names(run, subject.title)), screen
-        )
+        carried = carry_names(artefacts, read_part_names(run, subject.title))
+        write_carried(artefacts, carried, screen)
     bind_names(run, subject, fit, artefacts.classifiers[MAIN])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import RunError
 from pipeline.run.corrections import CLASSES, MAPS, POINTS, Corrections
 from pipeline.run.directory import RunDirectory, Subject
-from pipeline.run.evaluation import parse_names, read_given_names
+from pipeline.run.evaluation import parse_names, read_part_names
 from pipeline.run.ledger import Ledger
 from pipeline.run.manifest import Image
 from pipeline.storage.places import list_names
@@ -56,7 +56,7 @@ def _read_names(source: Source, other: RunDirectory, folder: Path) -> Iterator[N
             file = folder / run.names_file(title).name
             given = parse_names(file.read_bytes(), file) if file.is_file() else {}
         else:
-            given = read_given_names(other, title)
+            given = read_part_names(other, title)
         if not given:
             continue
         fit = Ledger(run.state(subject.key)).recall_stage()

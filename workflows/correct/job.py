@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, RunError, UsageError, count_of
 from pipeline.progress import Screen
-from pipeline.run.corrections import Corrections, Point, Prefer
+from pipeline.run.corrections import Corrections, Part, Point, Prefer
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import format_part
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import confine_writes, remove_file
@@ -62,7 +63,7 @@ class Named:
     """Names of clusters of the fit or head of a title."""
 
     title: str
-    names: Mapping[int, str]
+    names: Mapping[Part, str]
 
 
 class Format(Protocol):
@@ -277,7 +278,7 @@ def _take(
         count, clusters = corrections.merge_names(item.title, item.names, prefer, write=write)
         outcome.names += count
         outcome.conflicts += [
-            f"{item.title}: cluster {cluster} is {ours} here and {theirs} there"
+            f"{item.title}: cluster {format_part(cluster)} is {ours} here and {theirs} there"
             for cluster, ours, theirs in clusters
         ]
         return

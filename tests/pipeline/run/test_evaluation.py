@@ -14,6 +14,7 @@ from pipeline.run.evaluation import (
     Evaluation,
     choose_block,
     choose_look,
+    format_names,
     name_clusters,
     parse_names,
     read_given_names,
@@ -30,9 +31,12 @@ def test_the_user_is_heard_before_the_classes() -> None:
 
 
 def test_names_are_the_words_that_are_written() -> None:
-    text = b"# mine\n0: road\n1: no\n2: 1.0\n07: 'a: b'\n12: ~\n4: \xc3\xbcber # why\n"
+    text = b"# mine\n0: road\n1: no\n2: 1.0\n07: 'a: b'\n12: ~\n4: \xc3\xbcber # why\n1.0: 'on'\n"
     names = {0: "road", 1: "no", 2: "1.0", 7: "a: b", 12: "~", 4: "über"}
-    assert parse_names(text, "names.yaml") == names
+    parts = {(k,): name for k, name in names.items()} | {(1, 0): "on"}
+    assert parse_names(text, "names.yaml") == parts
+    again = "\n".join(format_names(parts)).encode()
+    assert parse_names(again, "names.yaml") == parts
     assert parse_names(b"", "f") == parse_names(b"# nothing\n", "f") == {}
 
 
@@ -53,7 +57,7 @@ def test_names_are_the_words_that_are_written() -> None:
         (b'0: "a\\nb"\n', "needs a name of one line"),
         (b'0: "\\u202e"\n', "needs a name of one line"),
         (b"0: " + b"a" * 101 + b"\n", "at most 100 characters"),
-        (b"0: road\n00: sky\n", "line 2: cluster 0 is named twice"),
+        (b"0: road\n00: sky\n", "line 2: cluster 00 is named twice"),
         (b"0: road: sky\n", "is not YAML"),
         (b"0: \xff\n", "is not YAML"),
         (b"0: *nobody\n", "is not YAML"),
