@@ -46,7 +46,7 @@ from pipeline.settings import Bounds
 from stages import FOLLOWED_BY, SETTINGS
 from workflows.correct import FORMATS as CORRECTIONS
 from workflows.correct import describe_formats as describe_corrections
-from workflows.export import FORMATS, describe_formats
+from workflows.export import FORMATS, GEOTIFF, PNG, describe_formats
 
 VARIABLE = "_PRIMAPS_PIPE_COMPLETE"
 SHELLS = {
@@ -145,7 +145,10 @@ def status(run: Path, as_json: bool) -> None:
 
     rows = inspect_run(RunDirectory(run), SETTINGS)
     if as_json:
-        click.echo(json.dumps([describe_row(row) for row in rows], indent=1))
+        remark = RunDirectory(run).describe_store()
+        # a row as any other: whoever reads rows meets it
+        store = [describe_row(Condition("store", "warning", 0, 0, 0.0, remark))] if remark else []
+        click.echo(json.dumps([*map(describe_row, rows), *store], indent=1))
         return
 
     print_status(rows, RunDirectory(run))
@@ -415,6 +418,13 @@ def correct(
     help="the .safetensors file that export --format prototypes wrote",
 )
 @what("--out", type=PlaceType(), required=True, help="folder of the labels")
+@what(
+    "--format",
+    type=ChoiceType((PNG, GEOTIFF)),
+    default=PNG,
+    help="files of the labels: png; or geotiff, which keeps the georeference of photographs "
+    "that have one  [default: png]",
+)
 @what("--crf", type=CRF_TYPE, default="auto", help="refinement of the labels  [default: auto]")
 @settings_options(SETTINGS["extract"], names=("weights", "device", "batch_size"), remembered=False)
 @screen_options

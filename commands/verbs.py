@@ -24,7 +24,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from pipeline.compute.signals import watch_signals
-from pipeline.errors import PipelineError, UsageError, did_you_mean
+from pipeline.errors import (
+    MemoryShortError,
+    PipelineError,
+    ShardError,
+    UsageError,
+    did_you_mean,
+)
 from pipeline.progress import print_event, show_controls
 
 PROGRAM = "primaps-pipe"
@@ -36,7 +42,7 @@ HOW = "Where and how it runs"
 SHOWN = "What is shown"
 
 _NOT_MAPPED = re.compile(r"failed to map|cannot (?:map|allocate)", re.IGNORECASE)
-_MORE = "close other programs, or raise the limit that `ulimit -v` names."
+_NO_THREAD = "can't start new thread"
 
 Rows = Mapping[str, str]
 
@@ -179,9 +185,8 @@ class Verb(click.Command):
                     text, code = f"{watch.reason}; the same command goes on from here.", watch.code
                 elif isinstance(error, BrokenPipeError):
                     _leave_pipe()
-                elif _lacks_memory(error):
-                    text = f"memory is short ({str(error) or type(error).__name__}); {_MORE}"
-                    code = 1
+                elif (shortage := _find_shortage(error)) is not None:
+                    text, code = str(shortage), 1
                 elif isinstance(error, PipelineError):
                     text, code = str(error), 2 if isinstance(error, UsageError) else 1
                 else:
@@ -221,11 +226,24 @@ class Verb(click.Command):
         return {name: sections[name] for name in sort_sections(sections)}
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """Say whether there was no memory to go on, or to load a library into."""
+def _find_shortage(error: BaseException) -> MemoryShortError | None:
+    """Say that there was no memory to go on, to load a library into, or for a thread's stack."""
+    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        return MemoryShortError(
+            "no further thread can be started: memory is short, or too many are at work; run the "
+            "same command again with fewer --workers, close other programs, or raise the limits "
+            "that `ulimit -u` and `ulimit -v` name."
+        )
+    if isinstance(error, ShardError) and error.__cause__ is not None:
+        return _find_shortage(error.__cause__)
     mapping = isinstance(error, ImportError) and _NOT_MAPPED.search(str(error))
     full = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or full or bool(mapping)
+    if not (isinstance(error, MemoryError) or full or mapping):
+        return None
+    return MemoryShortError(
+        f"memory is short ({str(error) or type(error).__name__}); close other programs, or raise "
+        "the limit that `ulimit -v` names."
+    )
 
 
 verb = partial(click.command, cls=Verb, context_settings=CONTEXT)

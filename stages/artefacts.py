@@ -19,11 +19,12 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets.base import Dataset
+from pipeline.datasets.definition import IGNORE
 from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import RunError, StaleError
 from pipeline.images.windows import Cover
 from pipeline.run.directory import RunDirectory, Subject, name_subject
-from pipeline.run.frames import open_truth, read_frame, resize_labels
+from pipeline.run.frames import open_truth, read_frame, read_gaps, resize_labels
 from pipeline.run.ledger import StageRecord, inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.status import stat_label
@@ -97,18 +98,26 @@ class Artefacts:
 
     def read_truth(self, image: Image) -> NDArray[np.uint8] | None:
         """Read the label map of the covered part, uint8 [y, x]; None where there is none."""
-        found = self.count_truth(image)
+        found = self.count_truth(image, read_gaps(self.manifest.root, image))
         return None if found is None else found[0]
 
-    def count_truth(self, image: Image) -> tuple[NDArray[np.uint8], LabelCounts] | None:
-        """Read the label map as :meth:`read_truth`, and count its own pixels by their values."""
+    def count_truth(
+        self, image: Image, gaps: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.uint8], LabelCounts] | None:
+        """Read the label map as :meth:`read_truth`, and count its own pixels by their values.
+
+        ``gaps`` are the pixels of the image that hold no data, [y, x]: they are ignored.
+        """
         path = self.manifest.label_path(image)
         if path is None:
             return None
         cover = self.cover(image)
         truth = open_truth(self.dataset, path, image)
         box = scale_box(cover.box, cover.resized, (image.width, image.height))
-        return resize_labels(truth.classes, *cover.resized)[cover.area], truth.count(box)
+        classes = truth.classes
+        if gaps is not None:
+            classes[gaps] = IGNORE
+        return resize_labels(classes, *cover.resized)[cover.area], truth.count(box, gaps)
 
     def read_features(self, image: Image) -> NDArray[np.float32]:
         """Read the features of an image's windows, float32 [window, row, column, channel]."""

@@ -4,11 +4,11 @@ What is computed is what ``extract`` and ``evaluate`` compute, by their own func
 windows, features of each and of its mirror image, logits, stitching and CRF; so the label maps have
 the same bytes.
 
-The output folder holds ``<id>.png`` for every image, ``classes.json``, and ``predictions.jsonl``, a
-line for every image, which says what its label map was made from: what is up to date is kept. Lines
-are appended block by block, with the checksums alone before the label maps that they speak of, and
-whole after them; a later line about an image counts, and one that was cut off does not. When all is
-done the file is written anew, in the order of the images.
+The output folder holds ``<id>.png``, or ``<id>.tif``, for every image, ``classes.json``, and
+``predictions.jsonl``, a line for every image, which says what its label map was made from: what is
+up to date is kept. Lines are appended block by block, with the checksums alone before the label
+maps that they speak of, and whole after them; a later line about an image counts, and one that was
+cut off does not. When all is done the file is written anew, in the order of the images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets import get_dataset
-from pipeline.datasets.definition import png_palette
+from pipeline.datasets.definition import IGNORE, png_palette
 from pipeline.errors import (
     DatasetError,
     ImageError,
@@ -36,12 +36,19 @@ from pipeline.errors import (
     WeightsError,
     count_of,
 )
-from pipeline.images.decoding import encode_png
+from pipeline.images.decoding import encode_png, is_whole_image
+from pipeline.images.geo import (
+    describe_unplaced,
+    encode_geotiff,
+    is_placed,
+    read_place,
+    require_rasterio,
+)
 from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
-from pipeline.run.by_hand import BY_HAND, is_by_hand
+from pipeline.run.by_hand import BY_HAND
 from pipeline.run.evaluation import choose_look
-from pipeline.run.frames import cut_groups
+from pipeline.run.frames import cut_groups, read_gaps
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
     checksum,
@@ -61,6 +68,8 @@ from stages.extract.stage import list_manifest
 from stages.extract.views import Clean, check_backbone, compute_part, explain_faults, find_faulty
 from stages.head.projection import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
+from workflows.export import GEOTIFF, PNG
+from workflows.export.job import describe_places
 from workflows.export.prototypes import PrototypeFacts, Prototypes, read_prototypes
 
 # Windows whose features are in memory at a time.
@@ -68,6 +77,8 @@ _BLOCK = 64
 VERSION = 1
 INDEX = "predictions.jsonl"
 _HEAD = {"format": "primaps-pipe predictions", "version": 1}
+# The suffix of the label maps of every format.
+SUFFIXES = {PNG: ".png", GEOTIFF: ".tif"}
 _LOCK = ".predict.lock"
 
 Views = Mapping[str, NDArray[np.float16]]
@@ -82,12 +93,13 @@ class Labeller:
     backend: Backend | None
     device: torch.device
     batch_size: int
+    format: str = PNG
 
 
 def label_block(
     labeller: Labeller, manifest: Manifest, images: Sequence[Image]
 ) -> Iterator[tuple[Image, bytes | str]]:
-    """Label images; yield each with its map, a PNG, or with the reason why there is none."""
+    """Label images; yield each with its map, a file, or with the reason why there is none."""
     views, reasons = _extract(labeller, manifest, images)
     yield from ((image, reasons[image.image]) for image in images if image.image in reasons)
     logits = _classify(labeller, views)
@@ -97,8 +109,14 @@ def label_block(
 
     def draw(image: Image, labelling: Labelling) -> tuple[Image, bytes]:
         cover = Cover(tuple(manifest.windows_of(image)))
-        labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
-        return image, encode_png(first[labels], palette)
+        labels = first[draw_labels(labelling.probabilities, cover, image.width, image.height)]
+        gaps = read_gaps(manifest.root, image)
+        if gaps is not None:
+            labels[gaps] = IGNORE
+        if labeller.format == GEOTIFF:
+            place = read_place(manifest.root, image.path, image.digest)
+            return image, encode_geotiff(labels, palette, place)
+        return image, encode_png(labels, palette)
 
     facts = labeller.prototypes.facts
     first, palette = join_names(facts), png_palette([each.colour for each in facts.clusters])
@@ -160,9 +178,11 @@ class Predictions:
     new or old; one that holds something else is refused.
     """
 
-    def __init__(self, folder: Path, made: str) -> None:
+    def __init__(self, folder: Path, made: str, format: str = PNG) -> None:
         self.folder = folder
         self.made = made
+        self.suffix = SUFFIXES[format]
+        own = {**_HEAD, **({} if format == PNG else {"labels": format})}
         self.file = folder / INDEX
         self._entries: dict[str, dict[str, Any]] = {}
         make_folder(folder)
@@ -173,15 +193,22 @@ class Predictions:
                 raise RunError(
                     f"{folder} is not empty and holds no predictions; give a new folder with --out."
                 ) from None
-            text = _line(_HEAD)
+            text = _line(own)
             write_changed(self.file, text)
         except OSError as error:
             raise RunError(f"cannot read {self.file}: {error.strerror or error}.") from error
         head, *lines, last = text.split(b"\n") if b"\n" in text else (text, b"")
-        if _parse(head) != _HEAD:
+        found = _parse(head) or {}
+        if not _HEAD.items() <= found.items():
             raise RunError(
                 f"{self.file} is not an index of predictions; give a new folder with --out."
             )
+        if found != own:
+            raise RunError(
+                f"{folder} holds label maps of --format {found.get('labels', PNG)}; give that one, "
+                "or a new folder with --out."
+            )
+        self._head = own
         if last:
             # cut off by a kill: what is appended must not become a part of it
             write_changed(self.file, text[: -len(last)])
@@ -233,14 +260,14 @@ class Predictions:
         if not self._file(name).is_file() or ("made" in entry and "checksums" not in entry):
             return False  # an earlier version kept no checksums
         content = self._file(name).read_bytes()
-        return checksum(content) not in entry.get("checksums", ()) and is_by_hand(content, ".png")
+        return checksum(content) not in entry.get("checksums", ()) and is_whole_image(content)
 
     def close(self, images: Sequence[Image]) -> int:
         """Write the file anew, and remove the label maps of images that cannot be read any more.
 
         Returns how many label maps are there that are of no listed image, or a person's.
         """
-        lines, left = [_HEAD], 0
+        lines, left = [self._head], 0
         for image in images:
             changed = not image.ok and self._is_changed(image.id)
             entry = self._entries.pop(image.id, {})
@@ -261,7 +288,7 @@ class Predictions:
         return left + len(gone)
 
     def _file(self, name: str) -> Path:
-        return resolve_inside(self.folder, f"{name}.png")
+        return resolve_inside(self.folder, f"{name}{self.suffix}")
 
 
 def join_names(facts: PrototypeFacts) -> NDArray[np.uint8]:
@@ -303,6 +330,7 @@ def predict_folder(
     crf: str,
     device: str,
     batch_size: int,
+    format: str = PNG,
     screen: Screen,
 ) -> list[str]:
     """Label all images below a folder.
@@ -324,6 +352,8 @@ def predict_folder(
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     batch_size
         Windows per forward pass.
+    format
+        ``png``, or ``geotiff``, which keeps the georeference of photographs that have one.
     screen
         Where progress is shown.
 
@@ -341,6 +371,10 @@ def predict_folder(
     DatasetError
         There are no images, or none can be labelled.
     """
+    if format not in SUFFIXES:
+        raise UsageError(f"--format {format!r}: give {' or '.join(SUFFIXES)}.")
+    if format == GEOTIFF:
+        require_rasterio(f"--format {format}")
     chosen = read_prototypes(prototypes)
     images = make_absolute(images)
     _check_out(out, images)
@@ -351,24 +385,39 @@ def predict_folder(
     made = fingerprint(VERSION, chosen.digest, backend.name if backend else "none")
     manifest = _list(images, out, chosen.facts, screen)
     with confine_writes(out), hold_lock(out / _LOCK, what=f"the folder {out}", wait=False):
-        predictions = Predictions(out, made)
+        predictions = Predictions(out, made, format)
         usable = [image for image in manifest.images if image.ok]
+        _tell_places(manifest.root, usable, format, screen)
         pending = [image for image in usable if not predictions.has(image)]
         if pending:
             predictions.check(pending)
             backbone = _build(chosen.facts, weights, device, screen)
-            labeller = Labeller(chosen, backbone, backend, resolve_device(device), batch_size)
+            labeller = Labeller(
+                chosen, backbone, backend, resolve_device(device), batch_size, format
+            )
             manifest = _label_all(labeller, manifest, pending, predictions, screen)
         write_changed(out / "classes.json", describe_classes(chosen.facts))
         left = predictions.close(manifest.images)
     return _describe(manifest, len(usable) - len(pending), left, out)
 
 
+def _tell_places(root: Path, images: Sequence[Image], format: str, screen: Screen) -> None:
+    """Say which georeferences the label maps do not keep."""
+    if format != GEOTIFF:
+        if lost := describe_places(root, images):
+            screen.warn(f"predict: {lost} --format {GEOTIFF} keeps it.")
+        return
+    unplaced = [i.path for i in images if not is_placed(root, i.path, i.digest)]
+    if unplaced:
+        screen.warn(f"predict: {describe_unplaced(unplaced, len(images))}")
+
+
 def _describe(manifest: Manifest, kept: int, left: int, out: Path) -> list[str]:
     rejected = manifest.rejected
     first = f"{rejected[0].path}: {rejected[0].reason}" if rejected else ""
     if len(rejected) == len(manifest.images):
-        raise DatasetError(f"none of the {len(rejected)} images can be labelled (first: {first}).")
+        many = count_of(len(rejected), "images")
+        raise DatasetError(f"of {many} none can be labelled (first: {first}).")
     there = f", {kept} of them there already" if kept else ""
     made = count_of(len(manifest.images) - len(rejected), "label maps")
     lines = [f"predict: {made} in {out}{there}"]

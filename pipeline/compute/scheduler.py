@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ def compute_shards(
     shares_work: bool = False,
     device: str = "cpu",
     check: Check | None = None,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Call a function once per shard and give the ends as they come.
 
     A shard whose worker process is killed is computed once more when all others have ended, with

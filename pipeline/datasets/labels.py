@@ -18,6 +18,10 @@ NO_CLASS = -1
 MOST_UNKNOWN = 0.05
 """Where a larger share of the pixels has values that no class has, there is no score."""
 
+GAP = "no data"
+"""What stands for the value of pixels where the image itself holds no data."""
+
+_STRIP_PIXELS = 2**22
 _MOST_SHOWN = 6
 # of the values of one map: a photograph has millions
 _MOST_KEPT = 300
@@ -84,7 +88,7 @@ class LabelCounts:
                 f"{_list(self.unknown)}; {_teach(values)}, or leave them out of every score with "
                 f"`ignore: [{', '.join(map(_quote, values))}]`"
             )
-        found = {*self.scored, *self.ignored} - {"-1"}
+        found = {*self.scored, *self.ignored} - {"-1", GAP}
         greys = sorted(map(int, found)) if all(map(str.isdecimal, found)) else []
         if not told and greys and greys[0] == 0 and greys[-1] == IGNORE and _are_spread(greys):
             lost = self.ignored[str(IGNORE)]
@@ -144,20 +148,32 @@ class LabelMap:
         """Classes 0..C-1, uint8 [y, x]; 255 where there is none."""
         return np.where(self.meaning == NO_CLASS, IGNORE, self.meaning).astype(np.uint8)
 
-    def count(self, box: tuple[int, int, int, int] | None = None) -> LabelCounts:
-        """Count the pixels of every value within a box (left, top, right, bottom), or in all."""
+    def count(
+        self,
+        box: tuple[int, int, int, int] | None = None,
+        gaps: NDArray[np.bool_] | None = None,
+    ) -> LabelCounts:
+        """Count the pixels of every value within a box (left, top, right, bottom), or in all.
+
+        Those where the image has ``gaps``, [y, x], are ignored, whatever they hold.
+        """
         height, width = self.raw.shape
         left, top, right, bottom = box or (0, 0, width, height)
-        raw = self.raw[top:bottom, left:right]
-        meaning = self.meaning[top:bottom, left:right]
-        none, ignored = meaning == NO_CLASS, meaning == IGNORE
-        return LabelCounts(
-            self.raw.size,
-            self.raw.size - raw.size,
-            self._count(raw[~(none | ignored)]),
-            self._count(raw[ignored]),
-            self._count(raw[none]),
-        )
+        counts = LabelCounts(self.raw.size, self.raw.size - (right - left) * (bottom - top))
+        # in strips: a count takes many times the memory of what it counts
+        rows = max(1, _STRIP_PIXELS // width)
+        for start in range(top, bottom, rows):
+            area = slice(start, min(start + rows, bottom)), slice(left, right)
+            raw, meaning = self.raw[area], self.meaning[area]
+            if gaps is not None:
+                here = gaps[area]
+                counts.ignored[GAP] += int(np.count_nonzero(here))
+                raw, meaning = raw[~here], meaning[~here]
+            none, ignored = meaning == NO_CLASS, meaning == IGNORE
+            counts.scored += self._count(raw[~(none | ignored)])
+            counts.ignored += self._count(raw[ignored])
+            counts.unknown += self._count(raw[none])
+        return counts
 
     def _count(self, values: NDArray[np.integer[Any]]) -> Counter[str]:
         if values.dtype == np.uint8:

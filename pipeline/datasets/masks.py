@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -27,11 +27,12 @@ _MOST_GROUPS = 32
 log = logging.getLogger(__name__)
 
 
-def find_masks(root: Path, paths: Sequence[str]) -> set[str]:
-    """Find the label maps among the images below a root, and say how to use them.
+def find_masks(root: Path, paths: Sequence[str], *, used: bool = False) -> dict[str, str]:
+    """Find the label maps among the images below a root, and say how to use them, or that they are.
 
     They have the stem of a photograph, in another folder or with another suffix, and few values. A
-    few of each folder are read.
+    few of each folder are read. Each is given with its photograph, or with nothing where it has
+    none or shares it with others.
     """
     partners = _pair(paths)
     folders: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -46,16 +47,25 @@ def find_masks(root: Path, paths: Sequence[str]) -> set[str]:
     for group in groups:
         paired = [path for path in group if path in partners]
         looked = _choose(paired)
-        photographs = {partners[path] for path in looked}
         if not looked or not all(_is_mask(root / path) for path in looked):
             continue
-        if any(_is_mask(root / path) for path in photographs):
+        if any(_is_mask(root / partners[path]) for path in looked):
             continue  # drawings, or pages in black and white
-        alone = [path for path in group if path not in partners]
-        all_masks = all(_is_mask(root / path) for path in _choose(alone))
+        others = [path for path in group if path not in partners]
+        all_masks = all(_is_mask(root / path) for path in _choose(others))
         masks.update(group if all_masks else paired)
         first = first or (looked[0], partners[looked[0]])
-    if first is not None:
+    photographs = {path: partners[path] for path in masks if path in partners}
+    claims = Counter(photographs.values())
+    alone = {p for p in masks if claims[photographs.get(p, "")] != 1 or photographs[p] in masks}
+    found = {path: "" if path in alone else photographs[path] for path in masks}
+    if first is not None and used:
+        text = "%d label maps lie among the photographs, and are used as such (%s, of %s)"
+        log.warning(text, len(masks) - len(alone), *first)
+        if alone:
+            text = "%d label maps are of no photograph, or of one that has several (first: %s)"
+            log.warning(text, len(alone), min(alone))
+    elif first is not None:
         log.warning(
             "%d label maps are left out of the photographs: few values, and the names of images "
             "(%s, of %s); %s scores with them, and --include takes what it names as photographs",
@@ -63,7 +73,7 @@ def find_masks(root: Path, paths: Sequence[str]) -> set[str]:
             *first,
             _teach(root, *first),
         )
-    return masks
+    return found
 
 
 def _pair(paths: Collection[str]) -> dict[str, str]:
@@ -111,9 +121,4 @@ def _teach(root: Path, mask: str, photograph: str) -> str:
         labels.pop()
     if one.stem == two.stem and images != labels and images and labels:
         return f"--root {root.joinpath(*images)} --labels {root.joinpath(*labels)}"
-    above = ["".join(f"{part}/" for part in parts) for parts in (images, labels)]
-    ending = two.stem.removeprefix(one.stem)
-    return (
-        f'a dataset YAML with `images: "{above[0]}**/*{one.suffix}"` and '
-        f'`labels: "{above[1]}**/*{ending}{two.suffix}"`'
-    )
+    return f"--labels {root}"

@@ -50,11 +50,12 @@ class Folder(Dataset):
     split. Hidden files, the labels folder and run directories below the root are left out; what
     cannot be used because of its path is a sample with the reason.
 
-    A label map has its image's path relative to the root, with another suffix: ``a/b.jpg`` has
-    ``a/b.jpg.png``, or ``a/b.png``, or the image's own name where that can hold ids. One that two
-    images could mean (``b.jpg.png``, of ``b.jpg`` and of a photograph with that name) is taken for
-    neither. It holds the class ids themselves, 0..254 or those that ``classes.txt`` names, and
-    255 = ignore.
+    Where the labels folder is the root itself, the label maps lie among the images and are told
+    from them by names and values (:func:`find_masks`). Else a label map has its image's path
+    relative to the root, with another suffix: ``a/b.jpg`` has ``a/b.jpg.png``, or ``a/b.png``, or
+    the image's own name where that can hold ids. One that two images could mean (``b.jpg.png``, of
+    ``b.jpg`` and of a photograph with that name) is taken for neither. It holds the class ids
+    themselves, 0..254 or those that ``classes.txt`` names, and 255 = ignore.
     """
 
     takes_labels: ClassVar[bool] = True
@@ -87,12 +88,13 @@ class Folder(Dataset):
         if labels is not None:
             if not labels.is_dir():
                 raise DatasetError(f"no folder of label maps at {labels}")
-            if labels.resolve() in (root.resolve(), *root.resolve().parents):
+            if labels.resolve() in root.resolve().parents:
                 raise UsageError(
                     f"the labels folder {labels} holds the images too: keep label maps in their "
-                    "own folder"
+                    "own folder, or among the images with --labels and --root alike"
                 )
-            exclude = [*exclude, labels]
+            # label maps among the images are told from them
+            exclude = exclude if _is_same(root, labels) else [*exclude, labels]
         samples: list[Sample] = []
         for split in splits:
             if split != EVERYTHING:
@@ -106,6 +108,8 @@ class Folder(Dataset):
                     raise DatasetError(f"--include and --exclude leave no images below {place}")
                 raise DatasetError(f"no images below {place}: the folder must hold {self.layout}")
             samples += found
+        if labels is not None and globs == EVERY and EVERYTHING in splits:
+            _tell_others(root, labels, samples)
         if labels is not None and not any(sample.label for sample in samples):
             example = PurePosixPath(samples[0].image).with_suffix(".png")
             raise DatasetError(
@@ -113,6 +117,21 @@ class Folder(Dataset):
                 f" wants {example}"
             )
         return samples
+
+
+def _is_same(root: Path, labels: Path) -> bool:
+    return root.resolve() == labels.resolve()
+
+
+def _tell_others(root: Path, labels: Path, samples: Sequence[Sample]) -> None:
+    """Count the files among the label maps that are those of no image."""
+    if _is_same(root, labels):
+        return  # those among the images are told by themselves
+    used = {sample.label for sample in samples}
+    unused = [path for path in walk(labels, "", (), {}, Counter()) if path not in used]
+    if unused and used != {None}:
+        text = "files in %s that are the label maps of no image: %d (first: %s)"
+        log.warning(text, labels, len(unused), min(unused))
 
 
 def read_class_names(folder: Path) -> tuple[str, ...]:
@@ -137,7 +156,10 @@ def _find_images(
     if others:
         log.warning("%s in %s", describe_others(others), root / above)
     paths = [path for path in found if globs.take(join_path(above, path))]
-    masks = find_masks(root / above, [path for path in paths if not globs.names(path)])
+    among = labels is not None and _is_same(root, labels)
+    maybe = [path for path in paths if not globs.names(path)]
+    masks = find_masks(root / above, maybe, used=among)
+    label_of = {photograph: mask for mask, photograph in masks.items()}
     paths = [path for path in paths if path not in masks]
     samples = [
         Sample(path, split, join_path(above, path), None, reason) for path, reason in odd.items()
@@ -147,7 +169,9 @@ def _find_images(
     for path, stem, name in zip(paths, stems, name_images(paths), strict=True):
         image = join_path(above, path)
         label = None
-        if labels is not None:
+        if among and path in label_of:
+            label = join_path(above, label_of[path])
+        elif labels is not None and not among:
             candidates = [f"{image}.png", image]
             if counts[stem] == 1:
                 candidates.insert(1, join_path(above, f"{stem}.png"))

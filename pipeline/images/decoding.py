@@ -27,38 +27,26 @@ tifffile. What a decoder would believe is asked first, in `checks`.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import logging
 import math
-import os
 import shlex
-import stat
 import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import (
-    AccessError,
-    ImageError,
-    MemoryShortError,
-    RunError,
-    StaleError,
-    count_of,
-)
+from pipeline.errors import AccessError, ImageError, MemoryShortError, StaleError, count_of
 from pipeline.images.checks import (
-    HEADS,
     JPEG_MAGIC,
     MAX_CERTAIN_PIXELS,
     PNG_MAGIC,
@@ -73,18 +61,24 @@ from pipeline.images.foreign import name_content
 from pipeline.images.formats import FORMATS, HINT, load_extra, name_extra
 from pipeline.images.mat import one_line, read_array, read_shape
 from pipeline.images.reading import (
+    ALPHA,
     FULL,
+    MASK,
     MAX_PIXELS,
     Reading,
     Taking,
     Values,
+    find_step,
+    find_top,
     is_alpha,
+    is_empty,
     scale,
     take_bands,
 )
+from pipeline.images.stored import Stored, is_mat, memory_short, open_stored
 from pipeline.images.tiff import MAGICS, TiffPage, open_pages, turn
 from pipeline.storage.files import remove_file, require_inside
-from pipeline.storage.places import ObjectPath, ObjectStatus, is_remote
+from pipeline.storage.places import is_remote
 
 # Pillow's own limit is for all programs alike: ours is asked of every image that is opened.
 Image.MAX_IMAGE_PIXELS = None
@@ -109,37 +103,10 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _CODEC_SHORT = "out of memory"
 # The most that a decoded pixel takes, and its conversion beside it.
 _PIXEL_BYTES = 8
-# A drive, a network share or the system itself that does not answer, for now or for ever.
-_UNANSWERED = {
-    getattr(errno, name, -1)
-    for name in (
-        *("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EREMOTEIO"),
-        *("EMFILE", "ENFILE"),
-    )
-}
-
-
-def require_answer(path: Path, error: OSError) -> None:
-    """Stop the work for an error that is no fault of the file; return for any other."""
-    if error.errno == errno.ENOMEM:
-        raise memory_short(path) from error
-    if error.errno in _UNANSWERED:
-        raise RunError(
-            f"cannot read {path}: {error.strerror or error}; see to the drive that it lies on, "
-            "or take the file away, and run the same command again."
-        ) from error
-
-
-def memory_short(path: Path) -> MemoryShortError:
-    """Say that an image of a usual size finds no memory."""
-    return MemoryShortError(
-        f"{path} cannot be read: memory is short; free some of it, or run the same command again "
-        "with fewer --workers."
-    )
 
 
 @contextmanager
-def _damage_as_reason(path: Path, data: bytes, variable: str) -> Iterator[None]:
+def _damage_as_reason(path: Path, stored: Stored, variable: str) -> Iterator[None]:
     """Turn what a decoder raises on damaged bytes into one short reason."""
     try:
         yield
@@ -148,14 +115,14 @@ def _damage_as_reason(path: Path, data: bytes, variable: str) -> Iterator[None]:
     except _BOMB as error:
         raise ImageError(f"decompression bomb: {one_line(str(error)).split(', ')[0]}") from error
     except MemoryError as error:
-        if _count_claim(path, data, variable) <= MAX_CERTAIN_PIXELS:
+        if _count_claim(path, stored, variable) <= MAX_CERTAIN_PIXELS:
             raise memory_short(path) from error
         raise AccessError("claims more pixels than memory holds") from error
     except _DAMAGE as error:
         message = one_line(str(error)) or type(error).__name__
         if isinstance(error, AssertionError):
             message = "its parts do not fit together"
-        if message.startswith(_CODEC_SHORT) and _is_short(_count_claim(path, data, variable)):
+        if message.startswith(_CODEC_SHORT) and _is_short(_count_claim(path, stored, variable)):
             raise memory_short(path) from error
         if "truncated" in message.lower() or isinstance(error, EOFError):
             raise ImageError("truncated: the file ends early") from error
@@ -164,11 +131,11 @@ def _damage_as_reason(path: Path, data: bytes, variable: str) -> Iterator[None]:
         raise ImageError(f"damaged: {message}") from error
 
 
-def _count_claim(path: Path, data: bytes, variable: str) -> int:
+def _count_claim(path: Path, stored: Stored, variable: str) -> int:
     with suppress(ImageError, MemoryError, *_BOMB, *_DAMAGE):
-        if _is_mat(path):
-            return math.prod(read_shape(data, variable))
-        with _open_image(data) as image:
+        if is_mat(path):
+            return math.prod(read_shape(stored.data, variable))
+        with _open_image(stored) as image:
             return image.width * image.height
     return 0
 
@@ -186,17 +153,15 @@ Ids = NDArray[np.integer[Any]]
 _STRIP_PIXELS = 2**22
 
 
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert a decoded image of 8 bits to red, green and blue."""
+def to_rgb(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
+    """Convert a decoded image of 8 bits to red, green and blue, some rows at a time."""
     width, height = image.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    # In strips: each step is a copy, and a large photograph has no room for five of them.
+    # each step is a copy, and a large photograph has no room for five of them
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         strip = image if rows >= height else image.crop((0, top, width, bottom))
-        pixels[top:bottom] = np.asarray(_opaque(strip))
-    return pixels
+        yield np.array(_opaque(strip))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -241,14 +206,6 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Formats in which a colour of a label map comes out as it was painted.
 _EXACT = ("PNG", "TIFF", "BMP", "PPM")
 
-MAX_FILE_BYTES = 2**31
-"""A file above this is refused unread: the whole file is held in memory once."""
-
-_MAT_SUFFIX = ".mat"
-_HEAD_BYTES = 64
-# A device that opens like a file must not make the process wait; elsewhere files never do.
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -275,32 +232,66 @@ class ImageHeader:
 
 def read_rgb(path: Path, digest: str = "") -> NDArray[np.uint8]:
     """Read a photograph upright, as 8-bit red, green, blue, by the rules of this module."""
-    data, _ = _read_bytes(path)
-    if digest and _digest(data) != digest.partition(":")[0]:
-        if is_remote(path):
-            raise StaleError(
-                f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
-            )
-        raise StaleError(
-            f"{path} holds other bytes than when it was extracted, under the same size and time; "
-            "run `primaps-pipe extract` again, after "
-            f"`touch {shlex.quote(str(path))}` if that finds nothing to do."
+    return join_parts(list(read_strips(path, digest)))
+
+
+def join_parts(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Put the parts of an image, [y, ...], below each other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def read_strips(path: Path, digest: str = "") -> Iterator[NDArray[np.uint8]]:
+    """Read a photograph as :func:`read_rgb` does, some rows at a time from the top."""
+    with open_stored(path) as stored:
+        if digest and stored.digest != digest.partition(":")[0]:
+            raise _other_bytes(path)
+        with _damage_as_reason(path, stored, "img"):
+            if is_mat(path):
+                yield _mat_rgb(stored.data)
+                return
+            # what was listed under this digest was within the limit then
+            taking = Taking.parse(digest) if digest else _take(stored, Reading())[0][0]
+            yield from _open_taken(stored, taking).read_strips(taking)
+
+
+def _other_bytes(path: Path) -> StaleError:
+    if is_remote(path):
+        return StaleError(
+            f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
         )
-    with _damage_as_reason(path, data, "img"):
-        if _is_mat(path):
-            return _mat_rgb(data)
-        # what was listed under this digest was within the limit then
-        taking = Taking.parse(digest) if digest else _take(data, Reading())[0][0]
-        return _open_taken(data, taking).read_rgb(taking)
+    return StaleError(
+        f"{path} holds other bytes than when it was extracted, under the same size and time; "
+        "run `primaps-pipe extract` again, after "
+        f"`touch {shlex.quote(str(path))}` if that finds nothing to do."
+    )
 
 
-def read_values(path: Path, digest: str) -> tuple[Values, int]:
-    """Read the values of a photograph beyond 8 bit as they are stored, and the bits of each."""
-    data, _ = _read_bytes(path)
+def read_sample(path: Path, digest: str) -> tuple[Values, int]:
+    """Read some values beyond 8 bit as they are stored, evenly, and what becomes white of them."""
+    taking, sample, top, before = Taking.parse(digest), [], 0, 0
+    with open_stored(path) as stored, _damage_as_reason(path, stored, "img"):
+        source = _open_taken(stored, taking)
+        bands = len(taking.bands)
+        for part in source.read_parts(taking.nodata):
+            values = take_bands(part.values, taking.bands) if bands else part.values
+            step = find_step(math.prod(source.size) * values.shape[2])
+            if part.nodata is not None:
+                values = values[~_find_empty(values, part, taking)]
+            if not values.size:
+                continue
+            sample.append(values.reshape(-1)[-before % step :: step])
+            top, before = max(top, find_top(values, part.bits)), before + values.size
+    if not sample:
+        raise ImageError("no pixel holds data")
+    return np.concatenate(sample), top
+
+
+def read_nodata(path: Path, digest: str) -> Iterator[NDArray[np.bool_]]:
+    """Read which pixels of a photograph hold no data, some rows at a time from the top."""
     taking = Taking.parse(digest)
-    with _damage_as_reason(path, data, "img"):
-        values, bits, _ = _open_taken(data, taking).read_values()
-    return (take_bands(values, taking.bands) if taking.bands else values), bits
+    with open_stored(path) as stored, _damage_as_reason(path, stored, "img"):
+        for part in _open_taken(stored, taking).read_parts(taking.nodata):
+            yield np.zeros(part.values.shape[:2], bool) if part.nodata is None else part.nodata
 
 
 def probe_image(path: Path) -> ImageHeader:
@@ -316,16 +307,17 @@ def probe_pages(path: Path, reading: Reading) -> list[ImageHeader]:
 
     Whether the fourth band of a TIFF is transparency is told by its pixels.
     """
-    data, status = _read_bytes(path)
-    with _damage_as_reason(path, data, "img"):
-        if _is_mat(path):
-            height, width = read_shape(data, "img")[:2]
+    with open_stored(path) as stored, _damage_as_reason(path, stored, "img"):
+        if is_mat(path):
+            height, width = read_shape(stored.data, "img")[:2]
             found = [(Taking(), (width, height))]
         else:
-            found = _take(data, reading)
-    hashed, changed = _digest(data), getattr(status, "st_ctime_ns", 0)
-    stamp = len(data), status.st_mtime_ns
-    return [ImageHeader(*size, *stamp, f"{hashed}{taking}", changed) for taking, size in found]
+            found = _take(stored, reading)
+        hashed, stamp = stored.digest, (stored.length, stored.modified_ns)
+        return [
+            ImageHeader(*size, *stamp, f"{hashed}{taking}", stored.changed_ns)
+            for taking, size in found
+        ]
 
 
 def read_label(path: Path) -> NDArray[np.integer[Any]]:
@@ -333,11 +325,10 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
 
     One of colours gives them as they are: uint8 [y, x, rgb].
     """
-    data, _ = _read_bytes(path)
-    with _damage_as_reason(path, data, "gt"):
-        if _is_mat(path):
-            return _mat_label(data)
-        with _open_image(data) as image:
+    with open_stored(path) as stored, _damage_as_reason(path, stored, "gt"):
+        if is_mat(path):
+            return _mat_label(stored.data)
+        with _open_image(stored) as image:
             if image.format in ("JPEG", "MPO"):
                 raise ImageError("a label map in JPEG, which blurs class ids: save it as PNG")
             if not _is_plain(image):
@@ -351,7 +342,7 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
             if coloured and find_raw_mode(image).partition(";")[2].startswith("16"):
                 raise ImageError("a label map of 16-bit colours: save it with 8 bits")
             spread = None if coloured else find_label_spread(image)
-            ids = np.array(_decode(image, data))
+            ids = np.array(_decode(image, stored.data))
     if coloured:
         if (ids[..., 3:] != 255).any():
             raise ImageError("a label map of colours with transparent pixels: save it without")
@@ -362,67 +353,13 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
     return ids if spread is None else spread(ids)
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | ObjectStatus]:
-    if is_remote(path):
-        return _read_object(path)
-    try:
-        # Opening a pipe or a device may block for ever, so the kind is asked first.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise AccessError(kind)
-        # The system's own files claim to be empty, and some of them wait for events when read.
-        _check_size(status)
-        with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
-            data = file.read(_HEAD_BYTES)
-            # A film of gigabytes under a photograph's name is not read.
-            if _is_mat(path) or data.startswith(HEADS) or name_extra(data):
-                file.seek(0)
-                data = file.read()
-            return data, os.fstat(file.fileno())
-    except FileNotFoundError as error:
-        raise AccessError("no such file") from error
-    except MemoryError as error:
-        raise memory_short(path) from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError):
-            require_answer(path, error)
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise AccessError(f"cannot be opened: {one_line(reason).lower()}") from error
-
-
-def _read_object(path: ObjectPath) -> tuple[bytes, ObjectStatus]:
-    # a store that does not answer is no fault of the image, and stops the work instead
-    try:
-        data, status = path.store.get(path, MAX_FILE_BYTES)
-    except FileNotFoundError as error:
-        raise AccessError("no such file") from error
-    _check_size(status)
-    assert data is not None
-    return data, status
-
-
-def _check_size(status: os.stat_result | ObjectStatus) -> None:
-    if status.st_size > MAX_FILE_BYTES:
-        raise ImageError(f"file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
-    if status.st_size == 0:
-        raise ImageError("empty file")
-
-
-def _is_mat(path: Path) -> bool:
-    return path.suffix.lower() == _MAT_SUFFIX
-
-
-def _open_image(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
+def _open_image(stored: Stored, most: int = MAX_PIXELS) -> Image.Image:
+    data = stored.data
     extra = name_extra(data)
     if extra and not load_extra(extra):
         raise ImageError(f"an image in {extra}: {HINT}")
     try:
-        image = Image.open(io.BytesIO(data), formats=(extra,) if extra else FORMATS)
+        image = Image.open(stored.open(), formats=(extra,) if extra else FORMATS)
     except UnidentifiedImageError as error:
         claim = claimed_size(data)
         if claim is not None and 0 in claim:
@@ -435,13 +372,13 @@ def _open_image(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
         if kind:
             raise ImageError(f"not an image, but {kind}") from error
         raise ImageError("not an image") from error
-    check_claim(image.width, image.height, len(data), most)
+    check_claim(image.width, image.height, stored.length, most)
     return image
 
 
 def is_upright(data: bytes) -> bool:
     """Whether a photograph is stored as it is shown."""
-    with _open_image(data) as image:
+    with _open_image(Stored.of(data)) as image:
         return _orientation(image, data) == 1
 
 
@@ -492,6 +429,26 @@ def _is_plain(image: Image.Image) -> bool:
     return not (in_planes or twice or tags.get(259, 1) == _WEBP_IN_TIFF)
 
 
+def _find_empty(values: Values, part: Part, taking: Taking) -> NDArray[np.bool_]:
+    """Find what no scale is for: of a value that stands for no data, also that of single bands."""
+    assert part.nodata is not None
+    if taking.nodata in (MASK, ALPHA):
+        return np.broadcast_to(part.nodata[:, :, None], values.shape)
+    return is_empty(values, taking.nodata)
+
+
+class Part(NamedTuple):
+    """Some rows of an image: all its bands, [y, x, band], and where they hold no data, [y, x].
+
+    ``bits`` are those of a value, ``alpha`` the band that is transparency, from 1, or 0.
+    """
+
+    values: Values
+    bits: int
+    alpha: int
+    nodata: NDArray[np.bool_] | None = None
+
+
 @dataclass(frozen=True)
 class Source:
     """One page of a file, opened by Pillow where that decodes it rightly; a TIFF by tifffile."""
@@ -519,6 +476,16 @@ class Source:
         # what a PPM holds is scaled by what its header says
         return deep and self.image.format != "PPM"
 
+    @property
+    def _is_cut(self) -> bool:
+        """Whether it is decoded by parts, and not at once."""
+        image, tiff = self.image, self.tiff
+        if tiff is None or not tiff.is_cut or math.prod(tiff.size) <= MAX_CERTAIN_PIXELS:
+            return False
+        # Pillow's own rounding of what is not premultiplied any more
+        same = image is None or (image.mode in _PLAIN_MODES and not tiff.premultiplied)
+        return same and (image is None or image.mode != "1")
+
     def take(self, taking: Taking, reading: Reading) -> Taking:
         """Choose the bands and the range of a page."""
         taking = replace(taking, range=reading.range if self._is_deep else "")
@@ -526,9 +493,23 @@ class Source:
         bands = reading.bands or natural
         if max(bands) > count:
             raise ImageError(f"it has {count_of(count, 'bands')}, and no band {max(bands)}")
-        if bands == natural and count in (len(bands), len(bands) + self._has_alpha(reading)):
+        has_alpha = self._has_alpha()
+        taking = replace(taking, nodata=self._find_nodata(bands, has_alpha=has_alpha))
+        transparent = has_alpha and not reading.bands
+        if bands == natural and count in (len(bands), len(bands) + transparent):
             return taking
         return replace(taking, bands=bands, of=count)
+
+    def _find_nodata(self, bands: Sequence[int], *, has_alpha: bool) -> str:
+        """Find what says which pixels hold no data, as GDAL does; of transparency only on a map."""
+        if self.tiff is None or (self.image is not None and self.image.mode not in _PLAIN_MODES):
+            return ""
+        if self.tiff.mask is not None:
+            return MASK
+        if self.tiff.nodata:
+            return self.tiff.nodata
+        clear = has_alpha and self.tiff.is_georeferenced and self.tiff.alpha not in (0, *bands)
+        return ALPHA if clear else ""
 
     def _list_colours(self, reading: Reading) -> tuple[int, tuple[int, ...]]:
         """Count the bands, and say which are red, green, blue, or grey."""
@@ -542,53 +523,108 @@ class Source:
             count = self.tiff.bands
         return count, (1, 2, 3) if count > 2 else (1,)
 
-    def _has_alpha(self, reading: Reading) -> bool:
-        if reading.bands:
-            return False
+    def _has_alpha(self) -> bool:
         if self.tiff is None or (self.image is not None and self.image.mode not in _PLAIN_MODES):
             return True
         if not self.tiff.alpha:
             return False
-        if self.image is None:
-            return is_alpha(self.tiff.read()[:, :, self.tiff.alpha - 1], 2**self.tiff.bits - 1)
+        if self.image is None or self._is_cut:
+            band, top = self.tiff.alpha - 1, 2**self.tiff.bits - 1
+            parts = self.tiff.read_rows() if self._is_cut else iter([self.tiff.read()])
+            return is_alpha((part[:, :, band] for part in parts), top)
         decoded = _decode(self.image, self.data)
         straight = decoded.convert("LA") if decoded.mode == "La" else decoded
-        return "A" in straight.getbands() and is_alpha(np.asarray(straight.getchannel("A")), 255)
+        if "A" not in straight.getbands():
+            return False
+        return is_alpha([np.asarray(straight.getchannel("A"))], 255)
 
-    def read_rgb(self, taking: Taking) -> NDArray[np.uint8]:
-        """Decode to red, green and blue."""
+    def read_strips(self, taking: Taking) -> Iterator[NDArray[np.uint8]]:
+        """Decode to red, green and blue, some rows at a time from the top."""
         image = self.image
-        if image is not None and taking.range in ("", FULL) and image.mode[0] not in "IF":
+        plain = not (self._is_cut or (taking.nodata and self._is_deep))
+        if image is not None and plain and taking.range in ("", FULL) and image.mode[0] not in "IF":
             if not taking.bands:
-                return to_rgb(_decode(image, self.data))
+                yield from to_rgb(_decode(image, self.data))
+                return
             if taking.bands in ((1,), (1, 2, 3)) and "a" not in find_raw_mode(image):
                 mode = {("RGBA", 3): "RGB", ("RGB", 3): "RGB", ("LA", 1): "L", ("L", 1): "L"}
                 if found := mode.get((image.mode, len(taking.bands))):
-                    return to_rgb(_decode(image, self.data).convert(found))
-        values, bits, alpha = self.read_values()
+                    yield from to_rgb(_decode(image, self.data).convert(found))
+                    return
+        highest = self._find_highest(taking)
+        for part in self.read_parts(taking.nodata):
+            yield self._finish(part, taking, highest)
+
+    def _find_highest(self, taking: Taking) -> float | None:
+        """Find the highest of the floats that are decoded by parts: their scale goes by it."""
+        if not self._is_cut or taking.range != FULL:
+            return None
+        found = []
+        for part in self.read_parts(taking.nodata):
+            if part.values.dtype.kind != "f":
+                return None
+            colours = part.alpha - 1 if part.alpha and not taking.bands else 3
+            found.append(float(self._choose(part, taking)[:, :, :colours].max()))
+        return max(found)
+
+    def _choose(self, part: Part, taking: Taking) -> Values:
+        """Choose the bands; where there is no data, a value that any scale has."""
+        values = part.values
         if taking.bands:
             values = take_bands(values, taking.bands)
-        elif alpha:
-            return self._composite(values, bits, alpha, taking.range)
-        pixels = scale(values, taking.range, bits)
-        shape = (*pixels.shape[:2], 3)
-        return np.array(np.broadcast_to(pixels, shape))
+        if part.nodata is not None and values.dtype != np.uint8:
+            values = np.where(_find_empty(values, part, taking), values.dtype.type(0), values)
+        return values
 
-    def _composite(self, values: Values, bits: int, alpha: int, range: str) -> NDArray[np.uint8]:
-        colours = scale(values[:, :, : min(3, alpha - 1)], range, bits)
+    def _finish(self, part: Part, taking: Taking, highest: float | None) -> NDArray[np.uint8]:
+        values = self._choose(part, taking)
+        if part.alpha and not taking.bands:
+            return self._composite(part._replace(values=values), taking.range, highest)
+        pixels = scale(values, taking.range, part.bits, highest)
+        if part.nodata is not None and values.dtype != np.uint8:
+            pixels[part.nodata] = 0
+        return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+    def _composite(self, part: Part, range: str, highest: float | None) -> NDArray[np.uint8]:
+        values, bits, alpha, _ = part
+        colours = scale(values[:, :, : min(3, alpha - 1)], range, bits, highest)
         # as colours are scaled, and not as grey
         opacity = scale(values[:, :, [alpha - 1] * 3], FULL, bits)[:, :, :1]
         colours = np.broadcast_to(colours, (*colours.shape[:2], 3))
         mode = "RGBa" if self.tiff is not None and self.tiff.premultiplied else "RGBA"
         stacked = np.concatenate([colours, opacity], axis=2)
         size = stacked.shape[1], stacked.shape[0]
-        return to_rgb(Image.frombytes(mode, size, stacked.tobytes()).convert("RGBA"))
+        image = Image.frombytes(mode, size, stacked.tobytes()).convert("RGBA")
+        return join_parts(list(to_rgb(image)))
 
-    def read_values(self) -> tuple[Values, int, int]:
-        """Decode all bands, [y, x, band]: with the bits of a value, and the band that is alpha."""
-        image = self.image
-        if self.tiff is not None and (image is None or image.mode[0] not in "IF"):
-            return self.tiff.read(), self.tiff.bits, self.tiff.alpha
+    def read_parts(self, nodata: str = "") -> Iterator[Part]:
+        """Decode all bands, some rows at a time where that can be, or at once."""
+        mask, top = None, 0
+        if nodata == MASK:
+            assert self.tiff is not None and self.tiff.mask is not None
+            mask = self.tiff.mask.read()[:, :, 0] == 0
+        for part in self._decode_parts(by_pillow=bool(nodata)):
+            rows = slice(top, top + len(part.values))
+            if mask is not None:
+                part = part._replace(nodata=mask[rows])
+            elif nodata == ALPHA:
+                part = part._replace(nodata=part.values[:, :, part.alpha - 1] == 0)
+            elif nodata:
+                part = part._replace(nodata=np.all(is_empty(part.values, nodata), axis=2))
+            yield part
+            top = rows.stop
+
+    def _decode_parts(self, *, by_pillow: bool) -> Iterator[Part]:
+        image, tiff = self.image, self.tiff
+        if tiff is not None and self._is_cut:
+            yield from (Part(values, tiff.bits, tiff.alpha) for values in tiff.read_rows())
+            return
+        # Pillow, where it has all bands, needs no further package for their compression
+        if image is not None and tiff is not None:
+            by_pillow = by_pillow and not self._is_deep and len(image.getbands()) == tiff.bands
+        if tiff is not None and (image is None or (image.mode[0] not in "IF" and not by_pillow)):
+            yield Part(tiff.read(), tiff.bits, tiff.alpha)
+            return
         assert image is not None
         orientation, raw = _orientation(image, self.data), find_raw_mode(image)
         if ";16" in raw and image.mode in ("LA", "RGB", "RGBA") and image.format == "PNG":
@@ -601,7 +637,7 @@ class Source:
             values = np.atleast_3d(np.asarray(decoded))
             bits = 12 if raw == "I;12" else 8 * values.dtype.itemsize
         values = values * np.uint8(255) if values.dtype == np.bool_ else values
-        return values, bits, values.shape[2] if values.shape[2] in (2, 4) else 0
+        yield Part(values, bits, values.shape[2] if values.shape[2] in (2, 4) else 0)
 
 
 _PLAIN_MODES = ("1", "L", "LA", "La", "RGB", "RGBA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -622,50 +658,49 @@ def _read_deep_png(data: bytes) -> Values:
         raise ImageError(f"damaged: {one_line(str(error))}") from error
 
 
-def _open_page(data: bytes, page: int, tiff: TiffPage | None, most: int) -> Source:
+def _open_page(stored: Stored, page: int, tiff: TiffPage | None, most: int) -> Source:
     """Open a page, counted from 1."""
     if tiff is not None:
-        check_claim(*tiff.size, len(data), most)
+        check_claim(*tiff.size, stored.length, most)
     try:
-        image = _open_image(data, most)
+        image = _open_image(stored, most)
         if page > 1:
             image.seek(page - 1)
     except ImageError:
         if tiff is None:
             raise
-        return Source(data, None, tiff)
+        return Source(stored.data, None, tiff)
     if _is_plain(image):
-        return Source(data, image, tiff)
+        return Source(stored.data, image, tiff)
     if tiff is None:
         raise ImageError("damaged: a TIFF whose parts do not fit together")
-    return Source(data, None, tiff)
+    return Source(stored.data, None, tiff)
 
 
-def _open_taken(data: bytes, taking: Taking) -> Source:
-    if not data.startswith(MAGICS):
-        return _open_page(data, taking.page, None, sys.maxsize)
-    return _open_page(data, taking.page, _list_pages(data).get(taking.page), sys.maxsize)
+def _open_taken(stored: Stored, taking: Taking) -> Source:
+    tiff = _list_pages(stored).get(taking.page) if stored.data.startswith(MAGICS) else None
+    return _open_page(stored, taking.page, tiff, sys.maxsize)
 
 
-def _list_pages(data: bytes) -> dict[int, TiffPage | None]:
+def _list_pages(stored: Stored) -> dict[int, TiffPage | None]:
     """List the pages of a file, counted from 1: full images, and not what lies beside them."""
-    if data.startswith(MAGICS):
+    if stored.data.startswith(MAGICS):
         # what tifffile cannot parse Pillow may read
         with suppress(ImageError, *_DAMAGE):
-            if pages := open_pages(data):
+            if pages := open_pages(stored.open()):
                 return dict(pages)
-    elif not data.startswith(JPEG_MAGIC):
-        with suppress(ImageError, *_DAMAGE), _open_image(data, sys.maxsize) as image:
+    elif not stored.data.startswith(JPEG_MAGIC):
+        with suppress(ImageError, *_DAMAGE), _open_image(stored, sys.maxsize) as image:
             return dict.fromkeys(range(1, getattr(image, "n_frames", 1) + 1))
     return {1: None}
 
 
-def _take(data: bytes, reading: Reading) -> list[tuple[Taking, tuple[int, int]]]:
+def _take(stored: Stored, reading: Reading) -> list[tuple[Taking, tuple[int, int]]]:
     """Choose what is taken of the first page of a file, or of each; with the upright size."""
-    pages = _list_pages(data)
+    pages = _list_pages(stored)
     found = []
     for page in pages if reading.all_pages else list(pages)[:1]:
-        source = _open_page(data, page, pages[page], reading.max_pixels)
+        source = _open_page(stored, page, pages[page], reading.max_pixels)
         taking = source.take(Taking(page, len(pages)), reading)
         found.append((taking, source.size))
     return found
@@ -715,7 +750,8 @@ def repaint_png(content: bytes, palette: bytes) -> bytes:
 def is_whole_image(data: bytes) -> bool:
     """Whether some bytes are an image to their end, as no fault of a disk leaves one."""
     try:
-        with _damage_as_reason(Path(), data, ""), _open_image(data) as image:
+        stored = Stored.of(data)
+        with _damage_as_reason(Path(), stored, ""), _open_image(stored) as image:
             _decode(image, data)
     except (ImageError, MemoryShortError):
         return False

@@ -7,8 +7,9 @@ later reads the same, and whatever was made of it in another reading is stale.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,12 @@ SAMPLE = 16
 
 LEAST_SHARE = 0.25
 """Where the percentiles take less of what the type holds, a warning is due."""
+
+MASK, ALPHA = "mask", "alpha"
+"""What says which pixels hold no data, where it is no value: a mask beside, or transparency."""
+
+VERSION = 2
+"""Of the rules that say what is taken of a file: TIFFs are looked at anew where it has risen."""
 
 _BANDS = re.compile(r"[1-9][0-9]{0,3}(,[1-9][0-9]{0,3},[1-9][0-9]{0,3})?")
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
@@ -89,6 +96,9 @@ class Taking:
         The bands that are taken, from 1, and how many there are; none where all colours are.
     range
         Of values beyond 8 bit: ``full``, ``LOW..HIGH``, or ``percentiles`` until they are measured.
+    nodata
+        What says which pixels hold no data: the value that all their bands have, ``mask``, a mask
+        beside the image, or ``alpha``, their transparency; nothing where all hold some.
     """
 
     page: int = 1
@@ -96,12 +106,14 @@ class Taking:
     bands: tuple[int, ...] = ()
     of: int = 0
     range: str = ""
+    nodata: str = ""
 
     def __str__(self) -> str:
         parts = [f":page={self.page}/{self.pages}"] if (self.page, self.pages) != (1, 1) else []
         if self.bands:
             parts.append(f":bands={','.join(map(str, self.bands))}/{self.of}")
-        return "".join([*parts, f":range={self.range}" if self.range else ""])
+        parts += [f":range={self.range}"] if self.range else []
+        return "".join([*parts, f":nodata={self.nodata}" if self.nodata else ""])
 
     @classmethod
     def parse(cls, digest: str) -> Taking:
@@ -110,7 +122,8 @@ class Taking:
         page, _, pages = said.get("page", "1/1").partition("/")
         bands, _, of = said.get("bands", "").partition("/")
         numbers = tuple(map(int, bands.split(","))) if bands else ()
-        return cls(int(page), int(pages), numbers, int(of or 0), said.get("range", ""))
+        named = {name: said.get(name, "") for name in ("range", "nodata")}
+        return cls(int(page), int(pages), numbers, int(of or 0), **named)
 
 
 def take_bands(values: Values, bands: Sequence[int]) -> Values:
@@ -118,18 +131,29 @@ def take_bands(values: Values, bands: Sequence[int]) -> Values:
     return values[:, :, [band - 1 for band in bands]]
 
 
-def is_alpha(values: Values, top: int) -> bool:
+def is_alpha(parts: Iterable[Values], top: int) -> bool:
     """Whether a band that is tagged as alpha is: most of what is not transparent is opaque."""
-    seen = np.count_nonzero(values)
-    return bool(2 * np.count_nonzero(values == top) >= seen)
+    balance = 0
+    for values in parts:
+        balance += int(2 * np.count_nonzero(values == top) - np.count_nonzero(values))
+    return balance >= 0
 
 
-def scale(values: Values, range: str, bits: int) -> NDArray[np.uint8]:
+def is_empty(values: Values, nodata: str) -> NDArray[np.bool_]:
+    """Whether values are the one that stands for no data; all bands of a pixel that holds none."""
+    if values.dtype.kind != "f":
+        return values == int(nodata)
+    number = float(nodata)
+    return np.isnan(values) if math.isnan(number) else values == number
+
+
+def scale(values: Values, range: str, bits: int, highest: float | None = None) -> NDArray[np.uint8]:
     """Bring values, [y, x, band], to 0..255: from a given range, or from all that the type holds.
 
     ``full``: 16-bit greyscale is divided by 257 and rounded, colour keeps its high byte; 12 bit are
     widened to 16 first. Integers of 32 bit must hold 16-bit values. Floats are 0..1 where nothing
-    exceeds 1, and 0..255 otherwise.
+    exceeds 1, and 0..255 otherwise. Where the values are a part of an image, ``highest`` is its
+    highest.
     """
     if values.dtype == np.uint8:
         return values
@@ -141,7 +165,9 @@ def scale(values: Values, range: str, bits: int) -> NDArray[np.uint8]:
             raise ImageError("float pixels that are not finite: no colour stands for them")
         share = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
         return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
-    return _scale_floats(values) if values.dtype.kind == "f" else _scale_integers(values, bits)
+    if values.dtype.kind == "f":
+        return _scale_floats(values, highest)
+    return _scale_integers(values, bits)
 
 
 _HINT = "give the values for black and white with --range LOW..HIGH, or --range percentiles"
@@ -159,8 +185,8 @@ def _scale_integers(values: Values, bits: int) -> NDArray[np.uint8]:
     return ((wide + 128) // 257 if values.shape[2] == 1 else wide >> 8).astype(np.uint8)
 
 
-def _scale_floats(values: Values) -> NDArray[np.uint8]:
-    lowest, highest = float(values.min()), float(values.max())
+def _scale_floats(values: Values, highest: float | None) -> NDArray[np.uint8]:
+    lowest, highest = float(values.min()), float(values.max()) if highest is None else highest
     if not (np.isfinite((lowest, highest)).all() and lowest >= 0 and highest <= 255):
         raise ImageError(f"float pixels {lowest:g}..{highest:g} are not 0..1 or 0..255; {_HINT}")
     factor = 255.0 if highest <= 1 else 1.0
@@ -174,12 +200,23 @@ def find_top(values: Values, bits: int) -> int:
     return 4095 if bits == 12 else 65535
 
 
+_MOST_SAMPLED = 2**16
+
+
+def find_step(size: int) -> int:
+    """Say how far apart the values of an image are that are looked at: of every image as many."""
+    return max(1, size // _MOST_SAMPLED)
+
+
+def thin(values: Values) -> Values:
+    """Take some of the values of an image, evenly, that are numbers."""
+    thinned = values.reshape(-1)[:: find_step(values.size)]
+    return thinned[np.isfinite(thinned)]
+
+
 def measure(samples: Sequence[Values]) -> tuple[float, float]:
-    """Give the percentiles of the values of some images together, each with as many pixels."""
-    most = 2**16
-    thinned = [each.reshape(-1)[:: max(1, each.size // most)] for each in samples]
-    finite = [each[np.isfinite(each)] for each in thinned]
-    low, high = np.percentile(np.concatenate(finite), PERCENTS)
+    """Give the percentiles of the values of some images together."""
+    low, high = np.percentile(np.concatenate([*map(thin, samples)]), PERCENTS)
     return float(low), float(high)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
+import numpy as np
 import tifffile
 
 from pipeline.errors import AccessError, ImageError
@@ -15,9 +17,16 @@ from pipeline.images.reading import Values
 
 MAGICS = (b"II\x2a\0", b"MM\0\x2a", b"II\x2b\0", b"MM\0\x2b")
 
-_REDUCED_OR_MASK = 1 | 4
+_MASK = 4
+_REDUCED_OR_MASK = 1 | _MASK
 _ALPHA = (1, 2)
 _WHITE_IS_0, _GREY, _RGB, _YCBCR = 0, 1, 2, 6
+_JPEG = 7
+# Tags of GeoTIFF that say where the pixels lie, and that of GDAL that says which hold no data.
+_PLACING = (33550, 33922, 34264, 50844)
+_NO_DATA = 42113
+# Values that are decoded at a time.
+_STRIP = 2**24
 # What stands in the place of row 0 and column 0, by TIFF 6.0.
 _TURNS = {
     2: lambda v: v[:, ::-1],
@@ -49,9 +58,10 @@ def _said_as_damage() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TiffPage:
-    """One image of a TIFF, whose pixels have not been decoded."""
+    """One image of a TIFF, whose pixels have not been decoded, and its mask where it has one."""
 
     page: tifffile.TiffPage
+    mask: TiffPage | None = None
 
     @property
     def bands(self) -> int:
@@ -89,8 +99,29 @@ class TiffPage:
         return 1 in self.page.extrasamples
 
     @property
+    def is_georeferenced(self) -> bool:
+        """Whether its tags say where on a map it lies."""
+        return any(tag in self.page.tags for tag in _PLACING)
+
+    @property
+    def nodata(self) -> str:
+        """The value that stands for no data, as GDAL notes it; nothing where no pixel can have it.
+
+        It is written so that equal values are equal texts.
+        """
+        text, dtype = str(self.page.tags.valueof(_NO_DATA, "")).strip(" \0"), self.page.dtype
+        with suppress(ValueError, OverflowError):
+            value = float(text)
+            if dtype is not None and dtype.kind == "f":
+                return repr(float(dtype.type(value)))
+            if dtype is not None and dtype.kind in "ui" and value == int(value):
+                limits = np.iinfo(dtype)
+                return str(int(value)) if limits.min <= value <= limits.max else ""
+        return ""
+
+    @property
     def _colours(self) -> int:
-        by_jpeg = self.page.photometric == _YCBCR and self.page.compression == 7
+        by_jpeg = self.page.photometric == _YCBCR and self.page.compression == _JPEG
         if self.page.photometric == _RGB or by_jpeg:
             return 3
         return 1 if self.page.photometric == _GREY and self.bands - bool(self._tagged) == 1 else 0
@@ -147,11 +178,87 @@ class TiffPage:
         native = flat.reshape(*flat.shape[:2], -1)
         return turn(native.astype(native.dtype.newbyteorder("="), copy=False), self.orientation)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether :meth:`read_rows` can decode it."""
+        page = self.page
+        known = page.compression in tifffile.TIFF.DECOMPRESSORS
+        plain = page.predictor == 1 or page.predictor in tifffile.TIFF.UNPREDICTORS
+        values = page.dtype is not None and page.dtype.kind in "uif" and self.bits >= 8
+        upright = self.orientation == 1 and page.imagedepth == 1 and page.jpegheader is None
+        return (
+            (page.is_final or (known and plain and len(page.dataoffsets) > 0))
+            and values
+            and upright
+            and (page.photometric in (_GREY, _RGB) or bool(self._colours))
+        )
 
-def open_pages(data: bytes) -> dict[int, TiffPage]:
-    """Give the directories that hold a full image, counted from 1: no previews and no masks."""
+    def read_rows(self) -> Iterator[Values]:
+        """Decode all bands some rows at a time, from the top; each part is [y, x, band]."""
+        with _said_as_damage():
+            yield from self._read_plain() if self.page.is_final else self._read_chunks()
+
+    def _read_plain(self) -> Iterator[Values]:
+        page, file = self.page, self.page.parent.filehandle
+        planes, _, height, width, samples = page.shaped
+        assert page.dtype is not None
+        stored = np.dtype(page.parent.byteorder + page.dtype.char)
+        rows = max(1, _STRIP // (planes * width * samples))
+        for top in range(0, height, rows):
+            count = min(rows, height - top) * width * samples
+            part = []
+            for plane in range(planes):
+                before = (plane * height + top) * width * samples
+                file.seek(page.dataoffsets[0] + before * stored.itemsize)
+                values = file.read_array(stored, count)
+                part.append(values.reshape(-1, width, samples))
+            joined = part[0] if planes == 1 else np.concatenate(part, axis=2)
+            yield joined.astype(page.dtype, copy=False)
+
+    def _read_chunks(self) -> Iterator[Values]:
+        page, file = self.page, self.page.parent.filehandle
+        planes, _, height, width, samples = page.shaped
+        deep = page.tilelength if page.is_tiled else page.rowsperstrip
+        across = math.ceil(width / page.tilewidth) if page.is_tiled else 1
+        down = math.ceil(height / deep)
+        options = {"jpegtables": page.jpegtables} if page.compression == _JPEG else {}
+        for row in range(down):
+            rows = min(deep, height - row * deep)
+            # of what is left out, as tifffile fills it
+            band = np.full((rows, width, planes * samples), page.nodata, page.dtype)
+            for plane in range(planes):
+                for column in range(across):
+                    number = (plane * down + row) * across + column
+                    file.seek(page.dataoffsets[number])
+                    data = file.read(page.databytecounts[number]) or None
+                    chunk, (_, _, _, left, _), (_, high, wide, _) = page.decode(
+                        data, number, **options
+                    )
+                    if chunk is not None:
+                        bands = slice(plane * samples, (plane + 1) * samples)
+                        place = band[:high, left : left + wide, bands]
+                        place[...] = chunk[0, : len(place), : place.shape[1]]
+            yield band
+
+
+def open_pages(file: BinaryIO) -> dict[int, TiffPage]:
+    """Give the directories that hold a full image, counted from 1: no previews and no masks.
+
+    A mask of the size of an image, behind it, is a part of it.
+    """
     with _said_as_damage():
-        file = tifffile.TiffFile(io.BytesIO(data))
-        pages = {n: TiffPage(page.aspage()) for n, page in enumerate(file.pages, 1)}
-    full = {n: p for n, p in pages.items() if not int(p.page.subfiletype or 0) & _REDUCED_OR_MASK}
-    return full or dict(list(pages.items())[:1])
+        pages = [page.aspage() for page in tifffile.TiffFile(file).pages]
+    full: dict[int, TiffPage] = {}
+    last = 0
+    for number, page in enumerate(pages, 1):
+        kind = int(page.subfiletype or 0)
+        if not kind & _REDUCED_OR_MASK:
+            last, full[number] = number, TiffPage(page)
+        elif last and kind == _MASK and _is_mask(page, full[last].page):
+            full[last] = replace(full[last], mask=TiffPage(page))
+    return full or dict(enumerate(map(TiffPage, pages[:1]), 1))
+
+
+def _is_mask(mask: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
+    same = (mask.imagewidth, mask.imagelength) == (page.imagewidth, page.imagelength)
+    return same and mask.photometric == _MASK and mask.samplesperpixel == 1

@@ -30,6 +30,11 @@ class Window:
         """Left, top, right and bottom in the resized image (right and bottom are outside)."""
         return self.left, self.top, self.left + self.size, self.top + self.size
 
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """The box as an index into [y, x, ...] of the resized image."""
+        return slice(self.top, self.top + self.size), slice(self.left, self.left + self.size)
+
 
 def fit_size(width: int, height: int, size: int) -> tuple[int, int]:
     """Return the width and height of an image whose shorter side becomes ``size``.

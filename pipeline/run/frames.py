@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -21,7 +21,9 @@ from pipeline.datasets.base import Dataset
 from pipeline.datasets.labels import LabelMap
 from pipeline.errors import AccessError, ImageError, StaleError
 from pipeline.images.checks import MAX_CERTAIN_PIXELS
-from pipeline.images.decoding import read_rgb, require_answer
+from pipeline.images.decoding import join_parts, read_nodata, read_strips
+from pipeline.images.reading import Taking
+from pipeline.images.stored import require_answer
 from pipeline.images.windows import Window
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.places import count_requests, is_remote
@@ -35,6 +37,38 @@ R = TypeVar("R")
 
 def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
     """Read an image, resized."""
+    with _open_same(root, image) as path:
+        return _read_resized(read_strips(path, image.digest), image, width, height)
+
+
+def read_gaps(root: Path, image: Image) -> np.ndarray | None:
+    """Read which pixels of an image hold no data, bool [y, x]; None where all of them do."""
+    if not Taking.parse(image.digest).nodata:
+        return None
+    with _open_same(root, image) as path:
+        gaps = np.zeros((image.height, image.width), bool)
+        top = 0
+        for part in read_nodata(path, image.digest):
+            gaps[top : top + len(part)] = part
+            top += len(part)
+        return gaps
+
+
+def read_resized_gaps(root: Path, image: Image, width: int, height: int) -> np.ndarray | None:
+    """Read which pixels of the resized image are for the most part of such that hold no data."""
+    if not Taking.parse(image.digest).nodata:
+        return None
+    with _open_same(root, image) as path:
+        parts = (part.astype(np.uint8) * np.uint8(255) for part in read_nodata(path, image.digest))
+        return _read_resized(parts, image, width, height) > 127
+
+
+_LARGE = threading.Lock()
+
+
+@contextmanager
+def _open_same(root: Path, image: Image) -> Iterator[Path]:
+    """Give the file of an image, which must be as it was; a gone one is said to be."""
     path = root / image.path
     if not is_remote(root):
         # not asked of an object store, where it would be a second request: the digest tells
@@ -47,34 +81,54 @@ def read_frame(root: Path, image: Image, width: int, height: int) -> np.ndarray:
             raise StaleError(
                 f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
             )
-    # one at a time: a scan of a gigapixel takes gigabytes until it is resized
-    with _LARGE if image.width * image.height > MAX_CERTAIN_PIXELS else nullcontext():
-        return _read_resized(root, image, width, height)
-
-
-_LARGE = threading.Lock()
-
-
-def _read_resized(root: Path, image: Image, width: int, height: int) -> np.ndarray:
-    path = root / image.path
     try:
-        # the bytes are in memory anyway: hashing them costs a twentieth of decoding them
-        pixels = read_rgb(path, image.digest)
+        # one at a time: a scan of a gigapixel may take gigabytes until it is resized
+        with _LARGE if _is_large(image) else nullcontext():
+            yield path
     except AccessError as error:
         if not is_remote(root):
             raise
         raise _gone(path, str(error)) from error
-    if pixels.shape[:2] != (image.height, image.width):
+
+
+def _read_resized(
+    strips: Iterable[np.ndarray], image: Image, width: int, height: int
+) -> np.ndarray:
+    """Resize an image that comes in strips, bilinearly.
+
+    Of a large one the rows are resized as they come, and the columns then: the bytes that Pillow
+    gives where it resizes the rows of the whole first, as it does but for some long formats.
+    """
+    if not _is_large(image):
+        pixels = join_parts(list(strips))
+        _require_size(image, pixels.shape[1], len(pixels))
+        return _resize(pixels, width, height)
+    narrow, rows, columns = [], 0, image.width
+    for strip in strips:
+        narrow.append(_resize(strip, width, len(strip)))
+        rows += len(strip)
+        columns = strip.shape[1]
+    _require_size(image, columns, rows)
+    return _resize(join_parts(narrow), width, height)
+
+
+def _is_large(image: Image) -> bool:
+    return image.width * image.height > MAX_CERTAIN_PIXELS
+
+
+def _require_size(image: Image, width: int, height: int) -> None:
+    if (width, height) != (image.width, image.height):
         raise ImageError(
-            f"decodes to {pixels.shape[1]} x {pixels.shape[0]}, "
-            f"its header says {image.width} x {image.height}"
+            f"decodes to {width} x {height}, its header says {image.width} x {image.height}"
         )
+
+
+def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
-    resized = PillowImage.fromarray(pixels).resize(
-        (width, height), PillowImage.Resampling.BILINEAR, reducing_gap=None
-    )
-    return np.asarray(resized)
+    picture = PillowImage.fromarray(pixels)
+    bilinear = PillowImage.Resampling.BILINEAR
+    return np.asarray(picture.resize((width, height), bilinear, reducing_gap=None))
 
 
 def read_truth(dataset: Dataset, path: Path, image: Image) -> np.ndarray:
@@ -135,7 +189,7 @@ def read_windows(
 
 def cut_windows(frame: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
     """Cut the windows of one image out of its resized frame."""
-    return np.stack([frame[w.top : w.top + w.size, w.left : w.left + w.size] for w in windows])
+    return np.stack([frame[window.area] for window in windows])
 
 
 def resize_labels(labels: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -256,16 +256,18 @@ class _Work(Generic[S]):
                 device=str(getattr(settings, "device", "cpu")),
                 check=self._make_check(place, permit),
             )
-            for done in ends:
-                if done.error is None:
-                    counter.wrote(sum(size for size, _ in done.value.files.values()))
-                    continue
-                failed.append((pending[done.index], done.error))
-                if isinstance(done.error, PipelineError) and len(pending) == 1:
-                    raise done.error
-                hopeless = isinstance(done.error, RunError | UsageError | WeightsError)
-                if hopeless and not isinstance(done.error, StaleError):
-                    break  # a full disk or absent weights fail every other shard, too
+            # what is left early lets its workers go at once
+            with closing(ends):
+                for done in ends:
+                    if done.error is None:
+                        counter.wrote(sum(size for size, _ in done.value.files.values()))
+                        continue
+                    failed.append((pending[done.index], done.error))
+                    if isinstance(done.error, PipelineError) and len(pending) == 1:
+                        raise done.error
+                    hopeless = isinstance(done.error, RunError | UsageError | WeightsError)
+                    if hopeless and not isinstance(done.error, StaleError):
+                        break  # a full disk or absent weights fail every other shard, too
         if failed:
             number, error = failed[0]
             raise ShardError(

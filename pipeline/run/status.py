@@ -6,7 +6,7 @@ stages themselves compare digests. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,11 @@ CLASSES = "dataset's classes"
 CORRECTIONS = "corrections"
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Return what tells a file from a later one at its place, JSON-able."""
+def describe_file(path: Path, parts: Collection[Path] = ()) -> dict[str, Any]:
+    """Return what tells a file from a later one at its place, JSON-able; so of its parts."""
     status = path.stat()
-    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    described = {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    return described | ({"parts": [describe_file(part) for part in parts]} if parts else {})
 
 
 def fingerprint_labels(manifest: Manifest, splits: tuple[str, ...]) -> str:
@@ -132,7 +133,8 @@ def _check_weights(record: StageRecord) -> str:
     known = record.sources.get(WEIGHTS)
     # what is finished stays valid without its weights
     with suppress(OSError):
-        if known is not None and describe_file(Path(known["path"])) != known:
+        parts = [] if known is None else [Path(part["path"]) for part in known.get("parts", ())]
+        if known is not None and describe_file(Path(known["path"]), parts) != known:
             return f"the weights {known['path']} have changed"
     return ""
 

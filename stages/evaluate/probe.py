@@ -9,7 +9,7 @@ and Nocedal, 1989). The windows are streamed, for every step anew: they are neve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.datasets.definition import IGNORE
+from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import ImageError, RunError, UsageError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import BatchStream, count_threads, map_ahead
+from pipeline.run.frames import BatchStream, count_threads, map_ahead, read_gaps
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Manifest
 from pipeline.run.status import fingerprint_ids
@@ -246,6 +247,7 @@ class LabelledWindows:
     labels: NDArray[np.int64]
     unreadable: Mapping[str, str]
     device: torch.device
+    pixels: LabelCounts = field(default_factory=LabelCounts)
 
     @property
     def points(self) -> tuple[int, int]:
@@ -326,6 +328,7 @@ def train_linear_probe(
         "loss": probe.loss,
         "steps": probe.steps,
         "unreadable": dict(data.unreadable),
+        "label_pixels": data.pixels.dump(),
     }
 
 
@@ -341,12 +344,14 @@ def read_labelled(
     for index in windows:
         chosen.setdefault(manifest.windows[index].image, []).append(index)
     unreadable: dict[str, str] = {}
+    pixels: dict[int, LabelCounts] = {}
 
     def count(row: int) -> scipy.sparse.csr_array:
         image = manifest.images[row]
         try:
-            truth = artefacts.read_truth(image)
-            assert truth is not None
+            found = artefacts.count_truth(image, read_gaps(manifest.root, image))
+            assert found is not None
+            truth, pixels[row] = found
         except ImageError as error:
             unreadable[image.path] = str(error)
             nothing = np.full((len(chosen[row]), *points), IGNORE, np.uint8)
@@ -359,6 +364,9 @@ def read_labelled(
     threads = count_threads()
     counts = scipy.sparse.vstack(list(map_ahead(count, chosen, threads, threads)), format="csr")
     labels = np.flatnonzero(counts.sum(axis=0) > 0)
+    total = LabelCounts()
+    for row in sorted(pixels):
+        total.add(pixels[row])
     return LabelledWindows(
         arrays=arrays,
         windows=np.array(windows),
@@ -367,6 +375,7 @@ def read_labelled(
         labels=labels,
         unreadable=unreadable,
         device=device,
+        pixels=total,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.scheduler import announce
-from pipeline.datasets.definition import png_palette
+from pipeline.datasets.definition import IGNORE, png_palette
 from pipeline.datasets.labels import LabelCounts
 from pipeline.datasets.listing import forget_listings
 from pipeline.errors import ImageError, count_of
@@ -35,7 +35,7 @@ from pipeline.run.evaluation import (
     read_given_names,
     read_part_names,
 )
-from pipeline.run.frames import count_threads, map_ahead, shard_ranges
+from pipeline.run.frames import count_threads, map_ahead, read_gaps, shard_ranges
 from pipeline.run.ledger import (
     Ledger,
     ShardRecord,
@@ -260,13 +260,16 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         ) -> tuple[dict[str, Any], str | None, LabelCounts | None]:
             cover = artefacts.cover(image)
             labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
+            gaps = read_gaps(artefacts.manifest.root, image)
+            if gaps is not None:
+                labels[gaps] = IGNORE
             final = labelling.plain if labelling.refined is None else labelling.refined
             corrected = correct_labels(artefacts, said, image, names, labels, final)
             shown = labels if corrected is None else corrected.image
             maps[label_file(folder, image)] = encode_png(shown, png_palette(()))
             truth, reason, counts = None, None, None
             try:
-                if (found := artefacts.count_truth(image)) is not None:
+                if (found := artefacts.count_truth(image, gaps)) is not None:
                     truth, counts = found
             except ImageError as error:
                 reason = str(error)
@@ -379,6 +382,11 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         tables = read_counts(run, subject, records)
         scores = score_images(tables, metrics["splits"], manifest.images)
         write_bytes(report / "images.parquet", encode_table(scores))
+        if settings.linear_probe:
+            trained = read_trained(run, settings)[1]
+            counts = LabelCounts.parse(trained.get("label_pixels", {}))
+            if counts.unknown:
+                screen.warn(f"the linear probe learns without some pixels: {counts.describe()}")
         for line in describe_labels(metrics):
             screen.warn(line)
         return [

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.compute.devices import resolve_device, resolve_precision
 from pipeline.compute.scheduler import announce
@@ -40,19 +41,22 @@ from pipeline.errors import (
     WeightsError,
     count_of,
 )
-from pipeline.images.decoding import probe_pages, read_values, require_answer
+from pipeline.images.decoding import probe_pages, read_sample
 from pipeline.images.reading import (
+    ALPHA,
     FULL,
     LEAST_SHARE,
+    MASK,
     PERCENTILES,
     PERCENTS,
     SAMPLE,
+    VERSION,
     Reading,
     Taking,
-    find_top,
     measure,
     spread,
 )
+from pipeline.images.stored import require_answer
 from pipeline.images.windows import Window, fit_size, place_windows
 from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
@@ -66,6 +70,7 @@ from pipeline.storage.arrays import consolidate, prepare_arrays, read_metadata, 
 from pipeline.storage.files import fingerprint, remove_file, remove_tree
 from pipeline.storage.places import count_requests, make_absolute
 from stages.extract.backbones import Backbone, describe_backbone, load_backbone
+from stages.extract.checkpoints import list_files
 from stages.extract.settings import ExtractSettings, PartSettings, ViewSettings
 from stages.extract.views import (
     Clean,
@@ -222,7 +227,7 @@ def _name_pages(images: list[Image], reading: Reading) -> list[Image]:
 def tell_takings(images: Rows[Image], reading: Reading, screen: Screen) -> None:
     """Say which files are not read as a whole."""
     digests = images.column("digest")
-    chosen = digests.filter(pc.match_substring_regex(digests, ":(page|bands)=")).to_pylist()
+    chosen = digests.filter(pc.match_substring_regex(digests, ":(page|bands|nodata)=")).to_pylist()
     takings = [Taking.parse(digest) for digest in chosen]
     longer = [taking.pages - 1 for taking in takings if taking.pages > 1]
     if longer and not reading.all_pages:
@@ -230,6 +235,13 @@ def tell_takings(images: Rows[Image], reading: Reading, screen: Screen) -> None:
             f"extract: of {count_of(len(longer), 'files')} with several pages or frames the first "
             f"is read, and {count_of(sum(longer), 'pages')} are left out; --pages all makes every "
             "page an image."
+        )
+    empty = collections.Counter(each.nodata for each in takings if each.nodata)
+    for value, count in empty.items():
+        what = {MASK: "their masks leave out", ALPHA: "are transparent"}.get(value, f"are {value}")
+        screen.note(
+            f"extract: of {count_of(count, 'images')} the pixels that {what} hold no data; they "
+            "get no label, take part in no proposal and are in no score"
         )
     bands = collections.Counter((each.bands, each.of) for each in takings if each.bands)
     for (taken, of), count in bands.items():
@@ -259,9 +271,9 @@ def settle_range(images: Rows[Image], root: Path, reading: Reading, screen: Scre
         image = images[int(row)]
         # why one cannot be read is said where it is needed
         with suppress(ImageError):
-            values, bits = read_values(root / image.path, image.digest)
-            samples.append(values)
-            tops.add(find_top(values, bits))
+            sample, top = read_sample(root / image.path, image.digest)
+            samples.append(sample)
+            tops.add(top)
     if not samples:
         return images
     low, high = measure(samples)
@@ -435,6 +447,8 @@ class Extract(Stage[ExtractSettings]):
         # the first version goes without saying
         raised = {"backbone_version": backbone.version} if backbone.version > 1 else {}
         facts |= raised
+        if len(_list_tiffs(manifest.images)):
+            facts["reading_version"] = VERSION
         # which images there are is in the windows' own fingerprints: more images, or another name
         # of the same ones, leave finished shards valid
         same = ("backbone", "precision", "size", "shard_size")
@@ -448,8 +462,9 @@ class Extract(Stage[ExtractSettings]):
             for r in shard_ranges(len(manifest.windows), settings.shard_size)
         ]
         if not shards:
+            many = count_of(len(manifest.images), "images")
             raise DatasetError(
-                f"none of the {len(manifest.images)} images at {settings.root} can be read; "
+                f"of {many} at {settings.root} none can be read; "
                 f"the first: {manifest.images[0].path}: {manifest.images[0].reason}."
             )
         records = Ledger(run.state(self.key(settings))).read_shards()
@@ -496,7 +511,7 @@ class Extract(Stage[ExtractSettings]):
         if not weights.digest:
             return weights.source, "", None, {}
         screen.note(f"extract: weights of {settings.backbone} from {weights.source}")
-        return weights.source, weights.digest, None, {WEIGHTS: describe_file(weights.path)}
+        return weights.source, weights.digest, None, {WEIGHTS: describe_weights(weights.path)}
 
     def prepare(self, run: RunDirectory, settings: ExtractSettings, plan: Plan) -> None:
         """Write the manifest and allocate one array per view."""
@@ -575,13 +590,20 @@ class Extract(Stage[ExtractSettings]):
         usable = len(manifest.images) - len(rejected)
         if not usable:
             reason = f"the first: {rejected[0].path}: {rejected[0].reason}"
+            many = count_of(len(rejected), "images")
             if any(record.result.get("not_finite") for record in records.values()):
                 raise WeightsError(
-                    f"none of the {len(rejected)} images has features that are finite ({reason}); "
+                    f"of {many} none has features that are finite ({reason}); "
                     "try --precision float32, or other weights with --weights."
                 )
-            raise DatasetError(f"none of the {len(rejected)} images could be decoded ({reason}).")
+            raise DatasetError(f"of {many} none could be decoded ({reason}).")
         return [f"extract: features of {count_of(usable, 'images')} in {run.features}"]
+
+
+def describe_weights(path: Path) -> dict[str, Any]:
+    """Return what tells weights from later ones at their place: their file, and shards, if any."""
+    files = list_files(path)
+    return describe_file(path, [] if files == [path] else files)
 
 
 def _known_images(run: RunDirectory, settings: ExtractSettings) -> Sequence[Image]:
@@ -596,7 +618,16 @@ def _known_images(run: RunDirectory, settings: ExtractSettings) -> Sequence[Imag
     if record is None or record.version != settings.version:
         # another version may read what that one refused
         return manifest.images.choose(np.asarray(manifest.images.column("width")) > 0)
+    if record.facts.get("reading_version", 1) != VERSION:
+        tiffs = _list_tiffs(manifest.images)
+        return manifest.images.choose(np.delete(np.arange(len(manifest.images)), tiffs))
     return manifest.images
+
+
+def _list_tiffs(images: Rows[Image]) -> NDArray[np.int64]:
+    """List the rows of the images of which an earlier version may have taken something else."""
+    paths = images.column("path")
+    return np.flatnonzero(np.asarray(pc.match_substring_regex(paths, r"(?i)\.tiff?$")))
 
 
 def _reasons(record: ShardRecord) -> dict[str, str]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 
 from pipeline.compute.devices import resolve_device
 from pipeline.compute.memory import compute_halving
 from pipeline.compute.scheduler import announce
+from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import count_threads, map_ahead, read_windows, shard_ranges
+from pipeline.run.frames import (
+    count_threads,
+    map_ahead,
+    read_resized_gaps,
+    read_windows,
+    shard_ranges,
+)
 from pipeline.run.ledger import ShardRecord, read_record
-from pipeline.run.manifest import read_manifest
+from pipeline.run.manifest import Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read_rows, write_shard
 from pipeline.storage.files import fingerprint
@@ -112,12 +120,16 @@ class Masks(Stage[MaskSettings]):
         backend = choose_backend(settings.crf, settings.device)
         frames = read_windows(manifest, windows, ahead=8)
         images = (window for _, pixels in frames for window in pixels)
+        gaps = _read_gaps(manifest, windows)
         full = constant = 0
         for first in range(0, len(windows), settings.batch_size):
             batch = windows[first : first + settings.batch_size]
             local = np.array([window.index - start for window in batch])
             grid = torch.from_numpy(features[local]).to(device).float()
             ids, counts = _propose_batch(grid, images, size, settings, backend)
+            for place, window in enumerate(batch):
+                if window.image in gaps:
+                    ids[place][torch.from_numpy(gaps[window.image][window.area])] = 0
             full += counts.count(most)
             constant += int(find_constant(grid).sum())
             pooled, area = _pool_batch(ids, grid, most)
@@ -165,6 +177,17 @@ class Masks(Stage[MaskSettings]):
             f"masks: {mean:.1f} proposals a window, {covered:.0f} % of the pixels covered, "
             f"in {run.masks}"
         ]
+
+
+def _read_gaps(manifest: Manifest, windows: Sequence[Window]) -> dict[int, NDArray[np.bool_]]:
+    """Read where the resized images of some windows hold no data, by the rows of the images."""
+    gaps = {}
+    for window in {window.image: window for window in windows}.values():
+        image = manifest.images[window.image]
+        found = read_resized_gaps(manifest.root, image, window.width, window.height)
+        if found is not None:
+            gaps[window.image] = found
+    return gaps
 
 
 def _propose_batch(

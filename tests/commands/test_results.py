@@ -48,6 +48,15 @@ def test_status_for_programs(call: Call, finished: Path) -> None:
     assert all(set(row) == names for row in rows)
 
 
+def test_a_store_without_locks_has_a_row_of_its_own(
+    call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunDirectory, "describe_store", lambda _: "one command at a time")
+    *rows, last = json.loads(call("status", finished, "--json").output)
+    assert (last["stage"], last["state"]) == ("store", "warning")
+    assert last["reason"] == "one command at a time" and set(last) == set(rows[0])
+
+
 REASON = "its photographs have changed: a very long name of a file.png is new, and 12 more of them"
 
 

@@ -79,6 +79,13 @@ def stop(screen: Screen) -> None:
             "memory is short (MemoryError); close other programs, or raise the limit that "
             "`ulimit -v` names.",
         ),
+        (
+            fail(RuntimeError("can't start new thread")),
+            1,
+            "no further thread can be started: memory is short, or too many are at work; run the "
+            "same command again with fewer --workers, close other programs, or raise the limits "
+            "that `ulimit -u` and `ulimit -v` name.",
+        ),
         (fail(KeyboardInterrupt()), 130, "interrupted; the same command goes on from here."),
         (stop, 143, "stopped by SIGTERM; the same command goes on from here."),
     ],

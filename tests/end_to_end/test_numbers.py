@@ -201,7 +201,7 @@ def test_where_every_image_is_so_the_weights_are_named(
     only_white = write_images(tmp_path / "white", "white")
     spoil(give_nan_for_white)
     output = invoke("extract", tmp_path / "other", *list_options(only_white), code=1).output
-    assert "none of the 1 images has features that are finite (the first: white.png" in output
+    assert "of 1 image none has features that are finite (the first: white.png" in output
     assert "--weights" in output
 
 

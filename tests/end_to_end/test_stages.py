@@ -390,8 +390,14 @@ def test_a_linear_probe_is_trained_on_one_split_and_scored_on_all(
         assert same or one.read_bytes() == other.read_bytes(), name
 
     # labels of the train split change what is scored on every other one
-    invoke("evaluate", run, "--split", "val", "--no-progress")
-    label = sorted((data / "labels" / "train").rglob("*.png"))[0]
+    label, odd = sorted((data / "labels" / "train").rglob("*.png"))[:2]
+    ids = np.array(Image.open(odd))
+    ids[:2, :3] = 254
+    Image.fromarray(ids).save(odd)
+    (data / "labels" / "classes.txt").write_text("sky\nfield\nroad\n")
+    output = invoke("evaluate", run, "--split", "val", "--no-progress").output
+    assert "the linear probe learns without some pixels: of " in output
+    assert "6 (0.0 %) have values that no class has: 254 (6 pixels)" in " ".join(output.split())
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(label)
     output = invoke("evaluate", run, "--no-progress").output
     assert "shards are stale: linear_probe" in output

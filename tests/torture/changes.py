@@ -349,7 +349,7 @@ def _rejected_is_not_tried_again(place: Place) -> Iterator[str]:
 def _counting() -> Iterator[list[str]]:
     """Note which files are probed or decoded."""
     read: list[str] = []
-    probe, decode = stage.probe_pages, frames.read_rgb
+    probe, decode = stage.probe_pages, frames.read_strips
 
     def probing(path: Path, reading: Any) -> Any:
         read.append(path.name)
@@ -361,7 +361,7 @@ def _counting() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "probe_pages", probing)
-        patch.setattr(frames, "read_rgb", decoding)
+        patch.setattr(frames, "read_strips", decoding)
         yield read
 
 

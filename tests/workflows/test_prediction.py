@@ -231,7 +231,7 @@ def test_nothing_but_bad_images(predict: Predict, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no images below"):
         predict(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "a.jpg").write_text("no image")
-    with pytest.raises(DatasetError, match=r"none of the 1 images can be labelled \(first: a.jpg"):
+    with pytest.raises(DatasetError, match=r"of 1 image none can be labelled \(first: a.jpg"):
         predict(tmp_path / "in", tmp_path / "out")
 
 

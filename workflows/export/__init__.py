@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pipeline.registry import Registry
 
-PROTOTYPES = "prototypes"
+PNG, GEOTIFF, PROTOTYPES = "png", "geotiff", "prototypes"
 LINES = {
     "mmseg": "img_dir/ann_dir of MMSegmentation, with a config of classes and palette",
     "coco-stuff": "images/train2017 and pixel maps in annotations/train2017, with labels.txt",
@@ -17,6 +17,7 @@ LINES = {
     "coco-panoptic": "panoptic_train2017.json and RGB-encoded PNGs, a stuff segment per class",
     "huggingface": "parquet files that datasets.load_dataset opens",
     "yolo-seg": "polygons per image and data.yaml, as Ultralytics trains on",
+    GEOTIFF: "label maps that lie where their photographs lie, for GIS programs",
     PROTOTYPES: "one safetensors file with which `predict` labels new images",
 }
 FORMATS: Registry[object] = Registry(

@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from PIL import Image as PillowImage
 
 from pipeline.errors import DamageError, ImageError, RunError, StaleError, UsageError
 from pipeline.images.decoding import encode_png, is_upright, read_rgb
+from pipeline.images.reading import Taking
 from pipeline.run.manifest import Image
 from pipeline.storage.files import (
     checksum,
@@ -167,18 +169,25 @@ def choose_suffix(path: str, accepted: Mapping[str, str]) -> str:
     return ".png" if ".png" in accepted else next(iter(accepted.values()))
 
 
-def export_photograph(root: Path, image: Image, folder: Folder, name: str, images: str) -> None:
-    """Bring one photograph along: copied, linked to, or (``none``) not at all."""
+def export_photograph(
+    root: Path, image: Image, folder: Folder, name: str, images: str, *, as_it_is: bool = False
+) -> None:
+    """Bring one photograph along: copied, linked to, or (``none``) not at all.
+
+    ``as_it_is`` means its file, whatever of it was read.
+    """
     if images == "none" or folder.has(name):
         return
     path = root / image.path
     suffix = PurePosixPath(name).suffix
     if images == "link":
         _require_same_status(path, image)
-        if _is_whole(image) and _takes(path, suffix) and is_upright(path.read_bytes()):
+        same = _is_whole(image) and _takes(path, suffix) and is_upright(path.read_bytes())
+        if as_it_is or same:
             folder.link(name, path.absolute())
             return
-    folder.write(name, load_photograph(root, image, suffix))
+    content = _load_file(path, image) if as_it_is else load_photograph(root, image, suffix)
+    folder.write(name, content)
 
 
 def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
@@ -191,12 +200,7 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
     """
     path = root / image.path
     if _is_whole(image) and _takes(path, suffix):
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _stale(path, error.strerror or str(error)) from error
-        if checksum(data) != image.digest:
-            raise _stale(path, "it holds other bytes")
+        data = _load_file(path, image)
         if is_upright(data):
             return data
     try:
@@ -209,9 +213,20 @@ def load_photograph(root: Path, image: Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+def _load_file(path: Path, image: Image) -> bytes:
+    """Read the file of a photograph, which must be the one that was labelled."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _stale(path, error.strerror or str(error)) from error
+    if checksum(data) != image.digest.partition(":")[0]:
+        raise _stale(path, "it holds other bytes")
+    return data
+
+
 def _is_whole(image: Image) -> bool:
     """Whether the file was read as any viewer reads it."""
-    return ":" not in image.digest
+    return replace(Taking.parse(image.digest), nodata="") == Taking()
 
 
 def _takes(path: Path, suffix: str) -> bool:

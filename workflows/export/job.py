@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import UsageError, count_of, did_you_mean
+from pipeline.images.geo import is_placed
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import LEFT_OUT_NAME, Evaluation, choose_look, open_evaluation
@@ -32,11 +33,13 @@ from pipeline.storage.files import fingerprint
 from pipeline.storage.places import require_local
 from stages import SETTINGS
 from stages.scores import UNMATCHED, describe_weak, match_majority
-from workflows.export import FORMATS, PROTOTYPES
+from workflows.export import FORMATS, GEOTIFF, PROTOTYPES
 from workflows.export.folder import Folder, export_photograph, open_folder
 
 VERSION = 1
 EVERYTHING = "all"
+LOOKED = 16
+"""So many photographs, evenly over all, are asked whether they have a georeference."""
 # A file system allows 255 bytes; formats append suffixes of up to 40.
 _LONGEST = 160
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -143,6 +146,8 @@ def export_run(
     writer = cast(Format, FORMATS[format])
     items = source.list_items(nested=writer.NESTED)
     record = {"format": format, "version": VERSION, "photographs": images, **source.describe()}
+    if format != GEOTIFF and (lost := describe_places(root, [i.image for i in items])):
+        screen.warn(f"export: {lost} --format {GEOTIFF} keeps it.")
     with open_folder(out, record) as folder:
         places = writer.write(Export(source, items, folder, images, screen))
         # no format says the classes completely
@@ -159,6 +164,21 @@ def export_run(
         f"export: {written} as {format} in {out}",
         *([f"export: {writer.NOTE}"] if writer.NOTE else []),
     ]
+
+
+def describe_places(root: Path, images: Sequence[Image]) -> str:
+    """Say of how many photographs a georeference is dropped; a few are looked at."""
+    if not images:
+        return ""
+    chosen = [images[n] for n in np.unique(np.linspace(0, len(images) - 1, LOOKED).astype(int))]
+    placed = [image for image in chosen if is_placed(root, image.path, image.digest)]
+    if not placed:
+        return ""
+    return (
+        f"of {count_of(len(chosen), 'photographs')} looked at, {len(placed)} "
+        f"{'has' if len(placed) == 1 else 'have'} a georeference (first: {placed[0].path}), which "
+        "label maps in PNG do not keep;"
+    )
 
 
 def _refuse_run(run: RunDirectory, out: Path) -> None:
@@ -290,9 +310,10 @@ class Export:
                 counter.advance()
                 yield result
 
-    def write_photograph(self, item: Item, name: str) -> None:
-        """Bring the photograph of an image along under a name."""
-        export_photograph(self.source.manifest.root, item.image, self.folder, name, self.images)
+    def write_photograph(self, item: Item, name: str, *, as_it_is: bool = False) -> None:
+        """Bring the photograph of an image along under a name; as it is: its file, bit by bit."""
+        root = self.source.manifest.root
+        export_photograph(root, item.image, self.folder, name, self.images, as_it_is=as_it_is)
 
     def write_pairs(
         self,

@@ -40,9 +40,9 @@ def list_paths(
         ("images/p{}.jpg", "masks/p{}.png", "--root {0}/images --labels {0}/masks"),
         ("images/p{}.png", "masks/p{}.png", "--root {0}/images --labels {0}/masks"),
         ("images/x/p{}.jpg", "masks/x/p{}.png", "--root {0}/images --labels {0}/masks"),
-        ("p{}.jpg", "p{}.png", 'images: "**/*.jpg"` and `labels: "**/*.png"'),
-        ("p{}.jpg", "p{}_mask.png", 'images: "**/*.jpg"` and `labels: "**/*_mask.png"'),
-        ("a/p{}.jpg", "b/p{}_mask.tif", 'images: "a/**/*.jpg"` and `labels: "b/**/*_mask.tif"'),
+        ("p{}.jpg", "p{}.png", "--labels {0} scores with them"),
+        ("p{}.jpg", "p{}_mask.png", "--labels {0} scores with them"),
+        ("a/p{}.jpg", "b/p{}_mask.tif", "--labels {0} scores with them"),
     ],
 )
 @pytest.mark.parametrize("coloured", [False, True])
@@ -57,7 +57,14 @@ def test_label_maps_are_left_out_with_the_way_to_use_them(
     draw(tmp_path, photograph, mask, coloured=coloured)
     assert list_paths(tmp_path) == [photograph.format(number) for number in range(2)]
     (line,) = caplog.messages
+    caplog.clear()
     assert line.startswith("2 label maps are left out") and way.format(tmp_path) in line
+    root, _, labels = way.format(tmp_path).removesuffix(" scores with them").partition("--labels ")
+    images = Path(root.removeprefix("--root ").strip() or tmp_path)
+    samples = FOLDER.list_samples(images, ("all",), Path(labels))
+    assert [(images / s.image, Path(labels) / str(s.label)) for s in samples] == [
+        (tmp_path / photograph.format(n), tmp_path / mask.format(n)) for n in range(2)
+    ]
     # what is named is taken
     assert list_paths(tmp_path, include=(mask.replace("{}", "*"),)) == [
         mask.format(number) for number in range(2)
@@ -68,6 +75,43 @@ def test_a_label_map_without_a_photograph_goes_with_its_folder(tmp_path: Path) -
     draw(tmp_path, "images/p{}.jpg", "masks/p{}.png")
     Image.fromarray(draw_scene(5, 40, 30)[1]).save(tmp_path / "masks" / "more.png")
     assert list_paths(tmp_path) == ["images/p0.jpg", "images/p1.jpg"]
+
+
+def test_label_maps_among_the_photographs_that_are_of_none_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw(tmp_path, "p{}.jpg", "p{}.png")
+    draw(tmp_path, "q{}.jpg", "q{}.png")
+    # a second one of p1, and one of a photograph that is gone
+    Image.fromarray(draw_scene(1, 40, 30)[1]).save(tmp_path / "p1_mask.png")
+    (tmp_path / "q1.jpg").unlink()
+    samples = FOLDER.list_samples(tmp_path, ("all",), tmp_path)
+    assert {s.image: s.label for s in samples} == {
+        "p0.jpg": "p0.png",
+        "p1.jpg": None,
+        "q0.jpg": "q0.png",
+    }
+    first, second = caplog.messages
+    assert first.startswith("2 label maps lie among the photographs, and are used as such")
+    assert second == (
+        "3 label maps are of no photograph, or of one that has several (first: p1.png)"
+    )
+
+
+def test_files_among_the_label_maps_that_belong_to_no_image_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw(tmp_path, "images/p{}.jpg", "labels/p{}.png")
+    (tmp_path / "labels" / "p1.png").rename(tmp_path / "labels" / "P1.png")
+    (tmp_path / "labels" / "classes.txt").write_text("sky\nground\n")
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    FOLDER.list_samples(images, ("all",), labels)
+    assert caplog.messages == [
+        f"files in {labels} that are the label maps of no image: 1 (first: P1.png)"
+    ]
+    caplog.clear()
+    FOLDER.list_samples(images, ("all",), labels, globs=Globs(("p0*",)))
+    assert not caplog.messages, "who chooses images leaves label maps out"
 
 
 def test_photographs_drawings_and_pages_stay(

@@ -139,9 +139,10 @@ def test_labels_that_cannot_be(tmp_path: Path) -> None:
     write_image(root / "a.jpg")
     with pytest.raises(DatasetError, match="no folder of label maps"):
         ids(root, labels=tmp_path / "missing")
-    for holder in (root, tmp_path):
-        with pytest.raises(UsageError, match="holds the images too"):
-            ids(root, labels=holder)
+    with pytest.raises(UsageError, match="holds the images too"):
+        ids(root, labels=tmp_path)
+    with pytest.raises(DatasetError, match=r"a\.jpg in .* wants a\.png"):
+        ids(root, labels=root)
     write_label(tmp_path / "labels" / "other.png", [[0]])
     with pytest.raises(DatasetError, match=r"a\.jpg in .* wants a\.png"):
         ids(root, labels=tmp_path / "labels")

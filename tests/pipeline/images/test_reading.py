@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import AccessError, ImageError
-from pipeline.images.decoding import probe_pages, read_rgb, read_values
+from pipeline.images.decoding import probe_pages, read_rgb, read_sample
 from pipeline.images.reading import (
     Reading,
     Taking,
@@ -94,8 +94,8 @@ def test_percentiles_are_those_of_all_images_together() -> None:
 
 
 def test_alpha_is_mostly_opaque_where_it_is_not_transparent() -> None:
-    assert is_alpha(np.array([0, 0, 0, 255]), 255) and is_alpha(np.array([255, 255, 128]), 255)
-    assert not is_alpha(np.array([40, 40, 200]), 255) and not is_alpha(np.array([0, 1, 2]), 255)
+    assert is_alpha([np.array([0, 0, 0, 255])], 255) and is_alpha([np.array([255, 255, 128])], 255)
+    assert not is_alpha([np.array([40, 40, 200])], 255) and not is_alpha([np.array([0, 1, 2])], 255)
 
 
 def test_sixteen_bit_png_of_colour_keeps_its_depth_where_a_range_asks_for_it(
@@ -110,7 +110,7 @@ def test_sixteen_bit_png_of_colour_keeps_its_depth_where_a_range_asks_for_it(
     assert np.array_equal(read_rgb(path, full), values >> 8)
     narrow = probe_pages(path, Reading(range="0..2040"))[0].digest
     assert read_rgb(path, narrow).tolist() == [[[0, 128, 255], [32, 64, 96]]]
-    assert read_values(path, narrow)[0].tolist() == values.tolist()
+    assert read_sample(path, narrow)[0].tolist() == values.ravel().tolist()
     monkeypatch.setitem(__import__("sys").modules, "imagecodecs", None)
     with pytest.raises(AccessError, match="16-bit colour"):
         read_rgb(path, narrow)

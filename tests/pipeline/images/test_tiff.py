@@ -222,4 +222,5 @@ def test_label_ids_in_a_rare_form_are_refused(tmp_path: Path) -> None:
 def test_the_words_of_a_page() -> None:
     stream = io.BytesIO()
     tifffile.imwrite(stream, draw("f4", 1)[:, :, 0])
-    assert str(tiff.open_pages(stream.getvalue())[1]) == "a TIFF of 1 band of 32-bit floats"
+    stream.seek(0)
+    assert str(tiff.open_pages(stream)[1]) == "a TIFF of 1 band of 32-bit floats"

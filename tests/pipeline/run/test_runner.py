@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from pipeline.compute.scheduler import Execution, announce
+from pipeline.compute.scheduler import Done, Execution, announce
 from pipeline.errors import ImageError, PipelineError, RunError, ShardError, StaleError
 from pipeline.progress import Screen
+from pipeline.run import runner
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Ledger, ShardRecord, inspect_stage, read_record, require_fresh
 from pipeline.run.runner import _describe_device, run_stage
@@ -300,6 +302,25 @@ def test_a_failing_shard_leaves_the_others(run: RunDirectory) -> None:
     Trouble.on_shard = {}
     assert square(run) == ["prepare", 1, "finish"]
     assert squares(run) == [0, 1, 4, 9, 16]
+
+
+def test_what_is_left_early_is_closed_at_once(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    def compute(*_: Any, **__: Any) -> Iterator[Done]:
+        try:
+            yield Done(0, error=RunError("the disk is full"))
+            yield Done(1)
+        finally:
+            closed.append("closed")
+
+    monkeypatch.setattr(runner, "compute_shards", compute)
+    with pytest.raises(ShardError, match="the disk is full") as caught:
+        square(run)
+    assert closed == ["closed"], "although the error holds its frames"
+    assert caught.value.__cause__ is not None
 
 
 def test_a_lone_shard_raises_its_own_sentence(run: RunDirectory) -> None:

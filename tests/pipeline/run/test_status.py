@@ -12,10 +12,16 @@ from pipeline.compute.scheduler import Execution
 from pipeline.errors import UsageError
 from pipeline.progress import Counter, Screen
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import Condition
+from pipeline.run.ledger import Condition, StageRecord
 from pipeline.run.runner import run_named
 from pipeline.run.stage import Plan, ShardPlan, Stage, Stages
-from pipeline.run.status import describe_row, inspect_run
+from pipeline.run.status import (
+    WEIGHTS,
+    _check_weights,
+    describe_file,
+    describe_row,
+    inspect_run,
+)
 from pipeline.run.verification import Damage, repair_run, verify_run
 from pipeline.settings import StageSettings, setting
 from pipeline.storage.arrays import ArraySpec, prepare_arrays, write_shard
@@ -114,3 +120,17 @@ def test_a_stage_that_nobody_knows_has_no_row_and_one_sentence(run: RunDirectory
     assert fewer.list_artefacts("paint") == []
     with pytest.raises(UsageError, match="unknown stage 'paint'"):
         fewer.load("paint")
+
+
+def test_a_file_of_parts_changes_with_each(tmp_path: Path) -> None:
+    index, shard = tmp_path / "model.safetensors.index.json", tmp_path / "model-1.safetensors"
+    index.write_text("{}")
+    shard.write_bytes(b"x")
+    described = describe_file(index, [shard])
+    record = StageRecord.__new__(StageRecord)
+    object.__setattr__(record, "sources", {WEIGHTS: described})
+    assert _check_weights(record) == ""
+    shard.write_bytes(b"yy")
+    assert _check_weights(record) == f"the weights {index} have changed"
+    object.__setattr__(record, "sources", {WEIGHTS: describe_file(index)})
+    assert _check_weights(record) == "", "as an earlier version noted it"
