@@ -678,11 +678,11 @@ def _open_page(stored: Stored, page: int, tiff: TiffPage | None, most: int) -> S
 
 
 def _open_taken(stored: Stored, taking: Taking) -> Source:
-    tiff = _list_pages(stored).get(taking.page) if stored.data.startswith(MAGICS) else None
+    tiff = list_pages(stored).get(taking.page) if stored.data.startswith(MAGICS) else None
     return _open_page(stored, taking.page, tiff, sys.maxsize)
 
 
-def _list_pages(stored: Stored) -> dict[int, TiffPage | None]:
+def list_pages(stored: Stored) -> dict[int, TiffPage | None]:
     """List the pages of a file, counted from 1: full images, and not what lies beside them."""
     if stored.data.startswith(MAGICS):
         # what tifffile cannot parse Pillow may read
@@ -697,7 +697,7 @@ def _list_pages(stored: Stored) -> dict[int, TiffPage | None]:
 
 def _take(stored: Stored, reading: Reading) -> list[tuple[Taking, tuple[int, int]]]:
     """Choose what is taken of the first page of a file, or of each; with the upright size."""
-    pages = _list_pages(stored)
+    pages = list_pages(stored)
     found = []
     for page in pages if reading.all_pages else list(pages)[:1]:
         source = _open_page(stored, page, pages[page], reading.max_pixels)

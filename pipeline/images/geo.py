@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, UsageError, count_of
 from pipeline.images.checks import JPEG_MAGIC, PNG_MAGIC
-from pipeline.images.decoding import is_upright
+from pipeline.images.decoding import is_upright, list_pages
 from pipeline.images.formats import find_suffix
 from pipeline.images.reading import Taking
 from pipeline.images.stored import open_stored
-from pipeline.images.tiff import MAGICS, open_pages
+from pipeline.images.tiff import MAGICS
 from pipeline.storage.places import is_remote
 
 # GDAL would open anything by its content, also what names further files.
@@ -34,7 +34,10 @@ def require_rasterio(option: str) -> None:
 
 
 def is_placed(root: Path, path: str, digest: str) -> bool:
-    """Whether a photograph, or a world file beside it, says where its upright pixels lie."""
+    """Whether a photograph, or a world file beside it, says where its upright pixels lie.
+
+    An ImageError says that it cannot be read.
+    """
     file = root / path
     if Taking.parse(digest).page > 1:
         return False
@@ -47,8 +50,8 @@ def is_placed(root: Path, path: str, digest: str) -> bool:
     with open_stored(file) as stored:
         if not stored.data.startswith(MAGICS):
             return beside and stored.data.startswith(_HEADS) and is_upright(stored.data)
-        page = next(iter(open_pages(stored.open()).values()))
-        return page.orientation == 1 and (beside or page.is_georeferenced)
+        page = next(iter(list_pages(stored).values()))
+        return page is not None and page.orientation == 1 and (beside or page.is_georeferenced)
 
 
 def read_place(root: Path, path: str, digest: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,20 @@ def test_a_georeference_that_is_dropped_is_said(
         tmp_path / "png",
     ).output
     assert wanted in " ".join(said.split())
+
+
+def test_a_photograph_that_is_gone_is_named(maps: Path, invoke: Invoke, tmp_path: Path) -> None:
+    images, run = shutil.copytree(maps / "images", tmp_path / "images"), tmp_path / "run"
+    (images / "3.tif").write_bytes(b"II*\0 and no more")
+    given = ("extract", run, "--dataset", "folder", "--root", images, "--backbone", "handcrafted")
+    assert "1 of 4 images were rejected" in invoke(*given, "--size", 64).output
+    invoke("em", run, "--classes", 3, "--method", "kmeans", *FAST_EM)
+    invoke("evaluate", run)
+    (images / "0.tif").unlink()
+    export = ("export", run, "--images", "none", "--out")
+    invoke(*export, tmp_path / "mmseg", "--format", "mmseg")
+    said = invoke(*export, tmp_path / "maps", "--format", "geotiff", code=1).output
+    assert "0.tif does not say where it lies (no such file)" in " ".join(said.split())
 
 
 def test_an_earlier_version_of_a_run_is_read_anew(

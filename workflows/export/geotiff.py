@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from pipeline.errors import ImageError, RunError
 from pipeline.images.geo import (
     describe_unplaced,
     encode_geotiff,
@@ -32,7 +33,13 @@ def write(export: Export) -> list[tuple[str, str]]:
         image = f"images/{item.split}/{item.name}{suffix}"
         label = f"labels/{item.split}/{item.name}.tif"
         export.write_photograph(item, image, as_it_is=True)
-        place = read_place(root, item.image.path, item.image.digest)
+        try:
+            place = read_place(root, item.image.path, item.image.digest)
+        except ImageError as error:
+            raise RunError(
+                f"{root / item.image.path} does not say where it lies ({error}); put it back, or "
+                "take another --format."
+            ) from error
         if not folder.has(label):
             labels = source.read_labels(item.image)
             folder.write(label, encode_geotiff(labels, source.palette, place))

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.definition import IGNORE, Colour, png_palette
-from pipeline.errors import UsageError, count_of, did_you_mean
+from pipeline.errors import ImageError, UsageError, count_of, did_you_mean
 from pipeline.images.geo import is_placed
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, choose_subject
@@ -171,7 +172,11 @@ def describe_places(root: Path, images: Sequence[Image]) -> str:
     if not images:
         return ""
     chosen = [images[n] for n in np.unique(np.linspace(0, len(images) - 1, LOOKED).astype(int))]
-    placed = [image for image in chosen if is_placed(root, image.path, image.digest)]
+    placed = []
+    for image in chosen:
+        # a photograph that is gone takes its georeference with it
+        with suppress(ImageError):
+            placed += [image] if is_placed(root, image.path, image.digest) else []
     if not placed:
         return ""
     return (
