@@ -85,7 +85,7 @@ def print_status(rows: Sequence[Condition], run: RunDirectory) -> None:
     if first := next(behind, None):
         key = first.first or first.key
         chosen = next(row for row in rows if row.key == key)
-        click.echo(f"next: {_name_command(chosen, run)}")
+        click.echo(f"next: {chosen.command or _name_command(chosen, run)}")
     if remark := run.describe_store():
         click.echo(f"warning: {remark}")
 

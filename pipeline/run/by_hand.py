@@ -52,13 +52,15 @@ def make_refusal(run: RunDirectory, key: str, names: Collection[str]) -> RunErro
     it = "it" if len(names) == 1 else "them"
     return RunError(
         f"{_name_some(names)} was changed by hand since {verb} wrote {it}; to keep {it}, run "
-        f"`primaps-pipe correct {run.quoted} --from {_quote_folder(run, names)}`; to drop {it}, "
+        f"`{name_keeping(run, names)}`; to drop {it}, "
         f"run `primaps-pipe {verb} {run.quoted}{options} --force`."
     )
 
 
-def _quote_folder(run: RunDirectory, names: Collection[str]) -> str:
-    return shlex.quote(str(run.path / min(names).partition("/")[0]))
+def name_keeping(run: RunDirectory, names: Collection[str]) -> str:
+    """Return the command that keeps the maps that a person has changed."""
+    folder = shlex.quote(str(run.path / min(names).partition("/")[0]))
+    return f"primaps-pipe correct {run.quoted} --from {folder}"
 
 
 def _name_some(names: Collection[str]) -> str:

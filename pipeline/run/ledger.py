@@ -204,7 +204,8 @@ def require_unchanged(run: RunDirectory, key: str) -> None:
 class Condition:
     """How a stage stands: ``missing``, ``incomplete``, ``stale`` (and why) or ``fresh``.
 
-    Only ``status`` measures its ``bytes``, and says which stage is to be run ``first``.
+    Only ``status`` measures its ``bytes``, and says which stage is to be run ``first``, or which
+    ``command`` where it is not a stage's.
     """
 
     key: str
@@ -216,6 +217,7 @@ class Condition:
     record: StageRecord | None = None
     bytes: int = 0
     first: str = ""
+    command: str = ""
 
     @property
     def crf(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.datasets import find_difference
 from pipeline.datasets.listing import Globs, forget_listings, stamp_file
 from pipeline.errors import PipelineError
-from pipeline.run.by_hand import find_by_hand, make_refusal
+from pipeline.run.by_hand import find_by_hand, make_refusal, name_keeping
 from pipeline.run.corrections import Corrections
 from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import read_given_names
@@ -218,8 +218,8 @@ def _inspect_key(
         reason = find_upstream_changes(run, key, changes)
         condition = replace(condition, state="stale" if reason else "fresh", reason=reason)
     if condition.state == "fresh":
-        state, reason = _find_gone(run, key, artefacts, sizes)
-        condition = replace(condition, state=state, reason=reason)
+        state, reason, *command = _find_gone(run, key, artefacts, sizes)
+        condition = replace(condition, state=state, reason=reason, command="".join(command))
     # the first stage lists the images
     first = next(iter(stages)) if condition.state == "stale" and _needs_listing(run, key) else ""
     size = sum(measure(run.path / each) for each in artefacts)
@@ -251,8 +251,11 @@ def _needs_listing(run: RunDirectory, key: str) -> bool:
 
 def _find_gone(
     run: RunDirectory, key: str, artefacts: list[str], sizes: Mapping[str, int] | None
-) -> tuple[str, str]:
-    """Say what a finished stage has lost, or shows otherwise than it would now."""
+) -> tuple[str, ...]:
+    """Say what a finished stage has lost, or shows otherwise than it would now: state, reason.
+
+    And the command that is next, where it is not the stage's own.
+    """
     again = "the same command makes it again"
     absent = [run.path / artefact for artefact in artefacts if not (run.path / artefact).exists()]
     if absent:
@@ -266,7 +269,7 @@ def _find_gone(
         files.update(each.files if each else {})
     lost = find_lost(run, files, sizes)
     if changed := find_by_hand(run, lost):
-        return "stale", str(make_refusal(run, key, changed))
+        return "stale", str(make_refusal(run, key, changed)), name_keeping(run, changed)
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return "incomplete", f"{lost[0]}{more} is gone or cut; {again}"

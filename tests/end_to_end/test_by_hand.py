@@ -122,6 +122,8 @@ def test_status_and_verify_say_so(run: Path, invoke: Invoke) -> None:
     assert state == "stale"
     assert reason.startswith(f"{name} was changed by hand since evaluate wrote it; to keep it")
     assert "gone" not in reason
+    last = invoke("status", run).output.splitlines()[-1]
+    assert last.startswith("next: primaps-pipe correct ") and last.removeprefix("next: ") in reason
     output = invoke("verify", run, code=1).output
     assert f"{name} was changed by hand" in output
     # another map of the same shard is damaged, and so are the proposals
