@@ -112,9 +112,12 @@ class Folder(Dataset):
             _tell_others(root, labels, samples)
         if labels is not None and not any(sample.label for sample in samples):
             example = PurePosixPath(samples[0].image).with_suffix(".png")
+            others: Counter[str] = Counter()
+            there = min(walk(labels, "", (), {}, others), default="")
             raise DatasetError(
                 f"no label map in {labels} has the path of an image: {samples[0].image} in {root}"
-                f" wants {example}"
+                f" wants {example}, and what lies there is "
+                f"{there or ', '.join(sorted(others)) or 'nothing'}"
             )
         return samples
 

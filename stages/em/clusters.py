@@ -16,7 +16,7 @@ from pipeline.errors import ImageError, RunError, UsageError, count_of, did_you_
 from pipeline.images.windows import Cover
 from pipeline.run.corrections import Corrections
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import count_threads, map_ahead, open_truth, resize_labels
+from pipeline.run.frames import count_threads, map_ahead, open_truth, read_gaps, resize_labels
 from pipeline.run.ledger import Ledger
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.status import fingerprint_classes, fingerprint_labels
@@ -201,6 +201,8 @@ def _read_known(
             except ImageError:
                 # evaluation names it, and leaves it out of the scores
                 return None
+            if (gaps := read_gaps(manifest.root, image)) is not None:
+                truth[gaps] = IGNORE
             said = resize_labels(truth, *cover.resized)[cover.area]
         if said is None:
             return None
