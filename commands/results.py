@@ -1,6 +1,6 @@
 """The verbs that look at a run, or carry something elsewhere.
 
-They are status, verify, inspect, compare; and export, correct, predict, completion.
+They are status, verify, inspect, compare, select; and export, correct, predict, completion.
 """
 
 from __future__ import annotations
@@ -286,6 +286,71 @@ def compare(
 
     page = compare_runs(subjects, out, images=images, screen=screen)
     screen.result(f"the comparison is at {page.absolute()}", page=page.absolute())
+
+
+@verb(
+    events=False,
+    examples="""
+    primaps-pipe select runs/demo --images 8
+        The eight images that are worth labelling first.
+    primaps-pipe select runs/demo --proposals 60 --out to-name
+        Sixty proposals, with their photographs and a list to fill in.
+    """,
+)
+@RUN
+@what(
+    "--images",
+    type=NumberType(int, Bounds(least=1)),
+    metavar="N",
+    help="choose so many images  [at least 1]",
+)
+@what(
+    "--proposals",
+    type=NumberType(int, Bounds(least=1)),
+    metavar="N",
+    help="choose so many proposals, each by a pixel that lies in it  [at least 1]",
+)
+@what(
+    "--split",
+    "splits",
+    multiple=True,
+    help="split to choose from, repeatable; train where there is one, else all",
+)
+@shown(
+    "--out",
+    type=PlaceType(),
+    help="a new or empty folder for the photographs and their list",
+)
+@PROGRESS
+@AS_JSON
+@VERBOSE
+def select(
+    run: Path,
+    images: int | None,
+    proposals: int | None,
+    splits: tuple[str, ...],
+    out: Path | None,
+    progress: bool,
+    as_json: bool,
+) -> None:
+    """Choose the images, or the proposals, whose label would teach most.
+
+    It needs features and proposals, and no fit. What RUN/corrections says is known already.
+    """
+    from workflows.selection import describe_pick, select, write_selection
+
+    place = RunDirectory(run)
+    selection = select(place, images=images, proposals=proposals, splits=splits)
+    if as_json:
+        click.echo(json.dumps(selection.describe(), indent=1, ensure_ascii=False))
+    else:
+        for pick in selection.picks:
+            click.echo(show_controls(describe_pick(pick)))
+    lines = [f"select: {selection.why}"]
+    if out is not None:
+        lines.append(f"select: {write_selection(place, selection, out, Screen(progress=progress))}")
+    for line in lines:
+        click.echo(show_controls(line), err=True)
 
 
 @verb(

@@ -23,6 +23,7 @@ LIBRARIES = (
     "discriminants",
     "known",
     "parts",
+    "selection",
 )
 
 

@@ -42,6 +42,7 @@ RUN_PAGES: dict[str, str | None] = {
     "docs/results/verify.md": OWN,
     "docs/results/inspect.md": OWN,
     "docs/results/compare.md": OWN,
+    "docs/results/select.md": OWN,
     "docs/results/export.md": OWN,
     "docs/results/correct.md": OWN,
     "docs/results/predict.md": OWN,

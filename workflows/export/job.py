@@ -132,7 +132,7 @@ def export_run(
                 f"{option} {given!r}: no such{did_you_mean(given, names)}; there are "
                 f"{', '.join(names)}."
             )
-    _refuse_run(run, out)
+    refuse_run(run, out)
     _warn_of_changes(run, em, head, screen)
     if format == PROTOTYPES:
         from workflows.export.prototypes import export_prototypes
@@ -186,7 +186,7 @@ def describe_places(root: Path, images: Sequence[Image]) -> str:
     )
 
 
-def _refuse_run(run: RunDirectory, out: Path) -> None:
+def refuse_run(run: RunDirectory, out: Path) -> None:
     """Keep exports out of runs: what lies in a run is the run's."""
     for folder in (out, *out.absolute().parents):
         if (folder / "run.yaml").is_file() and (folder / "state").is_dir():
