@@ -24,6 +24,7 @@ CONTENTS = {
     "What came out": {
         "status": ("commands.results", "how every stage of a run stands"),
         "inspect": ("commands.results", "what every stage made of one image, as PNG"),
+        "review": ("commands.results", "name clusters and correct labels, on a local page"),
         "compare": ("commands.results", "runs or fits side by side, on one page"),
         "select": ("commands.results", "which images or proposals to label first"),
         "verify": ("commands.results", "check, and repair, every file of a run"),

@@ -1,6 +1,6 @@
 """The verbs that look at a run, or carry something elsewhere.
 
-They are status, verify, inspect, compare, select; and export, correct, predict, completion.
+They are status, verify, inspect, review, compare, select; and export, correct, predict, completion.
 """
 
 from __future__ import annotations
@@ -231,6 +231,38 @@ def inspect(
     place = out or Path(f"{Path(image).name}-inspect.png")
     written = inspect_image(RunDirectory(run), image, place, em=em, head=head)
     screen.result(str(written), picture=written)
+
+
+@verb(
+    examples="""
+    primaps-pipe review runs/demo
+        Prints an address of this machine; open it in a browser, and press Ctrl-C when you are done.
+    primaps-pipe review runs/demo --port 8800
+        The same port every time, to reach another machine by `ssh -L 8800:127.0.0.1:8800`.
+    """
+)
+@RUN
+@em_option(help="the fit whose clusters you name; the run's own when not given")
+@head_option(help="the head whose clusters you name, instead of a fit's")
+@how(
+    "--port",
+    type=NumberType(int, Bounds(least=0, most=65535)),
+    default=0,
+    help="port of 127.0.0.1, 0 for any that is free  [default: 0]",
+)
+@shown("--open", "open_", is_flag=True, help="open the page in your browser, too")
+@screen_options
+def review(
+    run: Path, em: str | None, head: str | None, port: int, open_: bool, screen: Screen
+) -> None:
+    """Name the clusters, and correct labels, on a page that this machine alone can see.
+
+    What you say is saved at once, in RUN/corrections; evaluate makes the labels of it.
+    """
+    from workflows.review.server import serve_review
+
+    opened = click.launch if open_ else None
+    serve_review(RunDirectory(run), screen, em=em, head=head, port=port, opened=opened)
 
 
 @verb(

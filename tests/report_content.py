@@ -82,6 +82,8 @@ def make_content(*, labels: bool = True, crf: bool = True) -> Content:
         "clusters": tuple(_make_card(cluster, labels=labels, crf=crf) for cluster in range(4)),
         "warnings": ("One class is hardly used.",),
         "names_file": "corrections/names.yaml",
+        "given": {1: "meadow"},
+        "review": "primaps-pipe review run",
         "unusual": (),
         "repeatability": "",
         "suggestions": (),
@@ -205,5 +207,7 @@ def make_hostile() -> Content:
         cutout_note=HOSTILE,
         version=HOSTILE,
         names_file=HOSTILE,
+        given=dict.fromkeys(range(4), HOSTILE),
+        review=HOSTILE,
         curves=draw_fit(fit, attributes, COLOURS),
     )

@@ -31,6 +31,7 @@ CONTRACT = {
     "evaluate": ("--em", "--head", "--split", "--crf", *STAGE_OPTIONS),
     "run": ("--workflow", "--set", *STAGE_OPTIONS),
     "demo": STAGE_OPTIONS,
+    "review": ("--em", "--head", "--port", "--open"),
     "status": ("--json", "-v"),
     "verify": ("--repair", "--json", "--workers", "--scheduler", "-v"),
     "inspect": ("--em", "--head", "--out", "-v"),

@@ -224,7 +224,8 @@ def choose_look(
             index[cluster] = label
             continue
         if name not in numbers:
-            if label is None or label in kept or label in numbers.values():
+            taken = label in numbers.values() or (cluster in given and label in kept)
+            if label is None or taken:
                 label, spare = min(spare, IGNORE - 1), spare + 1
             numbers[name] = label
         index[cluster] = numbers[name]

@@ -179,6 +179,8 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
             ),
         ],
         "names_file": run.name_file(run.names_file(subject.title)),
+        "given": given,
+        "review": f"primaps-pipe review {run.quoted}{subject.options}",
         "unusual": describe_unusual(metrics["counts"]),
         "repeatability": describe_repeatability(metrics["counts"]),
         "sample_note": sample_note,

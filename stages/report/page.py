@@ -36,7 +36,7 @@ from stages.report.words import (
 PAGE_BYTES = 25_000_000
 _BREAKS = "/\\_.-"  # after these a path or an id may go on in the next line
 _STYLES = ("style.css", "scores.css", "gallery.css", "clusters.css")
-_SCRIPTS = ("common.js", "gallery.js", "clusters.js", "pointer.js", "viewer.js")
+_SCRIPTS = ("common.js", "gallery.js", "clusters.js", "naming.js", "pointer.js", "viewer.js")
 _MARKS = (("right", RIGHT_COLOUR), ("wrong", WRONG_COLOUR), ("not judged", IGNORED_COLOUR))
 # Without labels nobody knows which labels are good.
 _ROLE_NAMES = {"worst": "least confident", "best": "most confident"}

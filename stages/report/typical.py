@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -18,7 +18,7 @@ from scipy.ndimage import binary_dilation, uniform_filter
 from skimage.measure import label
 from torch import Tensor
 
-from pipeline.images.windows import Window
+from pipeline.images.windows import Box, Window
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays, read_rows
@@ -29,8 +29,8 @@ from stages.report.pictures import enlarge, make_thumbnail, sample_evenly, scale
 WINDOWS = 512
 MOST = 10
 CUTOUT_BYTES = 8_000_000  # of the page
-_PER_IMAGE = 2
-_SIDE = 128
+PER_IMAGE = 2
+SIDE = 128
 # positions of the grid: a region of less is a speck, a proposal of less has no feature of its own
 _SMALLEST_PARTS = (4.0, 1.0)
 # what is not part of a cut-out: its grey, dimmed, and lifted, so that dark photographs show it too
@@ -39,7 +39,8 @@ _MARGIN = 1.15  # side of a cut-out over that of the part
 _SMALLEST = 0.2  # side of a cut-out over that of the window: less says nothing of the place
 _OUTLINE = (255, 255, 255)
 # A part of a window: of which image, its number in the map, the cluster that it belongs to and how
-# near it is, and whether it is a proposal or a region of the labels.
+# near it is, and whether it is a proposal or a region of the labels; the cluster that is second,
+# its probability, and by how much the first one's is larger.
 PART = np.dtype(
     [
         ("window", np.int64),
@@ -48,6 +49,9 @@ PART = np.dtype(
         ("cluster", np.int64),
         ("similarity", np.float64),
         ("proposal", np.bool_),
+        ("second", np.int64),
+        ("second_probability", np.float64),
+        ("margin", np.float64),
     ]
 )
 
@@ -91,22 +95,44 @@ def rate_parts(
     kept = np.flatnonzero(total >= smallest * height * width / (rows * columns))
     numbers = kept[(kept > 0) & (total[kept] > 0)]
     share = torch.from_numpy((pixels[numbers] / total[numbers, None]).astype(np.float32))
-    clusters = (share @ logits.flatten(1).T).argmax(dim=1)
+    pooled_logits = share @ logits.flatten(1).T
+    clusters, probabilities = pooled_logits.argmax(dim=1), pooled_logits.softmax(dim=1)
+    own = probabilities.gather(1, clusters[:, None])[:, 0]
+    second = probabilities.scatter(1, clusters[:, None], -1.0).max(dim=1)
     unit = F.normalize(features.flatten(0, 1), dim=-1)
     pooled = F.normalize(share @ unit, dim=-1)
     nearest = F.normalize(prototypes, dim=-1)[clusters]
     parts = np.zeros(len(numbers), PART)
     parts["number"], parts["cluster"] = numbers, clusters.numpy()
     parts["similarity"] = (pooled * nearest).sum(dim=-1).double().numpy()
+    parts["second"] = second.indices.numpy()
+    parts["second_probability"] = second.values.double().numpy()
+    parts["margin"] = (own - second.values).double().numpy()
     return parts
 
 
 def choose_typical(parts: NDArray[Any], most: int, per_image: int) -> NDArray[Any]:
     """Choose the parts that are nearest to the prototype of their cluster."""
+    return _choose_first(parts, -parts["similarity"], most, per_image)
+
+
+def choose_doubtful(
+    parts: NDArray[Any], typical: NDArray[Any], most: int, per_image: int
+) -> NDArray[Any]:
+    """Choose the parts that another cluster would nearly have got, none of which is typical."""
+    key = ["window", "number", "proposal"]
+    others = parts[~np.isin(parts[key], typical[key])]
+    return _choose_first(others, others["margin"], most, per_image)
+
+
+def _choose_first(
+    parts: NDArray[Any], rank: NDArray[np.float64], most: int, per_image: int
+) -> NDArray[Any]:
+    """Choose the first parts of every cluster, by rising rank."""
     chosen = []
     taken: Counter[tuple[int, ...]] = Counter()
     pairs = list(zip(parts["cluster"].tolist(), parts["image"].tolist(), strict=True))
-    for position in np.lexsort((-parts["similarity"], parts["cluster"])).tolist():
+    for position in np.lexsort((rank, parts["cluster"])).tolist():
         cluster, image = pairs[position]
         if taken[(cluster,)] < most and taken[cluster, image] < per_image:
             taken.update([(cluster,), (cluster, image)])
@@ -165,29 +191,45 @@ def gather_typical(
     """
     windows = artefacts.manifest.usable_windows(splits=splits)
     sample = [windows[i] for i in sample_evenly(len(windows), WINDOWS)]
-    masks = None
-    if artefacts.has_proposals:
-        masks = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
-    clean = open_arrays(artefacts.features, ["clean"])["clean"]
-    reader = _Reader(artefacts, clean, masks)
-    threads = count_threads()
-    rated = np.concatenate([np.zeros(0, PART), *map_ahead(reader.rate, sample, threads, threads)])
-    proposals = choose_typical(rated[rated["proposal"]], MOST, _PER_IMAGE)
-    lacking = ~rated["proposal"] & ~np.isin(rated["cluster"], proposals["cluster"])
-    regions = choose_typical(rated[lacking], MOST, _PER_IMAGE)
-    cutouts = reader.cut(np.concatenate([proposals, regions]))
-    stand_ins = np.unique(regions["cluster"]).tolist()
+    reader = open_parts(artefacts)
+    rated = take_candidates(reader.rate_all(sample))
+    chosen = choose_typical(rated, MOST, PER_IMAGE)
+    # by cluster, proposals and what stands in for them apart
+    cutouts = reader.cut(chosen[np.argsort(~chosen["proposal"], kind="stable")])
+    stand_ins = np.unique(chosen["cluster"][~chosen["proposal"]]).tolist()
     note = _describe(len(sample), len(windows), artefacts.has_proposals, stand_ins)
     return trim_cutouts(cutouts), note
 
 
+def open_parts(artefacts: Artefacts) -> PartReader:
+    """Open what parts are read from."""
+    masks = None
+    if artefacts.has_proposals:
+        masks = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
+    clean = open_arrays(artefacts.features, ["clean"])["clean"]
+    return PartReader(artefacts, clean, masks)
+
+
+def take_candidates(rated: NDArray[Any]) -> NDArray[Any]:
+    """Take the proposals, and the regions of the labels for a cluster that has no proposal."""
+    proposals = rated[rated["proposal"]]
+    lacking = ~rated["proposal"] & ~np.isin(rated["cluster"], proposals["cluster"])
+    return np.concatenate([proposals, rated[lacking]])
+
+
 @dataclass(frozen=True)
-class _Reader:
+class PartReader:
     """The arrays that parts are read from; ``proposals`` is None where there are none."""
 
     artefacts: Artefacts
     features: zarr.Array
     proposals: zarr.Array | None
+
+    def rate_all(self, windows: Iterable[Window]) -> NDArray[Any]:
+        """Rate the parts of some windows, which are read in threads."""
+        threads = count_threads()
+        rated = map_ahead(self.rate, windows, threads, threads)
+        return np.concatenate([np.zeros(0, PART), *rated])
 
     def rate(self, window: Window) -> NDArray[Any]:
         """Rate the regions of the labels of a window, and its proposals."""
@@ -232,18 +274,25 @@ class _Reader:
         return features[0], logits, maps
 
     def _draw(self, image: Image, pixels: NDArray[np.uint8], part: np.void) -> Cutout:
-        window = int(part["window"])
-        cover = self.artefacts.cover(image)
-        left, top, right, bottom = cover.boxes[window - cover.rows.start]
-        # mapped again as they were rated: kept, the maps of all windows would take too much
-        ids = self._map(window)[2][int(part["proposal"])]
-        cutout = draw_cutout(pixels[top:bottom, left:right], ids == part["number"], _SIDE)
         return Cutout(
-            source=make_thumbnail(cutout, "photograph", _SIDE),
+            source=make_thumbnail(self.draw(image, pixels, part), "photograph", SIDE),
             image_id=image.id,
             split=image.split,
             similarity=float(part["similarity"]),
         )
+
+    def draw(self, image: Image, pixels: NDArray[np.uint8], part: np.void) -> NDArray[np.uint8]:
+        """Cut a part out of what the windows of its image cover, uint8 [y, x, rgb]."""
+        mask, (left, top, right, bottom) = self.find(image, part)
+        return draw_cutout(pixels[top:bottom, left:right], mask, SIDE)
+
+    def find(self, image: Image, part: np.void) -> tuple[NDArray[np.bool_], Box]:
+        """Return where a part is in its window, bool [y, x], and the window's box in the cover."""
+        window = int(part["window"])
+        cover = self.artefacts.cover(image)
+        # mapped again as they were rated: kept, the maps of all windows would take too much
+        ids = self._map(window)[2][int(part["proposal"])]
+        return ids == part["number"], cover.boxes[window - cover.rows.start]
 
 
 def _describe(sample: int, windows: int, has_proposals: bool, lacking: Sequence[int]) -> str:
@@ -258,7 +307,7 @@ def _describe(sample: int, windows: int, has_proposals: bool, lacking: Sequence[
         )
     note = (
         f"Cut-outs: the proposals of the cluster that are nearest to its prototype, of {source}, "
-        f"at most {_PER_IMAGE} of one image."
+        f"at most {PER_IMAGE} of one image."
     )
     if lacking:
         listed = ", ".join(map(str, lacking[:20])) + (", …" if len(lacking) > 20 else "")

@@ -118,7 +118,7 @@ def test_without_a_script_all_is_there(report: Path, open_page: Open) -> None:
     assert page.locator("#gallery-items > li:visible").count() == 8
     assert page.locator("#gallery-items figure:visible").count() == 8 * 7
     # what would do nothing is not shown
-    for control in ("#gallery-controls", ".copy", ".show", "#viewer"):
+    for control in ("#gallery-controls", ".copy", ".show", "#viewer", "#naming"):
         assert not page.locator(control).first.is_visible()
     numbers = page.locator(".numbers").first
     numbers.locator("summary").click()

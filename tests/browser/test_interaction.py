@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.run.evaluation import parse_names
 from stages.report.page import render_report
 from tests.browser.conftest import Open
-from tests.report_content import ACCURACY, make_content
+from tests.report_content import ACCURACY, HOSTILE, make_content
 
 
 @pytest.fixture
@@ -45,6 +46,20 @@ def test_all_images_are_shown_at_first(page: Any) -> None:
     assert names(page) == [scene(number) for number in range(8)]
     assert count(page) == "8 of 8 images"
     assert not page.locator("#gallery-reset").is_visible()
+
+
+def test_names_are_downloaded_as_a_file(page: Any, tmp_path: Path) -> None:
+    page.locator("#naming summary").click()
+    assert page.locator("#naming-count").inner_text() == "1 of 4 clusters have a name"
+    page.fill("#naming input[data-cluster='2']", HOSTILE[:80])
+    page.fill("#naming input[data-cluster='0']", " no ")
+    with page.expect_download() as download:
+        page.locator("#naming-save").click()
+    assert download.value.suggested_filename == "names.yaml"
+    file = tmp_path / "names.yaml"
+    download.value.save_as(file)
+    names = parse_names(file.read_bytes(), file)
+    assert names == {(0,): "no", (1,): "meadow", (2,): HOSTILE[:80]}
 
 
 def test_filter_by_split_and_by_reason(page: Any) -> None:

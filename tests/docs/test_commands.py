@@ -41,6 +41,7 @@ RUN_PAGES: dict[str, str | None] = {
     "docs/results/status.md": OWN,
     "docs/results/verify.md": OWN,
     "docs/results/inspect.md": OWN,
+    "docs/results/review.md": OWN,
     "docs/results/compare.md": OWN,
     "docs/results/select.md": OWN,
     "docs/results/export.md": OWN,
@@ -55,6 +56,7 @@ RUN_PAGES: dict[str, str | None] = {
 
 # start of a command -> why it is parsed instead of run
 NOT_RUN = {
+    "primaps-pipe review ": "it serves until it is stopped: tests/browser/test_review.py visits it",
     "primaps-pipe demo": "26 photographs of full size: make demo and .ci/run do it",
     "primaps-pipe extract runs/mine --workers 4": "tests/end_to_end/test_cluster.py runs workers",
     'primaps-pipe "$stage" "$RUN"': "a SLURM job: tests/end_to_end/test_cluster.py has a cluster",

@@ -197,6 +197,11 @@ def test_clusters_of_one_name_are_one_class() -> None:
     assert look.colours[1] == look.colours[3] != look.colours[0]
 
 
+def test_without_labels_a_named_cluster_has_no_colour_of_another() -> None:
+    look = choose_look(4, None, (), (), {0: "sky", 2: "sky"})
+    assert look.index[:4].tolist() == [0, 1, 0, 3]
+
+
 def test_a_cluster_of_the_name_of_a_class_is_that_class() -> None:
     # 0 is matched to the road, and the user says that it is sky, as 2 is
     look = choose_look(3, [1, None, 0], NAMES, COLOURS, {0: "sky"})
