@@ -143,7 +143,9 @@ class Corrections:
 
     def said_names(self) -> tuple[str, ...]:
         """Return the classes of the maps, where there are any, and further names of the points."""
-        names = dict.fromkeys(self.classes() if self._maps else ())
+        # a list that is none is an error, whether a map needs it or not
+        classes = self.classes()
+        names = dict.fromkeys(classes if self._maps else ())
         points = (point for each in self._points.values() for point in each)
         names |= dict.fromkeys(point.name for point in points if not point.ignored)
         return tuple(names)
@@ -188,7 +190,8 @@ class Corrections:
             maps = self._digest([name] if name in self._maps else [])
             points = [((image.split, image.id), self.points_of(image))]
         said = [(*key, *point.place, point.name) for key, each in points for point in each]
-        return fingerprint(said, maps, self.classes() if maps else ()) if said or maps else ""
+        classes = self.classes()
+        return fingerprint(said, maps, classes if maps else ()) if said or maps else ""
 
     def find_strays(self) -> list[str]:
         """List what is of no image of the run: maps, by their names here, and another's points."""

@@ -124,9 +124,16 @@ def _find_changes(run: RunDirectory, record: StageRecord) -> str:
                 found.append(_describe_difference(manifest, words, classes=False))
             if LABELS in record.sources:
                 found.append(_check_labels(record, manifest))
-                same = record.sources.get(CORRECTIONS, "") == Corrections(run).fingerprint()
-                found.append("" if same else "corrections were made")
+                found.append(_check_corrections(run, record))
     return "; ".join(text for text in found if text)
+
+
+def _check_corrections(run: RunDirectory, record: StageRecord) -> str:
+    try:
+        now = Corrections(run).fingerprint()
+    except PipelineError as error:
+        return str(error)
+    return "" if record.sources.get(CORRECTIONS, "") == now else "corrections were made"
 
 
 def _check_weights(record: StageRecord) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.run import by_hand
 from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import Evaluation
+from pipeline.run.ledger import Ledger
 from stages.evaluate import stage as evaluate_stage
 from tests.end_to_end.conftest import Invoke, hash_tree
 from tests.end_to_end.test_staleness import make_run, read_status
@@ -54,6 +55,14 @@ def refuse(run: Path, invoke: Invoke, label: Path, *arguments: object) -> str:
     return "\n".join(lines)
 
 
+def read_names(run: Path) -> tuple[str, ...]:
+    """The names of the numbers in the label maps."""
+    directory = RunDirectory(run)
+    record = Ledger(directory.state("evaluate/default")).read_stage()
+    assert record is not None
+    return Evaluation(directory, Subject("em", "default"), record).name_clusters()
+
+
 def test_evaluate_stops_before_a_corrected_map(run: Path, invoke: Invoke) -> None:
     before = hash_tree(run / "labels")
     label, _ = paint(run)
@@ -66,12 +75,13 @@ def test_evaluate_stops_before_a_corrected_map(run: Path, invoke: Invoke) -> Non
     assert "1 label map changed by hand" in took
     names = yaml.safe_load((run / "corrections/classes.yaml").read_text())
     kept = np.asarray(Image.open(run / "corrections/maps" / label.relative_to(run / "labels")))
-    evaluation = Evaluation(RunDirectory(run), Subject("em", "default"), None)  # type: ignore[arg-type]
-    clusters = evaluation.name_clusters()
+    clusters = read_names(run)
     assert [names[n] for n in kept[::9, ::9].flat] == [clusters[n] for n in said[::9, ::9].flat]
     assert "nothing new" in invoke("correct", run, "--from", run / "labels", QUIET).output
     invoke("evaluate", run, QUIET)
     assert {*hash_tree(run / "labels")} == {*before}
+    now = read_names(run)
+    assert [now[n] for n in np.asarray(Image.open(label)).flat] == [names[n] for n in kept.flat]
     shutil.rmtree(run / "corrections")
     invoke("evaluate", run, QUIET)
     assert hash_tree(run / "labels") == before
@@ -217,3 +227,61 @@ def test_records_that_are_lost_make_no_map_a_persons(run: Path, invoke: Invoke) 
     shutil.rmtree(run / "state/evaluate/default/shards")
     invoke("evaluate", run, QUIET)
     assert hash_tree(run / "labels") == before
+
+
+def test_a_map_of_clusters_without_a_name_stays_until_they_have_one(
+    run: Path, invoke: Invoke
+) -> None:
+    # nothing but photographs
+    shutil.rmtree(run.parent / "data/labels")
+    bare, photographs = run.parent / "bare", run.parent / "data/photographs"
+    options = ("--dataset", "folder", "--root", photographs, "--backbone", "handcrafted")
+    invoke("extract", bare, *options, "--size", 32, QUIET)
+    for stage in ("masks", "em --classes 3 --epochs 3 --init-steps 6", "evaluate --crf none"):
+        verb, *more = stage.split()
+        invoke(verb, bare, *more, QUIET)
+    label, content = paint(bare)
+    output = invoke("correct", bare, "--from", label, QUIET, code=1).output
+    assert "1 file, named above, could not be taken up" in output
+    names = bare / "corrections/names.yaml"
+    assert (
+        "which have no name in" in output and "name them first" in output and str(names) in output
+    )
+    assert label.read_bytes() == content and not (bare / "corrections/maps").exists()
+    names.parent.mkdir(exist_ok=True)
+    names.write_text("0: sky\n1: field\n2: road\n")
+    invoke("correct", bare, "--from", label, QUIET)
+    assert (
+        "1 label map changed by hand"
+        in invoke("correct", bare, "--from", label.parent, "--dry-run", QUIET).output
+        or not label.exists()
+    )
+    invoke("evaluate", bare, QUIET)
+    assert label.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.yaml", "road"),
+        ("points.csv", "x,y\n"),
+        ("points.csv", "split,image,x,y,x1,y1,class\nall,nowhere,1,1,,,sky\n"),
+        ("maps/all/part 1/scene 1.png", "no image"),
+    ],
+)
+def test_a_wrong_file_of_corrections_is_one_sentence(
+    run: Path, invoke: Invoke, name: str, text: str
+) -> None:
+    file = run / "corrections" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    (run / "corrections/classes.yaml").touch()
+    before = hash_tree(run)
+    lines = invoke("evaluate", run, QUIET, code=1).output.splitlines()
+    said = [line for line in lines if line.startswith("primaps-pipe: ")]
+    assert len(said) == 1 and str(file) in said[0], lines
+    assert hash_tree(run / "labels") == {
+        k.removeprefix("labels/"): v for k, v in before.items() if k.startswith("labels/")
+    }
+    assert file.read_text() == text
+    assert read_status(run, invoke)["evaluate/default"][0] in ("stale", "incomplete")

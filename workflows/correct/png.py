@@ -64,7 +64,7 @@ def read(source: Source) -> Iterator[Said]:
         if listed is not None:
             return f"which {listed} does not name"
         chosen = subject or choose_subject(run, source.em, source.head)
-        return f"and clusters of that number have no name in {run.names_file(chosen.title)}"
+        return f"which have no name in {run.names_file(chosen.title)}"
 
     def read_one(file: Path) -> Said | None:
         below = run.labels(subject.title) if subject else place
@@ -126,10 +126,8 @@ def _name_numbers(source: Source, subject: Subject | None, split: str) -> Names:
             "for; name them with --classes FILE."
         )
     evaluation = Evaluation(run, subject, record)
-    names = evaluation.metrics.get("label_names")
-    if names is None:
-        names = evaluation.look(split if split in evaluation.splits else None).names
-    return [None if name is None or _UNNAMED.fullmatch(name) else name for name in names]
+    names = evaluation.look(split if split in evaluation.splits else None).names
+    return [None if _UNNAMED.fullmatch(name) else name for name in names]
 
 
 def _read_classes(file: Path) -> Names:

@@ -1,4 +1,8 @@
-"""A table of clicks and boxes, as ``corrections/points.csv`` is one, from anywhere."""
+"""A table of clicks and boxes, as ``corrections/points.csv`` is one, from anywhere.
+
+Rows of images that the run does not have are counted; any other row that says nothing is refused,
+with its number, before anything is taken up.
+"""
 
 from __future__ import annotations
 
