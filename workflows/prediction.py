@@ -63,8 +63,8 @@ from pipeline.storage.locks import hold_lock
 from pipeline.storage.places import make_absolute, require_local, resolve_inside
 from stages.crf.backends import Backend, choose_backend
 from stages.extract.backbones import Backbone, build_backbone, describe_backbone
+from stages.extract.listing import list_manifest
 from stages.extract.settings import ExtractSettings
-from stages.extract.stage import list_manifest
 from stages.extract.views import Clean, check_backbone, compute_part, explain_faults, find_faulty
 from stages.head.projection import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images

@@ -353,6 +353,13 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
     return ids if spread is None else spread(ids)
 
 
+def read_label_nodata(path: Path) -> str:
+    """Read which id of a label map stands for no data, as GDAL notes it in a TIFF; or nothing."""
+    with open_stored(path) as stored:
+        page = list_pages(stored).get(1) if stored.data.startswith(MAGICS) else None
+    return "" if page is None else page.nodata
+
+
 def _open_image(stored: Stored, most: int = MAX_PIXELS) -> Image.Image:
     data = stored.data
     extra = name_extra(data)

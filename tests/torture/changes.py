@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline.run import frames
-from stages.extract import stage
+from stages.extract import listing
 from stages.extract.stage import Extract
 from tests.torture.cases import encode, put, scene
 from tests.torture.inputs import Result, call
@@ -349,7 +349,7 @@ def _rejected_is_not_tried_again(place: Place) -> Iterator[str]:
 def _counting() -> Iterator[list[str]]:
     """Note which files are probed or decoded."""
     read: list[str] = []
-    probe, decode = stage.probe_pages, frames.read_strips
+    probe, decode = listing.probe_pages, frames.read_strips
 
     def probing(path: Path, reading: Any) -> Any:
         read.append(path.name)
@@ -360,7 +360,7 @@ def _counting() -> Iterator[list[str]]:
         return decode(path, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "probe_pages", probing)
+        patch.setattr(listing, "probe_pages", probing)
         patch.setattr(frames, "read_strips", decoding)
         yield read
 

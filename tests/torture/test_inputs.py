@@ -70,7 +70,7 @@ from pipeline.datasets import get_dataset
 from pipeline.run.manifest import Image
 from pipeline.progress import Screen
 from stages.extract.settings import ExtractSettings
-from stages.extract.stage import list_images
+from stages.extract.listing import list_images
 
 folder, known = get_dataset("folder"), ()
 settings = ExtractSettings(dataset="folder", root=Path(sys.argv[1]), splits=("all",))
