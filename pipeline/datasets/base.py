@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,16 @@ class Sample:
     label: str | None
     # why the image cannot be used, where its path alone says so
     reason: str | None = None
+
+
+class Wanted(NamedTuple):
+    """Which samples are to be listed: the parameters of :meth:`Dataset.list_samples`."""
+
+    root: Path
+    splits: Sequence[str]
+    labels: Path | None
+    exclude: Collection[Path]
+    globs: Globs
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,17 +153,10 @@ class Dataset(ABC):
             )
         forget_listings()
         require_root(root, self.layout)
-        return self._list_samples(root, splits, labels, exclude, globs)
+        return self._list_samples(Wanted(root, splits, labels, exclude, globs))
 
     @abstractmethod
-    def _list_samples(
-        self,
-        root: Path,
-        splits: Sequence[str],
-        labels: Path | None,
-        exclude: Collection[Path],
-        globs: Globs,
-    ) -> list[Sample]:
+    def _list_samples(self, wanted: Wanted) -> list[Sample]:
         """List the samples, of a root that is there and splits that are named once."""
 
     def read_label(self, path: Path) -> NDArray[np.uint8]:
@@ -206,19 +209,13 @@ class Benchmark(Dataset):
     where it has no lists. The id of an image is what the stars of its pattern stand for.
     """
 
-    def _list_samples(
-        self,
-        root: Path,
-        splits: Sequence[str],
-        labels: Path | None,
-        exclude: Collection[Path],
-        globs: Globs,
-    ) -> list[Sample]:
+    def _list_samples(self, wanted: Wanted) -> list[Sample]:
+        root = wanted.root
         samples: list[Sample] = []
-        for split in splits:
+        for split in wanted.splits:
             if split not in self.definition.splits:
                 raise UsageError(unknown_split(self.name, split, tuple(self.definition.splits)))
-            listed = (s for s in self._list_split(root, split) if globs.take(s.image))
+            listed = (s for s in self._list_split(root, split) if wanted.globs.take(s.image))
             found = sorted(listed, key=lambda sample: sample.id)
             if not found:
                 raise DatasetError(

@@ -7,17 +7,16 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
-from pipeline.datasets.base import EVERY, Dataset, Sample, unknown_split
+from pipeline.datasets.base import EVERY, Dataset, Sample, Wanted, unknown_split
 from pipeline.datasets.definition import EVERYTHING, IGNORE, Definition, name_classes
 from pipeline.datasets.listing import (
     MAX_LIST_BYTES,
-    Globs,
     exists,
     find_excess,
     find_first,
@@ -77,14 +76,8 @@ class Folder(Dataset):
         """Give the dataset with the classes that the labels folder names."""
         return Folder(name_classes(self.definition, dict(enumerate(self.class_names(labels)))))
 
-    def _list_samples(
-        self,
-        root: Path,
-        splits: Sequence[str],
-        labels: Path | None,
-        exclude: Collection[Path],
-        globs: Globs,
-    ) -> list[Sample]:
+    def _list_samples(self, wanted: Wanted) -> list[Sample]:
+        root, splits, labels, exclude, globs = wanted
         if labels is not None:
             if not labels.is_dir():
                 raise DatasetError(f"no folder of label maps at {labels}")
@@ -94,14 +87,15 @@ class Folder(Dataset):
                     "own folder, or among the images with --labels and --root alike"
                 )
             # label maps among the images are told from them
-            exclude = exclude if _is_same(root, labels) else [*exclude, labels]
+            if not _is_same(root, labels):
+                wanted = wanted._replace(exclude=[*exclude, labels])
         samples: list[Sample] = []
         for split in splits:
             if split != EVERYTHING:
                 known = [EVERYTHING, *(each.name for each in list_visible(root) if each.is_folder)]
                 if split not in known:
                     raise DatasetError(unknown_split(root, split, known))
-            found = _find_images(root, split, labels, exclude, globs)
+            found = _find_images(wanted, split)
             if not found:
                 place = root if split == EVERYTHING else root / split
                 if globs != EVERY:
@@ -148,10 +142,9 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
     return tuple(line or f"class {index}" for index, line in enumerate(lines))
 
 
-def _find_images(
-    root: Path, split: str, labels: Path | None, exclude: Collection[Path], globs: Globs
-) -> list[Sample]:
+def _find_images(wanted: Wanted, split: str) -> list[Sample]:
     """List the images of a split, each with the label map that can be of no other."""
+    root, _, labels, exclude, globs = wanted
     above = "" if split == EVERYTHING else split
     odd: dict[str, str] = {}
     others: Counter[str] = Counter()
@@ -232,14 +225,8 @@ class Listed(Dataset):
         """Give the root, or the folder of the CSV."""
         return given or self.file.parent
 
-    def _list_samples(
-        self,
-        root: Path,
-        splits: Sequence[str],
-        labels: Path | None,
-        exclude: Collection[Path],
-        globs: Globs,
-    ) -> list[Sample]:
+    def _list_samples(self, wanted: Wanted) -> list[Sample]:
+        root, splits, _, _, globs = wanted
         rows = self._find_labels(root)
         known = tuple(dict.fromkeys(split for split, _ in rows))
         for split in splits:
