@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from pipeline.images.reading import Taking
 from pipeline.images.stored import open_stored
 from pipeline.images.tiff import MAGICS
 from pipeline.storage.places import is_remote
+
+# Photographs may lie nowhere: that is asked for here, in threads, whose filters are one.
+warnings.filterwarnings("ignore", message="Dataset has no geotransform")
 
 # GDAL would open anything by its content, also what names further files.
 _DRIVERS = {JPEG_MAGIC: "JPEG", PNG_MAGIC: "PNG", b"BM": "BMP", **dict.fromkeys(MAGICS, "GTiff")}
@@ -73,7 +75,7 @@ def _read_place(name: str, driver: str) -> Mapping[str, Any]:
     from rasterio.errors import RasterioError
 
     try:
-        with _quiet(), rasterio.open(name, driver=driver) as source:
+        with rasterio.open(name, driver=driver) as source:
             points, system = source.gcps
             if not source.transform.is_identity:
                 return {"crs": source.crs, "transform": source.transform}
@@ -84,16 +86,6 @@ def _read_place(name: str, driver: str) -> Mapping[str, Any]:
         raise ImageError(f"its georeference cannot be read: {error}") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let rasterio not remark on images without a georeference: that is asked for here."""
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
-
-
 def encode_geotiff(labels: NDArray[np.uint8], palette: bytes, place: Mapping[str, Any]) -> bytes:
     """Encode numbers, [y, x], with a palette and a georeference; 255 is no data."""
     from rasterio.io import MemoryFile
@@ -101,7 +93,7 @@ def encode_geotiff(labels: NDArray[np.uint8], palette: bytes, place: Mapping[str
     height, width = labels.shape
     tiles = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
     colours = np.frombuffer(palette, np.uint8).reshape(-1, 3).tolist()
-    with _quiet(), MemoryFile() as memory:
+    with MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
             dtype="uint8",
