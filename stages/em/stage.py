@@ -99,10 +99,15 @@ class Em(Training[EmSettings]):
     def plan(self, run: RunDirectory, settings: EmSettings, screen: Screen) -> Plan:
         """Plan one shard: the fit."""
         most = _limit_classes(run, settings)
-        for option in ("classes", "clusters"):
-            number = getattr(settings, option)
-            if isinstance(number, int) and number > most:
-                raise UsageError(f"--{option} {number}: the features have only {most} channels.")
+        if isinstance(settings.classes, int) and settings.classes > most:
+            raise UsageError(
+                f"--classes {settings.classes}: the features have only {most} channels."
+            )
+        if isinstance(settings.clusters, int) and settings.clusters > most:
+            raise UsageError(
+                f"--clusters {settings.clusters}: the features have only {most} channels, and as "
+                "many directions to start from; --method robust needs none."
+            )
         windows = read_manifest(run).usable_windows(splits=settings.splits)
         if not windows:
             raise RunError(f"em: no usable image in the splits {', '.join(settings.splits)}.")

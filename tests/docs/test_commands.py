@@ -35,7 +35,7 @@ RUN_PAGES: dict[str, str | None] = {
     "docs/stages/extract.md": None,
     "docs/stages/masks.md": "docs/stages/extract.md",
     "docs/stages/head.md": OWN,
-    "docs/stages/em.md": OWN,
+    "docs/stages/em.md": "docs/results/correct.md",
     "docs/stages/evaluate.md": OWN,
     "docs/stages/run.md": OWN,
     "docs/results/status.md": OWN,
@@ -76,7 +76,10 @@ FOREIGN = re.compile(
 SAVED = {
     "docs/datasets/index.md": ("photographs.csv",),
     OWN: ("runs/mine/corrections/names.yaml",),
-    "docs/stages/evaluate.md": ("runs/mine/corrections/names.yaml",),
+    "docs/stages/evaluate.md": (
+        "runs/mine/corrections/names.yaml",
+        "runs/mine/corrections/names-many.yaml",
+    ),
     "docs/results/correct.md": ("points.csv",),
 }
 
