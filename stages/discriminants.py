@@ -61,6 +61,11 @@ class Moments:
         total = self.total.new_zeros(classes, len(self.origin)).index_add_(0, index, self.total)
         return replace(self, count=count, total=total)
 
+    def weigh(self, weight: float) -> Moments:
+        """Return the moments of positions that count for so many each."""
+        sums = (weight * getattr(self, n) for n in ("count", "total", "scatter"))
+        return Moments(self.origin, *sums)
+
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both together; they have one origin and the same classes."""
         sums = (getattr(self, n) + getattr(other, n) for n in ("count", "total", "scatter"))

@@ -33,7 +33,7 @@ from stages.known import label_grid, lay_said
 # Clusters per class: with fewer, classes share clusters; with more, names cost more than they
 # bring. And proposals that a cluster holds on average, at least.
 PER_CLASS = 8
-_LEAST = 4
+_LEAST = 2
 MOST = 254
 
 

@@ -57,6 +57,9 @@ class EmSettings(StageSettings):
         "what is known beside the features: corrections (yours), or split:NAME (the label maps of "
         "a split); the fit then says that it saw labels",
     )
+    known_weight: float = setting(
+        10.0, "how many positions of the clusters a known one counts for (--labels-from)", gt=0
+    )
     most_classes: int = setting(64, "most classes that auto tries", ge=2, le=255)
     method: Annotated[str, OneOf(METHODS)] = setting(
         "primaps",
@@ -115,6 +118,8 @@ class EmSettings(StageSettings):
         values = super().output_settings()
         # fits of before these settings stay as they are
         unset = {n for n in ("clusters", "labels_from") if values.get(n) is None}
+        if self.labels_from is None:
+            unset.add("known_weight")
         return {name: value for name, value in values.items() if name not in unset}
 
     @property

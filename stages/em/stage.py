@@ -336,6 +336,7 @@ def _write_fit(
     if known is not None:
         arrays |= _list_moments("known", known.moments, "known")
         attributes["known_names"] = list(known.names)
+        attributes["known_weight"] = settings.known_weight
         attributes["labels_used"] = known.describe(str(settings.labels_from))
     if count is not None:
         attributes |= {

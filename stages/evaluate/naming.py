@@ -100,7 +100,8 @@ def find_naming(
     moments = _read_moments(arrays, "moments").join(units.tolist(), total)
     if known:
         beside = _read_moments(arrays, "known")
-        moments = moments.merge(beside.join([named.index(n) for n in known], total))
+        beside = beside.join([named.index(name) for name in known], total)
+        moments = moments.merge(beside.weigh(float(attributes["known_weight"])))
     found = find_discriminant(moments, shrinkage=float(attributes["shrinkage"]))
     own = settings.unnamed == "own"
     kept = total if own else len(named)

@@ -181,3 +181,11 @@ def test_classes_in_another_order() -> None:
     moments, order = sum_up(features, labels, 3), torch.tensor([2, 0, 1])
     assert torch.equal(moments.take(order).count, moments.count[order])
     assert torch.equal(moments.take(order).total, moments.total[order])
+
+
+def test_positions_that_count_twice() -> None:
+    features, labels = draw(0)
+    moments = sum_up(features, labels, 3)
+    twice = moments.merge(moments)
+    for name in ("count", "total", "scatter"):
+        torch.testing.assert_close(getattr(moments.weigh(2), name), getattr(twice, name))
