@@ -22,6 +22,7 @@ from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.run.status import fingerprint_classes, fingerprint_labels
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import fingerprint
+from pipeline.storage.places import parse_place
 from stages.discriminants import GAINS, Moments, find_discriminant, measure_gains
 from stages.em.cache import draw_sample, list_windows
 from stages.em.methods import Fit, Sums
@@ -113,10 +114,18 @@ class Known(NamedTuple):
         return {"from": source, "images": self.images, "positions": positions}
 
 
+def open_said(run: RunDirectory, settings: EmSettings) -> Corrections | None:
+    """Open the corrections that are meant, of the run or in a folder; None where it is a split."""
+    source = str(settings.labels_from)
+    if source.startswith(SPLIT):
+        return None
+    return Corrections(run, None if source == CORRECTIONS else parse_place(source))
+
+
 def name_known(run: RunDirectory, settings: EmSettings) -> tuple[str, ...]:
     """Name the classes of which something may be known."""
-    if settings.labels_from == CORRECTIONS:
-        return Corrections(run).said_names()
+    if (corrections := open_said(run, settings)) is not None:
+        return corrections.said_names()
     manifest = read_manifest(run)
     return tuple(manifest.open_dataset().class_names(manifest.labels))
 
@@ -126,18 +135,15 @@ def fingerprint_known(run: RunDirectory, settings: EmSettings) -> str | None:
     source, manifest = settings.labels_from, read_manifest(run)
     if source is None:
         return None
-    if source == CORRECTIONS:
-        if not name_known(run, settings):
+    if (corrections := open_said(run, settings)) is not None:
+        if not corrections.said_names():
+            where = "" if source == CORRECTIONS else f" --from {source}"
             raise UsageError(
-                f"--labels-from corrections: nothing is said in {run.path / 'corrections'}; "
-                f"`primaps-pipe review {run.quoted}` or `primaps-pipe correct` brings corrections."
+                f"--labels-from {source}: {corrections.folder} holds no corrections; "
+                f"`primaps-pipe correct {run.quoted}{where or ' --from DIR'}` makes such of label "
+                f"maps, and `primaps-pipe review {run.quoted}` in the browser."
             )
-        return Corrections(run).fingerprint()
-    if not source.startswith(SPLIT):
-        raise UsageError(
-            f"--labels-from {source}: give corrections, or split:NAME; label maps of yours become "
-            f"corrections by `primaps-pipe correct {run.quoted} --from {source}`."
-        )
+        return corrections.fingerprint()
     split = source.removeprefix(SPLIT)
     if split not in manifest.splits:
         raise UsageError(
@@ -184,7 +190,7 @@ def _read_known(
     Classes are uint8 [window, row, column], ``IGNORE`` where none is known.
     """
     dataset, source = manifest.open_dataset(), str(settings.labels_from)
-    corrections = Corrections(run) if source == CORRECTIONS else None
+    corrections = open_said(run, settings)
     splits = settings.splits if corrections else (source.removeprefix(SPLIT),)
     masks = open_arrays(run.masks, ["proposals"])["proposals"] if run.masks.is_dir() else None
 

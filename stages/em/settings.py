@@ -54,8 +54,8 @@ class EmSettings(StageSettings):
     )
     labels_from: str | None = setting(
         None,
-        "what is known beside the features: corrections (yours), or split:NAME (the label maps of "
-        "a split); the fit then says that it saw labels",
+        "what is known beside the features: corrections (yours), a folder of such, or split:NAME "
+        "(the label maps of a split); the fit then says that it saw labels",
     )
     known_weight: float = setting(
         10.0, "how many positions of the clusters a known one counts for (--labels-from)", gt=0

@@ -1,0 +1,149 @@
+"""Named classes: more clusters than classes, named many to one, in parts, with what is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.run.corrections import Corrections, Point
+from pipeline.run.directory import RunDirectory
+from pipeline.run.manifest import read_manifest
+from tests.end_to_end.conftest import Invoke, hash_tree
+from tests.end_to_end.test_staleness import make_run, read_status
+
+QUIET = "--no-progress"
+NAMES = "0: left\n1: right\n2: left\n3: ignore\n"
+
+
+@pytest.fixture
+def run(invoke: Invoke, tmp_path: Path) -> Path:
+    """A run of six scenes, in whose fit are more clusters than classes, labelled by them."""
+    run = make_run(tmp_path, invoke)
+    invoke("em", run, "--method", "robust", "--classes", 3, "--clusters", 5, QUIET)
+    invoke("evaluate", run, "--crf", "none", QUIET)
+    return run
+
+
+def write_names(run: Path, text: str) -> None:
+    (run / "corrections").mkdir(exist_ok=True)
+    (run / "corrections/names.yaml").write_text(text)
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "report/metrics.json").read_text())
+    return metrics
+
+
+def read_maps(run: Path) -> np.ndarray:
+    files = sorted((run / "labels").rglob("*.png"))
+    return np.concatenate([np.array(Image.open(file)).ravel() for file in files])
+
+
+def test_names_join_clusters_and_reach_all_that_is_made(
+    run: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    assert "label_names" not in read_metrics(run)
+    before, fit = read_maps(run), hash_tree(run / "em.zarr")
+    write_names(run, NAMES)
+    output = invoke("evaluate", run, QUIET).output
+    assert "clusters are joined to 2 named classes" in output
+    assert "1 cluster without a name" in output
+    metrics, after = read_metrics(run), read_maps(run)
+    assert metrics["label_names"] == ["left", "right", "ignore"]
+    assert set(np.unique(after)) <= {0, 1, 255}
+    assert set(np.unique(before)) <= set(range(5))
+    # one cluster of a name, most of whose pixels are of it still
+    assert (after[before == 1] == 1).mean() > 0.5
+    assert hash_tree(run / "em.zarr") == fit
+    invoke("export", run, "--format", "mmseg", "--out", tmp_path / "out", "--ids", "clusters")
+    classes = json.loads((tmp_path / "out/classes.json").read_text())["classes"]
+    assert [each["name"] for each in classes] == ["left", "right"]
+    invoke("export", run, "--format", "prototypes", "--out", tmp_path / "mine.safetensors")
+    same = hash_tree(run / "labels")
+    invoke("evaluate", run, QUIET)
+    assert hash_tree(run / "labels") == same
+    assert read_status(run, invoke)["evaluate/default"][0] == "fresh"
+
+
+def test_clusters_without_a_name_may_stay_their_own(run: Path, invoke: Invoke) -> None:
+    write_names(run, "0: left\n1: right\n")
+    assert "warning" in invoke("evaluate", run, QUIET).output
+    assert read_metrics(run)["label_names"] == ["left", "right"]
+    invoke("evaluate", run, "--unnamed", "own", QUIET)
+    names = ["left", "right", "cluster 2", "cluster 3", "cluster 4"]
+    assert read_metrics(run)["label_names"] == names
+
+
+def test_a_part_has_a_name_of_its_own(run: Path, invoke: Invoke) -> None:
+    write_names(run, "0: left\n1: right\n")
+    invoke("evaluate", run, QUIET)
+    before = read_maps(run)
+    write_names(run, "0: left\n1: right\n0.1: right\n")
+    invoke("evaluate", run, QUIET)
+    assert (read_maps(run) != before).any()
+    write_names(run, "0: left\n1: right\n0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0: right\n")
+    assert "has no part 0.0" in invoke("evaluate", run, QUIET, code=1).output
+    (run / "corrections/names.yaml").unlink()
+    invoke("em", run, "--method", "kmeans", "--classes", 3, "--clusters", 4, QUIET)
+    invoke("evaluate", run, QUIET)
+    write_names(run, "0: left\n1.0: right\n")
+    assert "keeps no parts" in invoke("evaluate", run, QUIET, code=1).output
+
+
+def test_names_follow_by_their_classes(run: Path, invoke: Invoke) -> None:
+    write_names(run, NAMES + "4: right\n")
+    invoke("evaluate", run, QUIET)
+    before = read_maps(run)
+    invoke("em", run, "--clusters", 7, "--seed", 3, QUIET)
+    output = invoke("evaluate", run, QUIET).output
+    assert "names carried over to the new em/default" in output
+    same = read_maps(run) == before
+    assert same.mean() > 0.8
+
+
+def test_what_is_known_joins_by_its_name_and_is_said(run: Path, invoke: Invoke) -> None:
+    output = invoke("em", run, "--labels-from", "corrections", QUIET, code=2).output
+    assert "holds no corrections" in output
+    directory = RunDirectory(run)
+    image = read_manifest(directory).images[0]
+    corrections = Corrections(directory)
+    said = np.full((image.height, image.width), 254, np.uint8)
+    said[:, : image.width // 2], said[0, 0] = 0, 255
+    corrections.write_map(image, said, ["moss"])
+    corrections.add_points(image, [Point(image.width - 1, 0, None, None, "stone")])
+    invoke("em", run, "--labels-from", "corrections", QUIET)
+    invoke("evaluate", run, QUIET)
+    metrics = read_metrics(run)
+    assert metrics["label_names"] == ["moss", "stone"]
+    assert metrics["labels_used"]["images"] == 1
+    labels = np.array(Image.open(run / "labels" / image.split / f"{image.id}.png"))
+    # what is said counts, to the pixel
+    assert (labels[said == 0] == 0).all()
+    assert labels[0, 0] == 255
+    assert labels[0, -1] == 1
+    assert read_status(run, invoke)["evaluate/default"][0] == "fresh"
+    corrections.add_points(image, [Point(image.width - 1, image.height - 1, None, None, "moss")])
+    state, reason = read_status(run, invoke)["evaluate/default"]
+    assert state == "stale"
+    assert "corrections" in reason
+
+
+def test_corrections_win_over_the_clusters_of_any_fit(invoke: Invoke, tmp_path: Path) -> None:
+    run = make_run(tmp_path, invoke)
+    before, directory = read_metrics(run), RunDirectory(run)
+    image = read_manifest(directory).images[0]
+    said = np.zeros((image.height, image.width), np.uint8)
+    Corrections(directory).write_map(image, said, ["moss"])
+    invoke("evaluate", run, QUIET)
+    labels = np.array(Image.open(run / "labels" / image.split / f"{image.id}.png"))
+    clusters = before["classes"]
+    assert (labels == clusters).all()
+    after = read_metrics(run)
+    assert after["label_names"] == [None] * clusters + ["moss"]
+    # the scores are those of the labels before
+    assert (after["accuracy"], after["miou"]) == (before["accuracy"], before["miou"])
