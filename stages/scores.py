@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.datasets.definition import IGNORE
 from pipeline.datasets.labels import LabelCounts
+from pipeline.errors import count_of
 
 UNMATCHED = -1
 MAX_CLASSES = 255
@@ -231,8 +232,14 @@ def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def describe_labels(metrics: Mapping[str, Any]) -> list[str]:
-    """Say of every split which labels are no class's, and why it is not scored."""
+    """Say which labels a fit saw; of every split which are no class's, why it is not scored."""
     lines = []
+    if used := metrics.get("labels_used"):
+        many = count_of(used["images"], "images")
+        lines.append(
+            f"the fit saw labels ({many} of {used['from']}): its scores are not those of an "
+            "unsupervised method"
+        )
     for split, block in metrics["splits"].items():
         counts = LabelCounts.parse(block.get("label_pixels", {}))
         lines += [f"{split}: {counts.describe()}"] if counts.unknown else []

@@ -216,7 +216,9 @@ class Em(Training[EmSettings]):
         result = records[0].result
         for line in result.get("warnings", ()):
             screen.warn(line)
-        warn_of_unused(screen.warn, self.key(settings), result["usage"])
+        if settings.clusters is None:
+            # of more clusters than classes some are small
+            warn_of_unused(screen.warn, self.key(settings), result["usage"])
         return [
             f"em: {len(result['usage'])} prototypes from {result['found']}, "
             f"in {run.em / settings.name}"

@@ -153,7 +153,8 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
     found = {} if made is None else made.result
     usage = found.get("usage", ())
     said = list(found.get("warnings", ()))
-    warn_of_unused(said.append, subject.key, usage)
+    if "clusters" not in read_group_of(run, subject)[1]:
+        warn_of_unused(said.append, subject.key, usage)
     if weak := describe_weak(metrics, given):
         said.append(f"{weak}.")
     return {

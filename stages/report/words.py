@@ -110,6 +110,7 @@ def describe_facts(
 ) -> list[tuple[str, str]]:
     """List what ran on what, for the report's first screen."""
     head = metrics.get("head")
+    named = (metrics.get("label_names") or [None])[0] is not None
     maker = f"fit {metrics['em']}" if head is None else f"cluster probe of the head {head}"
     return [
         ("dataset", dataset),
@@ -118,7 +119,7 @@ def describe_facts(
         ("backbone", str(facts["backbone"])),
         ("weights", str(facts["weights_source"])),
         ("window", f"{facts['size']} px, {facts['grid'][0]} x {facts['grid'][1]} positions"),
-        ("clusters", str(metrics["classes"])),
+        ("named classes" if named else "clusters", str(metrics["classes"])),
         ("made by", maker),
         ("CRF", str(metrics["crf"])),
     ]

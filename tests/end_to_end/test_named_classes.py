@@ -117,9 +117,10 @@ def test_what_is_known_joins_by_its_name_and_is_said(run: Path, invoke: Invoke) 
     corrections.write_map(image, said, ["moss"])
     corrections.add_points(image, [Point(image.width - 1, 0, None, None, "stone")])
     invoke("em", run, "--labels-from", "corrections", QUIET)
-    invoke("evaluate", run, QUIET)
+    assert "the fit saw labels (1 image of corrections)" in invoke("evaluate", run, QUIET).output
     metrics = read_metrics(run)
     assert metrics["label_names"] == ["moss", "stone"]
+    assert "the fit saw labels" in (run / "report/index.html").read_text()
     assert metrics["labels_used"]["images"] == 1
     labels = np.array(Image.open(run / "labels" / image.split / f"{image.id}.png"))
     # what is said counts, to the pixel

@@ -156,7 +156,9 @@ def export_run(
             {"id": number, "name": name, "colour": list(colour)}
             for number, (name, colour) in enumerate(source.classes)
         ]
-        folder.write_json("classes.json", {"ids": source.ids, "ignore": 255, "classes": classes})
+        used = {k: v for k, v in source.evaluation.metrics.items() if k == "labels_used"}
+        facts = {"ids": source.ids, "ignore": 255, "classes": classes, **used}
+        folder.write_json("classes.json", facts)
         folder.write("index.csv", _make_index(items, places))
     counts = Counter(item.split for item in items).items()
     written = ", ".join(f"{count_of(count, 'images')} of {split}" for split, count in counts)
