@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,18 @@ from scipy.ndimage import distance_transform_edt
 
 from pipeline.errors import UsageError
 from pipeline.images.windows import Box, Cover
+from pipeline.run.corrections import Point
 from pipeline.run.frames import read_frame
 from pipeline.run.manifest import Image
-from stages.artefacts import Artefacts
+from stages.artefacts import Artefacts, read_group_of
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
+from stages.known import locate, number_positions
 from stages.labelling import MAIN, Labelling, draw_labels, label_images, scale_box
+from stages.parts import Tree
 from stages.report.pictures import enlarge, sample_evenly, scale_size
 from stages.report.typical import (
+    PART,
     PER_IMAGE,
     PartReader,
     choose_doubtful,
@@ -83,6 +87,47 @@ class Examples:
     doubtful: Mapping[int, list[int]]
     counts: Mapping[int, int]
     rivals: Mapping[int, tuple[int, float]]
+
+
+def choose_of_units(
+    units: Units, rows: NDArray[np.int64], image_of: NDArray[np.int64], cluster: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Choose the units that are typical of some of them, and those that are least like them.
+
+    Gives entries of ``PART``; ``image_of`` is the image of every window, int64 [window].
+    """
+    means = units.totals[rows] / units.counts[rows, None]
+    # relative to what all have in common, which says nothing of which are near
+    middle = units.totals[rows].sum(axis=0) / units.counts[rows].sum()
+    norms = np.linalg.norm(means, axis=1) * np.linalg.norm(middle)
+    parts = np.zeros(len(rows), PART)
+    parts["window"], parts["number"] = np.divmod(units.proposals[rows], 256)
+    parts["image"], parts["cluster"], parts["proposal"] = image_of[parts["window"]], cluster, True
+    parts["similarity"] = parts["margin"] = means @ middle / np.where(norms > 0, norms, 1)
+    typical = choose_typical(parts, TYPICAL, PER_IMAGE)
+    return typical, choose_doubtful(parts, typical, DOUBTFUL, 1)
+
+
+class Units(NamedTuple):
+    """The proposals that a fit has merged to clusters, and how: see ``stages.parts``."""
+
+    tree: Tree
+    proposals: NDArray[np.int64]  # 256 x row of the window + number of the proposal
+    counts: NDArray[np.float64]  # positions
+    totals: NDArray[np.float64]  # [unit, channel]: sum of their features
+
+
+def read_units(artefacts: Artefacts) -> Units | None:
+    """Read the units of a fit; None where it keeps none, or there are no proposals any more."""
+    arrays, _ = read_group_of(artefacts.run, artefacts.subject)
+    if "moments_merges" not in arrays or not artefacts.has_proposals:
+        return None
+    return Units(
+        Tree(arrays["moments_merges"], arrays["moments_cluster"]),
+        arrays["moments_proposal"],
+        arrays["moments_count"],
+        arrays["moments_total"],
+    )
 
 
 class Pictures:
@@ -214,29 +259,23 @@ class Pictures:
 
     def _find_place(self, image: Image, x: int, y: int) -> Place | None:
         cover = self.artefacts.cover(image)
-        place = int(_find_windows(cover, image.width, image.height, (x, y))[0, 0])
-        left, top, right, bottom = _place(cover, image.width, image.height)[place]
-        if not (left <= x < right and top <= y < bottom):
+        found = locate(Point(x, y, None, None, ""), cover, (image.width, image.height))
+        if found is None:
             return None
+        window, pixel = found
         proposals = self.artefacts.read_proposals(image)
-        if proposals is not None:
-            ids = proposals[place]
-            row = (y - top) * ids.shape[0] // (bottom - top)
-            column = (x - left) * ids.shape[1] // (right - left)
-            if ids[row, column]:
-                return Place(place, int(ids[row, column]), None)
-        rows, columns = self.artefacts.grid
-        cell = (y - top) * rows // (bottom - top), (x - left) * columns // (right - left)
-        return Place(place, 0, cell)
+        number = 0 if proposals is None else int(proposals[window][pixel])
+        shape = (self.artefacts.size, self.artefacts.size)
+        cell = -1 if number else int(number_positions(shape, self.artefacts.grid)[pixel])
+        return Place(window, number, cell)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """What a click means: a proposal of a window of the image, or one position of its grid."""
 
     window: int
-    proposal: int
-    cell: tuple[int, int] | None
+    proposal: int  # 0 for none
+    cell: int  # -1 for none
 
 
 def find_size(image: Image, longest: int) -> tuple[int, int]:
@@ -249,13 +288,9 @@ def _place(cover: Cover, width: int, height: int) -> list[Box]:
     return [scale_box(window.box, cover.resized, (width, height)) for window in cover.windows]
 
 
-def _find_windows(
-    cover: Cover, width: int, height: int, pixel: tuple[int, int] | None = None
-) -> NDArray[np.int64]:
-    """Find the window whose centre is nearest to every pixel, or to one, int64 [y, x]."""
-    columns, rows = (
-        (np.arange(width), np.arange(height)) if pixel is None else map(np.atleast_1d, pixel)
-    )
+def _find_windows(cover: Cover, width: int, height: int) -> NDArray[np.int64]:
+    """Find the window whose centre is nearest to every pixel of a picture, int64 [y, x]."""
+    columns, rows = np.arange(width), np.arange(height)
     x = (columns + 0.5) * cover.resized[0] / width
     y = (rows + 0.5) * cover.resized[1] / height
     best = np.full((len(rows), len(columns)), np.inf)

@@ -30,7 +30,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads
 from pipeline.storage.places import require_local
 from workflows.review.session import Review, pack_maps
-from workflows.review.state import ConflictError
+from workflows.review.state import ConflictError, parse_part
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -44,6 +44,7 @@ _POLICY = (
 )
 _WAIT_S, _TURN_S = 20.0, 0.2
 _LARGEST_BODY = 4_000_000
+_PART = r"^\d{1,9}(\.[01]){0,99}$"
 
 
 class _Body(BaseModel):
@@ -51,9 +52,13 @@ class _Body(BaseModel):
 
 
 class _Name(_Body):
-    cluster: int
+    cluster: Annotated[str, Field(pattern=_PART)]
     seen: str | None
     name: str | None
+
+
+class _Split(_Body):
+    cluster: Annotated[str, Field(pattern=_PART)]
 
 
 class _Names(_Body):
@@ -216,6 +221,7 @@ class _Look(_Api):
                 split=self.get_query_argument("split", ""),
                 search=self.get_query_argument("search", "", strip=False),
                 said=self.get_query_argument("said", "") == "1",
+                turn=self.get_query_argument("turn", ""),
             )
             self.answer(listed)
         else:
@@ -245,8 +251,13 @@ class _Change(_Api):
     async def post(self, what: str, number: str | None) -> None:
         review, row = self.review, int(number or -1)
         if what == "names":
-            names = {c.cluster: (c.seen, c.name) for c in self.parse(_Names).changes}
+            changes = self.parse(_Names).changes
+            names = {parse_part(c.cluster): (c.seen, c.name) for c in changes}
             made = await self.call(review.name_clusters, names)
+        elif what == "split":
+            await self.call(review.split, parse_part(self.parse(_Split).cluster))
+            self.answer({})
+            return
         elif what == "example":
             example = self.parse(_Example)
             made = await self.call(review.name_example, row, example.seen, example.name)
@@ -284,7 +295,7 @@ def make_application(
         [
             (r"/api/(pulse|run|clusters|standing|images)", _Look, facts),
             (rf"/api/(cutout|thumbnail|photograph|maps){row}", _Picture, facts),
-            (rf"/api/(names|undo|example|click|paint|right|ignore){row}?", _Change, facts),
+            (rf"/api/(names|split|undo|example|click|paint|right|ignore){row}?", _Change, facts),
             (r"/([a-z.]*)", _File, facts),
         ],
         log_function=lambda handler: None,

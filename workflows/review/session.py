@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,27 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.run.corrections import NOT_SAID, POINTS, Corrections, Point, is_ignored
 from pipeline.run.directory import RunDirectory, choose_subject
-from pipeline.run.evaluation import read_part_names
+from pipeline.run.evaluation import format_part
 from pipeline.run.ledger import require_fresh
 from pipeline.run.manifest import Image
 from pipeline.storage.files import stamp
 from stages import SETTINGS, recall_settings
 from stages.artefacts import open_artefacts
 from stages.evaluate.settings import EvaluateSettings
-from stages.known import lay_said, read_painted
+from stages.known import find_clicked, lay_said, read_painted
 from stages.labelling import MAIN, scale_box
+from stages.parts import Part
 from stages.report.pictures import enlarge
 from workflows.review.journal import Entry
-from workflows.review.pictures import VIEW, Examples, Pictures, draw_strokes, find_size
+from workflows.review.pictures import (
+    VIEW,
+    Examples,
+    Pictures,
+    choose_of_units,
+    draw_strokes,
+    find_size,
+    read_units,
+)
 from workflows.review.standing import (
     ClusterFacts,
     NamedSet,
@@ -42,8 +52,11 @@ from workflows.review.standing import (
     read_sample,
 )
 from workflows.review.state import ConflictError, Said
+from workflows.selection import select
 
 MOST_LISTED = 500
+# images that are chosen to be looked at first
+MOST_FIRST = 200
 _HIGHEST = NOT_SAID - 1
 
 
@@ -68,13 +81,18 @@ class Review:
         # what pages look at: each goes up when it has changed
         self._counts = {"names": 0, "said": 0, "standing": 0, "examples": 0}
         self._lock = threading.RLock()
+        self._ranking = threading.Lock()
         self._examples: Examples | None = None
+        self._units = read_units(artefacts)
+        # share of the cluster, proposals, and the places of typical and doubtful cut-outs
+        self._halves: dict[Part, tuple[float, int, list[int], list[int]]] = {}
         self._facts: ClusterFacts | None = None
         self._sample: Sample | None = None
         self._standing: dict[str, Any] | None = None
         self._named: NamedSet | None = None
         self._named_by: tuple[Any, ...] = ()
         self._stamps = self._stamp()
+        self._first: tuple[tuple[str, str], list[int]] | None = None
         self._undo: dict[str, Any] | None = None
         self._wanted = threading.Event()
         self.trouble = ""
@@ -118,9 +136,11 @@ class Review:
         standing = measure_standing(self._sample, named, self.class_names)
         assert facts is not None
         standing["named_share"] = sum(
-            float(facts.shares[k]) for k, name in given.items() if not is_ignored(name)
+            float(facts.shares[k])
+            for (k, *half), name in given.items()
+            if not half and not is_ignored(name)
         )
-        standing["unnamed"] = self.artefacts.clusters - len(given)
+        standing["unnamed"] = self.artefacts.clusters - sum(len(part) == 1 for part in given)
         standing["joined"] = named.joined
         with self._changing("standing"):
             self._standing = standing
@@ -168,7 +188,7 @@ class Review:
     def named(self) -> NamedSet:
         """Return what the names make of the fit now."""
         with self._lock:
-            given = read_part_names(self.run, self.subject.title, self.artefacts.clusters)
+            given = self.said.names()
             # what is said of images makes further classes, and takes proposals out of clusters
             said = self.said.corrections().said_names()
             key = (tuple(sorted(given.items())), said, self._stamp()["said"])
@@ -180,50 +200,121 @@ class Review:
             return self._named
 
     def list_clusters(self) -> dict[str, Any]:
-        """List the clusters with what is known of them so far; and the names to choose from."""
+        """List the clusters, and the parts of those that are split, with what is known so far.
+
+        With them go the names to choose from, and the image of every cut-out.
+        """
         with self._lock:
-            given, named = self.said.names(), self.named()
-            facts, examples = self._facts, self._examples
-            corrections = self.said.corrections()
+            given, named, corrections = self.said.names(), self.named(), self.said.corrections()
+            examples = self._examples
             told = {} if examples is None else self._find_told(examples, corrections)
-        clusters = []
-        for k in range(self.artefacts.clusters):
-            card: dict[str, Any] = {
-                "cluster": k,
-                "name": given.get(k),
-                "colour": _colour(named, int(named.clusters[k])),
-            }
-            if facts is not None:
-                card["share"] = float(facts.shares[k])
-                near = int(facts.nearest[k])
-                if near >= 0:
-                    card["nearest"] = [near, float(facts.similarity[k])]
-            if examples is not None:
-                card["proposals"] = examples.counts[k]
-                if k in examples.rivals:
-                    card["rival"] = examples.rivals[k]
-                card["typical"] = examples.typical.get(k, [])
-                card["doubtful"] = examples.doubtful.get(k, [])
-                shown = card["typical"] + card["doubtful"]
-                card["told"] = {place: told[place] for place in shown if place in told}
-            clusters.append(card)
+            for part in given:
+                self._open_halves(part)
+            parts = [(k,) for k in range(self.artefacts.clusters)] + [*self._halves]
+            cards = [self._describe_part(part, given, named, told) for part in sorted(parts)]
+            rows = [] if self._examples is None else self._examples.parts["image"].tolist()
         names = dict.fromkeys([*given.values(), *corrections.said_names(), *self.class_names])
-        rows = [] if examples is None else examples.parts["image"].tolist()
         return {
-            "clusters": clusters,
+            "clusters": cards,
             "names": [name for name in names if not is_ignored(name)],
-            # of every cut-out
             "images": [[row, self.manifest.images[row].id] for row in rows],
         }
+
+    def _describe_part(
+        self, part: Part, given: Mapping[Part, str], named: NamedSet, told: Mapping[int, str]
+    ) -> dict[str, Any]:
+        cluster, examples, facts = part[0], self._examples, self._facts
+        # what has no name follows what it is part of
+        names = (given.get(part[: n + 1]) for n in reversed(range(len(part))))
+        called = next((name for name in names if name is not None), None)
+        number = {name: n for n, name in named.names.items()}.get(called or f"cluster {cluster}")
+        card: dict[str, Any] = {
+            "part": format_part(part),
+            "cluster": cluster,
+            "name": given.get(part),
+            "colour": _colour(named, IGNORE if number is None else number),
+            "splits": self._can_split(part),
+        }
+        if len(part) > 1:
+            share, count, typical, doubtful = self._halves[part]
+            card |= {"proposals": count, "typical": typical, "doubtful": doubtful}
+            if facts is not None:
+                card["share"] = share * float(facts.shares[cluster])
+        else:
+            if facts is not None:
+                card["share"] = float(facts.shares[cluster])
+                if (near := int(facts.nearest[cluster])) >= 0:
+                    card["nearest"] = [near, float(facts.similarity[cluster])]
+            if examples is not None:
+                card["proposals"] = examples.counts[cluster]
+                card["typical"] = examples.typical.get(cluster, [])
+                card["doubtful"] = examples.doubtful.get(cluster, [])
+                if cluster in examples.rivals:
+                    card["rival"] = examples.rivals[cluster]
+        shown = card.get("typical", []) + card.get("doubtful", [])
+        card["told"] = {place: told[place] for place in shown if place in told}
+        return card
+
+    def split(self, part: Part) -> None:
+        """Show the two halves that a cluster, or a part of one, was merged from."""
+        with self._changing("examples"):
+            if not self._can_split(part):
+                raise UsageError(
+                    f"{self.subject.key} keeps no halves of {format_part(part)}; fit with --method "
+                    "robust and --clusters, or name single cut-outs."
+                )
+            self._open_halves((*part, 0))
+
+    def _can_split(self, part: Part) -> bool:
+        if self._units is None or self._examples is None or (*part, 0) in self._halves:
+            return False
+        try:
+            return self._units.tree.measure(part) > 1
+        except KeyError:
+            return False
+
+    def _open_halves(self, part: Part) -> None:
+        """Choose cut-outs for a part, its other half, and those that it is a part of."""
+        for depth in range(1, len(part)):
+            above = part[:depth]
+            if not self._can_split(above):
+                continue
+            units, examples = self._units, self._examples
+            assert units is not None and examples is not None
+            image_of = np.asarray(self.manifest.windows.column("image"))
+            whole = units.counts[units.tree.find_units((above[0],))].sum()
+            for half in (0, 1):
+                rows = units.tree.find_units((*above, half))
+                chosen = choose_of_units(units, rows, image_of, above[0])
+                first, second = len(examples.parts), len(examples.parts) + len(chosen[0])
+                examples = replace(examples, parts=np.concatenate([examples.parts, *chosen]))
+                self._halves[(*above, half)] = (
+                    float(units.counts[rows].sum() / whole),
+                    len(rows),
+                    list(range(first, second)),
+                    list(range(second, len(examples.parts))),
+                )
+            self._examples = examples
 
     def find_standing(self) -> dict[str, Any] | None:
         """Return what the named set gives; None as long as nobody knows."""
         return self._standing
 
     def list_images(
-        self, start: int, count: int, *, split: str = "", search: str = "", said: bool = False
+        self,
+        start: int,
+        count: int,
+        *,
+        split: str = "",
+        search: str = "",
+        said: bool = False,
+        turn: str = "",
     ) -> dict[str, Any]:
-        """List some of the images that are chosen, and say how many there are."""
+        """List some of the images that are chosen, and say how many there are.
+
+        With a ``turn`` those whose label would teach most come first; they are chosen anew for
+        every other turn, and stay where they are meanwhile, whatever is said.
+        """
         corrections = self.said.corrections()
         keys = {image.image for image in corrections.images()}
         table = self._listed
@@ -233,6 +324,8 @@ class Review:
             table = table.filter(pc.match_substring(table["id"], search, ignore_case=True))
         if said:
             table = table.filter(pc.is_in(table["image"], value_set=pa.array([*keys], pa.int64())))
+        if turn:
+            table = table.take(pa.array(self._rank(table["image"], split, turn)))
         page = table.slice(max(0, start), max(0, min(count, MOST_LISTED)))
         columns = ("image", "id", "split", "width", "height")
         rows = page.select(columns).to_pylist()
@@ -240,6 +333,19 @@ class Review:
             "total": table.num_rows,
             "images": [{**row, "said": row["image"] in keys} for row in rows],
         }
+
+    def _rank(self, images: pa.ChunkedArray, split: str, turn: str) -> NDArray[np.int64]:
+        """Return in which order images are shown, int64 [image]: first those to look at first."""
+        # seconds, during which all else goes on
+        with self._ranking:
+            if self._first is None or self._first[0] != (split, turn):
+                splits = (split,) if split else self.manifest.splits
+                picks = select(self.run, images=MOST_FIRST, splits=splits).picks
+                self._first = (split, turn), [pick.image.image for pick in picks]
+            first = self._first[1]
+        rank = np.full(len(self.manifest.images), MOST_FIRST)
+        rank[first] = np.arange(len(first))
+        return np.argsort(rank[np.asarray(images)], kind="stable")
 
     def find_image(self, row: int) -> Image:
         """Find an image by its row in the manifest."""
@@ -287,9 +393,12 @@ class Review:
 
     # --- changes ----------------------------------------------------------------------------------
 
-    def name_clusters(self, changes: Mapping[int, tuple[str | None, str | None]]) -> Entry:
+    def name_clusters(self, changes: Mapping[Part, tuple[str | None, str | None]]) -> Entry:
         """Name some clusters; see :meth:`Said.name_clusters`."""
         with self._changing("names"):
+            for part, (_, name) in changes.items():
+                if len(part) > 1 and name is not None and part not in self._halves:
+                    raise UsageError(f"{self.subject.key} has no part {format_part(part)}.")
             return self._done(self.said.name_clusters(changes))
 
     def name_example(self, place: int, seen: str | None, name: str | None) -> Entry:
@@ -400,20 +509,14 @@ class Review:
 
     def _find_told(self, examples: Examples, corrections: Corrections) -> dict[int, str]:
         """Find which cut-outs clicks name."""
-        shown = {int(row) for row in examples.parts["image"]}
+        if self.pictures.masks is None:
+            return {}
         told: dict[int, str] = {}
-        for image in corrections.images():
-            if image.image not in shown:
-                continue
-            first = self.artefacts.cover(image).rows.start
-            parts = examples.parts
-            for point in corrections.points_of(image):
-                place = self.pictures.find_place(image, point.x, point.y)
-                if point.x1 is not None or place is None:
-                    continue
-                same = (parts["window"] == first + place.window) & parts["proposal"]
-                same &= parts["number"] == place.proposal
-                told |= dict.fromkeys(np.flatnonzero(same).tolist(), point.name)
+        clicked = find_clicked(corrections, self.manifest, self.pictures.masks)
+        parts = examples.parts
+        for (window, number), name in clicked.items():
+            same = (parts["window"] == window) & (parts["number"] == number) & parts["proposal"]
+            told |= dict.fromkeys(np.flatnonzero(same).tolist(), name)
         return told
 
     def _number_names(self, named: NamedSet, corrections: Corrections) -> dict[str, int]:

@@ -22,7 +22,7 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError, RunError, UsageError
 from pipeline.run.corrections import NOT_SAID, Corrections, Point, check_class, is_ignored
 from pipeline.run.directory import RunDirectory, Subject
-from pipeline.run.evaluation import format_names, parse_names, read_given_names
+from pipeline.run.evaluation import format_names, format_part, parse_names, read_part_names
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
 from pipeline.storage.files import checksum, confine_writes, fingerprint, make_folder, write_bytes
@@ -77,9 +77,9 @@ class Said:
         """The file of the names of clusters."""
         return self.run.names_file(self.subject.title)
 
-    def names(self) -> dict[int, str]:
-        """Return the names that clusters have been given."""
-        return read_given_names(self.run, self.subject.title, self.clusters)
+    def names(self) -> dict[Part, str]:
+        """Return the names that clusters, and parts of them, have been given."""
+        return read_part_names(self.run, self.subject.title, self.clusters)
 
     def corrections(self) -> Corrections:
         """Open what is said of images, as it is now."""
@@ -95,22 +95,21 @@ class Said:
 
     # --- changes ----------------------------------------------------------------------------------
 
-    def name_clusters(self, changes: Mapping[int, tuple[str | None, str | None]]) -> Entry:
+    def name_clusters(self, changes: Mapping[Part, tuple[str | None, str | None]]) -> Entry:
         """Give some clusters another name each, at once: the one seen, and the new one or None."""
-        present = self.names()
-        for cluster, (seen, _) in changes.items():
-            if not 0 <= cluster < self.clusters:
+        present, names = self.names(), {}
+        for part, (seen, new) in changes.items():
+            cluster = format_part(part)
+            if not 0 <= part[0] < self.clusters:
                 raise UsageError(f"there is no cluster {cluster}; they go to {self.clusters - 1}.")
-            if present.get(cluster) != seen:
-                is_now = present.get(cluster) or "without a name"
+            if present.get(part) != seen:
+                is_now = present.get(part) or "without a name"
                 raise ConflictError(
                     f"cluster {cluster} is {is_now} now, by another page or program; look at it "
                     "and name it again."
                 )
-        names = {
-            str(k): [seen, None if new is None else check_class(new, f"cluster {k}")]
-            for k, (seen, new) in changes.items()
-        }
+            name = None if new is None else check_class(new, f"cluster {cluster}")
+            names[cluster] = [seen, name]
         given = {new for _, new in names.values()}
         told = ", ".join(sorted(new if new else "no name" for new in given))
         which = f"cluster {next(iter(names))}" if len(names) == 1 else f"{len(names)} clusters"
@@ -247,7 +246,7 @@ class Said:
 
     def _apply(self, entry: Entry) -> None:
         if "names" in entry:
-            self._write_names({int(k): new for k, (_, new) in entry["names"].items()})
+            self._write_names({parse_part(k): new for k, (_, new) in entry["names"].items()})
             return
         image = self._find_image(*entry["image"])
         corrections = self.corrections()
@@ -271,7 +270,7 @@ class Said:
         if "names" in entry:
             names, place = self.names(), 0 if side == "before" else 1
             pairs = entry["names"].items()
-            return all(names.get(int(k)) == values[place] for k, values in pairs)
+            return all(names.get(parse_part(k)) == values[place] for k, values in pairs)
         image = self._find_image(*entry["image"])
         corrections = self.corrections()
         if "points" in entry:
@@ -289,14 +288,14 @@ class Said:
         if entry is not None and self._is(entry, "before") and not self._is(entry, "after"):
             self._apply(entry)
 
-    def _write_names(self, changes: Mapping[int, str | None]) -> None:
+    def _write_names(self, changes: Mapping[Part, str | None]) -> None:
         file = self.names_file
         text = file.read_bytes() if file.is_file() else b""
         wanted = parse_names(text, file)
-        for cluster, name in changes.items():
-            wanted.pop((cluster,), None)
+        for part, name in changes.items():
+            wanted.pop(part, None)
             if name is not None:
-                wanted[(cluster,)] = name
+                wanted[part] = name
         with confine_writes(self.run.path):
             new = _edit_lines(text, changes)
             if not _holds(new, wanted):
@@ -311,21 +310,26 @@ class Said:
             write_bytes(file, new, noted=False)
 
 
-_LINE = re.compile(rb"[\"']?(\d{1,9})[\"']?[ \t]*:")
+_LINE = re.compile(rb"[\"']?(\d{1,9}(?:\.[01])*)[\"']?[ \t]*:")
 
 
-def _edit_lines(text: bytes, changes: Mapping[int, str | None]) -> bytes:
+def parse_part(text: str) -> Part:
+    """Return the cluster, or the part of one, that a text names as ``names.yaml`` does."""
+    return tuple(map(int, text.split(".")))
+
+
+def _edit_lines(text: bytes, changes: Mapping[Part, str | None]) -> bytes:
     """Change the lines of some clusters in ``names.yaml``; comments stay where they are."""
     left = dict(changes)
     lines = []
     for line in text.splitlines():
         found = _LINE.match(line)
-        cluster = int(found[1]) if found else None
-        if cluster is None or cluster not in changes:
+        part = parse_part(found[1].decode()) if found else None
+        if part is None or part not in changes:
             lines.append(line)
-        elif (name := left.pop(cluster, None)) is not None:
-            lines += _dump({cluster: name})
-    lines += _dump({k: name for k, name in left.items() if name is not None})
+        elif (name := left.pop(part, None)) is not None:
+            lines += _dump({part: name})
+    lines += _dump({part: name for part, name in left.items() if name is not None})
     return b"\n".join(lines) + b"\n"
 
 
@@ -336,8 +340,8 @@ def _holds(text: bytes, names: Mapping[Part, str]) -> bool:
         return False
 
 
-def _dump(names: Mapping[int, str]) -> list[bytes]:
-    return [line.encode() for line in format_names({(k,): name for k, name in names.items()})]
+def _dump(names: Mapping[Part, str]) -> list[bytes]:
+    return [line.encode() for line in format_names(names)]
 
 
 def _invert(entry: Entry) -> Entry:

@@ -27,6 +27,7 @@ from tests.report_content import HOSTILE
 from tests.scenes import Invoke
 from workflows.review.server import TOKEN_HEADER, make_application, serve_review
 from workflows.review.session import Review
+from workflows.selection import select
 
 TOKEN = "a-token-of-this-test"
 JPEG = b"\xff\xd8\xff"
@@ -147,7 +148,7 @@ def test_answers_may_not_be_used_by_others(visit: Callable[..., None]) -> None:
 def test_two_pages_do_not_write_over_each_other(visit: Callable[..., None]) -> None:
     async def visitor(page: Page) -> None:
         def name(cluster: int, seen: str | None, new: str | None) -> dict[str, Any]:
-            return {"changes": [{"cluster": cluster, "seen": seen, "name": new}]}
+            return {"changes": [{"cluster": str(cluster), "seen": seen, "name": new}]}
 
         await page.read("/api/names", name(0, None, "sky"))
         told = await page.refused("/api/names", name(0, None, "field"), 409)
@@ -183,7 +184,7 @@ def test_other_pages_hear_of_a_change(visit: Callable[..., None]) -> None:
         waiting = asyncio.ensure_future(page.read(f"/api/pulse?seen={quote(now['seen'], safe='')}"))
         await asyncio.sleep(0.3)
         assert not waiting.done()
-        await page.read("/api/names", {"changes": [{"cluster": 2, "seen": None, "name": "road"}]})
+        await page.read("/api/names", {"changes": [{"cluster": "2", "seen": None, "name": "road"}]})
         then = await waiting
         assert then["names"] == now["names"] + 1
         assert then["undo"]["what"] == "cluster 2: road"
@@ -238,7 +239,7 @@ def test_what_the_named_set_gives(visit: Callable[..., None]) -> None:
     visit(visitor, examples=True)
 
 
-def test_images_are_listed_in_pages(visit: Callable[..., None]) -> None:
+def test_images_are_listed_in_pages(visit: Callable[..., None], run: RunDirectory) -> None:
     async def visitor(page: Page) -> None:
         first = await page.read("/api/images?start=0&count=4")
         assert first["total"] == 9
@@ -249,6 +250,12 @@ def test_images_are_listed_in_pages(visit: Callable[..., None]) -> None:
         assert [image["id"] for image in found["images"]] == ["part 1/scene 3"]
         assert (await page.read("/api/images?said=1"))["total"] == 0
         assert await page.refused("/api/images?start=x") == "start is a whole number."
+        ranked = await page.read("/api/images?turn=1")
+        chosen = select(run, images=200, splits=("all",)).picks
+        assert ranked["total"] == 9
+        rows = [image["image"] for image in ranked["images"]]
+        assert rows[: len(chosen)] == [pick.image.image for pick in chosen]
+        assert sorted(rows) == list(range(9))
         row = found["images"][0]["image"]
         facts, _ = await page.open_image(row)
         await page.read(f"/api/ignore/{row}", {"seen": facts["revision"]})
@@ -276,7 +283,7 @@ def test_an_image_is_clicked_painted_and_right(
         number = {each["name"]: each["number"] for each in facts["legend"]}["lamp"]
         assert (said[proposals == proposals[y, x]] == number).all()
         assert (said == NOT_SAID).any()
-        changes = [{"cluster": k, "seen": None, "name": "road"} for k in range(3)]
+        changes = [{"cluster": str(k), "seen": None, "name": "road"} for k in range(3)]
         await page.read("/api/names", {"changes": changes})
         await page.read("/api/right/0", {"seen": facts["revision"]})
         image = Corrections(run).images()[0]
@@ -292,10 +299,12 @@ def test_an_image_is_clicked_painted_and_right(
     ("path", "body", "said"),
     [
         ("names", {"changes": []}, "changes: List should have at least 1 item"),
-        ("names", {"changes": [{"cluster": 0, "name": "a"}]}, "changes.0.seen: Field required."),
+        ("names", {"changes": [{"cluster": "0", "name": "a"}]}, "changes.0.seen: Field required."),
         ("paint/0", {"seen": "", "strokes": [], "radius": 1, "name": "a"}, "strokes: List should"),
         ("click/0", {"seen": "", "x": "a", "y": 1, "name": "a"}, "x: Input should be a valid int"),
         ("right/77", {"seen": ""}, "there is no image 77"),
+        ("split", {"cluster": "0"}, "em/default keeps no halves of 0; fit with --method robust"),
+        ("split", {"cluster": "0.2"}, "cluster: String should match"),
         ("undo", {"number": 0}, "there is nothing to undo."),
         ("undo", [], "the request: Input should be an object."),
     ],
@@ -316,7 +325,7 @@ def test_names_with_markup_are_text(visit: Callable[..., None]) -> None:
     hostile = HOSTILE[:90]
 
     async def visitor(page: Page) -> None:
-        changes = [{"cluster": 0, "seen": None, "name": hostile}]
+        changes = [{"cluster": "0", "seen": None, "name": hostile}]
         await page.read("/api/names", {"changes": changes})
         answer = await page.ask("/api/clusters")
         assert answer.headers["Content-Type"].startswith("application/json")

@@ -38,31 +38,31 @@ def read(run: RunDirectory, image: Image) -> NDArray[np.uint8]:
 
 def test_names_are_given_taken_and_undone(begin: Begin) -> None:
     said = begin()
-    said.name_clusters({0: (None, "sky"), 2: (None, "no")})
-    said.name_clusters({0: ("sky", None), 1: (None, "ignore")})
-    assert said.names() == {1: "ignore", 2: "no"}
-    assert begin().names() == {1: "ignore", 2: "no"}
+    said.name_clusters({(0,): (None, "sky"), (2,): (None, "no")})
+    said.name_clusters({(0,): ("sky", None), (1,): (None, "ignore")})
+    assert said.names() == {(1,): "ignore", (2,): "no"}
+    assert begin().names() == {(1,): "ignore", (2,): "no"}
     said.undo(1)
-    assert said.names() == {0: "sky", 2: "no"}
+    assert said.names() == {(0,): "sky", (2,): "no"}
     begin().undo(0)
     assert said.names() == {}
 
 
 def test_a_name_that_is_not_seen_is_not_replaced(begin: Begin) -> None:
     said = begin()
-    said.name_clusters({0: (None, "sky")})
+    said.name_clusters({(0,): (None, "sky")})
     with pytest.raises(ConflictError, match="cluster 0 is sky now"):
-        said.name_clusters({1: (None, "road"), 0: (None, "field")})
-    assert said.names() == {0: "sky"}, "all or nothing"
+        said.name_clusters({(1,): (None, "road"), (0,): (None, "field")})
+    assert said.names() == {(0,): "sky"}, "all or nothing"
     assert len(said.journal) == 1
 
 
 @pytest.mark.parametrize("name", ["", "two\nlines", "x" * 101])
 def test_a_name_that_is_none_is_refused(name: str, begin: Begin) -> None:
     with pytest.raises(RunError, match="needs a name of one line"):
-        begin().name_clusters({0: (None, name)})
+        begin().name_clusters({(0,): (None, name)})
     with pytest.raises(UsageError, match="no cluster 3"):
-        begin().name_clusters({3: (None, "sky")})
+        begin().name_clusters({(3,): (None, "sky")})
     assert not begin().names_file.exists()
 
 
@@ -70,16 +70,27 @@ def test_what_a_person_has_written_beside_the_names_stays(begin: Begin) -> None:
     file = begin().names_file
     file.write_text("# mine\n1: fields  # green\n\n0: 'sky'\n")
     said = begin()
-    said.name_clusters({0: ("sky", "air"), 2: (None, "road: wide")})
+    said.name_clusters({(0,): ("sky", "air"), (2,): (None, "road: wide")})
     assert file.read_text() == "# mine\n1: fields  # green\n\n0: air\n2: 'road: wide'\n"
+
+
+def test_parts_of_clusters_have_names_of_their_own(begin: Begin) -> None:
+    said = begin()
+    said.name_clusters({(0,): (None, "sky"), (0, 1): (None, "cloud")})
+    said.name_clusters({(0, 1): ("cloud", "fog"), (0, 1, 0): (None, "haze")})
+    assert said.names_file.read_text() == "0: sky\n0.1: fog\n0.1.0: haze\n"
+    said.undo(1)
+    assert said.names() == {(0,): "sky", (0, 1): "cloud"}
+    with pytest.raises(ConflictError, match=r"cluster 0\.1 is cloud now"):
+        said.name_clusters({(0, 1): (None, "fog")})
 
 
 def test_names_in_another_form_are_written_anew_and_kept(begin: Begin) -> None:
     file = begin().names_file
     file.write_text("{0: sky, 1: field}\n")
     said = begin()
-    said.name_clusters({0: ("sky", "air")})
-    assert said.names() == {0: "air", 1: "field"}
+    said.name_clusters({(0,): ("sky", "air")})
+    assert said.names() == {(0,): "air", (1,): "field"}
     (kept,) = [path for path in file.parent.iterdir() if path.name.startswith("names.yaml.")]
     assert kept.read_text() == "{0: sky, 1: field}\n"
 
@@ -87,7 +98,7 @@ def test_names_in_another_form_are_written_anew_and_kept(begin: Begin) -> None:
 def test_names_of_an_earlier_fit_are_not_mixed_with_those_of_this_one(
     begin: Begin, run: RunDirectory
 ) -> None:
-    begin().name_clusters({0: (None, "sky")})
+    begin().name_clusters({(0,): (None, "sky")})
     begin()
     bind_names(run, Subject("em", "default"), "another", None)
     with pytest.raises(RunError, match="clusters of an earlier em/default; run `primaps-pipe eval"):
@@ -201,7 +212,7 @@ class Killed(BaseException):
 
 
 def name(said: Said, image: Image) -> None:
-    said.name_clusters({1: ("field", "road"), 2: (None, "ignore")})
+    said.name_clusters({(1,): ("field", "road"), (2,): (None, "ignore")})
 
 
 def click(said: Said, image: Image) -> None:
@@ -232,7 +243,7 @@ def test_killed_at_any_write_a_change_is_made_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = begin()
-    said.name_clusters({1: (None, "field")})
+    said.name_clusters({(1,): (None, "field")})
     said.place_points(image, said.revision(image), [Point(3, 3, None, None, "sky")])
     paint(said, image, "sky")
     before = look(run, said, image)

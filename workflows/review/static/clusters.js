@@ -2,7 +2,9 @@
 import { change, colour, complete, fail, find, isIgnored, make, percent, read, showLater, swatch, tell } from "./common.js";
 
 let state = { clusters: [], names: [], images: [] };
+// cards, and what is known, of clusters and of parts of them: "12", "12.0"
 const cards = new Map();
+let known = new Map();
 const chosenClusters = new Set();
 const chosenCutouts = new Set();
 let openImage = () => undefined;
@@ -24,8 +26,9 @@ export async function loadClusters() {
 
 async function loadOnce() {
   state = await read("clusters");
+  known = new Map(state.clusters.map((facts) => [facts.part, facts]));
   for (const facts of state.clusters) {
-    const card = cards.get(facts.cluster) || makeCard(facts.cluster);
+    const card = cards.get(facts.part) || makeCard(facts.part);
     fillCard(card, facts);
   }
   arrange(false);
@@ -33,34 +36,37 @@ async function loadOnce() {
 
 // --- one card ---------------------------------------------------------------------------------
 
-function makeCard(cluster) {
+function makeCard(part) {
+  const title = part.includes(".") ? `half ${part}` : `cluster ${part}`;
   const input = make("input", {
-    id: `name-${cluster}`, className: "name", autocomplete: "off", spellcheck: false, maxLength: 100,
-    ariaLabel: `Name of cluster ${cluster}`, placeholder: `cluster ${cluster}`,
+    id: `name-${part}`, className: "name", autocomplete: "off", spellcheck: false, maxLength: 100,
+    ariaLabel: `Name of ${title}`, placeholder: title,
   });
-  const element = make("li", { className: "panel card", tabIndex: -1, id: `card-${cluster}` });
+  const element = make("li", { className: "panel card", tabIndex: -1, id: `card-${part}` });
+  element.classList.toggle("half", part.includes("."));
   const card = {
-    cluster, element, input,
+    part, element, input,
     mark: swatch([128, 128, 128]),
-    box: make("input", { type: "checkbox", ariaLabel: `Choose cluster ${cluster}`, onchange: () => choose(cluster, card.box.checked) }),
-    same: make("button", { type: "button", className: "button same", onclick: () => nameSame(cluster) }),
-    ignore: make("button", { type: "button", className: "button", onclick: () => toggleIgnored(cluster) }),
+    box: make("input", { type: "checkbox", ariaLabel: `Choose ${title}`, onchange: () => choose(part, card.box.checked) }),
+    same: make("button", { type: "button", className: "button same", onclick: () => nameSame(part) }),
+    split: make("button", { type: "button", className: "button", onclick: () => split(part) }, "Split"),
+    ignore: make("button", { type: "button", className: "button", onclick: () => toggleIgnored(part) }),
     figures: make("p", { className: "muted small card-figures" }),
-    typical: make("ul", { className: "cutouts", ariaLabel: `Typical of cluster ${cluster}` }),
-    doubtful: make("ul", { className: "cutouts", ariaLabel: `Doubtful in cluster ${cluster}` }),
+    typical: make("ul", { className: "cutouts", ariaLabel: `Typical of ${title}` }),
+    doubtful: make("ul", { className: "cutouts", ariaLabel: `Doubtful in ${title}` }),
     doubt: make("p", { className: "muted small card-doubt" }, "Doubtful:"),
     pictures: "",
     saving: 0,
   };
   element.append(
-    make("div", { className: "card-head" }, make("label", { className: "card-choose" }, card.box, card.mark), make("span", { className: "naming" }, input), card.same, card.ignore),
+    make("div", { className: "card-head" }, make("label", { className: "card-choose" }, card.box, card.mark), make("span", { className: "naming" }, input), card.same, card.split, card.ignore),
     card.figures, card.typical, card.doubt, card.doubtful,
   );
-  complete(input, names, (go) => saveName(card, go), () => { input.value = seen(cluster) || ""; element.focus(); });
+  complete(input, names, (go) => saveName(card, go), () => { input.value = seen(part) || ""; element.focus(); });
   input.addEventListener("change", () => saveName(card, false));
   input.addEventListener("focus", () => input.select());
-  element.addEventListener("focusin", () => { at = cluster; });
-  cards.set(cluster, card);
+  element.addEventListener("focusin", () => { at = part; });
+  cards.set(part, card);
   return card;
 }
 
@@ -74,14 +80,15 @@ function fillCard(card, facts) {
   card.element.classList.toggle("ignored", isIgnored(name));
   card.element.style.setProperty("--colour", colour(facts.colour));
   card.mark.style.background = colour(facts.colour);
+  card.split.hidden = !facts.splits;
   card.ignore.textContent = isIgnored(name) ? "Use again" : "Ignore";
   const parts = [];
   if (facts.share !== undefined) { parts.push(`${percent(facts.share)} of the pixels`); }
   if (facts.proposals !== undefined) { parts.push(`${facts.proposals} proposal${facts.proposals === 1 ? "" : "s"} seen`); }
-  if (facts.nearest) { parts.push(`nearest: ${call(facts.nearest[0])}`); }
-  if (facts.rival) { parts.push(`in doubt with ${call(facts.rival[0])}: ${percent(facts.rival[1])}`); }
+  if (facts.nearest) { parts.push(`nearest: ${call(String(facts.nearest[0]))}`); }
+  if (facts.rival) { parts.push(`in doubt with ${call(String(facts.rival[0]))}: ${percent(facts.rival[1])}`); }
   card.figures.textContent = parts.join(" · ");
-  const other = facts.nearest ? seenIn(facts.nearest[0]) : null;
+  const other = facts.nearest ? seenIn(String(facts.nearest[0])) : null;
   card.same.hidden = !other || isIgnored(other) || other === name;
   card.same.textContent = `Same as ${other}`;
   const pictures = JSON.stringify([facts.typical, facts.doubtful, facts.told]);
@@ -93,9 +100,15 @@ function fillCard(card, facts) {
   }
 }
 
-function seenIn(cluster) { return state.clusters[cluster] ? state.clusters[cluster].name : null; }
-function seen(cluster) { return cards.get(cluster).facts.name; }
-function call(cluster) { return seenIn(cluster) || `cluster ${cluster}`; }
+function seenIn(part) { return known.has(part) ? known.get(part).name : null; }
+function seen(part) { return cards.get(part).facts.name; }
+function call(part) { return seenIn(part) || `cluster ${part}`; }
+
+// what is split has a name where both its halves have one
+function isNamed(part) {
+  if (!known.has(part)) { return false; }
+  return known.get(part).name !== null || (isNamed(`${part}.0`) && isNamed(`${part}.1`));
+}
 
 function makeCutout(card, place) {
   const told = (card.facts.told || {})[place];
@@ -136,11 +149,11 @@ async function saveName(card, go) {
   if (name === before) { return; }
   card.saving += 1;
   card.element.classList.add("saving");
-  const done = await setNames([{ cluster: card.cluster, seen: before, name }]);
+  const done = await setNames([{ cluster: card.part, seen: before, name }]);
   card.saving -= 1;
   card.element.classList.remove("saving");
   if (!done) {
-    const now = state.clusters[card.cluster].name;
+    const now = seenIn(card.part);
     card.facts = { ...card.facts, name: now === name ? before : now };
     card.input.value = name || "";
     card.shown = name || "";
@@ -148,29 +161,37 @@ async function saveName(card, go) {
   card.element.classList.toggle("unsaved", !done);
 }
 
-function toggleIgnored(cluster) {
-  const before = seen(cluster);
-  setNames([{ cluster, seen: before, name: isIgnored(before) ? null : "ignore" }]);
+function toggleIgnored(part) {
+  const before = seen(part);
+  setNames([{ cluster: part, seen: before, name: isIgnored(before) ? null : "ignore" }]);
 }
 
-function nameSame(cluster) {
-  const { nearest } = cards.get(cluster).facts;
-  const name = nearest ? seenIn(nearest[0]) : null;
-  if (name) { setNames([{ cluster, seen: seen(cluster), name }]); }
+function nameSame(part) {
+  const { nearest } = cards.get(part).facts;
+  const name = nearest ? seenIn(String(nearest[0])) : null;
+  if (name) { setNames([{ cluster: part, seen: seen(part), name }]); }
+}
+
+async function split(part) {
+  try {
+    await change("split", { cluster: part });
+    await loadClusters();
+    cards.get(`${part}.0`).input.focus();
+  } catch (error) { fail(error); }
 }
 
 // --- several at once --------------------------------------------------------------------------
 
-function choose(cluster, wanted) {
-  if (wanted) { chosenClusters.add(cluster); dropCutouts(); } else { chosenClusters.delete(cluster); }
-  cards.get(cluster).box.checked = wanted;
-  cards.get(cluster).element.classList.toggle("chosen", wanted);
+function choose(part, wanted) {
+  if (wanted) { chosenClusters.add(part); dropCutouts(); } else { chosenClusters.delete(part); }
+  cards.get(part).box.checked = wanted;
+  cards.get(part).element.classList.toggle("chosen", wanted);
   showChosen();
 }
 
 function toggleCutout(place, button) {
   if (chosenCutouts.has(place)) { chosenCutouts.delete(place); } else { chosenCutouts.add(place); }
-  Array.from(chosenClusters).forEach((cluster) => choose(cluster, false));
+  Array.from(chosenClusters).forEach((part) => choose(part, false));
   button.setAttribute("aria-pressed", String(chosenCutouts.has(place)));
   showChosen();
 }
@@ -181,7 +202,7 @@ function dropCutouts() {
 }
 
 function dropAll() {
-  Array.from(chosenClusters).forEach((cluster) => choose(cluster, false));
+  Array.from(chosenClusters).forEach((part) => choose(part, false));
   dropCutouts();
   showChosen();
 }
@@ -198,7 +219,7 @@ function showChosen() {
 async function nameChosen(name) {
   if (!name) { find("chosen-name").focus(); return; }
   if (chosenClusters.size) {
-    const changes = Array.from(chosenClusters, (cluster) => ({ cluster, seen: seen(cluster), name }));
+    const changes = Array.from(chosenClusters, (part) => ({ cluster: part, seen: seen(part), name }));
     if (!await setNames(changes)) { return; }
   } else {
     let made = 0;
@@ -242,21 +263,23 @@ const FILTERS = {
 
 // what is named does not leave its place, or the list, before the next look
 function arrange(anew) {
-  const known = new Set(shown);
-  const listed = state.clusters.filter(FILTERS[find("cards-filter").value]).map((facts) => facts.cluster);
+  const before = new Set(shown);
+  const listed = state.clusters.filter(FILTERS[find("cards-filter").value]).map((facts) => facts.part);
   const settled = state.clusters.length > 0 && state.clusters[0].share !== undefined;
-  if (anew || !shown.length || (settled && !arrange.settled) || listed.some((cluster) => !known.has(cluster))) {
+  if (anew || !shown.length || (settled && !arrange.settled) || listed.some((part) => !before.has(part))) {
     const order = ORDERS[find("cards-order").value];
-    const facts = listed.map((cluster) => state.clusters[cluster]).sort(order);
-    shown = facts.map((each) => each.cluster);
+    // halves stand behind what they are halves of
+    const whole = (part) => known.get(part.split(".")[0]);
+    shown = listed.sort((a, b) => order(whole(a), whole(b)) || a.localeCompare(b));
     const held = document.activeElement;
-    find("cards").replaceChildren(...shown.map((cluster) => cards.get(cluster).element));
+    find("cards").replaceChildren(...shown.map((part) => cards.get(part).element));
     if (held && held.isConnected) { held.focus({ preventScroll: true }); }
     arrange.settled = settled;
   }
-  const named = state.clusters.filter(FILTERS.named).length;
-  find("cards-count").textContent = `${named} of ${state.clusters.length} clusters have a name`;
-  shown.forEach((cluster, n) => { cards.get(cluster).element.tabIndex = cluster === at || (at === null && n === 0) ? 0 : -1; });
+  const all = state.clusters.filter((facts) => !facts.part.includes("."));
+  const named = all.filter((facts) => isNamed(facts.part) && !isIgnored(facts.name)).length;
+  find("cards-count").textContent = `${named} of ${all.length} clusters have a name`;
+  shown.forEach((part, n) => { cards.get(part).element.tabIndex = part === at || (at === null && n === 0) ? 0 : -1; });
 }
 
 function step(by, naming = false) {
@@ -280,6 +303,7 @@ export function pressCluster(event) {
   else if (key === "Enter" && onCard) { cards.get(at).input.focus(); }
   else if (key === "i") { toggleIgnored(at); }
   else if (key === "s") { nameSame(at); }
+  else if (key === "p" && cards.get(at).facts.splits) { split(at); }
   else if (key === "m") { choose(at, !chosenClusters.has(at)); }
   else if (key === "M" && !find("chosen").hidden) { find("chosen-name").focus(); }
   else if (key === "Escape" && !find("chosen").hidden) { dropAll(); }

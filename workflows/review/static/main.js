@@ -9,7 +9,7 @@ const TABS = ["clusters", "images"];
 const KEYS = [
   ["Clusters", [
     ["j, k", "next card, card before"], ["Enter", "type a name; Enter saves it and goes on"], ["Tab", "complete a name"],
-    ["s", "same name as the nearest cluster"], ["i", "ignore"], ["m, then M", "choose cards; one name for all"],
+    ["s", "same name as the nearest cluster"], ["i", "ignore"], ["p", "split into its halves"], ["m, then M", "choose cards; one name for all"],
   ]],
   ["Images", [
     ["← →", "image before, next image"], ["1 … 9", "choose a class"], ["n", "another class"], [", .", "step through the proposals"],
@@ -72,10 +72,11 @@ async function follow(now) {
   find("undo").disabled = !undo;
   find("undo").title = undo ? undo.what : "";
   if (now.trouble && now.trouble !== before.trouble) { tell(now.trouble, "bad"); }
-  const differs = (name) => before[name] !== undefined && before[name] !== now[name];
+  // at first all does
+  const differs = (name) => before[name] !== now[name];
   const work = [];
   if (differs("names") || differs("examples") || differs("said")) { work.push(loadClusters()); }
-  if (before.standing === undefined || differs("standing")) { work.push(showStanding(run)); }
+  if (differs("standing")) { work.push(showStanding(run)); }
   if (differs("names") || differs("said")) { work.push(reload()); }
   if (differs("said")) { work.push(remark()); }
   before = now;
@@ -128,9 +129,8 @@ async function start() {
   find("run").textContent = `${run.run} · ${run.fit} · ${run.clusters} clusters · ${run.images.toLocaleString("en")} images`;
   document.title = `Review of ${run.run}`;
   startClusters((row) => openFrom(row).catch(fail));
-  startShelf(run.splits, (place, facts) => openImage(place, facts.image).catch(fail));
+  startShelf(run.splits, run.has_proposals, (place, facts) => openImage(place, facts.image).catch(fail));
   startEasel(names);
-  await loadClusters();
   listen();
 }
 

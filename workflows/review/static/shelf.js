@@ -2,7 +2,7 @@
 import { fail, find, make, read, show } from "./common.js";
 
 const BLOCK = 100, TALL = 128, NARROW = 118;
-let total = 0, columns = 1, asked = 0;
+let total = 0, columns = 1, asked = 0, turn = 0;
 let blocks = new Map();
 let current = null;
 let open = () => undefined;
@@ -11,7 +11,7 @@ const drawn = new Map();
 function query(start, count) {
   const search = encodeURIComponent(find("images-search").value);
   const split = encodeURIComponent(find("images-split").value);
-  return `images?start=${start}&count=${count}&search=${search}&split=${split}&said=${find("images-said").checked ? 1 : 0}`;
+  return `images?start=${start}&count=${count}&search=${search}&split=${split}&said=${find("images-said").checked ? 1 : 0}&turn=${find("images-order").value ? turn : ""}`;
 }
 
 async function load(block) {
@@ -109,7 +109,7 @@ export async function need(place) {
   return at(place);
 }
 
-export function startShelf(splits, opened) {
+export function startShelf(splits, ordered, opened) {
   open = opened;
   find("images-split").append(make("option", { value: "" }, "all splits"), ...splits.map((split) => make("option", { value: split }, split)));
   find("images-split").hidden = splits.length < 2;
@@ -119,6 +119,8 @@ export function startShelf(splits, opened) {
     waiting = window.setTimeout(() => refill(), 200);
   });
   find("images-split").addEventListener("change", () => refill());
+  find("images-order").hidden = !ordered;
+  find("images-order").addEventListener("change", () => { turn += 1; find("images-count").textContent = "…"; refill().catch(fail); });
   find("images-said").addEventListener("change", () => refill());
   let drawing = false;
   const later = () => {
