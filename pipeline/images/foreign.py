@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.foreign import name_stand_in
+
 _HEADS = {
     b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
     b"\xff\x4f\xff\x51": "a JPEG 2000 image",
@@ -15,9 +17,6 @@ _HEADS = {
     b"SIMPLE  =": "a FITS image",
     b"\0\0\1\0": "an icon",
     b"<svg": "an SVG drawing",
-    b"<!DOCTYPE html": "a page in HTML",
-    b"<html": "a page in HTML",
-    b"version https://git-lfs": "a pointer of Git LFS (`git lfs pull` fetches the file)",
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
 }
@@ -29,4 +28,5 @@ def name_content(data: bytes) -> tuple[str, bool]:
         kind = "a camera's raw image (CR3)" if data[8:12] == b"crx " else "a film"
     else:
         kind = next((kind for head, kind in _HEADS.items() if data.startswith(head)), "")
+        kind = kind or name_stand_in(data)
     return kind, kind.endswith((" image", "(CR3)", "(RAF)", "drawing", "icon"))

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import WeightsError, count_of
+from pipeline.foreign import name_stand_in
 
 # Records without behaviour that training tools leave beside the weights: DINO its arguments,
 # others a score or a learning rate.
@@ -42,14 +43,6 @@ _AGAIN = "it is cut short or damaged: download it again"
 # how files begin that people take for weights
 _FOREIGN = {
     r"$": "is empty: download it again",
-    r"version https://git-lfs\.": "is a git-LFS pointer, which git keeps in place of a large file: "
-    "fetch the file itself with `git lfs pull`",
-    r"[./]*(?:\.git/)?annex/objects": "is a git-annex pointer, which git keeps in place of a "
-    "large file: fetch the file itself with `git annex get`",
-    r"\s*(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)": "is a web page (HTML), which "
-    "servers send in place of a file that is not there or asks for a log-in: get the file itself",
-    r"\s*<\?xml": "is an XML page, which stores send in place of a file that they refuse: download "
-    "the file itself",
     r"\x89HDF": "is an HDF5 file, as Keras writes: save the weights as .safetensors",
     r"\x93NUMPY": "is a NumPy array: save the weights as .safetensors",
     r"GGUF": "is a GGUF file, whose weights are packed for language models: take .safetensors",
@@ -129,6 +122,8 @@ def read_network(path: Path) -> Network:
 def _read_file(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+    if stand_in := name_stand_in(head):
+        raise WeightsError(f"{path} is {stand_in}.")
     for beginning, words in _FOREIGN.items():
         if re.match(beginning, head.decode("latin-1"), re.IGNORECASE | re.DOTALL):
             raise WeightsError(f"{path} {words}.")

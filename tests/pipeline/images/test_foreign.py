@@ -19,7 +19,11 @@ from pipeline.images.decoding import probe_image
     ("head", "words"),
     [
         (b"\0\0\0\x14ftypqt  ", "not an image, but a film"),
-        (b"version https://git-lfs.github.com", "a pointer of Git LFS (`git lfs pull` fetches"),
+        (b"version https://git-lfs.github.com", "not an image, but a git-LFS pointer"),
+        (b"/annex/objects/SHA256E-s9--0.jpg", "not an image, but a git-annex pointer"),
+        (b"<!DOCTYPE html><html>Not found", "not an image, but a web page (HTML)"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "not an image, but an XML page"),
+        (b"<?xml version='1.0'?><!-- a drawing -->", "not an image"),
         (b"%PDF-1.7", "not an image, but a PDF document"),
         (b"no photograph", "not an image"),
     ],
