@@ -1,4 +1,4 @@
-"""What stands in place of a file that was not fetched: named by its first bytes."""
+"""What stands in place of the file that is meant, not fetched or packed: told by first bytes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ _STAND_INS = {
     r"\s*<\?xml[^>]*>\s*<Error": "an XML page, which stores send in place of a file that they "
     "refuse: download the file itself",
 }
+
+# a zip is none of these: torch writes it
+_ARCHIVE = re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar", re.DOTALL)
+
+
+def is_archive(head: bytes) -> bool:
+    """Whether a file holds others, which are to be unpacked first."""
+    return _ARCHIVE.match(head) is not None
 
 
 def name_stand_in(head: bytes) -> str:

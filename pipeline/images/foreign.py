@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.foreign import name_stand_in
+from pipeline.foreign import is_archive, name_stand_in
 
 _HEADS = {
     b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
@@ -18,7 +18,6 @@ _HEADS = {
     b"\0\0\1\0": "an icon",
     b"<svg": "an SVG drawing",
     b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
 }
 
 
@@ -28,5 +27,5 @@ def name_content(data: bytes) -> tuple[str, bool]:
         kind = "a camera's raw image (CR3)" if data[8:12] == b"crx " else "a film"
     else:
         kind = next((kind for head, kind in _HEADS.items() if data.startswith(head)), "")
-        kind = kind or name_stand_in(data)
+        kind = kind or name_stand_in(data) or ("an archive" if is_archive(data) else "")
     return kind, kind.endswith((" image", "(CR3)", "(RAF)", "drawing", "icon"))

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import WeightsError, count_of
-from pipeline.foreign import name_stand_in
+from pipeline.foreign import is_archive, name_stand_in
 
 # Records without behaviour that training tools leave beside the weights: DINO its arguments,
 # others a score or a learning rate.
@@ -46,8 +46,6 @@ _FOREIGN = {
     r"\x89HDF": "is an HDF5 file, as Keras writes: save the weights as .safetensors",
     r"\x93NUMPY": "is a NumPy array: save the weights as .safetensors",
     r"GGUF": "is a GGUF file, whose weights are packed for language models: take .safetensors",
-    r"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "is an archive: unpack it, and name the "
-    "file of weights in it",
 }
 
 
@@ -122,6 +120,8 @@ def read_network(path: Path) -> Network:
 def _read_file(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+    if is_archive(head):
+        raise WeightsError(f"{path} is an archive: unpack it, and name the file of weights in it.")
     if stand_in := name_stand_in(head):
         raise WeightsError(f"{path} is {stand_in}.")
     for beginning, words in _FOREIGN.items():

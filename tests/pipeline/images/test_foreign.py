@@ -25,6 +25,7 @@ from pipeline.images.decoding import probe_image
         (b"<?xml version='1.0'?><Error><Code>AccessDenied", "not an image, but an XML page"),
         (b"<?xml version='1.0'?><!-- a drawing -->", "not an image"),
         (b"%PDF-1.7", "not an image, but a PDF document"),
+        (b"\x1f\x8b\x08\0", "not an image, but an archive"),
         (b"no photograph", "not an image"),
     ],
 )
