@@ -373,10 +373,13 @@ def describe(
     """Say what the table was measured on."""
     train_images, val_images = (len(set(part.images)) for part in samples)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    clusters = f"{len(run.prototypes())} clusters"
+    # label maps of named clusters hold the names' numbers
+    if named := run.metrics().get("label_names"):
+        clusters += f" with {len(named)} names"
     return (
         f"Median (smallest – largest) of {len(seeds)} seeds; {train_images} images of train, "
-        f"{val_images} of val, {len(run.cluster_names())} clusters, {len(run.class_names)} classes."
-        " "
+        f"{val_images} of val, {clusters}, {len(run.class_names)} classes. "
         f"{minutes:.1f} minutes with {torch.get_num_threads()} threads (load {load:.1f})."
     )
 

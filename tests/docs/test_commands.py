@@ -75,7 +75,7 @@ FOREIGN = re.compile(
 # blocks of YAML and CSV that a page tells the reader to save, in their order
 SAVED = {
     "docs/datasets/index.md": ("photographs.csv",),
-    OWN: ("runs/mine/corrections/names.yaml",),
+    OWN: ("runs/mine/corrections/names.yaml", "points.csv"),
     "docs/stages/evaluate.md": (
         "runs/mine/corrections/names.yaml",
         "runs/mine/corrections/names-many.yaml",
