@@ -280,14 +280,15 @@ def summarise(
     class_names: Sequence[str],
     others: Sequence[str] = (),
     named: Mapping[int, int] | None = None,
+    said: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Turn counts into what ``metrics.json`` says of a split, in per cent.
 
     Classes without a name, up to the largest label, are numbered. Of the ``others`` that were
     scored the linear probe predicts classes, which are not matched; all others predict as many
     clusters as the labels have. What is ``named`` is the class that a person says, or
-    ``UNMATCHED``, and is not matched. Scores are None where no image has labels, or none was
-    refined: nothing is made up.
+    ``UNMATCHED``, and is not matched; what is ``said`` of images alone is so after correction.
+    Scores are None where no image has labels, or none was refined: nothing is made up.
     """
     nothing = np.zeros((MAX_CLASSES, MAX_CLASSES), np.int64)
     confusions = {k: tally.confusions.get(k, nothing) for k in (PLAIN, REFINED, *others)}
@@ -295,8 +296,12 @@ def summarise(
         confusions[CORRECTED] = confusions[CORRECTED] + sum(tally.rest.values())
     # a label that nobody has named is a class all the same: left out, the scores would be too good
     present = np.flatnonzero(confusions[PLAIN].sum(axis=0))
-    numbered = [f"class {i}" for i in range(present.max() + 1 if len(present) else 0)]
-    names = [*class_names, *numbered[len(class_names) :]]
+    names = number_names(class_names, int(present.max(initial=-1)) + 1)
+    # a class that no label has is none here
+    named, said = (
+        {k: c if c < len(names) else UNMATCHED for k, c in (given or {}).items()}
+        for given in (named, said)
+    )
     used = max(int(tally.usage.sum()), 1)
     scored: dict[str, dict[str, Any]] = {}
     for kind, confusion in confusions.items():
@@ -309,7 +314,9 @@ def summarise(
             assignment = np.arange(classes)
         elif kind == CORRECTED:
             final = scored[REFINED]["assignment"] or scored[PLAIN]["assignment"]
-            assignment = None if final is None else read_assignment(final)
+            if final is not None:
+                assignment = read_assignment(final)
+                assignment[[*said]] = [*said.values()]
         scored[kind] = _score(confusion[:clusters, :classes], assignment, named)
     plain, refined = scored[PLAIN], scored[REFINED]
     return {
@@ -336,6 +343,11 @@ def summarise(
         "confidence": _percent(tally.confidence / max(tally.predicted, 1)),
         **{k: {"accuracy": scored[k]["accuracy"], "miou": scored[k]["miou"]} for k in others},
     }
+
+
+def number_names(class_names: Sequence[str], classes: int) -> list[str]:
+    """Name so many classes at least: those without a name by their numbers."""
+    return [*class_names, *(f"class {i}" for i in range(len(class_names), classes))]
 
 
 def _score(
@@ -367,12 +379,13 @@ def summarise_splits(
     class_names: Sequence[str],
     others: Sequence[str],
     named: Mapping[int, int] | None = None,
+    said: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Score every split, and put the one that papers report on top: as ``split`` and its figures.
 
     Those of every split are in ``splits``; parameters are those of :func:`summarise`.
     """
-    splits = {s: summarise(tally, class_names, others, named) for s, tally in tallies.items()}
+    splits = {s: summarise(tally, class_names, others, named, said) for s, tally in tallies.items()}
     # the held-out split is the one that papers report, but one without labels says nothing
     ranked = [s for s in ("val", "test", *tallies) if s in splits]
     primary = next((s for s in ranked if splits[s]["accuracy"] is not None), ranked[0])

@@ -36,6 +36,8 @@ from stages.scores import UNMATCHED
 _MUCH = 0.1
 # In the facts of an evaluation, and in its metrics: the names of the numbers in its label maps.
 NUMBERS = "label_names"
+# How many of them, the last ones, are said of images alone.
+FURTHER = "further"
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Naming:
     joined: tuple[int, ...] = ()
     unnamed: tuple[int, ...] = ()
     share: float = 0.0  # of the positions, those of the unnamed
+    further: int = 0  # of the names, the last: said of images alone
 
     @property
     def facts(self) -> dict[str, Any]:
         """What an evaluation records of it, JSON-able; it tells it from others of the same fit."""
-        return {NUMBERS: list(self.names), "joined": bool(self.joined)}
+        facts = {"joined": bool(self.joined), FURTHER: self.further}
+        return {NUMBERS: list(self.names), **facts}
 
 
 def find_naming(
@@ -82,7 +86,8 @@ def find_naming(
             return None
         clusters: list[str | None] = [None] * main.classes
         _check_count([*clusters, *further])
-        return Naming((*clusters, *further), extend_classifier(main, len(further)))
+        classifier = extend_classifier(main, len(further))
+        return Naming((*clusters, *further), classifier, further=len(further))
     given = {part: LEFT_OUT_NAME if is_ignored(name) else name for part, name in given.items()}
     clicked = {}
     if "moments_proposal" in arrays and artefacts.has_proposals:
@@ -115,7 +120,7 @@ def find_naming(
     classifier = extend_classifier(classifier, len(further))
     share = float(moments.count[len(named) :].sum() / moments.count.sum())
     joined, unnamed = tuple(units.tolist()), tuple(left.tolist())
-    return Naming((*names, *further), classifier, joined, unnamed, share)
+    return Naming((*names, *further), classifier, joined, unnamed, share, len(further))
 
 
 def _name_units(
@@ -200,14 +205,21 @@ def describe_naming(naming: Naming, settings: EvaluateSettings, screen: Screen) 
         (screen.warn if naming.share > _MUCH else screen.note)(text)
 
 
-def match_names(names: Sequence[str | None], class_names: Sequence[str]) -> dict[int, int]:
+def match_names(
+    names: Sequence[str | None], class_names: Sequence[str], further: int = 0
+) -> tuple[dict[int, int], dict[int, int]]:
     """Match the numbers that a person has named to the classes of these names.
 
-    Gives number -> class, ``UNMATCHED`` for what is to be ignored, which is no class.
+    Gives number -> class, ``UNMATCHED`` for what is to be ignored, which is no class. The last,
+    ``further`` ones are said of images alone: as long as these are not corrected, they are no
+    class either, and what they are then is given apart.
     """
     places = {name: place for place, name in enumerate(class_names)}
     places[LEFT_OUT_NAME] = UNMATCHED
-    return {k: places[name] for k, name in enumerate(names) if name in places}
+    matched = {k: places[name] for k, name in enumerate(names) if name in places}
+    first = len(names) - further
+    said = {k: matched.get(k, UNMATCHED) for k in range(first, len(names))}
+    return matched | dict.fromkeys(said, UNMATCHED), said
 
 
 def name_numbers(facts: Mapping[str, Any], clusters: int) -> tuple[str | None, ...]:

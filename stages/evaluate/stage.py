@@ -83,6 +83,7 @@ from stages.evaluate.metrics import (
     counts_file,
     encode_counts,
     encode_table,
+    number_names,
     read_counts,
     remove_other_counts,
     score_images,
@@ -91,6 +92,7 @@ from stages.evaluate.metrics import (
 )
 from stages.evaluate.names import bind_names, carry_names, find_owner, write_carried
 from stages.evaluate.naming import (
+    FURTHER,
     NUMBERS,
     correct_labels,
     describe_naming,
@@ -110,7 +112,7 @@ from stages.evaluate.probe import (
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
 from stages.parts import Part
-from stages.scores import describe_labels, describe_metrics
+from stages.scores import MAX_CLASSES, describe_labels, describe_metrics
 
 # In a shard's result: which palette its label maps have, nothing while it is the clusters' own.
 _PALETTE = "palette"
@@ -365,7 +367,12 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             "head": settings.head,
             "crf": settings.crf,
             **_describe_numbers(run, subject, mine),
-            **summarise_splits(tallies, names, others, match_names(numbers, names)),
+            **summarise_splits(
+                tallies,
+                names,
+                others,
+                *match_names(numbers, number_names(names, MAX_CLASSES), mine.facts.get(FURTHER, 0)),
+            ),
             "counts": count_unusual(
                 rejected=[str(image.reason) for image in manifest.rejected],
                 listed=len(manifest.images),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import Run
 from pipeline.run.corrections import Corrections, Point
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import read_manifest
@@ -137,14 +138,16 @@ def test_what_is_known_joins_by_its_name_and_is_said(run: Path, invoke: Invoke) 
 def test_corrections_win_over_the_clusters_of_any_fit(invoke: Invoke, tmp_path: Path) -> None:
     run = make_run(tmp_path, invoke)
     before, directory = read_metrics(run), RunDirectory(run)
+    names = before["class_names"]
     image = read_manifest(directory).images[0]
-    said = np.zeros((image.height, image.width), np.uint8)
-    Corrections(directory).write_map(image, said, ["moss"])
+    truth = Run(run).ground_truth(image.id)
+    Corrections(directory).write_map(image, np.where(truth == 255, 254, truth), names)
     invoke("evaluate", run, QUIET)
     labels = np.array(Image.open(run / "labels" / image.split / f"{image.id}.png"))
-    clusters = before["classes"]
-    assert (labels == clusters).all()
-    after = read_metrics(run)
-    assert after["label_names"] == [None] * clusters + ["moss"]
-    # the scores are those of the labels before
+    after, clusters = read_metrics(run), before["classes"]
+    assert after["label_names"] == [*[None] * clusters, *names]
+    assert (labels[truth != 255] == clusters + truth[truth != 255]).all()
+    # the scores are those of the labels before, though a person has named every class
     assert (after["accuracy"], after["miou"]) == (before["accuracy"], before["miou"])
+    assert after["assignment"][:clusters] == before["assignment"]
+    assert after["corrected"]["accuracy"] > before["accuracy"]

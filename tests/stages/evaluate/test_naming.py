@@ -28,7 +28,11 @@ def test_further_classes_never_win_and_change_no_other(logits: str) -> None:
 
 
 def test_a_name_that_is_a_class_is_this_class() -> None:
-    assert match_names([None, "road", "moss", "ignore"], ["sky", "road"]) == {1: 1, 3: UNMATCHED}
+    names = [None, "road", "moss", "ignore", "sky"]
+    assert match_names(names[:4], ["sky", "road"]) == ({1: 1, 3: UNMATCHED}, {})
+    found, said = match_names(names, ["sky", "road"], 1)
+    assert found == {1: 1, 3: UNMATCHED, 4: UNMATCHED}
+    assert said == {4: 0}
 
 
 def test_what_is_named_is_not_matched() -> None:
