@@ -46,6 +46,7 @@ RUN_PAGES: dict[str, str | None] = {
     "docs/results/select.md": OWN,
     "docs/results/export.md": OWN,
     "docs/results/correct.md": OWN,
+    "docs/annotation-tools.md": OWN,
     "docs/results/predict.md": OWN,
     "docs/results/python.md": OWN,
     "docs/results/terminal.md": OWN,
@@ -63,12 +64,15 @@ NOT_RUN = {
     "primaps-pipe extract s3://": "tests/object_store runs a stage in a store of its own",
     "primaps-pipe correct runs/mine --from colleague": "tests/workflows/correct has two people",
     "python -m": "benchmarks take minutes: their --help is run, and has the options",
+    "primaps-pipe correct runs/mine --from ~/Downloads": "tests/workflows/correct has such files",
+    "primaps-pipe correct runs/mine --from ~/exports/from-fiftyone": "a database, for FiftyOne",
     "make ": "each installs or runs for minutes: make -n says that there is such a target",
 }
 
 # lines of other programs, which readers may or may not have
 FOREIGN = re.compile(
     r"\. \.venv/bin/activate|pip install |#!/bin/bash|#SBATCH |export RUN=|dask scheduler |"
+    r"export LABEL_STUDIO_|label-studio start|labelme ~|python ~/exports/fiftyone/|"
     r"srun dask worker |until \[ -s |ADDRESS=|for stage in |done$|git clone |cd "
 )
 

@@ -26,6 +26,12 @@ from pipeline.registry import Registry
 LINES = {
     "corrections": "the corrections folder of another person, or another run",
     "points": "a CSV of clicks and boxes: split,image,x,y,x1,y1,class",
+    "cvat": "what CVAT exports as `Segmentation mask 1.1`",
+    "fiftyone": "what `open_in_fiftyone.py save` of an export writes",
+    "label-studio": "what Label Studio exports as `JSON`: brush masks, polygons, rectangles",
+    "labelme": "JSON files of LabelMe: polygons, masks, rectangles, circles",
+    "datumaro": "Datumaro's own JSON files: masks, polygons, boxes",
+    "coco": "COCO's instances, CVAT's `COCO 1.0`: run lengths, polygons, boxes",
     "png": "label PNGs, named as the photographs are, in a folder or one alone",
 }
 # In the order in which they are asked whether a place is theirs: the plainest last.

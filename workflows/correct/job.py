@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,10 +24,13 @@ from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import confine_writes, remove_file
 from pipeline.storage.places import count_requests, is_remote
 from workflows.correct import FORMATS
+from workflows.export.job import name_images, name_splits
 
 AUTO = "auto"
 # Images that are merged before others may write corrections, too.
 _GROUP = 64
+# What a cluster is called that nobody has named.
+UNNAMED = re.compile(r"cluster \d+")
 # Names that one line lists.
 _SHOWN = 8
 T = TypeVar("T")
@@ -96,6 +100,8 @@ class Source:
         Files, or names, of no image of the run: counted and told.
     faults
         What cannot be taken, a sentence each.
+    unnamed
+        Labels that are numbers of clusters, which say nothing.
     """
 
     place: Path
@@ -106,6 +112,7 @@ class Source:
     screen: Screen
     strays: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    unnamed: set[str] = field(default_factory=set)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -123,14 +130,30 @@ class Source:
             stem = _bare(path)
             for name in {f"{split}/{id}", id, stem, _last(id), _last(stem)}:
                 names.setdefault(name, []).append(row)
+        for row, name in self._list_exported():
+            if row not in (rows := names.setdefault(name, [])):
+                rows.append(row)
         return names
+
+    def _list_exported(self) -> Iterator[tuple[int, str]]:
+        """List rows of images with the names that `export` gives to their files."""
+        images = self.manifest.images
+        for split, folder in name_splits(self.manifest.splits).items():
+            chosen = images.among("split", [split]) & images.among("state", ["ok"])
+            rows = np.flatnonzero(chosen)
+            ids = images.choose(rows).column("id").to_pylist()
+            for nested in (False, True):
+                names = name_images(ids, nested=nested)
+                for row, id in zip(rows.tolist(), ids, strict=True):
+                    yield row, f"{folder}/{names[id]}"
+                    yield row, names[id]
 
     def find(self, name: str) -> Image | None:
         """Find the image that a file is named after; without its suffix, and with ``/``.
 
-        Tried are the whole name, and then its ends: split/id, id, or path of the photograph, and
-        the last part of these. None, which is counted, where there is no such image, or more
-        than one.
+        Tried are the whole name, and then its ends: split/id, id, path of the photograph, or its
+        name in an export, and the last part of these. None, which is counted, where there is no
+        such image, or more than one.
         """
         parts = name.split("/")
         ends = ("/".join(parts[begin:]) for begin in range(len(parts)))
@@ -253,6 +276,11 @@ def correct_run(
         with nullcontext() if dry_run else corrections.hold():
             for item in (*group, *islice(items, _GROUP - 1)):
                 _take(item, corrections, prefer, dry_run, outcome)
+    if source.unnamed:
+        screen.warn(
+            f"correct: {_list_some(sorted(source.unnamed))} are numbers of clusters, and no names: "
+            "what has these labels is not said."
+        )
     return outcome
 
 

@@ -9,7 +9,6 @@ changed.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,10 +25,9 @@ from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import Evaluation
 from pipeline.run.ledger import Ledger
 from pipeline.storage.places import find_files
-from workflows.correct.job import Said, Source, name_file
+from workflows.correct.job import UNNAMED, Said, Source, name_file
 
 _BESIDE = ("classes.json", "classes.yaml", "classes.txt")
-_UNNAMED = re.compile(r"cluster \d+")
 # Names of numbers; None for what has none.
 Names = Sequence[str | None]
 
@@ -127,7 +125,7 @@ def _name_numbers(source: Source, subject: Subject | None, split: str) -> Names:
         )
     evaluation = Evaluation(run, subject, record)
     names = evaluation.look(split if split in evaluation.splits else None).names
-    return [None if _UNNAMED.fullmatch(name) else name for name in names]
+    return [None if UNNAMED.fullmatch(name) else name for name in names]
 
 
 def _read_classes(file: Path) -> Names:

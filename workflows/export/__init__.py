@@ -18,6 +18,11 @@ LINES = {
     "huggingface": "parquet files that datasets.load_dataset opens",
     "yolo-seg": "polygons per image and data.yaml, as Ultralytics trains on",
     GEOTIFF: "label maps that lie where their photographs lie, for GIS programs",
+    "cvat": "a zip of masks and photographs per split, which CVAT imports",
+    "label-studio": "tasks with brush masks as predictions, and the labelling's configuration",
+    "labelme": "a JSON of masks beside every photograph, for LabelMe",
+    "fiftyone": "photographs, masks and a script that opens them in FiftyOne",
+    "datumaro": "Datumaro's own JSON of masks, from which it writes its other formats",
     PROTOTYPES: "one safetensors file with which `predict` labels new images",
 }
 FORMATS: Registry[object] = Registry(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.datasets.definition import IGNORE, Colour
-from workflows.export.folder import COMMON, choose_suffix
+from workflows.export.folder import COMMON, choose_suffix, write_rows
 from workflows.export.job import Export, Item
 
 NESTED = False
@@ -123,15 +123,7 @@ def _write_json(
     stream.write(f'"info": {json.dumps({"description": description})},\n'.encode())
     stream.write(b'"licenses": [],\n')
     stream.write(f'"categories": {json.dumps(categories, ensure_ascii=False)},\n'.encode())
-    _write_rows(stream, "images", images)
+    write_rows(stream, "images", images)
     stream.write(b",\n")
-    _write_rows(stream, "annotations", annotations)
+    write_rows(stream, "annotations", annotations)
     stream.write(b"\n}\n")
-
-
-def _write_rows(stream: IO[bytes], name: str, rows: Iterator[dict[str, Any]]) -> None:
-    stream.write(f'"{name}": ['.encode())
-    for number, row in enumerate(rows):
-        stream.write(b",\n" if number else b"\n")
-        stream.write(json.dumps(row, ensure_ascii=False).encode())
-    stream.write(b"\n]")

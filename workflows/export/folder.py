@@ -6,8 +6,9 @@ Photographs are copied into it as they are, linked to, or written anew where the
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -104,6 +105,15 @@ class Folder:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def write_rows(stream: IO[bytes], name: str | None, rows: Iterable[Any]) -> None:
+    """Write a list as JSON, row by row: it may be larger than memory. A member of a name has it."""
+    stream.write(b"[" if name is None else f"{json.dumps(name)}: [".encode())
+    for number, row in enumerate(rows):
+        stream.write(b",\n" if number else b"\n")
+        stream.write(json.dumps(row, ensure_ascii=False).encode())
+    stream.write(b"\n]")
 
 
 @contextmanager

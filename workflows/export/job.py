@@ -322,6 +322,11 @@ class Export:
         root = self.source.manifest.root
         export_photograph(root, item.image, self.folder, name, self.images, as_it_is=as_it_is)
 
+    def write_photographs(self, place: Callable[[Item], str]) -> None:
+        """Bring all photographs along, to their places."""
+        for _ in self.map(lambda item: self.write_photograph(item, place(item))):
+            pass
+
     def write_pairs(
         self,
         place: Callable[[Item], tuple[str, str]],
