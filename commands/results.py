@@ -348,6 +348,7 @@ def compare(
     multiple=True,
     help="split to choose from, repeatable; train where there is one, else all",
 )
+@em_option(help="the fit since which what was added comes first; the run's own when not given")
 @shown(
     "--out",
     type=PlaceType(),
@@ -361,6 +362,7 @@ def select(
     images: int | None,
     proposals: int | None,
     splits: tuple[str, ...],
+    em: str | None,
     out: Path | None,
     progress: bool,
     as_json: bool,
@@ -372,7 +374,7 @@ def select(
     from workflows.selection import describe_pick, select, write_selection
 
     place = RunDirectory(run)
-    selection = select(place, images=images, proposals=proposals, splits=splits)
+    selection = select(place, images=images, proposals=proposals, splits=splits, em=em)
     if as_json:
         click.echo(json.dumps(selection.describe(), indent=1, ensure_ascii=False))
     else:

@@ -22,7 +22,7 @@ from pipeline.errors import RunError, UsageError, count_of
 from pipeline.images.windows import Cover
 from pipeline.progress import Screen
 from pipeline.run.corrections import NOT_SAID, Corrections
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
@@ -66,11 +66,14 @@ class Pick:
         Share of all proposals that resemble this one more than any taken before, or known.
     point
         A pixel (x, y) of the photograph well inside the proposal; None for a whole image.
+    proposal
+        Row of the proposal's window, and its number there, from 1; None for a whole image.
     """
 
     image: Image
     share: float
     point: tuple[int, int] | None = None
+    proposal: tuple[int, int] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Describe it, JSON-able."""
@@ -105,6 +108,7 @@ def select(
     images: int | None = None,
     proposals: int | None = None,
     splits: Sequence[str] = (),
+    em: str | None = None,
 ) -> Selection:
     """Choose the images, or the proposals, whose label would teach most.
 
@@ -116,6 +120,8 @@ def select(
         How many to choose, of one kind.
     splits
         Splits to choose from; train where there is one, else all, when empty.
+    em
+        A fit: what was added to the run since it was made comes first. The run's own when None.
 
     Returns
     -------
@@ -142,19 +148,44 @@ def select(
     covered = np.full(len(targets), UNCOVERED)
     for block in pool.read(said, np.zeros(len(said), np.int64), mean):
         covered = np.maximum(covered, measure_nearness([block], targets, 1)[0])
-    if kind == "images":
-        open_ = np.setdiff1d(pool.image, list(pool.known))
-        rows = open_[draw_some(len(open_), MOST_CANDIDATES, _SEED)]
-        own = np.flatnonzero(np.isin(pool.image, rows))
-        owner = np.searchsorted(rows, pool.image[own])
-    else:
-        open_ = np.flatnonzero(~pool.said)
-        rows = own = open_[draw_some(len(open_), MOST_CANDIDATES, _SEED)]
-        owner = np.arange(len(own))
-    nearness = measure_nearness(pool.read(own, owner, mean), targets, len(rows))
-    chosen = choose_covering(nearness, np.ones(len(targets)), covered, wanted)
-    why = _explain(kind, wanted, chosen, pool, (len(rows), len(open_)), len(targets))
-    return Selection(kind, tuple(_pick(pool, kind, rows, chosen)), why)
+    new = pool.image >= _count_seen(run, em, len(pool.manifest.images))
+    picks, compared, there = list[Pick](), 0, 0
+    for part in (new, ~new):
+        rows, own, owner, count = _list_candidates(pool, kind, part)
+        compared, there = compared + len(rows), there + count
+        nearness = measure_nearness(pool.read(own, owner, mean), targets, len(rows))
+        chosen = choose_covering(nearness, np.ones(len(targets)), covered, wanted - len(picks))
+        for candidate in chosen.candidates:
+            covered = np.maximum(covered, nearness[candidate])
+        picks += _pick(pool, kind, rows, chosen)
+    added = sum(pick.image.image in {*pool.image[new].tolist()} for pick in picks)
+    why = _explain(kind, (wanted, len(picks), added), pool, (compared, there), len(targets))
+    return Selection(kind, tuple(picks), why)
+
+
+def _count_seen(run: RunDirectory, em: str | None, images: int) -> int:
+    """Count the images that there were when a fit was made; all where there is none."""
+    if em is None and not run.names("em"):
+        return images
+    # fits that an earlier version made do not say so
+    return int(read_record(run, choose_subject(run, em, None).key).facts.get("images", images))
+
+
+def _list_candidates(
+    pool: _Pool, kind: str, part: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+    """List what may be chosen of a part of the proposals: images by row, or proposals.
+
+    With them go their proposals, to which of them each belongs, and of how many they were drawn.
+    """
+    if kind == "proposals":
+        there = np.flatnonzero(part & ~pool.said)
+        rows = there[draw_some(len(there), MOST_CANDIDATES, _SEED)]
+        return rows, rows, np.arange(len(rows)), len(there)
+    there = np.setdiff1d(pool.image[part], list(pool.known))
+    rows = there[draw_some(len(there), MOST_CANDIDATES, _SEED)]
+    own = np.flatnonzero(np.isin(pool.image, rows))
+    return rows, own, np.searchsorted(rows, pool.image[own]), len(there)
 
 
 def _pick(pool: _Pool, kind: str, rows: NDArray[np.int64], chosen: Chosen) -> Iterator[Pick]:
@@ -162,22 +193,25 @@ def _pick(pool: _Pool, kind: str, rows: NDArray[np.int64], chosen: Chosen) -> It
         if kind == "images":
             yield Pick(pool.manifest.images[place], share)
         else:
-            yield Pick(pool.manifest.images[int(pool.image[place])], share, pool.point(place))
+            image = pool.manifest.images[int(pool.image[place])]
+            own = int(pool.window[place]), int(pool.number[place]) + 1
+            yield Pick(image, share, pool.point(place), own)
 
 
 def _explain(
-    kind: str, wanted: int, chosen: Chosen, pool: _Pool, among: tuple[int, int], targets: int
+    kind: str, counts: tuple[int, int, int], pool: _Pool, among: tuple[int, int], targets: int
 ) -> str:
     """Say in a sentence why these."""
-    total = len(pool.window)
-    count = len(chosen.candidates)
-    what = count_of(count, kind)
+    total, (wanted, count, added) = len(pool.window), counts
     seen = f"all {total}" if targets == total else f"{targets} drawn of {total}"
     drawn = "" if among[0] == among[1] else f" ({among[0]} drawn of them)"
     why = (
-        f"{what} of {among[1]}{drawn} in {', '.join(pool.splits)}: the ones whose proposals, taken "
-        f"together, resemble most of {seen} proposals, each adding what those before it lack"
+        f"{count_of(count, kind)} of {among[1]}{drawn} in {', '.join(pool.splits)}: the ones whose "
+        f"proposals, taken together, resemble most of {seen} proposals, each adding what those "
+        "before it lack"
     )
+    if added:
+        why += f"; first {added} of what was added since the fit was made"
     said = int(pool.said.sum())
     if said:
         left = f", {count_of(len(pool.known), 'images')} left out as known" if pool.known else ""

@@ -108,11 +108,14 @@ class Em(Training[EmSettings]):
                 f"--clusters {settings.clusters}: the features have only {most} channels, and as "
                 "many directions to start from; --method robust needs none."
             )
-        windows = read_manifest(run).usable_windows(splits=settings.splits)
+        manifest = read_manifest(run)
+        windows = manifest.usable_windows(splits=settings.splits)
         if not windows:
             raise RunError(f"em: no usable image in the splits {', '.join(settings.splits)}.")
         epochs = get_method(settings).count_epochs(settings)
-        plan = self.plan_one(run, settings, windows, epochs, {"method": settings.method})
+        # those that are added come after them: `select` offers them first
+        facts = {"method": settings.method, "images": len(manifest.images)}
+        plan = self.plan_one(run, settings, windows, epochs, facts)
         plan = replace(plan, sources={FEATURES: _fingerprint_features(run, settings)})
         if (known := fingerprint_known(run, settings)) is not None:
             print_ = fingerprint(plan.shards[0].fingerprint, known)
@@ -139,7 +142,9 @@ class Em(Training[EmSettings]):
                 f"--keep: {key} cannot stay as it is ({'; '.join(changes)}); fit anew with "
                 "--no-keep, or under another --name."
             )
-        return replace(plan, shards=[replace(plan.shards[0], fingerprint=old.shards[0])])
+        facts = {**plan.facts, "images": old.facts.get("images", plan.facts["images"])}
+        shard = replace(plan.shards[0], fingerprint=old.shards[0])
+        return replace(plan, shards=[shard], facts=facts)
 
     def protect(
         self,

@@ -49,11 +49,12 @@ def list_manifest(
     known: Sequence[Image],
     exclude: Sequence[Path],
     screen: Screen,
+    listed: Sequence[Image] = (),
 ) -> Manifest:
     """List and probe the images of a dataset, and place their windows."""
     root, labels = settings.root, settings.labels
     assert root is not None and settings.size is not None and settings.frame is not None
-    images = list_images(dataset, settings, known, exclude, screen)
+    images = list_images(dataset, settings, known, exclude, screen, listed)
     tell_takings(images, settings.reading, screen)
     images = settle_range(images, root, settings.reading, screen)
     windows, unplaceable = place_all(images, settings.size, settings.frame, settings.overlap)
@@ -67,8 +68,13 @@ def list_images(
     known: Sequence[Image],
     exclude: Sequence[Path],
     screen: Screen,
+    listed: Sequence[Image] = (),
 ) -> Rows[Image]:
-    """List the images of a dataset; of those that are known and the same no file is read again."""
+    """List the images of a dataset; of those that are known and the same no file is read again.
+
+    Those that were ``listed`` before keep their order. Those that are added come after them, and
+    cost no shard but their own.
+    """
     root, splits, limit, reading = (
         settings.root,
         settings.splits,
@@ -82,6 +88,9 @@ def list_images(
         samples = [s for split in splits for s in [t for t in samples if t.split == split][:limit]]
     if not samples:
         raise DatasetError(f"no images of {', '.join(splits)} at {root}.")
+    first = Rows.gather(Image, listed).find("path", [sample.image for sample in samples])
+    order = np.argsort(np.where(first < 0, len(listed), first), kind="stable")
+    samples = [samples[row] for row in order]
     before = Rows.gather(Image, known)
     places = before.find("path", [sample.image for sample in samples])
     threads = count_requests(root, PROBE_THREADS)

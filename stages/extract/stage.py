@@ -147,7 +147,9 @@ class Extract(Stage[ExtractSettings]):
             )
         source.dataset.fetch(settings.root, screen.note)
         known = _known_images(run, settings)
-        manifest = list_manifest(source.dataset, settings, known, [run.path], screen)
+        kept = _read_kept(run)
+        listed = () if kept is None else kept.images
+        manifest = list_manifest(source.dataset, settings, known, [run.path], screen, listed)
         for warning in check_labels(manifest):
             screen.warn(f"extract: {warning}")
         origin, digest, gone, file = self._identify_weights(run, settings, backbone, screen)
