@@ -95,6 +95,9 @@ OTHERS: dict[str, dict[str, object]] = {
     },
     "em": {
         "classes": 4,
+        "clusters": 5,
+        "labels_from": None,  # the classes of the run's labels have no names
+        "known_weight": None,  # counts where something is known
         "most_classes": 9,
         "method": "kmeans",
         "head": None,
@@ -123,6 +126,7 @@ OTHERS: dict[str, dict[str, object]] = {
         "splits": None,
         "crf": "numba",
         "cosine_gain": 3,
+        "unnamed": "own",
         "linear_probe": None,  # is trained on a split that the run has not
         "linear_probe_sample": 7,
         "device": "cpu",
