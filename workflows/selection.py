@@ -158,7 +158,7 @@ def select(
         for candidate in chosen.candidates:
             covered = np.maximum(covered, nearness[candidate])
         picks += _pick(pool, kind, rows, chosen)
-    added = sum(pick.image.image in {*pool.image[new].tolist()} for pick in picks)
+    added = int(np.isin([pick.image.image for pick in picks], pool.image[new]).sum())
     why = _explain(kind, (wanted, len(picks), added), pool, (compared, there), len(targets))
     return Selection(kind, tuple(picks), why)
 
