@@ -157,7 +157,7 @@ class Corrections:
 
     def points_of(self, image: Image) -> list[Point]:
         """List the clicks and boxes in an image, in the order in which they were said."""
-        return self._points.get((image.split, image.id), [])
+        return list(self._points.get((image.split, image.id), ()))
 
     def read_map(self, image: Image) -> NDArray[np.uint8] | None:
         """Read the painted map of an image; None where there is none.
@@ -438,8 +438,10 @@ class Corrections:
         for point in added:
             check_class(point.name, "a point")
         kept = [point for point in self.points_of(image) if point.place not in places]
-        self.__dict__["_points"] = {**self._points, key: [*kept, *added]}
-        self._changed = True
+        if not self._changed:
+            # of many changes in a row the first alone copies
+            self.__dict__["_points"], self._changed = dict(self._points), True
+        self._points[key] = [*kept, *added]
 
     def _write_points(self, points: Mapping[Key, Sequence[Point]]) -> None:
         text = io.StringIO()
@@ -468,6 +470,9 @@ class Corrections:
         if POINTS not in self._listing:
             return {}
         file = self.folder / POINTS
+        now, listed = stamp(file), stamp(self.run.manifest_file)
+        if self._strays is None and now is not None and listed is not None:
+            return _recall_points(self.run, now, listed)
         return parse_points(_read(file), file, self._manifest, self._strays)
 
     @cached_property
@@ -534,6 +539,13 @@ def _other_size(image: Image, shape: Sequence[int]) -> str:
 @lru_cache(maxsize=2**16)
 def _digest_file(file: Path, _: Stamp | None) -> str:
     return checksum(file.read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _recall_points(run: RunDirectory, *_: Stamp) -> dict[Key, list[Point]]:
+    """Read the points once in a process for every time they were written: every shard asks."""
+    file = run.corrections / POINTS
+    return parse_points(_read(file), file, read_manifest(run))
 
 
 def _read(file: Path) -> bytes:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import Protocol, TypeVar, cast
 
 import numpy as np
@@ -27,8 +28,8 @@ from workflows.correct import FORMATS
 from workflows.export.job import name_images, name_splits
 
 AUTO = "auto"
-# Images that are merged before others may write corrections, too.
-_GROUP = 64
+# Seconds of merging before others may write corrections, too.
+_HOLD_S = 5.0
 # What a cluster is called that nobody has named.
 UNNAMED = re.compile(r"cluster \d+")
 # Names that one line lists.
@@ -268,14 +269,17 @@ def correct_run(
         raise UsageError(f"--from {place}: there is no such file or folder.")
     name = _choose_format(place) if format == AUTO else format
     source = Source(place, run, em, head, classes, screen)
-    items = cast(Format, FORMATS[name]).read(source)
+    items = iter(cast(Format, FORMATS[name]).read(source))
     outcome = Outcome(faults=source.faults, strays=source.strays)
     corrections = Corrections(run)
-    while group := list(islice(items, 1)):
-        # the first is read before the lock is held
+    # the first is read before the lock is held
+    for first in items:
+        until = monotonic() + _HOLD_S
         with nullcontext() if dry_run else corrections.hold():
-            for item in (*group, *islice(items, _GROUP - 1)):
+            for item in chain([first], items):
                 _take(item, corrections, prefer, dry_run, outcome)
+                if monotonic() > until:
+                    break
     if source.unnamed:
         screen.warn(
             f"correct: {_list_some(sorted(source.unnamed))} are numbers of clusters, and no names: "

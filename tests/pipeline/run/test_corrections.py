@@ -279,3 +279,15 @@ def test_nothing_is_written_where_a_link_leads(run: RunDirectory, tmp_path: Path
     with pytest.raises(RunError, match="leads out"):
         Corrections(run).write_map(A, paint(0), ["road"])
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_points_are_parsed_once_for_every_time_they_were_written(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Corrections(run).add_points(A, [CLICK])
+    Corrections(run).points_of(A).clear()
+    monkeypatch.setattr(module, "parse_points", pytest.fail)
+    assert Corrections(run).points_of(A) == [CLICK]
+    monkeypatch.undo()
+    put(run, "points.csv", HEADER + "train,part/a,1,1,,,a\n")
+    assert Corrections(run).points_of(A) == [Point(1, 1, None, None, "a")]
