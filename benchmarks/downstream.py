@@ -36,7 +36,7 @@ from benchmarks.students import (
     train,
 )
 from pipeline import Run
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, count_of
 from stages.labelling import scale_box
 from stages.report.pictures import colour_labels
 from stages.scores import count_confusion, score_assignment
@@ -373,6 +373,7 @@ def describe(
     """Say what the table was measured on."""
     train_images, val_images = (len(set(part.images)) for part in samples)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    threads = count_of(torch.get_num_threads(), "threads")
     clusters = f"{len(run.prototypes())} clusters"
     # label maps of named clusters hold the names' numbers
     if named := run.metrics().get("label_names"):
@@ -380,7 +381,7 @@ def describe(
     return (
         f"Median (smallest – largest) of {len(seeds)} seeds; {train_images} images of train, "
         f"{val_images} of val, {clusters}, {len(run.class_names)} classes. "
-        f"{minutes:.1f} minutes with {torch.get_num_threads()} threads (load {load:.1f})."
+        f"{minutes:.1f} minutes with {threads} (load {load:.1f})."
     )
 
 
