@@ -32,6 +32,7 @@ CONTRACT = {
     "run": ("--workflow", "--set", *STAGE_OPTIONS),
     "demo": STAGE_OPTIONS,
     "review": ("--em", "--head", "--port", "--open"),
+    "select": ("--images", "--proposals", "--split", "--out"),
     "status": ("--json", "-v"),
     "verify": ("--repair", "--json", "--workers", "--scheduler", "-v"),
     "inspect": ("--em", "--head", "--out", "-v"),

@@ -338,6 +338,7 @@ def serve_review(
             where = run.corrections
             screen.note(f"review: ended; what you said is in {where}")
         finally:
+            review.closed = True
             pool.shutdown(wait=False, cancel_futures=True)
 
 

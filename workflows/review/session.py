@@ -96,6 +96,7 @@ class Review:
         self._undo: dict[str, Any] | None = None
         self._wanted = threading.Event()
         self.trouble = ""
+        self.closed = False
 
     def look(self) -> None:
         """Read what clusters and the panel are shown by, and keep the panel up to date; for ever.
@@ -115,6 +116,10 @@ class Review:
             # the pages say it; another name may mend it
             self._wanted.clear()
             self.trouble = str(error)
+        except RuntimeError:
+            # no thread can be started any more by a process that ends
+            if not self.closed:
+                raise
 
     def look_once(self) -> None:
         """Read what clusters and the panel are shown by."""

@@ -81,7 +81,8 @@ export function change(path, body) {
     return answer.json();
   });
   changes = made.catch(() => undefined).then(() => { pending -= 1; showPending(); });
-  return made.then((answer) => { saved(); return answer; });
+  // what changes nothing is not saved either
+  return made.then((answer) => { if (answer.change !== undefined) { saved(); } return answer; });
 }
 
 let last = "";
