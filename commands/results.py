@@ -428,6 +428,12 @@ def select(
     help="what becomes of the photographs themselves  [default: copy]",
 )
 @what(
+    "--min-confidence",
+    type=NumberType(float, Bounds(least=0, most=1)),
+    default=0.0,
+    help="leave out (255) what is less sure than this, of an evaluation with --confidence",
+)
+@what(
     "--out",
     type=PlaceType(),
     required=True,

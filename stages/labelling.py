@@ -20,6 +20,7 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.images.windows import Box, Cover
 from pipeline.run.frames import count_threads, map_ahead, read_frame
 from pipeline.run.manifest import Image, Manifest
+from stages.calibration import Calibration, take_labelled
 from stages.crf.backends import Backend, refine_each
 from stages.crf.settings import CrfSettings
 
@@ -31,6 +32,9 @@ LOGITS = ("inner product", "cosine")
 # The bias of a class that was never seen, in place of minus infinity, which interpolation would
 # turn into NaN.
 NEVER = -1e6
+# What the CRF's own probability counts for, which is all but 0 or 1, beside the calibrated one of
+# before it: the CRF is right more often, and does not know how often.
+CRF_SHARE = 0.1
 # Rows of a label map that are resampled at a time.
 _ROWS = 64
 
@@ -187,18 +191,42 @@ def argmax_resampled(values: Tensor, height: int, width: int) -> NDArray[np.uint
     A photograph of 100 million pixels with 27 classes would need 11 GB at once; a strip needs its
     rows only.
     """
+    out = np.empty((height, width), np.uint8)
+    for strip, mixed in _resample_strips(values, height, width):
+        out[strip] = mixed.argmax(dim=0).numpy()
+    return out
+
+
+def draw_confidence(
+    probabilities: Tensor, labels: NDArray[np.uint8], cover: Cover
+) -> NDArray[np.uint8]:
+    """Draw how sure the label map of a whole image is, uint8 [y, x]: 255 x probability, cut off.
+
+    ``probabilities`` are float32 [class, y, x] over the part of the resized image that windows
+    cover, ``labels`` as of :func:`draw_labels`; 0 where no window is.
+    """
+    height, width = labels.shape
+    left, top, right, bottom = scale_box(cover.box, cover.resized, (width, height))
+    out = np.zeros((height, width), np.uint8)
+    area, own = out[top:bottom, left:right], labels[top:bottom, left:right]
+    for strip, mixed in _resample_strips(probabilities, *area.shape):
+        area[strip] = (255 * take_labelled(mixed, own[strip])).byte().numpy()
+    # what has no label, such as pixels without data, is sure of nothing
+    out[labels == IGNORE] = 0
+    return out
+
+
+def _resample_strips(values: Tensor, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Resample [class, y, x] bilinearly, some rows of the result at a time."""
     rows = values.shape[1]
     position = ((torch.arange(height) + 0.5) * rows / height - 0.5).clamp(0, rows - 1)
     below = position.floor().long()
     above = (below + 1).clamp_max(rows - 1)
     share = position - below
     wide = F.interpolate(values, (width,), mode="linear", align_corners=False)
-    out = np.empty((height, width), np.uint8)
     for start in range(0, height, _ROWS):
         strip = slice(start, start + _ROWS)
-        mixed = torch.lerp(wide[:, below[strip]], wide[:, above[strip]], share[strip, None])
-        out[strip] = mixed.argmax(dim=0).numpy()
-    return out
+        yield strip, torch.lerp(wide[:, below[strip]], wide[:, above[strip]], share[strip, None])
 
 
 @dataclass(frozen=True)
@@ -209,6 +237,12 @@ class Labelling:
     probabilities: Tensor  # float32 [cluster, y, x]: after the CRF where there is one
     confidence: float  # sum over the pixels of the largest probability before the CRF
     refined: NDArray[np.uint8] | None = None  # [y, x]: after the CRF; None without one
+    calibrated: Tensor | None = None  # float32 [cluster, y, x]: as sure as right
+
+    @property
+    def final(self) -> NDArray[np.uint8]:
+        """The labels in the end, [y, x]."""
+        return self.plain if self.refined is None else self.refined
 
 
 def label_images(
@@ -219,6 +253,7 @@ def label_images(
     finish: Callable[[Image, Labelling], R],
     backend: Backend | None,
     settings: CrfSettings,
+    calibration: Calibration | None = None,
 ) -> Iterator[R]:
     """Label images in threads, in their order; the CRF between may work on a device.
 
@@ -232,7 +267,10 @@ def label_images(
         log_probabilities = stitched.log_softmax(dim=0)
         probabilities = log_probabilities.exp()
         confidence = float(probabilities.amax(dim=0).double().sum())
-        return Labelling(_take_largest(stitched), probabilities, confidence), log_probabilities
+        calibrated = None if calibration is None else calibration.apply(stitched)
+        plain = _take_largest(stitched)
+        labelling = Labelling(plain, probabilities, confidence, calibrated=calibrated)
+        return labelling, log_probabilities
 
     def prepare(image: Image) -> tuple[tuple[Image, Labelling], Tensor, NDArray[np.uint8]]:
         labelling, log_probabilities = score(image)
@@ -243,7 +281,15 @@ def label_images(
     def refine(kept: tuple[Image, Labelling], posterior: Tensor) -> R:
         image, labelling = kept
         values = posterior.cpu()
-        refined = replace(labelling, probabilities=values, refined=_take_largest(values))
+        calibrated = labelling.calibrated
+        if calibrated is not None:
+            calibrated = torch.lerp(calibrated, values, CRF_SHARE)
+        refined = replace(
+            labelling,
+            probabilities=values,
+            refined=_take_largest(values),
+            calibrated=calibrated,
+        )
         return finish(image, refined)
 
     if backend is not None:

@@ -78,6 +78,7 @@ def make_content(*, labels: bool = True, crf: bool = True) -> Content:
         "commands": ("primaps-pipe extract run --dataset folder", "primaps-pipe evaluate run"),
         "metrics": {"em": "default", "split": "val", **splits["val"], "splits": splits},
         "gallery": tuple(_make_item(number, labels=labels, crf=crf) for number in range(8)),
+        "certainty": None,
         "curves": draw_fit(fit, {"score_units": {"silhouette": "cosine"}}, COLOURS),
         "clusters": tuple(_make_card(cluster, labels=labels, crf=crf) for cluster in range(4)),
         "warnings": ("One class is hardly used.",),

@@ -19,6 +19,7 @@ LIBRARIES = (
     "artefacts",
     "labelling",
     "scores",
+    "calibration",
     "clustering",
     "discriminants",
     "known",

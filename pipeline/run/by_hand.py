@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from pipeline.errors import ImageError, RunError
 from pipeline.progress import Screen
+from pipeline.run.confidence import is_map
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Ledger
 from pipeline.storage.files import (
@@ -42,7 +43,7 @@ def is_by_hand(content: bytes | None, name: str) -> bool:
     # help pages, which need the runner, do without Pillow
     from pipeline.images.decoding import is_whole_image
 
-    return name.endswith(".png") and content is not None and is_whole_image(content)
+    return is_map(name) and content is not None and is_whole_image(content)
 
 
 def make_refusal(run: RunDirectory, key: str, names: Collection[str]) -> RunError:

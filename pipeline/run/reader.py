@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pipeline.datasets.base import Dataset
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError, did_you_mean
 from pipeline.images.windows import Window
+from pipeline.run.confidence import read_confidence
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject
 from pipeline.run.evaluation import (
     Evaluation,
@@ -307,6 +308,36 @@ class Run:
             uint8 [y, x] of the image's own size: cluster 0 … K-1, 255 = ignore. :meth:`matching`
             makes classes of clusters.
         """
+        evaluation, image = self._find_labelled(id, split, em, head)
+        subject, clusters = evaluation.subject, evaluation.clusters
+        read = partial(read_labels, self.directory, subject, image, clusters)
+        return _give_file(read, image, "labels", as_)
+
+    def confidence(
+        self,
+        id: str,
+        split: str | None = None,
+        *,
+        em: str | None = None,
+        head: str | None = None,
+        as_: As = "numpy",
+    ) -> Any:
+        """Read how sure the pseudo-labels of an image are, uint8 [y, x]: 255 x probability.
+
+        Parameters as of :meth:`labels`; of an evaluation with ``--confidence``.
+        """
+        evaluation, image = self._find_labelled(id, split, em, head)
+        if not evaluation.record.settings.get("confidence"):
+            raise UsageError(
+                f"{evaluation.subject.key} was evaluated without confidence; run "
+                f"{evaluation.command[:-1]} --confidence`."
+            )
+        read = partial(read_confidence, self.directory, evaluation.subject, image)
+        return _give_file(read, image, "confidence", as_)
+
+    def _find_labelled(
+        self, id: str, split: str | None, em: str | None, head: str | None
+    ) -> tuple[Evaluation, Image]:
         evaluation = self._evaluation(em, head)
         image = self.find_image(id, split)
         splits = evaluation.record.settings["splits"]
@@ -316,9 +347,7 @@ class Run:
                 f"evaluate labelled {', '.join(splits)}, not {image.split}; "
                 f"run {evaluation.command[:-1]}{options}`."
             )
-        subject, clusters = evaluation.subject, evaluation.clusters
-        read = partial(read_labels, self.directory, subject, image, clusters)
-        return _give_file(read, image, "labels", as_)
+        return evaluation, image
 
     def ground_truth(self, id: str, split: str | None = None, *, as_: As = "numpy") -> Any:
         """Read the dataset's own label map of an image, uint8 [y, x]: class, 255 = ignore."""

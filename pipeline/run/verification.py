@@ -12,6 +12,7 @@ from pipeline.compute.scheduler import Execution
 from pipeline.errors import DamageError, RunError, StaleError
 from pipeline.progress import Counter, Screen
 from pipeline.run.by_hand import BY_HAND, is_by_hand, make_refusal
+from pipeline.run.confidence import SUFFIX
 from pipeline.run.directory import RunDirectory, is_sealed
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import Files, Ledger, StageRecord
@@ -213,7 +214,8 @@ def _locate(run: RunDirectory, entry: _Entry, what: str, content: bytes) -> Dama
         manifest = read_manifest(run)
         if not marker:
             label = entry.file.partition("/")[2]
-            images = [i.path for i in manifest.images if f"{i.split}/{i.id}.png" == label]
+            names = f"{label.removesuffix(SUFFIX)}.png", label
+            images = [i.path for i in manifest.images if f"{i.split}/{i.id}.png" in names]
             return replace(damage, images=tuple(images))
         metadata = json.loads((run.path / store / "zarr.json").read_bytes())
         rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]

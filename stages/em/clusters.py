@@ -23,11 +23,12 @@ from pipeline.run.status import fingerprint_classes, fingerprint_labels
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import parse_place
+from stages.calibration import HeldOut, hold_out
 from stages.discriminants import GAINS, Moments, find_discriminant, measure_gains
 from stages.em.cache import draw_sample, list_windows
 from stages.em.methods import Fit, Sums
 from stages.em.pieces import FitBatch
-from stages.em.robust import number_proposals, read_positions
+from stages.em.robust import PROPOSALS, find_units, number_proposals, read_positions
 from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
 from stages.known import label_grid, lay_said
 
@@ -73,6 +74,22 @@ def sum_clusters(read: Callable[[], Iterable[FitBatch]], fit: Fit, shrinkage: fl
     for points, labels in _label_positions(read(), fit):
         costs += measure_gains(found.classify(points), labels)
     return Sums(moments, torch.arange(clusters), GAINS[int(costs.argmin())])
+
+
+def hold_proposals(
+    read: Callable[[], Iterable[FitBatch]], sums: Sums, sample: NDArray[np.int64]
+) -> HeldOut | None:
+    """Keep what judges the sums of proposals; None where clusters alone were summed.
+
+    ``sample`` is the windows that are read, ascending.
+    """
+    if sums.proposals is None:
+        return None
+    window, number = sums.proposals // PROPOSALS, sums.proposals % PROPOSALS
+    place = torch.searchsorted(torch.from_numpy(sample), window)
+    found = find_units(read(), PROPOSALS * place + number)
+    batches = ((features[known], rows[known]) for features, known, rows in found)
+    return hold_out(batches, sums.moments, place)
 
 
 def _label_positions(batches: Iterable[FitBatch], fit: Fit) -> Iterator[tuple[Tensor, Tensor]]:

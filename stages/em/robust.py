@@ -117,7 +117,7 @@ ReadSample = Callable[[], Iterable[FitBatch]]
 # Their agreement is a square matrix: 64 MiB for so many, whatever the size of the data.
 MOST_UNITS = 4096
 # Proposals are numbered by a byte.
-_NUMBERS = 256
+PROPOSALS = 256
 
 
 class RobustFit(NamedTuple):
@@ -183,7 +183,7 @@ def fit_robust(
     moments = Moments.make_empty(units.feature.mean(dim=0), classes)
     own = Moments.make_empty(moments.origin, len(labels))
     # the positions of the clustered proposals, each with the class of its proposal's group
-    for features, known, place in _find_units(read_sample(), units):
+    for features, known, place in find_units(read_sample(), units.number):
         moments.add(features[known], labels[place[known]])
         own.count += torch.bincount(place[known], minlength=len(labels))
         own.total.index_add_(0, place[known], features[known] - own.origin)
@@ -227,14 +227,14 @@ def pool_units(features: Tensor, proposals: Tensor, first: int) -> Units:
     number, inverse, count = torch.unique(numbers[held], return_inverse=True, return_counts=True)
     sums = features.new_zeros(len(number), features.shape[-1])
     sums.index_add_(0, inverse, features[held])
-    context = features.mean(dim=1)[number // _NUMBERS - first]
+    context = features.mean(dim=1)[number // PROPOSALS - first]
     return Units(number, sums / count[:, None], context)
 
 
 def number_proposals(proposals: Tensor, first: int) -> Tensor:
     """Tell the proposals of all windows apart: 256 x place of the window + own number."""
     windows = torch.arange(first, first + len(proposals))
-    return _NUMBERS * windows[:, None] + proposals
+    return PROPOSALS * windows[:, None] + proposals
 
 
 def _collect_units(batches: Iterable[FitBatch], seed: int) -> Units:
@@ -260,17 +260,17 @@ def _measure_use(
     """Return the best factor on the logits, and the share of positions of each class."""
     count = torch.zeros(len(found.bias), dtype=torch.int64)
     costs = torch.zeros(len(GAINS), dtype=torch.float64)
-    for features, known, place in _find_units(batches, units):
+    for features, known, place in find_units(batches, units.number):
         logits = found.classify(features)
         count += torch.bincount(logits.argmax(dim=-1).flatten(), minlength=len(count))
         costs += measure_gains(logits[known], labels[place[known]])
     return GAINS[int(costs.argmin())], count / count.sum().double()
 
 
-def _find_units(
-    batches: Iterable[FitBatch], units: Units
+def find_units(
+    batches: Iterable[FitBatch], units: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Find the positions of some units.
+    """Find the positions of some units by their numbers, int64 [unit], ascending.
 
     Gives float64 [window, position, channel]; bool [window, position]: whether the position's
     proposal is one of the units; int64 [window, position]: which, where it is.
@@ -279,8 +279,8 @@ def _find_units(
     for batch in batches:
         features, proposals = read_positions(batch)
         number = number_proposals(proposals, first)
-        place = torch.searchsorted(units.number, number).clamp_max(len(units.number) - 1)
-        yield features, units.number[place] == number, place
+        place = torch.searchsorted(units, number).clamp_max(len(units) - 1)
+        yield features, units[place] == number, place
         first += len(features)
 
 
@@ -306,8 +306,8 @@ class Robust(Method):
         # the places in the sample are windows of the run
         proposals = fit.sums.proposals
         assert proposals is not None
-        place, number = proposals // _NUMBERS, proposals % _NUMBERS
-        rows = _NUMBERS * torch.from_numpy(task.cache.sample)[place] + number
+        place, number = proposals // PROPOSALS, proposals % PROPOSALS
+        rows = PROPOSALS * torch.from_numpy(task.cache.sample)[place] + number
         return Fit(
             fit.prototypes,
             [fit.usage.float().tolist()],

@@ -22,6 +22,7 @@ from pipeline.run.stage import Plan, ShardPlan, Training
 from pipeline.settings import describe_changes
 from pipeline.storage.arrays import read_group, write_group
 from pipeline.storage.files import fingerprint
+from stages.calibration import HeldOut
 from stages.clustering import warn_of_unused
 from stages.discriminants import Moments
 from stages.em.cache import (
@@ -37,6 +38,7 @@ from stages.em.clusters import (
     count_clusters,
     describe_known,
     fingerprint_known,
+    hold_proposals,
     sum_clusters,
     sum_known,
 )
@@ -194,14 +196,15 @@ class Em(Training[EmSettings]):
             Source(run, settings, print_),
         )
         fit = method.fit(task)
-        sums, known = None, None
+        sums, held, known = None, None, None
         if settings.joins_clusters:
             sums = fit.sums or sum_clusters(cache.read_averaged, fit, settings.shrinkage)
+            held = hold_proposals(cache.read_averaged, sums, cache.sample)
         if sums is not None and settings.labels_from is not None:
             announce(say="what is known")
             store = run.features if settings.head is None else run.codes(settings.head)
             known = sum_known(run, settings, store, sums.moments.origin)
-        _write_fit(run, settings, fit, count, sums, known)
+        _write_fit(run, settings, fit, count, sums, held, known)
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
         warnings: list[str] = []
@@ -308,6 +311,7 @@ def _write_fit(
     fit: Fit,
     count: ClassCount | None,
     sums: Sums | None,
+    held: HeldOut | None,
     known: Known | None,
 ) -> None:
     """Write the arrays of a fit, and what evaluation and readers need to know beside them."""
@@ -340,6 +344,8 @@ def _write_fit(
         arrays |= {n: (each.numpy(), axes) for n, (each, axes) in more.items() if each is not None}
         attributes |= {"clusters": len(fit.prototypes), "shrinkage": settings.shrinkage}
         attributes["gain"] = sums.gain
+    if held is not None:
+        arrays |= held.list_arrays()
     if known is not None:
         arrays |= _list_moments("known", known.moments, "known")
         attributes["known_names"] = list(known.names)

@@ -30,6 +30,7 @@ from pipeline.run.ledger import ShardRecord, StageRecord
 from pipeline.run.manifest import Image
 from pipeline.storage.files import decode_table, remove_file
 from pipeline.storage.places import REQUESTS, find_files
+from stages.calibration import LEVELS, count_levels
 from stages.labelling import PROBE, RUNNING, Labelling
 from stages.scores import (
     MAX_CLASSES,
@@ -48,6 +49,8 @@ PLAIN, REFINED = "plain", "crf"
 CORRECTED = "corrected"
 _KINDS = (PLAIN, REFINED, RUNNING, PROBE)
 _PAIRS, _COUNTS = "pairs_", "counts_"
+# how sure the final labels are: codes of stages.calibration.count_levels, and how often
+_LEVELS, _PIXELS = "levels", "level_pixels"
 _COUNT_COLUMNS = (
     ("id", pa.string()),
     ("split", pa.string()),
@@ -108,6 +111,8 @@ def count_image(
             confusion = count_confusion(prediction, truth, MAX_CLASSES, MAX_CLASSES).ravel()
             pairs = np.flatnonzero(confusion)
             row[_PAIRS + kind], row[_COUNTS + kind] = pairs, confusion[pairs]
+    if labelling.calibrated is not None:
+        row[_LEVELS], row[_PIXELS] = count_levels(labelling.calibrated, labelling.final, truth)
     return row
 
 
@@ -118,11 +123,12 @@ def _count_numbers(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.sum([np.bincount(strip, minlength=256) for strip in strips], axis=0)
 
 
-def _make_schema(kinds: Iterable[str]) -> pa.Schema:
+def _make_schema(kinds: Iterable[str], *, sure: bool) -> pa.Schema:
     # null without a truth, or without that kind; cluster * MAX_CLASSES + class, and how often
     pairs = [(_PAIRS + kind, pa.list_(pa.int32())) for kind in kinds]
     counts = [(_COUNTS + kind, pa.list_(pa.int64())) for kind in kinds]
-    return pa.schema([*_COUNT_COLUMNS, *pairs, *counts])
+    levels = [(name, pa.list_(pa.int64())) for name in (_LEVELS, _PIXELS) if sure]
+    return pa.schema([*_COUNT_COLUMNS, *pairs, *counts, *levels])
 
 
 def _list_kinds(columns: Iterable[str]) -> list[str]:
@@ -132,7 +138,8 @@ def _list_kinds(columns: Iterable[str]) -> list[str]:
 def encode_counts(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Write the counts of a shard's images."""
     found = {kind for row in rows for kind in _list_kinds(row)}
-    schema = _make_schema([*_KINDS, *sorted(found - {*_KINDS})])
+    sure = any(_LEVELS in row for row in rows)
+    schema = _make_schema([*_KINDS, *sorted(found - {*_KINDS})], sure=sure)
     return encode_table(pa.Table.from_pylist(rows, schema))
 
 
@@ -150,7 +157,8 @@ def decode_counts(content: bytes) -> pa.Table:
         table = decode_table(content)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-    if table.schema != _make_schema(_list_kinds(table.column_names)):
+    names = table.column_names
+    if table.schema != _make_schema(_list_kinds(names), sure=_LEVELS in names):
         raise ValueError("it holds other columns than counts of images")
     return table
 
@@ -223,6 +231,9 @@ class Tally:
     # labelled images that a person has corrected, and the final labels of the others
     corrected: int = 0
     rest: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    # of the final labels by how sure they are, int64 [level, cluster, class], the last class not
+    # known; None where nothing says it
+    levels: NDArray[np.int64] | None = None
     # pixels of the label maps by value, and why they are not scored, if they are not
     labels: LabelCounts = field(default_factory=LabelCounts)
     refused: str = ""
@@ -240,6 +251,11 @@ class Tally:
         self.usage += _flatten(table["usage"])[1].reshape(-1, self.clusters).sum(axis=0)
         for kind in _list_kinds(table.column_names):
             self._count(table, kind, self.confusions)
+        if _LEVELS in table.column_names:
+            if self.levels is None:
+                self.levels = np.zeros((LEVELS, self.clusters, 256), np.int64)
+            level, pair = np.divmod(_flatten(table[_LEVELS])[1], 2**16)
+            np.add.at(self.levels, (level, *np.divmod(pair, 256)), _flatten(table[_PIXELS])[1])
         rest = table
         if CORRECTED in _list_kinds(table.column_names):
             said = pc.is_valid(table[_PAIRS + CORRECTED])
@@ -342,12 +358,42 @@ def summarise(
         "coverage": _percent(tally.usage.sum() / max(tally.pixels, 1)),
         "confidence": _percent(tally.confidence / max(tally.predicted, 1)),
         **{k: {"accuracy": scored[k]["accuracy"], "miou": scored[k]["miou"]} for k in others},
+        **_describe_levels(tally, refined["assignment"] or plain["assignment"]),
     }
 
 
 def number_names(class_names: Sequence[str], classes: int) -> list[str]:
     """Name so many classes at least: those without a name by their numbers."""
     return [*class_names, *(f"class {i}" for i in range(len(class_names), classes))]
+
+
+def _describe_levels(tally: Tally, assignment: Sequence[int | None] | None) -> dict[str, Any]:
+    """Say how many pixels are how sure, and right; how many of a class are wrong, in per cent.
+
+    What is expected to be wrong is said by the confidence alone. Pixels without a true class are
+    neither right nor wrong.
+    """
+    if tally.levels is None:
+        return {}
+    counts = tally.levels
+    pixels, known = counts.sum(axis=2), counts[:, :, :MAX_CLASSES].sum(axis=2)
+    right = np.zeros_like(known)
+    for number, label in enumerate(assignment or ()):
+        if label is not None:
+            right[:, number] = counts[:, number, label]
+    middle = (np.arange(LEVELS) + 0.5) / LEVELS
+    scored = assignment is not None and not tally.refused
+
+    def share(part: NDArray[Any], whole: NDArray[Any]) -> list[float | None]:
+        pairs = zip(part.tolist(), whole.tolist(), strict=True)
+        return [_percent(1 - some / of) if of else None for some, of in pairs]
+
+    noise = {"expected": share(middle @ pixels, pixels.sum(axis=0))}
+    levels = {"pixels": pixels.sum(axis=1).tolist()}
+    if scored:
+        noise["true"] = share(right.sum(axis=0), known.sum(axis=0))
+        levels |= {"labelled": known.sum(axis=1).tolist(), "right": right.sum(axis=1).tolist()}
+    return {"levels": levels, "noise": noise}
 
 
 def _score(

@@ -19,12 +19,13 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import RunError, UsageError, count_of
 from pipeline.progress import Screen
 from pipeline.run.corrections import NOT_SAID, Corrections, is_ignored
-from pipeline.run.directory import Subject
+from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import LEFT_OUT_NAME, format_part
 from pipeline.run.frames import resize_labels
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays
 from stages.artefacts import Artefacts, read_group_of
+from stages.calibration import Calibration, calibrate, read_held
 from stages.discriminants import Moments, find_discriminant
 from stages.evaluate.settings import EvaluateSettings
 from stages.known import find_clicked, lay_said, read_painted
@@ -38,6 +39,8 @@ _MUCH = 0.1
 NUMBERS = "label_names"
 # How many of them, the last ones, are said of images alone.
 FURTHER = "further"
+# In the facts: how its logits become probabilities.
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Naming:
     unnamed: tuple[int, ...] = ()
     share: float = 0.0  # of the positions, those of the unnamed
     further: int = 0  # of the names, the last: said of images alone
+    calibration: Calibration | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What an evaluation records of it, JSON-able; it tells it from others of the same fit."""
-        facts = {"joined": bool(self.joined), FURTHER: self.further}
-        return {NUMBERS: list(self.names), **facts}
+        facts = {NUMBERS: list(self.names), "joined": bool(self.joined), FURTHER: self.further}
+        calibrated = self.calibration and {CALIBRATION: self.calibration._asdict()}
+        return facts | (calibrated or {})
 
 
 def find_naming(
@@ -102,25 +107,36 @@ def find_naming(
     bare = units < 0
     units[bare] = len(named) + np.searchsorted(left, arrays["moments_cluster"][bare])
     total = len(named) + len(left)
-    moments = _read_moments(arrays, "moments").join(units.tolist(), total)
-    if known:
+    joined = tuple(units.tolist())
+
+    def join(moments: Moments) -> Moments:
+        classes = moments.join(joined, total)
+        if not known:
+            return classes
         beside = _read_moments(arrays, "known")
         beside = beside.join([named.index(name) for name in known], total)
-        moments = moments.merge(beside.weigh(float(attributes["known_weight"])))
-    found = find_discriminant(moments, shrinkage=float(attributes["shrinkage"]))
+        return classes.merge(beside.weigh(float(attributes["known_weight"])))
+
+    shrinkage, gain = float(attributes["shrinkage"]), float(attributes["gain"])
+    sums = _read_moments(arrays, "moments")
+    moments = join(sums)
+    found = find_discriminant(moments, shrinkage=shrinkage)
     own = settings.unnamed == "own"
     kept = total if own else len(named)
     names = [*named, *(f"cluster {k}" for k in left.tolist() if own)]
     further = [name for name in said if name not in named]
-    gain = float(attributes["gain"])
     classifier = Classifier(
         (gain * found.weight)[:kept].float(), (gain * found.bias)[:kept].float()
     )
     _check_count((*names, *further))
     classifier = extend_classifier(classifier, len(further))
     share = float(moments.count[len(named) :].sum() / moments.count.sum())
-    joined, unnamed = tuple(units.tolist()), tuple(left.tolist())
-    return Naming((*names, *further), classifier, joined, unnamed, share, len(further))
+    calibration = None
+    if settings.confidence and (held := read_held(arrays, sums)) is not None:
+        numbers = torch.from_numpy(units)
+        calibration = calibrate(held, join, numbers, kept, shrinkage=shrinkage, gain=gain)
+    unnamed, more = tuple(left.tolist()), len(further)
+    return Naming((*names, *further), classifier, joined, unnamed, share, more, calibration)
 
 
 def _name_units(
@@ -154,6 +170,26 @@ def _refuse_parts(given: Mapping[Part, str], subject: Subject) -> None:
             f"part {format_part(parts[0])} of a cluster has a name, but {subject.key} keeps no "
             "parts; fit with --method robust and --clusters, or name whole clusters."
         )
+
+
+def require_confidence(
+    naming: Naming | None, settings: EvaluateSettings, run: RunDirectory
+) -> None:
+    """Refuse to write a confidence that would mean nothing."""
+    if not settings.confidence or (naming is not None and naming.calibration is not None):
+        return
+    subject = settings.subject
+    if naming is None or not naming.joined:
+        raise UsageError(
+            f"--confidence: nothing says how sure {subject.key} is; it takes a fit with more "
+            f"clusters than classes (`primaps-pipe em {run.quoted} --classes K --clusters auto "
+            f"--method robust`) whose clusters are named in {run.names_file(subject.title)}."
+        )
+    raise UsageError(
+        f"--confidence: {subject.key} keeps nothing of a named cluster to judge itself by; name "
+        "clusters, or, where it is not of --method robust, or of an earlier version, run "
+        f"`primaps-pipe em {run.quoted} --name {subject.name} --method robust --force`."
+    )
 
 
 def _check_count(names: Sequence[str | None]) -> None:
@@ -228,10 +264,14 @@ def name_numbers(facts: Mapping[str, Any], clusters: int) -> tuple[str | None, .
 
 
 class Corrected(NamedTuple):
-    """Labels after what a person said of an image: of all of it, and at the windows' scale."""
+    """Labels after what a person said of an image: of all of it, and at the windows' scale.
+
+    ``said`` is where in the image something is said, bool [y, x]; None where nothing is.
+    """
 
     image: NDArray[np.uint8]
     windows: NDArray[np.uint8]
+    said: NDArray[np.bool_] | None = None
 
 
 def correct_labels(
@@ -260,12 +300,14 @@ def correct_labels(
     out = labels.copy()
     left, top, right, bottom = scale_box(cover.box, cover.resized, (image.width, image.height))
     part = resize_labels(said, right - left, bottom - top)
-    area = out[top:bottom, left:right]
+    area, certain = out[top:bottom, left:right], np.zeros(out.shape, np.bool_)
     area[...] = np.where(part == NOT_SAID, area, part)
+    certain[top:bottom, left:right] = part != NOT_SAID
     painted = read_painted(corrections, image, known)
     if painted is not None:
         out = np.where(painted == NOT_SAID, out, painted)
+        certain |= painted != NOT_SAID
     out[out == left_out] = IGNORE
     windows = np.where(said == NOT_SAID, final, said)
     windows[windows == IGNORE] = left_out
-    return Corrected(out, windows)
+    return Corrected(out, windows, certain)

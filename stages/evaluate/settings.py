@@ -30,6 +30,17 @@ class EvaluateSettings(SubjectSettings):
         "where clusters are joined by their names, those without one: their pixels go to the "
         "nearest named class, or they stay classes of their own",
     )
+    confidence: bool = setting(
+        False,
+        "write beside every label map how sure each pixel is, 255 x probability, calibrated on the "
+        "fit's own proposals; of a fit whose clusters are named (em --clusters)",
+    )
+    min_confidence: float = setting(
+        0.0,
+        "leave out of the label maps (255) what is less sure than this; implies --confidence",
+        ge=0,
+        le=1,
+    )
     linear_probe: bool = setting(
         False,
         "score a linear classifier trained on the labels of the split train, too: the supervised "
@@ -43,8 +54,9 @@ class EvaluateSettings(SubjectSettings):
     def output_settings(self) -> dict[str, Any]:
         """Return the settings that change what the stage writes, as plain YAML values."""
         values = super().output_settings()
-        # evaluations of before this setting stay as they are
-        return {n: v for n, v in values.items() if (n, v) != ("unnamed", "nearest")}
+        # evaluations of before these settings stay as they are
+        before = {"unnamed": "nearest", "confidence": False, "min_confidence": 0.0}
+        return {n: v for n, v in values.items() if n not in before or v != before[n]}
 
     @classmethod
     def list_artefacts(cls, name: str) -> list[str]:

@@ -25,6 +25,7 @@ from pipeline.run.by_hand import (
     remove_other_maps,
     write_maps,
 )
+from pipeline.run.confidence import CERTAIN, confidence_file, find_least, is_map, require_names
 from pipeline.run.corrections import Corrections
 from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import (
@@ -74,6 +75,7 @@ from stages.artefacts import (
     read_group_of,
     write_classifier,
 )
+from stages.calibration import Calibration
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.evaluate.metrics import (
@@ -92,6 +94,7 @@ from stages.evaluate.metrics import (
 )
 from stages.evaluate.names import bind_names, carry_names, find_owner, write_carried
 from stages.evaluate.naming import (
+    CALIBRATION,
     FURTHER,
     NUMBERS,
     correct_labels,
@@ -99,6 +102,7 @@ from stages.evaluate.naming import (
     find_naming,
     match_names,
     name_numbers,
+    require_confidence,
 )
 from stages.evaluate.probe import (
     fingerprint_probe,
@@ -110,7 +114,14 @@ from stages.evaluate.probe import (
     train_linear_probe,
 )
 from stages.evaluate.settings import EvaluateSettings
-from stages.labelling import MAIN, Labelling, draw_labels, label_images, take_clusters
+from stages.labelling import (
+    MAIN,
+    Labelling,
+    draw_confidence,
+    draw_labels,
+    label_images,
+    take_clusters,
+)
 from stages.parts import Part
 from stages.scores import MAX_CLASSES, describe_labels, describe_metrics
 
@@ -145,6 +156,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             em=subject.name if subject.kind == "em" else None,
             splits=settings.splits or manifest.splits,
             crf="none" if backend is None else backend.name,
+            confidence=settings.confidence or settings.min_confidence > 0,
         )
 
     def plan(self, run: RunDirectory, settings: EvaluateSettings, screen: Screen) -> Plan:
@@ -162,6 +174,9 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         artefacts, said = open_named(run, settings), Corrections(run)
         # names that are none are refused before anything is done
         naming = find_naming(artefacts, settings, _find_names(artefacts, made), names)
+        require_confidence(naming, settings, run)
+        if settings.confidence:
+            require_names(manifest)
         print_ = (
             "" if naming is None else fingerprint(made, naming.facts, naming.joined, self.version)
         )
@@ -223,7 +238,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             bind_names(run, subject, owner, clusters)
         folder = run.labels(subject.title)
         shards = {
-            n: [label_file(folder, image) for image in _list_images(run, settings, n)]
+            n: _list_maps(folder, settings, _list_images(run, settings, n))
             for n in range(len(plan.shards))
         }
         key = self.key(settings)
@@ -254,8 +269,10 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         folder = run.labels(artefacts.subject.title)
 
         maps: dict[Path, bytes] = {}
-        names = name_numbers(read_record(run, self.key(settings)).facts, artefacts.clusters)
-        said = Corrections(run)
+        facts = read_record(run, self.key(settings)).facts
+        names, said = name_numbers(facts, artefacts.clusters), Corrections(run)
+        calibration = Calibration(**facts[CALIBRATION]) if CALIBRATION in facts else None
+        least = find_least(settings.min_confidence)
 
         def finish(
             image: Image, labelling: Labelling
@@ -265,9 +282,14 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             gaps = read_gaps(artefacts.manifest.root, image)
             if gaps is not None:
                 labels[gaps] = IGNORE
-            final = labelling.plain if labelling.refined is None else labelling.refined
-            corrected = correct_labels(artefacts, said, image, names, labels, final)
+            corrected = correct_labels(artefacts, said, image, names, labels, labelling.final)
             shown = labels if corrected is None else corrected.image
+            if labelling.calibrated is not None:
+                sure = draw_confidence(labelling.calibrated, labels, cover)
+                if corrected is not None and corrected.said is not None:
+                    sure[corrected.said] = CERTAIN
+                maps[confidence_file(folder, image)] = encode_png(sure)
+                shown = np.where(sure < least, IGNORE, shown).astype(np.uint8)
             maps[label_file(folder, image)] = encode_png(shown, png_palette(()))
             truth, reason, counts = None, None, None
             try:
@@ -289,7 +311,14 @@ class Evaluate(SubjectStage[EvaluateSettings]):
 
         main = {row: values[MAIN] for row, values in logits.items()}
         ends = label_images(
-            artefacts.manifest, images, main, artefacts.size, finish, backend, CrfSettings()
+            artefacts.manifest,
+            images,
+            main,
+            artefacts.size,
+            finish,
+            backend,
+            CrfSettings(),
+            calibration,
         )
         rows, unreadable = [], {}
         pixels: dict[str, LabelCounts] = {}
@@ -328,7 +357,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         manifest, title = artefacts.manifest, artefacts.subject.title
         subject, own, folder = artefacts.subject, self.key(settings), run.labels(title)
         images = [i for i in manifest.images if i.ok and i.split in settings.splits]
-        keep = {label_file(folder, image) for image in images}
+        keep = set(_list_maps(folder, settings, images))
         removed, left = remove_other_maps(run, own, folder, keep)
         if removed:
             many = count_of(len(removed), "label maps")
@@ -367,6 +396,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             "head": settings.head,
             "crf": settings.crf,
             **_describe_numbers(run, subject, mine),
+            **({CALIBRATION: mine.facts[CALIBRATION]} if CALIBRATION in mine.facts else {}),
             **summarise_splits(
                 tallies,
                 names,
@@ -460,7 +490,7 @@ def _paint_labels(
     for number, record in records.items():
         if record.result.get(_PALETTE, "") == wanted:
             continue
-        entries = [entry for entry in record.files.items() if entry[0].endswith(".png")]
+        entries = [entry for entry in record.files.items() if is_map(entry[0])]
         # killed here, what is painted already is known by these notes, and no label is lost
         ours |= note_maps(run, key, number, {name: total for name, (_, total) in entries})
         painted = dict(filter(None, map_ahead(paint, entries, threads, 2 * threads)))
@@ -469,6 +499,12 @@ def _paint_labels(
         files = {**record.files, **list_files(run, written)}
         result = {**record.result, _PALETTE: wanted}
         ledger.commit(replace(record, result=result, files=files))
+
+
+def _list_maps(folder: Path, settings: EvaluateSettings, images: Sequence[Image]) -> list[Path]:
+    """List the maps of images: their labels, and how sure these are."""
+    maps = [label_file(folder, image) for image in images]
+    return maps + [confidence_file(folder, i) for i in images if settings.confidence]
 
 
 def _list_images(run: RunDirectory, settings: EvaluateSettings, shard: int) -> Sequence[Image]:

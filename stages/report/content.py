@@ -24,6 +24,7 @@ from stages import SETTINGS
 from stages.artefacts import Artefacts, open_evaluated, read_group_of
 from stages.clustering import list_unused, warn_of_unused
 from stages.labelling import MAIN, take_clusters
+from stages.report.certainty import show_certainty
 from stages.report.pictures import (
     Exhibit,
     FeatureColours,
@@ -169,6 +170,7 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
         "clusters": make_cards(
             metrics, look, artefacts.classifiers[MAIN].prototypes.float().numpy(), cutouts
         ),
+        "certainty": show_certainty(metrics),
         "warnings": [
             *describe_labels(metrics),
             *said,

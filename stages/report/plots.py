@@ -66,6 +66,16 @@ def draw_series(
     return _render(figure, f"{name} of {len(points)} times one {unit}")
 
 
+def draw_lines(*lines: tuple[ArrayLike, ArrayLike, str], unit: str) -> Markup:
+    """Draw curves, each x, y and what it is; the last stands out."""
+    figure, axes = _make_curve_axes(unit)
+    for x, y, _ in lines[:-1]:
+        axes.plot(x, y, color=_MUTED, linewidth=1.2)
+    _draw_line(axes, *lines[-1][:2], marker="o")
+    axes.margins(x=0.03, y=0.1)
+    return _render(figure, f"{' and '.join(name for _, _, name in lines)}, over {unit}")
+
+
 def _draw_line(axes: Axes, x: ArrayLike, y: ArrayLike, marker: str) -> None:
     axes.plot(x, y, color=_ACCENT, linewidth=1.8, marker=marker, markersize=3.5)
     axes.grid(axis="y", color=_RULE, linewidth=0.7)

@@ -127,6 +127,8 @@ OTHERS: dict[str, dict[str, object]] = {
         "crf": "numba",
         "cosine_gain": 3,
         "unnamed": "own",
+        "confidence": None,  # of a fit whose clusters are named alone
+        "min_confidence": None,  # the same
         "linear_probe": None,  # is trained on a split that the run has not
         "linear_probe_sample": 7,
         "device": "cpu",

@@ -37,6 +37,7 @@ from stages.labelling import (
     argmax_resampled,
     average_views,
     classify,
+    draw_confidence,
     draw_labels,
     label_images,
     scale_box,
@@ -195,6 +196,10 @@ def test_outside_the_box_nothing_is_known() -> None:
     expected[2:4, 1:3], expected[2:4, 3:5] = 1, 0
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected)
+    # 0.9 x 255 is 229.5, and is cut off; between the two, the larger is 0.7
+    sure = draw_confidence(probabilities, labels, cover)
+    np.testing.assert_array_equal(sure[2:4, 1:5], [[229, 178, 178, 229]] * 2)
+    assert not sure[expected == IGNORE].any()
 
 
 @given(

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
@@ -25,6 +25,7 @@ from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import ImageError, UsageError, count_of, did_you_mean
 from pipeline.images.geo import is_placed
 from pipeline.progress import Screen
+from pipeline.run.confidence import find_least, read_confidence
 from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import LEFT_OUT_NAME, Evaluation, choose_look, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead
@@ -83,6 +84,7 @@ def export_run(
     splits: tuple[str, ...] = (),
     ids: Ids = "auto",
     images: Images = "copy",
+    min_confidence: float = 0.0,
     screen: Screen,
 ) -> list[str]:
     """Write the label maps of a fit or head, or its prototypes, for other tools.
@@ -106,6 +108,8 @@ def export_run(
         pixels; ``clusters``; or ``auto``: classes where clusters are matched to classes.
     images
         Whether to ``copy`` the photographs, ``link`` to them, or leave them out (``none``).
+    min_confidence
+        Pixels that are less sure than this are 255; of an evaluation with confidence.
     screen
         Where progress is shown.
 
@@ -135,11 +139,15 @@ def export_run(
     refuse_run(run, out)
     _warn_of_changes(run, em, head, screen)
     if format == PROTOTYPES:
+        if min_confidence:
+            raise UsageError(f"--min-confidence: --format {PROTOTYPES} writes no label maps.")
         from workflows.export.prototypes import export_prototypes
 
         warn_of_names(open_evaluation(run, em, head, SETTINGS), "auto", screen)
         return export_prototypes(run, out, em=em, head=head)
     source = open_source(run, em=em, head=head, splits=splits, ids=ids)
+    if min_confidence:
+        source = _require_confidence(source, min_confidence)
     warn_of_names(source.evaluation, source.ids, screen)
     root = source.manifest.root
     if images == "link":
@@ -162,8 +170,10 @@ def export_run(
         folder.write("index.csv", _make_index(items, places))
     counts = Counter(item.split for item in items).items()
     written = ", ".join(f"{count_of(count, 'images')} of {split}" for split, count in counts)
+    sure = f"export: pixels that are less than {100 * min_confidence:g} % sure are 255"
     return [
         describe_ids(source),
+        *([sure] if min_confidence else []),
         f"export: {written} as {format} in {out}",
         *([f"export: {writer.NOTE}"] if writer.NOTE else []),
     ]
@@ -186,6 +196,17 @@ def describe_places(root: Path, images: Sequence[Image]) -> str:
         f"{'has' if len(placed) == 1 else 'have'} a georeference (first: {placed[0].path}), which "
         "label maps in PNG do not keep;"
     )
+
+
+def _require_confidence(source: Source, share: float) -> Source:
+    """Leave out what is less sure than a share; refuse where nobody knows how sure it is."""
+    evaluation = source.evaluation
+    if not evaluation.record.settings.get("confidence"):
+        raise UsageError(
+            f"--min-confidence: {evaluation.subject.key} was evaluated without confidence; run "
+            f"{evaluation.command[:-1]} --confidence` first."
+        )
+    return replace(source, least=find_least(share))
 
 
 def refuse_run(run: RunDirectory, out: Path) -> None:
@@ -235,6 +256,8 @@ class Source:
     classes: tuple[tuple[str, Colour], ...]
     table: NDArray[np.uint8]
     splits: dict[str, str]
+    # pixels whose confidence is a lower byte are left out
+    least: int = 0
 
     @property
     def dataset_name(self) -> str:
@@ -267,7 +290,12 @@ class Source:
 
     def read_labels(self, image: Image) -> NDArray[np.uint8]:
         """Read the label map of an image, uint8 [y, x], 255 = ignore."""
-        return self.table[self.evaluation.read_labels(image)]
+        labels = self.table[self.evaluation.read_labels(image)]
+        if self.least:
+            evaluation = self.evaluation
+            sure = read_confidence(evaluation.run, evaluation.subject, image)
+            labels[sure < self.least] = IGNORE
+        return labels
 
     def describe(self) -> dict[str, Any]:
         """Describe the export, but for the format, as JSON: who gets the same gets one folder."""
@@ -281,6 +309,7 @@ class Source:
             "splits": self.splits,
             "classes": [[name, list(colour)] for name, colour in self.classes],
             "table": fingerprint(self.table.tolist()),
+            **({"least": self.least} if self.least else {}),
         }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -22,6 +23,7 @@ from pipeline.run.directory import RunDirectory, name_subject
 from pipeline.run.manifest import Image
 from stages.evaluate.metrics import (
     Tally,
+    count_image,
     counts_file,
     decode_counts,
     encode_counts,
@@ -30,8 +32,10 @@ from stages.evaluate.metrics import (
     remove_other_counts,
     score_counts,
     score_images,
+    summarise,
     tally_images,
 )
+from stages.labelling import Labelling
 from stages.scores import UNMATCHED, count_confusion, score_assignment
 from tests.stages.evaluate.made_up import count, make_row
 
@@ -58,6 +62,30 @@ def list_pairs(confusion: Any, kind: str = "plain") -> dict[str, list[int]]:
         f"pairs_{kind}": [255 * k + c for k, c in places],
         f"counts_{kind}": [int(confusion[k][c]) for k, c in places],
     }
+
+
+def test_how_sure_labels_are_adds_up_over_shards() -> None:
+    # labels 0 0 1, of true class 0 1 1: one right label of 0.9 and one of 0.6, a wrong one of 0.6
+    sure = torch.tensor([[[0.91, 0.61, 0.39]], [[0.09, 0.39, 0.61]]])
+
+    def row(truth: list[int]) -> dict[str, Any]:
+        plain = np.array([[0, 0, 1]], np.uint8)
+        labelling = Labelling(plain, torch.zeros(0), 0.0, calibrated=sure)
+        image = Image(0, "a", "val", "", None, 3, 1, 1, 0, "")
+        return count_image(image, plain, labelling, 2, np.array([truth], np.uint8))
+
+    shards = [decode_counts(encode_counts([row(truth)])) for truth in ([0, 1, 1], [0, 255, 255])]
+    block = summarise(tally_images(shards, ["val"], 2)["val"], ["zero", "one"])
+    found = {
+        (n, *(block["levels"][name][n] for name in ("pixels", "labelled", "right")))
+        for n in np.flatnonzero(block["levels"]["pixels"])
+    }
+    assert found == {(36, 2, 2, 2), (24, 4, 2, 1)}
+    # the middles of the levels: 0.9125 and 0.6125
+    assert block["noise"]["expected"] == [23.75, 38.75]
+    assert block["noise"]["true"] == [33.33, 0.0]
+    plain = tally_images([decode_counts(encode_counts([make_counts(0, [[1]])]))], ["val"], 3)
+    assert "levels" not in summarise(plain["val"], ["zero"])
 
 
 def score(rows: list[dict[str, Any]], *assignments: list[int | None] | None) -> pa.Table:

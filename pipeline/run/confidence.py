@@ -1,0 +1,67 @@
+"""How sure every pixel of a label map is: a grey PNG beside it, 255 x probability, cut off."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import AccessError, DamageError, ImageError, RunError, UsageError
+from pipeline.run.directory import RunDirectory, Subject
+from pipeline.run.manifest import Image, Manifest
+from pipeline.storage.places import resolve_inside
+
+SUFFIX = ".confidence.png"
+# What a person has said.
+CERTAIN = 255
+
+
+def is_map(name: str) -> bool:
+    """Whether a file among label maps is one, and not how sure one is."""
+    return name.endswith(".png") and not name.endswith(SUFFIX)
+
+
+def confidence_file(folder: Path, image: Image) -> Path:
+    """Return where it lies how sure the label map of an image is."""
+    return folder / image.split / f"{image.id}{SUFFIX}"
+
+
+def find_least(share: float) -> int:
+    """Return the least byte that says a probability of at least ``share``."""
+    # a share that is a whole number of bytes is not pushed to the next by its last digit
+    return math.ceil(255 * share - 1e-9)
+
+
+def require_names(manifest: Manifest) -> None:
+    """Refuse images whose label maps would be taken for how sure those of others are."""
+    for image in manifest.images:
+        if not is_map(f"{image.id}.png"):
+            raise UsageError(
+                f"--confidence: the label map of {image.path} would be called like how sure that "
+                "of another is; give the image another name."
+            )
+
+
+def read_confidence(run: RunDirectory, subject: Subject, image: Image) -> NDArray[np.uint8]:
+    """Read how sure the label map of an image is, uint8 [y, x]: 255 x probability, cut off."""
+    from pipeline.images.decoding import read_label
+
+    folder = run.labels(subject.title)
+    file = resolve_inside(folder, confidence_file(Path(), image).as_posix())
+    try:
+        values = read_label(file)
+        if values.shape != (image.height, image.width):
+            raise ImageError(f"it is not of the size of {image.path}")
+    except AccessError as error:
+        raise RunError(
+            f"{file} cannot be read ({error}); run `primaps-pipe evaluate {run.quoted}"
+            f"{subject.options} --confidence` again."
+        ) from error
+    except ImageError as error:
+        raise DamageError(
+            f"{file} is damaged ({error}); "
+            f"`primaps-pipe verify {run.quoted} --repair` makes it again."
+        ) from error
+    return values.astype(np.uint8)
