@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import AccessError, DamageError, ImageError, RunError, UsageError
 from pipeline.run.directory import RunDirectory, Subject
-from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.places import resolve_inside
+
+if TYPE_CHECKING:
+    # which loads pyarrow, and help pages ask what is a map
+    from pipeline.run.manifest import Image, Manifest
 
 SUFFIX = ".confidence.png"
 # What a person has said.

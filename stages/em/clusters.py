@@ -39,7 +39,7 @@ _LEAST = 2
 MOST = 254
 
 
-def count_clusters(run: RunDirectory, settings: EmSettings, most: int) -> int:
+def count_clusters(run: RunDirectory, settings: EmSettings) -> int:
     """Return how many clusters to fit: as many as given, or what ``auto`` means here."""
     if settings.clusters is None:
         assert isinstance(settings.classes, int)
@@ -53,7 +53,7 @@ def count_clusters(run: RunDirectory, settings: EmSettings, most: int) -> int:
     )
     sample = len(draw_sample(list_windows(run, settings), settings))
     borne = proposals * sample // max(windows, 1) // _LEAST
-    return max(settings.classes, min(PER_CLASS * settings.classes, borne, MOST, most))
+    return max(settings.classes, min(PER_CLASS * settings.classes, borne, MOST))
 
 
 def sum_clusters(read: Callable[[], Iterable[FitBatch]], fit: Fit, shrinkage: float) -> Sums:

@@ -181,7 +181,9 @@ class Em(Training[EmSettings]):
             announce(say="number of classes")
             count = _count_classes(run, settings)
             settings = settings.replace(classes=count.classes)
-        clusters = count_clusters(run, settings, _limit_classes(run, settings))
+        clusters = count_clusters(run, settings)
+        if settings.clusters == "auto":
+            clusters = min(clusters, _limit_classes(run, settings))
         cache, method = open_cache(run, settings, device), get_method(settings)
         print_, start = read_record(run, self.key(settings)).shards[shard], None
         if method.needs_start and settings.head is not None:

@@ -185,6 +185,7 @@ def test_export_hands_everything_on(call: Call, seen: dict[str, Any]) -> None:
         "splits": ("train", "val"),
         "ids": "clusters",
         "images": "link",
+        "min_confidence": 0.0,
     }
 
 

@@ -269,8 +269,9 @@ def _before_extract(change: Callable[[Place], None], *left: str) -> Change:
 
 
 def _add(place: Place) -> None:
-    place.write("0", 7)  # before all others: every row moves
-    place.label("0", 1)
+    # the last by its name, too: what is added comes last, and a fresh run sorts by names
+    place.write("d", 7)
+    place.label("d", 1)
 
 
 def _add_twin(place: Place) -> Iterator[str]:
@@ -421,7 +422,7 @@ _AFTER_EVALUATE: dict[str, Change] = {
     "extract finds other bytes under the same size and time": _before_extract(_rewrite_secretly),
     "extract finds two images in each other's place": _before_extract(_swap),
     "extract finds an image that is gone": _before_extract(_vanish, "a", "c"),
-    "extract finds a new image": _before_extract(_add, "0", "a", "b", "c"),
+    "extract finds a new image": _before_extract(_add, "a", "b", "c", "d"),
     "a twin with another suffix": _add_twin,
     "a label map changes and changes back": _labels_change,
     "the run lies in the root": _run_inside_root,
