@@ -7,6 +7,7 @@ is to be ignored, 254 where nothing is said.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import zarr
@@ -18,35 +19,70 @@ from pipeline.run.corrections import NOT_SAID, Corrections, Point, is_ignored
 from pipeline.run.frames import resize_labels
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.arrays import read_rows
+from stages.labelling import scale_box
 
 
-def lay_said(
+class Saying(NamedTuple):
+    """What is said of an image: by clicks and boxes, and in paint, which lies over them.
+
+    ``clicked`` is uint8 [y, x] at the windows' scale, over the ``cover``; ``painted`` is uint8 [y,
+    x] of the photograph's own size; each None where there is none.
+    """
+
+    clicked: NDArray[np.uint8] | None
+    painted: NDArray[np.uint8] | None
+    cover: Cover
+
+    @property
+    def at_windows(self) -> NDArray[np.uint8]:
+        """All of it at the windows' scale, uint8 [y, x] over the cover."""
+        painted = self.painted
+        if painted is not None:
+            painted = resize_labels(painted, *self.cover.resized)[self.cover.area]
+        return _lay(painted, self.clicked)
+
+    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        """Draw all of it at a size, uint8 [y, x]; paint keeps the photograph's sharpness."""
+        drawn = np.full((height, width), NOT_SAID, np.uint8)
+        if self.clicked is not None:
+            cover = self.cover
+            left, top, right, bottom = scale_box(cover.box, cover.resized, (width, height))
+            area = drawn[top:bottom, left:right]
+            area[...] = resize_labels(self.clicked, right - left, bottom - top)
+        painted = self.painted
+        return drawn if painted is None else _lay(resize_labels(painted, width, height), drawn)
+
+
+def _lay(upper: NDArray[np.uint8] | None, lower: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Lay one over the other, at least one of which there is."""
+    if upper is None or lower is None:
+        only = lower if upper is None else upper
+        assert only is not None
+        return only
+    return np.where(upper == NOT_SAID, lower, upper)
+
+
+def read_said(
     corrections: Corrections,
     image: Image,
     cover: Cover,
     masks: zarr.Array | None,
     grid: tuple[int, int],
     names: Sequence[str],
-) -> NDArray[np.uint8] | None:
-    """Lay out what is said of an image at the windows' scale; None where nothing is.
+) -> Saying | None:
+    """Read what is said of an image; None where nothing is.
 
-    What is painted lies over clicks and boxes. ``masks`` has the proposals [window, y, x], which
-    clicks are meant for; where there is none, the position of the ``grid`` is. ``names`` are those
-    of the numbers that are given.
+    ``masks`` has the proposals [window, y, x], which clicks are meant for; where there is none, the
+    position of the ``grid`` is. ``names`` are those of the numbers that are given.
     """
     points, painted = corrections.points_of(image), read_painted(corrections, image, names)
-    if not points and painted is None:
-        return None
+    if not points:
+        return None if painted is None else Saying(None, painted, cover)
     left, top, right, bottom = cover.box
-    said = np.full((bottom - top, right - left), NOT_SAID, np.uint8)
-    if points:
-        rows = cover.rows
-        proposals = None if masks is None else read_rows(masks, rows.start, rows.stop)
-        spread_points(said, points, proposals, cover, (image.width, image.height), grid, names)
-    if painted is not None:
-        part = resize_labels(painted, *cover.resized)[cover.area]
-        said = np.where(part == NOT_SAID, said, part)
-    return said
+    clicked = np.full((bottom - top, right - left), NOT_SAID, np.uint8)
+    proposals = None if masks is None else read_rows(masks, cover.rows.start, cover.rows.stop)
+    spread_points(clicked, points, proposals, cover, (image.width, image.height), grid, names)
+    return Saying(clicked, painted, cover)
 
 
 def read_painted(

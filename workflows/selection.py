@@ -27,7 +27,7 @@ from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.ledger import read_record, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.arrays import open_arrays, read_rows, take_rows
-from stages.known import lay_said
+from stages.known import read_said
 from stages.selection import (
     MOST_CANDIDATES,
     MOST_TARGETS,
@@ -296,10 +296,10 @@ class _Pool:
         masks = self._arrays["proposals"]
         # which class is said does not matter here
         names = self.corrections.said_names()
-        said = lay_said(self.corrections, image, cover, masks, self._grid, names)
+        said = read_said(self.corrections, image, cover, masks, self._grid, names)
         if said is None:
             return image.image, np.zeros(0, np.int64), False
-        spoken = said != NOT_SAID
+        spoken = said.at_windows != NOT_SAID
         ids = read_rows(masks, cover.rows.start, cover.rows.stop)
         for window, own, (x0, y0, x1, y1) in zip(windows, ids, cover.boxes, strict=True):
             size = np.bincount(own.ravel(), minlength=256)

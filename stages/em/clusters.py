@@ -30,7 +30,7 @@ from stages.em.methods import Fit, Sums
 from stages.em.pieces import FitBatch
 from stages.em.robust import PROPOSALS, find_units, number_proposals, read_positions
 from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
-from stages.known import label_grid, lay_said
+from stages.known import label_grid, read_said
 
 # Clusters per class: with fewer, classes share clusters; with more, names cost more than they
 # bring. And proposals that a cluster holds on average, at least.
@@ -214,7 +214,8 @@ def _read_known(
     def read(image: Image) -> tuple[slice, NDArray[np.uint8]] | None:
         cover = Cover(tuple(manifest.windows_of(image)))
         if corrections is not None:
-            said = lay_said(corrections, image, cover, masks, grid, names)
+            saying = read_said(corrections, image, cover, masks, grid, names)
+            said = None if saying is None else saying.at_windows
         else:
             path = manifest.label_path(image)
             if path is None:

@@ -21,15 +21,14 @@ from pipeline.progress import Screen
 from pipeline.run.corrections import NOT_SAID, Corrections, is_ignored
 from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import LEFT_OUT_NAME, format_part
-from pipeline.run.frames import resize_labels
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays
 from stages.artefacts import Artefacts, read_group_of
 from stages.calibration import Calibration, calibrate, read_held
 from stages.discriminants import Moments, find_discriminant
 from stages.evaluate.settings import EvaluateSettings
-from stages.known import find_clicked, lay_said, read_painted
-from stages.labelling import MAIN, NEVER, Classifier, scale_box
+from stages.known import find_clicked, read_said
+from stages.labelling import MAIN, NEVER, Classifier
 from stages.parts import Part, Tree
 from stages.scores import UNMATCHED
 
@@ -266,12 +265,12 @@ def name_numbers(facts: Mapping[str, Any], clusters: int) -> tuple[str | None, .
 class Corrected(NamedTuple):
     """Labels after what a person said of an image: of all of it, and at the windows' scale.
 
-    ``said`` is where in the image something is said, bool [y, x]; None where nothing is.
+    ``said`` is where in the image something is said, bool [y, x].
     """
 
     image: NDArray[np.uint8]
     windows: NDArray[np.uint8]
-    said: NDArray[np.bool_] | None = None
+    said: NDArray[np.bool_]
 
 
 def correct_labels(
@@ -285,29 +284,23 @@ def correct_labels(
     """Lay what is said over the labels of an image; None where nothing is said of it.
 
     ``labels`` is its label map, uint8 [y, x], and ``final`` the same at the windows' scale, both in
-    numbers of ``names``. What is painted has the photograph's own sharpness.
+    numbers of ``names``.
     """
-    left_out = names.index(LEFT_OUT_NAME) if LEFT_OUT_NAME in names else IGNORE
-    known = [name or "" for name in names]
     masks = None
     if corrections.points_of(image) and artefacts.has_proposals:
         masks = open_arrays(artefacts.run.masks, ["proposals"])["proposals"]
-    cover = artefacts.cover(image)
-    said = lay_said(corrections, image, cover, masks, artefacts.grid, known)
+    known, cover = [name or "" for name in names], artefacts.cover(image)
+    said = read_said(corrections, image, cover, masks, artefacts.grid, known)
     if said is None:
-        shown = np.where(labels == left_out, IGNORE, labels).astype(np.uint8)
-        return None if left_out == IGNORE else Corrected(shown, final)
-    out = labels.copy()
-    left, top, right, bottom = scale_box(cover.box, cover.resized, (image.width, image.height))
-    part = resize_labels(said, right - left, bottom - top)
-    area, certain = out[top:bottom, left:right], np.zeros(out.shape, np.bool_)
-    area[...] = np.where(part == NOT_SAID, area, part)
-    certain[top:bottom, left:right] = part != NOT_SAID
-    painted = read_painted(corrections, image, known)
-    if painted is not None:
-        out = np.where(painted == NOT_SAID, out, painted)
-        certain |= painted != NOT_SAID
-    out[out == left_out] = IGNORE
-    windows = np.where(said == NOT_SAID, final, said)
-    windows[windows == IGNORE] = left_out
-    return Corrected(out, windows, certain)
+        return None
+    drawn, windows = said.draw(image.width, image.height), said.at_windows
+    windows = np.where(windows == NOT_SAID, final, windows)
+    # to be scored as what is to be ignored is, where the labels know of such
+    windows[windows == IGNORE] = find_left_out(names)
+    spoken = drawn != NOT_SAID
+    return Corrected(np.where(spoken, drawn, labels), windows, spoken)
+
+
+def find_left_out(names: Sequence[str | None]) -> int:
+    """Return the number of what is to be ignored in label maps of some names; 255 without one."""
+    return names.index(LEFT_OUT_NAME) if LEFT_OUT_NAME in names else IGNORE

@@ -99,6 +99,7 @@ from stages.evaluate.naming import (
     NUMBERS,
     correct_labels,
     describe_naming,
+    find_left_out,
     find_naming,
     match_names,
     name_numbers,
@@ -272,7 +273,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         facts = read_record(run, self.key(settings)).facts
         names, said = name_numbers(facts, artefacts.clusters), Corrections(run)
         calibration = Calibration(**facts[CALIBRATION]) if CALIBRATION in facts else None
-        least = find_least(settings.min_confidence)
+        least, left_out = find_least(settings.min_confidence), find_left_out(names)
 
         def finish(
             image: Image, labelling: Labelling
@@ -284,9 +285,11 @@ class Evaluate(SubjectStage[EvaluateSettings]):
                 labels[gaps] = IGNORE
             corrected = correct_labels(artefacts, said, image, names, labels, labelling.final)
             shown = labels if corrected is None else corrected.image
+            if left_out != IGNORE:
+                shown = np.where(shown == left_out, IGNORE, shown).astype(np.uint8)
             if labelling.calibrated is not None:
                 sure = draw_confidence(labelling.calibrated, labels, cover)
-                if corrected is not None and corrected.said is not None:
+                if corrected is not None:
                     sure[corrected.said] = CERTAIN
                 maps[confidence_file(folder, image)] = encode_png(sure)
                 shown = np.where(sure < least, IGNORE, shown).astype(np.uint8)

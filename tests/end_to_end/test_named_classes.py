@@ -56,6 +56,8 @@ def test_names_join_clusters_and_reach_all_that_is_made(
     assert "1 cluster without a name" in output
     metrics, after = read_metrics(run), read_maps(run)
     assert metrics["label_names"] == ["left", "right", "ignore"]
+    # a class that is left out is no correction of any image
+    assert "corrected" not in metrics
     assert set(np.unique(after)) <= {0, 1, 255}
     assert set(np.unique(before)) <= set(range(5))
     # one cluster of a name, most of whose pixels are of it still

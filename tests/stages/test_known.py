@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.images.windows import Cover, Window
 from pipeline.run.corrections import NOT_SAID, Point
-from stages.known import label_grid, number_name, spread_points
+from stages.known import Saying, label_grid, number_name, spread_points
 
 NAMES = ["road", "sky"]
 SIZE = 8
@@ -75,3 +75,27 @@ def test_positions_have_the_class_of_most_of_their_pixels() -> None:
     assert found.shape == (1, 4, 4)
     assert found[0, 0, 0] == 1
     assert (np.delete(found.ravel(), 0) == 255).all()
+
+
+def test_paint_says_no_pixel_beside_it() -> None:
+    cover = make_cover()
+    painted = np.full((3 * SIZE, 3 * SIZE), NOT_SAID, np.uint8)
+    painted[4, 5] = 1
+    said = Saying(None, painted, cover)
+    np.testing.assert_array_equal(said.draw(3 * SIZE, 3 * SIZE), painted)
+    # the middle of the window's pixel in the second row and column
+    assert np.argwhere(said.at_windows == 1).tolist() == []
+    painted[4, 4] = 0
+    assert said.at_windows[1, 1] == 0
+
+
+def test_paint_lies_over_clicks() -> None:
+    cover = make_cover()
+    clicked = np.full((SIZE, SIZE), NOT_SAID, np.uint8)
+    clicked[0:2, 0:2] = 0
+    painted = np.full((2 * SIZE, 2 * SIZE), NOT_SAID, np.uint8)
+    painted[0:2, 0:2] = 1
+    drawn = Saying(clicked, painted, cover).draw(2 * SIZE, 2 * SIZE)
+    expected = painted.copy()
+    expected[0:4, 0:4] = np.where(painted[0:4, 0:4] == NOT_SAID, 0, painted[0:4, 0:4])
+    np.testing.assert_array_equal(drawn, expected)

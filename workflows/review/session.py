@@ -28,10 +28,9 @@ from pipeline.storage.files import stamp
 from stages import SETTINGS, recall_settings
 from stages.artefacts import open_artefacts
 from stages.evaluate.settings import EvaluateSettings
-from stages.known import find_clicked, lay_said, read_painted
-from stages.labelling import MAIN, scale_box
+from stages.known import find_clicked, read_said
+from stages.labelling import MAIN
 from stages.parts import Part
-from stages.report.pictures import enlarge
 from workflows.review.journal import Entry
 from workflows.review.pictures import (
     VIEW,
@@ -553,18 +552,11 @@ class Review:
         names = [""] * 256
         for name, number in numbers.items():
             names[number] = name
-        drawn = np.full((height, width), NOT_SAID, np.uint8)
         cover, masks = self.artefacts.cover(image), self.pictures.masks
-        said = lay_said(corrections, image, cover, masks, self.artefacts.grid, names)
-        if said is not None:
-            left, top, right, bottom = scale_box(cover.box, cover.resized, (width, height))
-            drawn[top:bottom, left:right] = enlarge(said, bottom - top, right - left)
-        painted = read_painted(corrections, image, names)
-        if painted is None:
-            return drawn
-        # in the sharpness of the photograph
-        small = enlarge(painted, height, width)
-        return np.where(small == NOT_SAID, drawn, small)
+        said = read_said(corrections, image, cover, masks, self.artefacts.grid, names)
+        if said is None:
+            return np.full((height, width), NOT_SAID, np.uint8)
+        return said.draw(width, height)
 
     def _stamp(self) -> dict[str, Any]:
         return {
