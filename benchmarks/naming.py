@@ -30,12 +30,13 @@ from pipeline.errors import DatasetError, PipelineError
 from pipeline.progress import Screen
 from pipeline.run.corrections import CLASSES, MAPS, NOT_SAID, Corrections
 from pipeline.run.directory import RunDirectory
+from pipeline.run.evaluation import Part
 from pipeline.run.frames import open_truth
 from pipeline.settings import make_settings
 from pipeline.storage.arrays import read_group
 from stages import SETTINGS, run_stage
 from stages.artefacts import Artefacts, open_artefacts
-from stages.parts import Part, Tree
+from stages.parts import Tree
 from stages.report.typical import MOST, PART, choose_typical
 
 # Names for each class, and clusters for each class that the person is shown at first: the other

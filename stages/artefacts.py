@@ -225,11 +225,16 @@ def read_classifier(
     return (classifier, facts) if fingerprint in (None, facts["fingerprint"]) else None
 
 
+# Of a fit, what clusters are joined and judged by: as large as all else a hundred times.
+_SUMS = ("moments_", "known_", "held_")
+
+
 def read_group_of(
-    run: RunDirectory, subject: Subject
+    run: RunDirectory, subject: Subject, *, sums: bool = False
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read the arrays and attributes of a fit or a head."""
-    return read_group(run.em if subject.kind == "em" else run.heads, subject.name)
+    """Read the arrays and attributes of a fit or a head; those of its sums if they are wanted."""
+    store = run.em if subject.kind == "em" else run.heads
+    return read_group(store, subject.name, leave_out=() if sums else _SUMS)
 
 
 def label_file(folder: Path, image: Image) -> Path:

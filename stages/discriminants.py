@@ -6,12 +6,14 @@ feature is read again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 # The logit of a class that has no position: it never wins, and its softmax is still a number.
@@ -41,6 +43,21 @@ class Moments:
         channels = len(origin)
         shapes = (classes,), (classes, channels), (channels, channels)
         return cls(origin, *(origin.new_zeros(shape) for shape in shapes))
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Moments:
+        """Read what :meth:`list_arrays` listed under a name."""
+        parts = ("origin", "count", "total", "scatter")
+        return cls(*(torch.from_numpy(np.array(arrays[f"{name}_{part}"])) for part in parts))
+
+    def list_arrays(self, name: str, axis: str) -> dict[str, tuple[NDArray[Any], tuple[str, ...]]]:
+        """List them as arrays with the names of their axes; ``axis`` is that of the classes."""
+        return {
+            f"{name}_origin": (self.origin.numpy(), ("channel",)),
+            f"{name}_count": (self.count.numpy(), (axis,)),
+            f"{name}_total": (self.total.numpy(), (axis, "channel")),
+            f"{name}_scatter": (self.scatter.numpy(), ("channel", "other channel")),
+        }
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add positions, float64 [position, channel], with a class each, int64 [position]."""

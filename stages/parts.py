@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-# A cluster, and then 0 for the larger half, 1 for the other.
-Part = tuple[int, ...]
+from pipeline.run.evaluation import Part
 
 
 class Tree:

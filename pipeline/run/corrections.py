@@ -30,6 +30,9 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import (
     LEFT_OUT_NAME,
     LONGEST,
+    Part,
+    check_name,
+    compose_yaml,
     format_names,
     format_part,
     parse_names,
@@ -62,8 +65,6 @@ _COLUMNS = ("split", "image", "x", "y", "x1", "y1", "class")
 _NOT_SAID_COLOUR: Colour = (128, 128, 128)
 # Whose word counts.
 Prefer = Literal["ours", "theirs"]
-# A cluster, or a part of one, as of ``stages.parts``.
-Part = tuple[int, ...]
 # An image, by split and id.
 Key = tuple[str, str]
 
@@ -97,14 +98,7 @@ def is_ignored(name: str) -> bool:
 
 def check_class(name: str | None, where: str) -> str:
     """Return the name of a class, stripped, if it is one line that is not too long."""
-    text = "" if name is None else name.strip()
-    if not text or not text.isprintable() or len(text) > LONGEST:
-        shown = "a list or mapping" if name is None else repr(f"{name[:LONGEST]}")
-        raise RunError(
-            f"{where}: a class needs a name of one line, at most {LONGEST} characters, and not "
-            f"{shown}; correct it."
-        )
-    return text
+    return check_name(name, f"{where}: a class", "correct it")
 
 
 class Corrections:
@@ -558,14 +552,7 @@ def _read(file: Path) -> bytes:
 def parse_classes(text: bytes, file: object) -> tuple[str, ...]:
     """Parse ``classes.yaml``: a YAML list of names, which are the words as they are written."""
     example = "write one line for each class, such as `- road`"
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise RunError(
-            f"{file} is not YAML ({' '.join(str(error).split())}); {example}."
-        ) from error
-    except RecursionError as error:
-        raise RunError(f"{file} is nested too deeply; {example}.") from error
+    root = compose_yaml(text, file, example)
     if root is None:
         return ()
     if not isinstance(root, yaml.SequenceNode):

@@ -26,6 +26,8 @@ from pipeline.storage.files import decode_table, read_json
 from pipeline.storage.places import resolve_inside
 
 LONGEST = 100
+# A cluster, and then 0 for the larger half of it, 1 for the other, and so on: ``stages.parts``.
+Part = tuple[int, ...]
 # A cluster of this name is left out: its pixels are 255 wherever labels are shown or exported.
 LEFT_OUT_NAME = "ignore"
 _CLUSTER = re.compile(r"[0-9]{1,9}(\.[01])*")
@@ -45,26 +47,19 @@ def name_clusters(
     return tuple(names[k] for k in range(clusters))
 
 
-def parse_names(text: bytes, file: object) -> dict[tuple[int, ...], str]:
+def parse_names(text: bytes, file: object) -> dict[Part, str]:
     """Parse ``names.yaml``: a YAML mapping of clusters, or parts of them, to names.
 
     A cluster is its number, ``12``, and a part of it that and the halves on the way to it:
     ``12.0.1`` (see ``stages.parts``). Names are the words as they are written: ``no``, ``on`` and
     ``1.0`` are names like any other.
     """
-    try:
-        # nodes and not values: nothing is resolved, run, or repeated as often as aliases say
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{file} is not YAML ({reason}); {_EXAMPLE}.") from error
-    except RecursionError as error:
-        raise RunError(f"{file} is nested too deeply; {_EXAMPLE}.") from error
+    root = compose_yaml(text, file, _EXAMPLE)
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise RunError(f"{file} does not map clusters to names; {_EXAMPLE}.")
-    names: dict[tuple[int, ...], str] = {}
+    names: dict[Part, str] = {}
     for pair in root.value:
         # as they are written; None for what is not one scalar
         key, value = (n.value if isinstance(n, yaml.ScalarNode) else None for n in pair)
@@ -72,24 +67,42 @@ def parse_names(text: bytes, file: object) -> dict[tuple[int, ...], str]:
         if key is None or not _CLUSTER.fullmatch(key):
             raise RunError(f"{where}: {_show(key)} is not the number of a cluster; {_EXAMPLE}.")
         part = tuple(map(int, key.split(".")))
-        name = None if value is None else value.strip()
-        if not name or not name.isprintable() or len(name) > LONGEST:
-            raise RunError(
-                f"{where}: cluster {key} needs a name of one line, at most {LONGEST} "
-                f"characters, and not {_show(value)}; {_EXAMPLE}."
-            )
+        name = check_name(value, f"{where}: cluster {key}", _EXAMPLE)
         if part in names:
             raise RunError(f"{where}: cluster {key} is named twice; leave one of the names.")
         names[part] = name
     return names
 
 
-def format_part(part: tuple[int, ...]) -> str:
+def compose_yaml(text: bytes, file: object, example: str) -> Any:
+    """Parse YAML to its nodes, None where there is nothing."""
+    try:
+        # nodes and not values: nothing is resolved, run, or repeated as often as aliases say
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{file} is not YAML ({reason}); {example}.") from error
+    except RecursionError as error:
+        raise RunError(f"{file} is nested too deeply; {example}.") from error
+
+
+def check_name(name: str | None, what: str, advice: str) -> str:
+    """Return a name without blanks around it, if it is one line that is not too long."""
+    text = "" if name is None else name.strip()
+    if not text or not text.isprintable() or len(text) > LONGEST:
+        raise RunError(
+            f"{what} needs a name of one line, at most {LONGEST} characters, and not "
+            f"{_show(name)}; {advice}."
+        )
+    return text
+
+
+def format_part(part: Part) -> str:
     """Write a cluster, or a part of one, as :func:`parse_names` reads it."""
     return ".".join(map(str, part))
 
 
-def format_names(names: Mapping[tuple[int, ...], str]) -> list[str]:
+def format_names(names: Mapping[Part, str]) -> list[str]:
     """Write names as the lines of a file that :func:`parse_names` reads."""
     lines = []
     for part, name in sorted(names.items()):
@@ -111,9 +124,7 @@ def read_given_names(run: RunDirectory, title: str, clusters: int | None = None)
     return {part[0]: name for part, name in names.items() if len(part) == 1}
 
 
-def read_part_names(
-    run: RunDirectory, title: str, clusters: int | None = None
-) -> dict[tuple[int, ...], str]:
+def read_part_names(run: RunDirectory, title: str, clusters: int | None = None) -> dict[Part, str]:
     """Read the names of clusters and of parts of them."""
     file = run.names_file(title)
     try:

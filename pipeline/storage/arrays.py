@@ -276,10 +276,15 @@ def write_group(
         write_bytes(folder / name, content)
 
 
-def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what :func:`write_group` wrote: its arrays and its attributes."""
+def read_group(
+    store: Path, group: str, *, leave_out: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what :func:`write_group` wrote: its arrays and its attributes.
+
+    Arrays whose names begin with one of ``leave_out`` are not read.
+    """
     try:
-        files = _read_files(store / group)
+        files = _read_files(store / group, leave_out)
         for name, content in files.items():
             if name.rpartition("/")[2] == METADATA:
                 _require_metadata(content.to_bytes(), store / group / name)
@@ -303,13 +308,14 @@ def read_group(store: Path, group: str) -> tuple[dict[str, np.ndarray], dict[str
     return arrays, {name: value for name, value in attributes.items() if name != CHECKSUM}
 
 
-def _read_files(folder: Path) -> dict[str, Buffer]:
+def _read_files(folder: Path, leave_out: tuple[str, ...]) -> dict[str, Buffer]:
     # what begins with a dot is being written
     paths = [path for path in find_files(folder) if not path.name.startswith(".")]
-    contents = map_requests(folder, lambda path: path.read_bytes(), paths)
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    files = {name: path for name, path in files.items() if not name.startswith(leave_out)}
+    contents = map_requests(folder, lambda path: path.read_bytes(), list(files.values()))
     return {
-        path.relative_to(folder).as_posix(): cpu.Buffer.from_bytes(content)
-        for path, content in zip(paths, contents, strict=True)
+        name: cpu.Buffer.from_bytes(content) for name, content in zip(files, contents, strict=True)
     }
 
 

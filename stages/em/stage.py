@@ -24,7 +24,6 @@ from pipeline.storage.arrays import read_group, write_group
 from pipeline.storage.files import fingerprint
 from stages.calibration import HeldOut
 from stages.clustering import warn_of_unused
-from stages.discriminants import Moments
 from stages.em.cache import (
     Source,
     draw_sample,
@@ -42,7 +41,7 @@ from stages.em.clusters import (
     sum_clusters,
     sum_known,
 )
-from stages.em.methods import CLASS_AXES, Fit, Kept, Method, Sums, Task
+from stages.em.methods import CLASS_AXES, Fit, Method, Sums, Task
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import ClassCount, estimate_classes
 
@@ -337,7 +336,7 @@ def _write_fit(
         # arrays that are scored as classifiers, too, by their names in the metrics
         attributes["others"] = dict(fit.others)
     if sums is not None:
-        arrays |= _list_moments("moments", sums.moments, "unit")
+        arrays |= sums.moments.list_arrays("moments", "unit")
         more = {
             "moments_cluster": (sums.clusters, ("unit",)),
             "moments_proposal": (sums.proposals, ("unit",)),
@@ -349,7 +348,7 @@ def _write_fit(
     if held is not None:
         arrays |= held.list_arrays()
     if known is not None:
-        arrays |= _list_moments("known", known.moments, "known")
+        arrays |= known.moments.list_arrays("known", "known")
         attributes["known_names"] = list(known.names)
         attributes["known_weight"] = settings.known_weight
         attributes["labels_used"] = known.describe(str(settings.labels_from))
@@ -359,14 +358,3 @@ def _write_fit(
             "classes_label": "mean silhouette of the proposals",
         }
     write_group(run.em, settings.name, arrays, attributes | dict(fit.attributes))
-
-
-def _list_moments(name: str, moments: Moments, axis: str) -> dict[str, Kept]:
-    """List the sums of classes as arrays; the origin is that of all of a fit."""
-    square = ("channel", "other channel")
-    return {
-        f"{name}_origin": (moments.origin.numpy(), ("channel",)),
-        f"{name}_count": (moments.count.numpy(), (axis,)),
-        f"{name}_total": (moments.total.numpy(), (axis, "channel")),
-        f"{name}_scatter": (moments.scatter.numpy(), square),
-    }

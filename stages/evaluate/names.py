@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import count_of
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, Subject
-from pipeline.run.evaluation import format_names, format_part
+from pipeline.run.evaluation import Part, format_names, format_part
 from pipeline.run.ledger import Ledger
 from pipeline.storage.arrays import open_arrays, take_rows
 from pipeline.storage.files import (
@@ -32,7 +32,6 @@ from pipeline.storage.files import (
 )
 from stages.artefacts import Artefacts, read_classifier, read_group_of, write_classifier
 from stages.labelling import MAIN, Classifier, classify_windows
-from stages.parts import Part
 from stages.scores import pair_clusters
 
 # Windows that two fits are compared on, about, and how many are in memory.
@@ -104,7 +103,7 @@ def carry_names(artefacts: Artefacts, given: Mapping[Part, str]) -> Carried:
         return Carried(given, given, [], {}, agreement)
     if found is not None:
         agreement = _compare(artefacts, found[0])
-    if "moments_count" in read_group_of(run, subject)[0]:
+    if "clusters" in read_group_of(run, subject)[1]:
         return _carry_classes(given, agreement)
     pairs = pair_clusters(agreement)
     names: dict[Part, str] = {

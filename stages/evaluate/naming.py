@@ -20,7 +20,7 @@ from pipeline.errors import RunError, UsageError, count_of
 from pipeline.progress import Screen
 from pipeline.run.corrections import NOT_SAID, Corrections, is_ignored
 from pipeline.run.directory import RunDirectory, Subject
-from pipeline.run.evaluation import LEFT_OUT_NAME, format_part
+from pipeline.run.evaluation import LEFT_OUT_NAME, Part, format_part
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays
 from stages.artefacts import Artefacts, read_group_of
@@ -29,7 +29,7 @@ from stages.discriminants import Moments, find_discriminant
 from stages.evaluate.settings import EvaluateSettings
 from stages.known import find_clicked, read_said
 from stages.labelling import MAIN, NEVER, Classifier
-from stages.parts import Part, Tree
+from stages.parts import Tree
 from stages.scores import UNMATCHED
 
 # Share of the positions that have no name, above which it is a warning.
@@ -80,7 +80,7 @@ def find_naming(
     run, subject, corrections = artefacts.run, artefacts.subject, Corrections(artefacts.run)
     said = corrections.said_names()
     main = artefacts.classifiers[MAIN]
-    arrays, attributes = read_group_of(run, subject)
+    arrays, attributes = read_group_of(run, subject, sums=True)
     known = tuple(attributes.get("known_names", ()))
     if "moments_count" not in arrays:
         _refuse_parts(given, subject)
@@ -112,12 +112,12 @@ def find_naming(
         classes = moments.join(joined, total)
         if not known:
             return classes
-        beside = _read_moments(arrays, "known")
+        beside = Moments.read(arrays, "known")
         beside = beside.join([named.index(name) for name in known], total)
         return classes.merge(beside.weigh(float(attributes["known_weight"])))
 
     shrinkage, gain = float(attributes["shrinkage"]), float(attributes["gain"])
-    sums = _read_moments(arrays, "moments")
+    sums = Moments.read(arrays, "moments")
     moments = join(sums)
     found = find_discriminant(moments, shrinkage=shrinkage)
     own = settings.unnamed == "own"
@@ -217,11 +217,6 @@ def extend_classifier(classifier: Classifier, further: int) -> Classifier:
         classifier.logits,
         classifier.gain,
     )
-
-
-def _read_moments(arrays: Mapping[str, NDArray[Any]], name: str) -> Moments:
-    parts = ("origin", "count", "total", "scatter")
-    return Moments(*(torch.from_numpy(np.array(arrays[f"{name}_{part}"])) for part in parts))
 
 
 def describe_naming(naming: Naming, settings: EvaluateSettings, screen: Screen) -> None:

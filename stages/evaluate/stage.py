@@ -33,6 +33,7 @@ from pipeline.run.evaluation import (
     LEFT_OUT_NAME,
     ClusterLook,
     Evaluation,
+    Part,
     read_given_names,
     read_part_names,
 )
@@ -123,7 +124,6 @@ from stages.labelling import (
     label_images,
     take_clusters,
 )
-from stages.parts import Part
 from stages.scores import MAX_CLASSES, describe_labels, describe_metrics
 
 # In a shard's result: which palette its label maps have, nothing while it is the clusters' own.

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, RunError, UsageError, count_of
 from pipeline.progress import Screen
-from pipeline.run.corrections import Corrections, Part, Point, Prefer
+from pipeline.run.corrections import Corrections, Point, Prefer
 from pipeline.run.directory import RunDirectory
-from pipeline.run.evaluation import format_part
+from pipeline.run.evaluation import Part, format_part
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import confine_writes, remove_file

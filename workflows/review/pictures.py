@@ -119,7 +119,7 @@ class Units(NamedTuple):
 
 def read_units(artefacts: Artefacts) -> Units | None:
     """Read the units of a fit; None where it keeps none, or there are no proposals any more."""
-    arrays, _ = read_group_of(artefacts.run, artefacts.subject)
+    arrays, _ = read_group_of(artefacts.run, artefacts.subject, sums=True)
     if "moments_merges" not in arrays or not artefacts.has_proposals:
         return None
     return Units(

@@ -21,7 +21,7 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.run.corrections import NOT_SAID, POINTS, Corrections, Point, is_ignored
 from pipeline.run.directory import RunDirectory, choose_subject
-from pipeline.run.evaluation import format_part
+from pipeline.run.evaluation import Part, format_part
 from pipeline.run.ledger import require_fresh
 from pipeline.run.manifest import Image
 from pipeline.storage.files import stamp
@@ -30,7 +30,6 @@ from stages.artefacts import open_artefacts
 from stages.evaluate.settings import EvaluateSettings
 from stages.known import find_clicked, read_said
 from stages.labelling import MAIN
-from stages.parts import Part
 from workflows.review.journal import Entry
 from workflows.review.pictures import (
     VIEW,

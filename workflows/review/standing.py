@@ -16,7 +16,7 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError
 from pipeline.images.windows import Window
 from pipeline.run.corrections import NOT_SAID, is_ignored
-from pipeline.run.evaluation import LEFT_OUT_NAME, choose_look
+from pipeline.run.evaluation import LEFT_OUT_NAME, Part, choose_look
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import checksum, fingerprint
@@ -24,7 +24,6 @@ from stages.artefacts import Artefacts
 from stages.evaluate.naming import find_naming
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Classifier, average_views, classify
-from stages.parts import Part
 from stages.report.pictures import sample_evenly
 
 SAMPLE_BYTES = 96_000_000

@@ -22,13 +22,12 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError, RunError, UsageError
 from pipeline.run.corrections import NOT_SAID, Corrections, Point, check_class, is_ignored
 from pipeline.run.directory import RunDirectory, Subject
-from pipeline.run.evaluation import format_names, format_part, parse_names, read_part_names
+from pipeline.run.evaluation import Part, format_names, format_part, parse_names, read_part_names
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Image
 from pipeline.storage.files import checksum, confine_writes, fingerprint, make_folder, write_bytes
 from stages.evaluate.names import bind_names, find_owner
 from stages.labelling import Classifier
-from stages.parts import Part
 from workflows.review.journal import Entry, Journal
 
 JOURNAL = "journal.jsonl"
