@@ -18,7 +18,7 @@ from pipeline.run.corrections import Corrections
 from pipeline.run.directory import RunDirectory
 from pipeline.run.frames import count_threads, map_ahead, open_truth, read_gaps, resize_labels
 from pipeline.run.ledger import Ledger
-from pipeline.run.manifest import Image, Manifest, read_manifest
+from pipeline.run.manifest import Image, read_manifest
 from pipeline.run.status import fingerprint_classes, fingerprint_labels
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import fingerprint
@@ -124,6 +124,7 @@ class Known(NamedTuple):
     names: tuple[str, ...]
     moments: Moments
     images: int
+    left_out: tuple[str, ...] = ()  # what says nothing to the fit, and why: a sentence each
 
     def describe(self, source: str) -> dict[str, Any]:
         """Return what a fit says of the labels that it saw."""
@@ -174,11 +175,12 @@ def fingerprint_known(run: RunDirectory, settings: EmSettings) -> str | None:
 
 def sum_known(run: RunDirectory, settings: EmSettings, store: Any, origin: Tensor) -> Known:
     """Sum the positions whose class is known, of the features, or codes, in ``store``."""
-    manifest, names = read_manifest(run), name_known(run, settings)
+    names = name_known(run, settings)
     arrays = open_arrays(store, ["clean", "mirror"])
     grid = arrays["clean"].shape[1:3]
     moments, images = Moments.make_empty(origin, len(names)), 0
-    for rows, labels in _read_known(run, settings, manifest, names, (grid[0], grid[1])):
+    left_out: list[str] = []
+    for rows, labels in _read_known(run, settings, names, (grid[0], grid[1]), left_out):
         clean, mirror = (
             torch.from_numpy(read_rows(arrays[view], rows.start, rows.stop)).double()
             for view in ("clean", "mirror")
@@ -192,52 +194,68 @@ def sum_known(run: RunDirectory, settings: EmSettings, store: Any, origin: Tenso
             f"--labels-from {settings.labels_from}: no image of it is among the usable ones; look "
             "at the splits that the fit is of."
         )
-    return Known(names, moments, images)
+    return Known(names, moments, images, tuple(left_out))
 
 
 def _read_known(
     run: RunDirectory,
     settings: EmSettings,
-    manifest: Manifest,
     names: tuple[str, ...],
     grid: tuple[int, int],
+    left_out: list[str],
 ) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """Give the rows of every image of which something is known, and the classes of its positions.
 
-    Classes are uint8 [window, row, column], ``IGNORE`` where none is known.
+    Classes are uint8 [window, row, column], ``IGNORE`` where none is known. What is ``left_out`` is
+    told.
     """
-    dataset, source = manifest.open_dataset(), str(settings.labels_from)
-    corrections = open_said(run, settings)
-    splits = settings.splits if corrections else (source.removeprefix(SPLIT),)
+    manifest, source = read_manifest(run), str(settings.labels_from)
+    dataset, corrections = manifest.open_dataset(), open_said(run, settings)
     masks = open_arrays(run.masks, ["proposals"])["proposals"] if run.masks.is_dir() else None
+    unreadable: list[tuple[str, ImageError]] = []
+
+    def read_truth(image: Image, cover: Cover) -> NDArray[np.uint8] | None:
+        path = manifest.label_path(image)
+        if path is None:
+            return None
+        try:
+            truth = open_truth(dataset, path, image).classes
+        except ImageError as error:
+            unreadable.append((image.path, error))
+            return None
+        if (gaps := read_gaps(manifest.root, image)) is not None:
+            truth[gaps] = IGNORE
+        return resize_labels(truth, *cover.resized)[cover.area]
 
     def read(image: Image) -> tuple[slice, NDArray[np.uint8]] | None:
         cover = Cover(tuple(manifest.windows_of(image)))
-        if corrections is not None:
+        if corrections is None:
+            said = read_truth(image, cover)
+        else:
             saying = read_said(corrections, image, cover, masks, grid, names)
             said = None if saying is None else saying.at_windows
-        else:
-            path = manifest.label_path(image)
-            if path is None:
-                return None
-            try:
-                truth = open_truth(dataset, path, image).classes
-            except ImageError:
-                # evaluation names it, and leaves it out of the scores
-                return None
-            if (gaps := read_gaps(manifest.root, image)) is not None:
-                truth[gaps] = IGNORE
-            said = resize_labels(truth, *cover.resized)[cover.area]
         if said is None:
             return None
         labels = label_grid(said, cover.boxes, grid)
         return (cover.rows, labels) if (labels != IGNORE).any() else None
 
-    chosen = (i for i in manifest.images if i.ok and i.split in splits)
+    splits = settings.splits if corrections else (source.removeprefix(SPLIT),)
+    known = [i for i in (corrections.images() if corrections else manifest.images) if i.ok]
+    chosen = [image for image in known if image.split in splits]
     threads = count_threads()
     for found in map_ahead(read, chosen, threads, 2 * threads):
         if found is not None:
             yield found
+    if corrections and len(chosen) < len(known):
+        left_out.append(
+            f"--labels-from {source}: {count_of(len(known) - len(chosen), 'images')} of it of "
+            f"other splits than the fit's ({', '.join(splits)}) are left out."
+        )
+    for path, error in sorted(unreadable)[:1]:
+        more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        left_out.append(
+            f"--labels-from {source}: the label map of {path} is left out: {error}{more}"
+        )
 
 
 def describe_known(known: Known) -> str:

@@ -208,7 +208,7 @@ class Em(Training[EmSettings]):
         _write_fit(run, settings, fit, count, sums, held, known)
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
-        warnings: list[str] = []
+        warnings = [] if known is None else list(known.left_out)
         if count is not None:
             count.warn_of_edge(warnings.append, self.key(settings))
         return {**result, "warnings": warnings} if warnings else result

@@ -14,7 +14,7 @@ from pipeline import Run
 from pipeline.run.corrections import Corrections, Point
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import read_manifest
-from tests.end_to_end.conftest import Invoke, hash_tree
+from tests.end_to_end.conftest import Invoke, hash_tree, write_scenes
 from tests.end_to_end.test_staleness import make_run, read_status
 
 QUIET = "--no-progress"
@@ -153,3 +153,20 @@ def test_corrections_win_over_the_clusters_of_any_fit(invoke: Invoke, tmp_path: 
     assert (after["accuracy"], after["miou"]) == (before["accuracy"], before["miou"])
     assert after["assignment"][:clusters] == before["assignment"]
     assert after["corrected"]["accuracy"] > before["accuracy"]
+
+
+def test_labels_that_a_fit_cannot_learn_from_are_told(invoke: Invoke, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "data", 6)
+    labels = sorted((tmp_path / "data/labels").rglob("*.png"))
+    (tmp_path / "data/labels/classes.txt").write_text("sky\ngrass\nroad\n")
+    run = tmp_path / "run"
+    options = ["--root", tmp_path / "data/photographs", "--labels", tmp_path / "data/labels"]
+    options += ["--dataset", "folder", "--backbone", "handcrafted", "--size", 32, QUIET]
+    invoke("extract", run, *options)
+    invoke("masks", run, "--crf", "none", QUIET)
+    labels[0].write_bytes(labels[0].read_bytes()[:100])
+    fit = ("--method", "robust", "--classes", 3, "--labels-from", "split:all", QUIET)
+    output = invoke("em", run, *fit).output
+    assert "5 images of which something is known" in output
+    told = output.partition("warning: --labels-from split:all: the label map of ")[2]
+    assert told.startswith(str(labels[0].relative_to(tmp_path / "data/labels")))
