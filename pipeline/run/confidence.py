@@ -6,12 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.errors import AccessError, DamageError, ImageError, RunError, UsageError
-from pipeline.run.directory import RunDirectory, Subject
-from pipeline.storage.places import resolve_inside
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     # which loads pyarrow, and help pages ask what is a map
@@ -46,26 +41,3 @@ def require_names(manifest: Manifest) -> None:
                 f"--confidence: the label map of {image.path} would be called like how sure that "
                 "of another is; give the image another name."
             )
-
-
-def read_confidence(run: RunDirectory, subject: Subject, image: Image) -> NDArray[np.uint8]:
-    """Read how sure the label map of an image is, uint8 [y, x]: 255 x probability, cut off."""
-    from pipeline.images.decoding import read_label
-
-    folder = run.labels(subject.title)
-    file = resolve_inside(folder, confidence_file(Path(), image).as_posix())
-    try:
-        values = read_label(file)
-        if values.shape != (image.height, image.width):
-            raise ImageError(f"it is not of the size of {image.path}")
-    except AccessError as error:
-        raise RunError(
-            f"{file} cannot be read ({error}); run `primaps-pipe evaluate {run.quoted}"
-            f"{subject.options} --confidence` again."
-        ) from error
-    except ImageError as error:
-        raise DamageError(
-            f"{file} is damaged ({error}); "
-            f"`primaps-pipe verify {run.quoted} --repair` makes it again."
-        ) from error
-    return values.astype(np.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.datasets.base import Dataset
 from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import AccessError, DamageError, ImageError, RunError
 from pipeline.images.decoding import read_label
+from pipeline.run.confidence import confidence_file
 from pipeline.run.directory import RunDirectory, Subject, choose_subject
 from pipeline.run.ledger import StageRecord, require_fresh
 from pipeline.run.manifest import Image, Manifest, read_manifest
@@ -345,6 +347,10 @@ class Evaluation:
         """Read the label map of an image; see :func:`read_labels`."""
         return read_labels(self.run, self.subject, image, self.clusters)
 
+    def read_confidence(self, image: Image) -> NDArray[np.uint8]:
+        """Read how sure the label map of an image is; see :func:`read_confidence`."""
+        return read_confidence(self.run, self.subject, image)
+
     @property
     def left_out(self) -> dict[str, str]:
         """The label maps that the scores do without, by path: why they cannot be read."""
@@ -396,22 +402,41 @@ def read_labels(
 ) -> NDArray[np.uint8]:
     """Read the label map that was made of an image: clusters, uint8 [y, x], 255 where none is."""
     file = resolve_inside(run.labels(subject.title), f"{image.split}/{image.id}.png")
-    try:
+    with _naming_remedies(run, subject, file, what="the label map "):
         labels = read_label(file)
         known = (labels < clusters) | (labels == IGNORE)
         if labels.shape != (image.height, image.width) or not known.all():
             raise ImageError(f"it is no label map of {image.path}")
+    return labels.astype(np.uint8)
+
+
+def read_confidence(run: RunDirectory, subject: Subject, image: Image) -> NDArray[np.uint8]:
+    """Read how sure the label map of an image is, uint8 [y, x]: 255 x probability, cut off."""
+    file = resolve_inside(run.labels(subject.title), confidence_file(Path(), image).as_posix())
+    with _naming_remedies(run, subject, file, option=" --confidence"):
+        values = read_label(file)
+        if values.shape != (image.height, image.width):
+            raise ImageError(f"it is not of the size of {image.path}")
+    return values.astype(np.uint8)
+
+
+@contextmanager
+def _naming_remedies(
+    run: RunDirectory, subject: Subject, file: Path, *, what: str = "", option: str = ""
+) -> Iterator[None]:
+    """Say of a file of the evaluation that cannot be read how it is made again."""
+    try:
+        yield
     except AccessError as error:
         raise RunError(
-            f"the label map {file} cannot be read ({error}); "
-            f"run `primaps-pipe evaluate {run.quoted}{subject.options}` again."
+            f"{what}{file} cannot be read ({error}); "
+            f"run `primaps-pipe evaluate {run.quoted}{subject.options}{option}` again."
         ) from error
     except ImageError as error:
         raise DamageError(
             f"{file} is damaged ({error}); "
             f"`primaps-pipe verify {run.quoted} --repair` makes it again."
         ) from error
-    return labels.astype(np.uint8)
 
 
 def open_evaluation(

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from pipeline.datasets.base import Dataset
 from pipeline.errors import DatasetError, ImageError, RunError, UsageError, did_you_mean
 from pipeline.images.windows import Window
-from pipeline.run.confidence import read_confidence
 from pipeline.run.directory import DEFAULT_NAME, RunDirectory, choose_subject
 from pipeline.run.evaluation import (
     Evaluation,
     find_evaluation,
+    read_confidence,
     read_labels,
     tabulate_colours,
     tabulate_matching,

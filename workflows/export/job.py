@@ -25,7 +25,7 @@ from pipeline.datasets.definition import IGNORE, Colour, png_palette
 from pipeline.errors import ImageError, UsageError, count_of, did_you_mean
 from pipeline.images.geo import is_placed
 from pipeline.progress import Screen
-from pipeline.run.confidence import find_least, read_confidence
+from pipeline.run.confidence import find_least
 from pipeline.run.directory import RunDirectory, choose_subject
 from pipeline.run.evaluation import LEFT_OUT_NAME, Evaluation, choose_look, open_evaluation
 from pipeline.run.frames import count_threads, map_ahead
@@ -292,9 +292,7 @@ class Source:
         """Read the label map of an image, uint8 [y, x], 255 = ignore."""
         labels = self.table[self.evaluation.read_labels(image)]
         if self.least:
-            evaluation = self.evaluation
-            sure = read_confidence(evaluation.run, evaluation.subject, image)
-            labels[sure < self.least] = IGNORE
+            labels[self.evaluation.read_confidence(image) < self.least] = IGNORE
         return labels
 
     def describe(self) -> dict[str, Any]:
