@@ -16,7 +16,7 @@ from pipeline.errors import ImageError, RunError
 from pipeline.progress import Screen
 from pipeline.run.confidence import is_map
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ledger import Ledger
+from pipeline.run.ledger import Ledger, StageRecord
 from pipeline.storage.files import (
     checksum,
     read_checked_json,
@@ -33,17 +33,17 @@ _OTHERS = "others"
 Sums = dict[str, list[str]]
 
 
-def find_by_hand(run: RunDirectory, names: Iterable[str]) -> list[str]:
-    """Return those of files not as they were written that are a person's, not gone or cut."""
-    return [name for name in names if is_by_hand(_read(run.path / name), name)]
+def find_by_hand(run: RunDirectory, record: StageRecord | None, names: Iterable[str]) -> list[str]:
+    """Return those of files not as a stage wrote them that are a person's, not gone or cut."""
+    return [name for name in names if is_by_hand(_read(run.path / name), name, record)]
 
 
-def is_by_hand(content: bytes | None, name: str) -> bool:
-    """Whether other bytes than were written, under the name of a file of a run, are a person's."""
+def is_by_hand(content: bytes | None, name: str, record: StageRecord | None) -> bool:
+    """Whether other bytes than a stage wrote, under the name of a file of a run, are a person's."""
     # help pages, which need the runner, do without Pillow
     from pipeline.images.decoding import is_whole_image
 
-    return is_map(name) and content is not None and is_whole_image(content)
+    return is_map(name, record) and content is not None and is_whole_image(content)
 
 
 def make_refusal(run: RunDirectory, key: str, names: Collection[str]) -> RunError:
@@ -84,7 +84,7 @@ def guard_maps(
     was changed.
     """
     known, found = _list_known(run, key), _list_found(run, folder, ())
-    changed = _find_changed(run, known, found)
+    changed = _find_changed(run, key, known, found)
     if changed and not force:
         raise make_refusal(run, key, changed)
     if changed:
@@ -103,14 +103,14 @@ def guard_maps(
 
 def find_changed_maps(run: RunDirectory, key: str, folder: Path) -> list[str]:
     """Return the names of the maps in a folder that a stage wrote and a person has changed."""
-    return _find_changed(run, _list_known(run, key), _list_found(run, folder, ()))
+    return _find_changed(run, key, _list_known(run, key), _list_found(run, folder, ()))
 
 
 def _find_changed(
-    run: RunDirectory, known: Mapping[str, Collection[str]], found: Mapping[str, str]
+    run: RunDirectory, key: str, known: Mapping[str, Collection[str]], found: Mapping[str, str]
 ) -> list[str]:
     other = (n for n, total in found.items() if n in known and total not in known[n])
-    return find_by_hand(run, other)
+    return find_by_hand(run, Ledger(run.state(key)).recall_stage(), other)
 
 
 def note_maps(run: RunDirectory, key: str, shard: int, sums: Mapping[str, str]) -> Sums:
@@ -126,11 +126,12 @@ def write_maps(run: RunDirectory, key: str, shard: int, maps: Mapping[Path, byte
     """Write the maps of a shard; one that a person has changed meanwhile is left, and said so."""
     new = {run.name_file(path): checksum(content) for path, content in maps.items()}
     ours = note_maps(run, key, shard, new)
+    record = Ledger(run.state(key)).recall_stage()
 
     def look(path: Path) -> tuple[str, bool]:
         name, old = run.name_file(path), _read(path)
         mine = old is None or checksum(old) in ours[name] or _strip(old) == _strip(maps[path])
-        return name, mine or not is_by_hand(old, name)
+        return name, mine or not is_by_hand(old, name, record)
 
     changed = [name for name, mine in _map(look, maps) if not mine]
     if changed:

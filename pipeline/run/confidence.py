@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     # which loads pyarrow, and help pages ask what is a map
+    from pipeline.run.ledger import StageRecord
     from pipeline.run.manifest import Image, Manifest
 
 SUFFIX = ".confidence.png"
@@ -17,9 +18,13 @@ SUFFIX = ".confidence.png"
 CERTAIN = 255
 
 
-def is_map(name: str) -> bool:
-    """Whether a file among label maps is one, and not how sure one is."""
-    return name.endswith(".png") and not name.endswith(SUFFIX)
+def is_map(name: str, record: StageRecord | None) -> bool:
+    """Whether a file that a stage of some record wrote is a label map, and not how sure one is.
+
+    Without ``--confidence`` an image of any name has a label map, and so where no record tells.
+    """
+    sure = record is not None and record.settings.get("confidence")
+    return name.endswith(".png") and not (sure and name.endswith(SUFFIX))
 
 
 def confidence_file(folder: Path, image: Image) -> Path:
@@ -36,7 +41,7 @@ def find_least(share: float) -> int:
 def require_names(manifest: Manifest) -> None:
     """Refuse images whose label maps would be taken for how sure those of others are."""
     for image in manifest.images:
-        if not is_map(f"{image.id}.png"):
+        if f"{image.id}.png".endswith(SUFFIX):
             raise UsageError(
                 f"--confidence: the label map of {image.path} would be called like how sure that "
                 "of another is; give the image another name."

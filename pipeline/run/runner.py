@@ -154,7 +154,7 @@ class _Work(Generic[S]):
         sizes = list_sizes(run)
         lost = {n: find_lost(run, known[n].files, sizes) for n in known.keys() - stale}
         lost = {n: files for n, files in lost.items() if files}
-        if gone := [n for n, files in lost.items() if not find_by_hand(run, files)]:
+        if gone := [n for n, files in lost.items() if not find_by_hand(run, old, files)]:
             many = count_of(len(gone), "finished shards")
             self.screen.warn(f"{self.key}: what {many} wrote is gone.")
         force = self.execution.force
@@ -169,7 +169,7 @@ class _Work(Generic[S]):
         why = "" if old is None else _compare(old, new, plan)
         self._say_plan(plan, len(stale), why, len(pending), fresh)
         if self.execution.dry_run:
-            if changed := find_by_hand(run, chain.from_iterable(lost.values())):
+            if changed := find_by_hand(run, old, chain.from_iterable(lost.values())):
                 self.screen.warn(str(make_refusal(run, self.key, changed)))
             return old if fresh else None
         if fresh:

@@ -275,7 +275,7 @@ def _find_gone(
     for each in [record, *ledger.read_shards().values()]:
         files.update(each.files if each else {})
     lost = find_lost(run, files, sizes)
-    if changed := find_by_hand(run, lost):
+    if changed := find_by_hand(run, record, lost):
         return "stale", str(make_refusal(run, key, changed)), name_keeping(run, changed)
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -58,8 +58,9 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file that a record names."""
+    """A file that a record names, and the plan of its stage, where that can be read."""
 
+    plan: StageRecord | None
     key: str
     shard: int | None
     file: str
@@ -147,7 +148,7 @@ def _list_entries(run: RunDirectory, key: str) -> tuple[list[_Entry], list[Damag
         else:
             files[shard] = record.files if record else {}
     entries = [
-        _Entry(key, shard, name, *facts)
+        _Entry(plan, key, shard, name, *facts)
         for shard, listed in files.items()
         for name, facts in listed.items()
     ]
@@ -185,7 +186,7 @@ def _check(run: RunDirectory, entry: _Entry) -> tuple[str, bytes]:
         return "is gone", b""
     except (OSError, RunError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})", b""
-    if checksum(content) != entry.checksum and is_by_hand(content, entry.file):
+    if checksum(content) != entry.checksum and is_by_hand(content, entry.file, entry.plan):
         return BY_HAND, b""
     if len(content) != entry.bytes:
         return f"has {len(content)} bytes, not {entry.bytes}", content

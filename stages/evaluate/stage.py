@@ -479,7 +479,7 @@ def _paint_labels(
     """Give the label maps the colours of the report, which the matching of all images decides."""
     palette = look.png_palette
     wanted = "" if palette == png_palette(()) else checksum(palette)
-    ledger, threads = Ledger(run.state(key)), count_threads()
+    ledger, threads, made = Ledger(run.state(key)), count_threads(), read_record(run, key)
 
     ours: dict[str, list[str]] = {}
 
@@ -493,7 +493,7 @@ def _paint_labels(
     for number, record in records.items():
         if record.result.get(_PALETTE, "") == wanted:
             continue
-        entries = [entry for entry in record.files.items() if is_map(entry[0])]
+        entries = [entry for entry in record.files.items() if is_map(entry[0], made)]
         # killed here, what is painted already is known by these notes, and no label is lost
         ours |= note_maps(run, key, number, {name: total for name, (_, total) in entries})
         painted = dict(filter(None, map_ahead(paint, entries, threads, 2 * threads)))

@@ -18,6 +18,7 @@ from pipeline.run.ledger import Ledger
 from stages.evaluate import stage as evaluate_stage
 from tests.end_to_end.conftest import Invoke, hash_tree
 from tests.end_to_end.test_staleness import make_run, read_status
+from tests.scenes import write_scenes
 
 QUIET = "--no-progress"
 
@@ -90,6 +91,27 @@ def test_evaluate_stops_before_a_corrected_map(run: Path, invoke: Invoke) -> Non
     assert "was changed by hand, and is dropped" in invoke("evaluate", run, "--force", QUIET).output
     assert hash_tree(run / "labels") == before
     assert not (run / "state/evaluate/default/maps").exists()
+
+
+def test_a_map_that_is_called_like_a_confidence_is_a_map(invoke: Invoke, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "data", 6)
+    for kind in ("photographs", "labels"):
+        scene = tmp_path / "data" / kind / "part 0/scene 0.png"
+        shutil.copy(scene, scene.with_name("scene 0.confidence.png"))
+    run = make_run(tmp_path, invoke)
+    maps = sorted((run / "labels").rglob("scene 0*.png"))
+    assert [map_.name for map_ in maps] == ["scene 0.confidence.png", "scene 0.png"]
+    palettes = [Image.open(map_).getpalette() for map_ in maps]
+    assert palettes[0] == palettes[1], "it has the colours of the report"
+    label, content = paint(run, 0)
+    assert label == maps[0]
+    name = label.relative_to(run).as_posix()
+    assert f"{name} was changed by hand" in read_status(run, invoke)["evaluate/default"][1]
+    assert f"{name} was changed by hand" in invoke("verify", run, code=1).output
+    refuse(run, invoke, label, "evaluate", run, "--crf", "numba")
+    assert label.read_bytes() == content
+    took = invoke("correct", run, "--from", run / "labels", QUIET).output
+    assert "1 label map changed by hand" in took
 
 
 def test_a_change_of_the_same_size_is_noticed_before_it_is_touched(
