@@ -243,8 +243,8 @@ def join_parts(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def read_strips(path: Path, digest: str = "") -> Iterator[NDArray[np.uint8]]:
     """Read a photograph as :func:`read_rgb` does, some rows at a time from the top."""
     with open_stored(path) as stored:
-        if digest and stored.digest != digest.partition(":")[0]:
-            raise _other_bytes(path)
+        if digest:
+            _require_same(path, stored, digest)
         with _damage_as_reason(path, stored, "img"):
             if is_mat(path):
                 yield _mat_rgb(stored.data)
@@ -254,12 +254,14 @@ def read_strips(path: Path, digest: str = "") -> Iterator[NDArray[np.uint8]]:
             yield from _open_taken(stored, taking).read_strips(taking)
 
 
-def _other_bytes(path: Path) -> StaleError:
+def _require_same(path: Path, stored: Stored, digest: str) -> None:
+    if stored.digest == digest.partition(":")[0]:
+        return
     if is_remote(path):
-        return StaleError(
+        raise StaleError(
             f"{path} has changed since it was extracted; run `primaps-pipe extract` again."
         )
-    return StaleError(
+    raise StaleError(
         f"{path} holds other bytes than when it was extracted, under the same size and time; "
         "run `primaps-pipe extract` again, after "
         f"`touch {shlex.quote(str(path))}` if that finds nothing to do."
@@ -289,9 +291,11 @@ def read_sample(path: Path, digest: str) -> tuple[Values, int]:
 def read_nodata(path: Path, digest: str) -> Iterator[NDArray[np.bool_]]:
     """Read which pixels of a photograph hold no data, some rows at a time from the top."""
     taking = Taking.parse(digest)
-    with open_stored(path) as stored, _damage_as_reason(path, stored, "img"):
-        for part in _open_taken(stored, taking).read_parts(taking.nodata):
-            yield np.zeros(part.values.shape[:2], bool) if part.nodata is None else part.nodata
+    with open_stored(path) as stored:
+        _require_same(path, stored, digest)
+        with _damage_as_reason(path, stored, "img"):
+            for part in _open_taken(stored, taking).read_parts(taking.nodata):
+                yield np.zeros(part.values.shape[:2], bool) if part.nodata is None else part.nodata
 
 
 def probe_image(path: Path) -> ImageHeader:

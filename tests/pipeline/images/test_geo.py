@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, StaleError
 from pipeline.images import geo
 from pipeline.images.decoding import join_parts, probe_pages, read_nodata, read_rgb, read_sample
 from pipeline.images.reading import Reading, Taking
@@ -107,6 +107,15 @@ def test_masks_and_transparency_say_it_too(tmp_path: Path) -> None:
     # a band of infrared is no transparency, whatever its tag says
     values[3] = np.where(mask, 40, 0)
     assert read_gaps(save(tmp_path / "infrared.tif", values, ALPHA="YES"))[1] == ""
+
+
+def test_other_bytes_say_nothing_of_what_was_extracted(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", draw("uint8"), nodata=0)
+    digest, size = probe_pages(path, Reading())[0].digest, path.stat().st_size
+    save(path, draw("uint8")[:, ::-1], nodata=0)
+    assert path.stat().st_size == size
+    with pytest.raises(StaleError, match="holds other bytes than when it was extracted"):
+        list(read_nodata(path, digest))
 
 
 def test_a_value_that_no_pixel_can_have_says_nothing(tmp_path: Path) -> None:
