@@ -294,8 +294,7 @@ def read_nodata(path: Path, digest: str) -> Iterator[NDArray[np.bool_]]:
     with open_stored(path) as stored:
         _require_same(path, stored, digest)
         with _damage_as_reason(path, stored, "img"):
-            for part in _open_taken(stored, taking).read_parts(taking.nodata):
-                yield np.zeros(part.values.shape[:2], bool) if part.nodata is None else part.nodata
+            yield from _open_taken(stored, taking).read_nodata(taking.nodata)
 
 
 def probe_image(path: Path) -> ImageHeader:
@@ -541,8 +540,7 @@ class Source:
             return False
         if self.image is None or self._is_cut:
             band, top = self.tiff.alpha - 1, 2**self.tiff.bits - 1
-            parts = self.tiff.read_rows() if self._is_cut else iter([self.tiff.read()])
-            return is_alpha((part[:, :, band] for part in parts), top)
+            return is_alpha((part[:, :, band] for part in self._read_tiff()), top)
         decoded = _decode(self.image, self.data)
         straight = decoded.convert("LA") if decoded.mode == "La" else decoded
         if "A" not in straight.getbands():
@@ -608,12 +606,22 @@ class Source:
         image = Image.frombytes(mode, size, stacked.tobytes()).convert("RGBA")
         return join_parts(list(to_rgb(image)))
 
+    def read_nodata(self, nodata: str) -> Iterator[NDArray[np.bool_]]:
+        """Decode which pixels hold no data, [y, x], some rows at a time where that can be."""
+        if nodata == MASK:
+            # the pixels beside it say nothing
+            yield self._read_mask()
+            return
+        for part in self.read_parts(nodata):
+            yield np.zeros(part.values.shape[:2], bool) if part.nodata is None else part.nodata
+
+    def _read_mask(self) -> NDArray[np.bool_]:
+        assert self.tiff is not None and self.tiff.mask is not None
+        return self.tiff.mask.read()[:, :, 0] == 0
+
     def read_parts(self, nodata: str = "") -> Iterator[Part]:
         """Decode all bands, some rows at a time where that can be, or at once."""
-        mask, top = None, 0
-        if nodata == MASK:
-            assert self.tiff is not None and self.tiff.mask is not None
-            mask = self.tiff.mask.read()[:, :, 0] == 0
+        mask, top = self._read_mask() if nodata == MASK else None, 0
         for part in self._decode_parts(by_pillow=bool(nodata)):
             rows = slice(top, top + len(part.values))
             if mask is not None:
@@ -627,14 +635,12 @@ class Source:
 
     def _decode_parts(self, *, by_pillow: bool) -> Iterator[Part]:
         image, tiff = self.image, self.tiff
-        if tiff is not None and self._is_cut:
-            yield from (Part(values, tiff.bits, tiff.alpha) for values in tiff.read_rows())
-            return
-        # Pillow, where it has all bands, needs no further package for their compression
         if image is not None and tiff is not None:
-            by_pillow = by_pillow and not self._is_deep and len(image.getbands()) == tiff.bands
-        if tiff is not None and (image is None or (image.mode[0] not in "IF" and not by_pillow)):
-            yield Part(tiff.read(), tiff.bits, tiff.alpha)
+            # Pillow, where it has all bands, needs no further package for their compression
+            whole = not self._is_deep and len(image.getbands()) == tiff.bands
+            by_pillow = image.mode[0] in "IF" or (by_pillow and whole)
+        if tiff is not None and (image is None or self._is_cut or not by_pillow):
+            yield from (Part(values, tiff.bits, tiff.alpha) for values in self._read_tiff())
             return
         assert image is not None
         orientation, raw = _orientation(image, self.data), find_raw_mode(image)
@@ -649,6 +655,14 @@ class Source:
             bits = 12 if raw == "I;12" else 8 * values.dtype.itemsize
         values = values * np.uint8(255) if values.dtype == np.bool_ else values
         yield Part(values, bits, values.shape[2] if values.shape[2] in (2, 4) else 0)
+
+    def _read_tiff(self) -> Iterator[Values]:
+        """Decode all bands by tifffile, some rows at a time or at once."""
+        assert self.tiff is not None
+        if self._is_cut:
+            yield from self.tiff.read_rows()
+        else:
+            yield self.tiff.read()
 
 
 _PLAIN_MODES = ("1", "L", "LA", "La", "RGB", "RGBA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
