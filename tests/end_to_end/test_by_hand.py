@@ -101,8 +101,12 @@ def test_a_map_that_is_called_like_a_confidence_is_a_map(invoke: Invoke, tmp_pat
     run = make_run(tmp_path, invoke)
     maps = sorted((run / "labels").rglob("scene 0*.png"))
     assert [map_.name for map_ in maps] == ["scene 0.confidence.png", "scene 0.png"]
-    palettes = [Image.open(map_).getpalette() for map_ in maps]
-    assert palettes[0] == palettes[1], "it has the colours of the report"
+    old = [Image.open(map_).getpalette() for map_ in maps]
+    (run / "corrections").mkdir()
+    (run / "corrections/names.yaml").write_text("0: ignore\n")
+    invoke("evaluate", run, QUIET)
+    new = [Image.open(map_).getpalette() for map_ in maps]
+    assert new[0] == new[1] != old[0], "it has the colours of the report"
     label, content = paint(run, 0)
     assert label == maps[0]
     name = label.relative_to(run).as_posix()
