@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.images.checks import JPEG_MAGIC, PNG_MAGIC
 from pipeline.images.decoding import is_upright, list_pages
 from pipeline.images.formats import find_suffix
 from pipeline.images.reading import Taking
-from pipeline.images.stored import open_stored
+from pipeline.images.stored import Stored, open_stored
 from pipeline.images.tiff import MAGICS
 from pipeline.storage.places import is_remote
 
@@ -40,29 +41,40 @@ def is_placed(root: Path, path: str, digest: str) -> bool:
 
     An ImageError says that it cannot be read.
     """
+    with _open_placed(root, path, digest) as stored:
+        return stored is not None
+
+
+@contextmanager
+def _open_placed(root: Path, path: str, digest: str) -> Iterator[Stored | None]:
+    """Open a photograph that is placed, as :func:`is_placed` says it; give None for any other."""
     file = root / path
-    if Taking.parse(digest).page > 1:
-        return False
     suffix = find_suffix(path)
     tiff = suffix in (".tif", ".tiff")
     worlds = (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
     beside = not is_remote(root) and any(file.with_suffix(each).is_file() for each in worlds)
-    if not (tiff or beside):
-        return False
+    if Taking.parse(digest).page > 1 or not (tiff or beside):
+        yield None
+        return
     with open_stored(file) as stored:
-        if not stored.data.startswith(MAGICS):
-            return beside and stored.data.startswith(_HEADS) and is_upright(stored.data)
-        page = next(iter(list_pages(stored).values()))
-        return page is not None and page.orientation == 1 and (beside or page.is_georeferenced)
+        yield stored if _says_place(stored, beside=beside) else None
+
+
+def _says_place(stored: Stored, *, beside: bool) -> bool:
+    """Whether pixels are upright, and a world file ``beside`` them or their tags place them."""
+    if not stored.data.startswith(MAGICS):
+        return beside and stored.data.startswith(_HEADS) and is_upright(stored.data)
+    page = next(iter(list_pages(stored).values()))
+    return page is not None and page.orientation == 1 and (beside or page.is_georeferenced)
 
 
 def read_place(root: Path, path: str, digest: str) -> Mapping[str, Any]:
     """Read where a photograph lies, as rasterio writes it; nothing where nothing says it."""
-    if not is_placed(root, path, digest):
-        return {}
     from rasterio.io import MemoryFile
 
-    with open_stored(root / path) as stored:
+    with _open_placed(root, path, digest) as stored:
+        if stored is None:
+            return {}
         driver = next(kind for head, kind in _DRIVERS.items() if stored.data.startswith(head))
         if not is_remote(root):
             return _read_place(str((root / path).absolute()), driver)
