@@ -51,7 +51,7 @@ def _open_placed(root: Path, path: str, digest: str) -> Iterator[Stored | None]:
     file = root / path
     suffix = find_suffix(path)
     tiff = suffix in (".tif", ".tiff")
-    worlds = (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
+    worlds = [".wld", *([f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w"] if suffix else [])]
     beside = not is_remote(root) and any(file.with_suffix(each).is_file() for each in worlds)
     if Taking.parse(digest).page > 1 or not (tiff or beside):
         yield None

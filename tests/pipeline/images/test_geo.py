@@ -181,6 +181,11 @@ def test_a_world_file_places_a_photograph(tmp_path: Path) -> None:
     assert not geo.is_placed(tmp_path, "a.jpg", "") and not geo.read_place(tmp_path, "a.jpg", "")
     (tmp_path / "a.jgw").write_text("0.5\n0\n0\n-0.5\n500000.25\n3999999.75\n")
     assert geo.read_place(tmp_path, "a.jpg", "")["transform"] == WHERE["transform"]
+    # a list may name photographs without a suffix
+    shown.save(tmp_path / "b", "JPEG")
+    assert not geo.is_placed(tmp_path, "b", "")
+    (tmp_path / "b.wld").write_text((tmp_path / "a.jgw").read_text())
+    assert geo.is_placed(tmp_path, "b", "")
     turned = Image.Exif()
     turned[274] = 6
     shown.save(tmp_path / "a.jpg", exif=turned)
