@@ -88,9 +88,11 @@ def list_images(
         samples = [s for split in splits for s in [t for t in samples if t.split == split][:limit]]
     if not samples:
         raise DatasetError(f"no images of {', '.join(splits)} at {root}.")
-    first = Rows.gather(Image, listed).find("path", [sample.image for sample in samples])
-    order = np.argsort(np.where(first < 0, len(listed), first), kind="stable")
-    samples = [samples[row] for row in order]
+    earlier = Rows.gather(Image, listed)
+    # a file may be in several splits
+    names = zip(*(earlier.column(name).to_pylist() for name in ("split", "path")), strict=True)
+    rows = {name: row for row, name in enumerate(names)}
+    samples = sorted(samples, key=lambda s: rows.get((s.split, s.image), len(listed)))
     before = Rows.gather(Image, known)
     places = before.find("path", [sample.image for sample in samples])
     threads = count_requests(root, PROBE_THREADS)

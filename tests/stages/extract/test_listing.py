@@ -51,6 +51,7 @@ class Lister:
         limit: int | None = None,
         exclude: Sequence[Path] = (),
         screen: Screen | None = None,
+        listed: Sequence[Image] = (),
         **reading: object,
     ) -> list[Image]:
         self.read.clear()
@@ -59,7 +60,7 @@ class Lister:
         settings = ExtractSettings(
             dataset="folder", root=self.root, splits=tuple(splits), limit=limit, **reading
         )
-        images = list_images(folder, settings, known, exclude, Watching(self))
+        images = list_images(folder, settings, known, exclude, Watching(self), listed)
         if screen is not None:
             tell_takings(images, settings.reading, screen)
             images = settle_range(images, self.root, settings.reading, screen)
@@ -210,6 +211,19 @@ def test_the_limit_is_that_of_every_split(lister: Lister) -> None:
     assert [image.image for image in images] == [0, 1, 2, 3]
     assert len(lister.read) == 4, "what is not listed is not read"
     assert len(lister.scan(splits=("train", "val"), limit=9)) == 5
+
+
+def test_images_of_several_splits_keep_their_order_and_others_follow(lister: Lister) -> None:
+    for name in ("train/a.png", "train/b.png", "val/c.png"):
+        lister.add(name)
+    splits = ("all", "train")
+    images = lister.scan(splits=splits)
+    names = [(image.split, image.path) for image in images]
+    assert names[-2:] == [("train", "train/a.png"), ("train", "train/b.png")]
+    assert lister.scan(images, splits=splits, listed=images) == images
+    lister.add("a.png")
+    again = lister.scan(images, splits=splits, listed=images)
+    assert [(i.split, i.path) for i in again] == [*names, ("all", "a.png")]
 
 
 def test_excluded_folders_are_left_out(lister: Lister) -> None:
