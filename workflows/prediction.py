@@ -48,7 +48,7 @@ from pipeline.images.windows import Cover, Window
 from pipeline.progress import Screen
 from pipeline.run.by_hand import BY_HAND
 from pipeline.run.evaluation import choose_look
-from pipeline.run.frames import cut_groups, read_gaps
+from pipeline.run.frames import count_threads, cut_groups, map_ahead, read_gaps
 from pipeline.run.manifest import Image, Manifest
 from pipeline.storage.files import (
     checksum,
@@ -60,7 +60,12 @@ from pipeline.storage.files import (
     write_changed,
 )
 from pipeline.storage.locks import hold_lock
-from pipeline.storage.places import make_absolute, require_local, resolve_inside
+from pipeline.storage.places import (
+    count_requests,
+    make_absolute,
+    require_local,
+    resolve_inside,
+)
 from stages.crf.backends import Backend, choose_backend
 from stages.extract.backbones import Backbone, build_backbone, describe_backbone
 from stages.extract.listing import list_manifest
@@ -407,7 +412,9 @@ def _tell_places(root: Path, images: Sequence[Image], format: str, screen: Scree
         if lost := describe_places(root, images):
             screen.warn(f"predict: {lost} --format {GEOTIFF} keeps it.")
         return
-    unplaced = [i.path for i in images if not is_placed(root, i.path, i.digest)]
+    threads = count_requests(root, count_threads())
+    placed = map_ahead(lambda i: is_placed(root, i.path, i.digest), images, threads, threads)
+    unplaced = [i.path for i, there in zip(images, placed, strict=True) if not there]
     if unplaced:
         screen.warn(f"predict: {describe_unplaced(unplaced, len(images))}")
 

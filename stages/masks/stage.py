@@ -28,6 +28,7 @@ from pipeline.run.manifest import Manifest, read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Stage
 from pipeline.storage.arrays import ArraySpec, open_arrays, prepare_arrays, read_rows, write_shard
 from pipeline.storage.files import fingerprint
+from pipeline.storage.places import count_requests
 from stages.crf.backends import Backend, choose_backend, place_beside, refine_each
 from stages.crf.settings import CrfSettings
 from stages.masks.settings import MaskSettings
@@ -181,13 +182,15 @@ class Masks(Stage[MaskSettings]):
 
 def _read_gaps(manifest: Manifest, windows: Sequence[Window]) -> dict[int, NDArray[np.bool_]]:
     """Read where the resized images of some windows hold no data, by the rows of the images."""
-    gaps = {}
-    for window in {window.image: window for window in windows}.values():
+
+    def read(window: Window) -> NDArray[np.bool_] | None:
         image = manifest.images[window.image]
-        found = read_resized_gaps(manifest.root, image, window.width, window.height)
-        if found is not None:
-            gaps[window.image] = found
-    return gaps
+        return read_resized_gaps(manifest.root, image, window.width, window.height)
+
+    by_image = {window.image: window for window in windows}
+    threads = count_requests(manifest.root, count_threads())
+    found = map_ahead(read, by_image.values(), threads, threads)
+    return {row: gaps for row, gaps in zip(by_image, found, strict=True) if gaps is not None}
 
 
 def _propose_batch(
