@@ -2,9 +2,9 @@
 
 A classifier judged on the positions that made it is too sure: clusters are not pure, and where they
 are not, it has learned to be wrong with them. So a fit keeps its sums fold by fold, a window being
-of one fold, and some positions. Whatever the clusters are named, the discriminants
-of the other folds then say what those positions are, and how often they say what the names do is
-how sure they may be. Nothing but the names is needed.
+of one fold, and some positions. Whatever the clusters are named, the discriminants of the other
+folds then say what those positions are, and how often they say what the names do is how sure they
+may be. Nothing but the names is needed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def hold_out(
     [position]; ``windows`` has the window of every row, int64 [row].
     """
     fold, seen = windows % FOLDS, 0
-    scatters = torch.stack([torch.zeros_like(moments.scatter) for _ in range(FOLDS)])
+    scatters = moments.scatter.new_zeros(FOLDS, *moments.scatter.shape)
     step = max(1, -(-int(moments.count.sum()) // MOST))
     kept: list[tuple[Tensor, Tensor]] = []
     for features, rows in batches:

@@ -1,8 +1,8 @@
 """Label maps for geographic information systems: GeoTIFFs that lie where their photographs lie.
 
 A label map has the size and the georeference of its photograph, a palette, and 255 as the value of
-no data. Photographs stay the files that they are: a copy written anew would be
-of eight bits and lie nowhere.
+no data. Photographs stay the files that they are: a copy written anew would be of eight bits and
+lie nowhere.
 """
 
 from __future__ import annotations
