@@ -82,11 +82,16 @@ def read(source: Source) -> Iterator[Said]:
             if said.shape != (image.height, image.width):
                 size = f"{said.shape[1]} x {said.shape[0]}"
                 raise ImageError(f"it is {size}, the image {image.width} x {image.height}")
+            if len(used) > NOT_SAID:
+                raise ImageError(f"it has more than {NOT_SAID} classes")
         except ImageError as error:
             raise ImageError(f"{file} is not taken up: {error}.") from error
-        shown_names = [name or "" for name in names]
-        moved = file if subject else None
-        return Said(image, said.astype(np.uint8), shown_names, moved=moved)
+        # numbers of a map of 16 bits may be larger than those that a correction holds
+        table = np.full(max(256, len(names)), NOT_SAID, np.uint8)
+        table[used] = np.arange(len(used))
+        table[IGNORE] = IGNORE
+        kept = [names[n] or "" for n in used]
+        return Said(image, table[said], kept, moved=file if subject else None)
 
     yield from source.map(read_one, files)
 

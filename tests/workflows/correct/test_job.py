@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image as PillowImage
 
 from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.images.decoding import encode_png
+from pipeline.images.windows import Window
 from pipeline.progress import Screen
 from pipeline.run.corrections import NOT_SAID, Corrections, Point
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ledger import Ledger, StageRecord
+from pipeline.run.manifest import Image, Manifest, Rows
 from pipeline.storage.files import write_json
 from tests.pipeline.run.test_corrections import HEADER, A, B, C, make_run, paint, put
 from workflows.correct.job import Outcome, correct_run, describe_outcome, require_complete
@@ -123,6 +127,31 @@ def test_a_file_names_the_numbers(run: RunDirectory, tmp_path: Path, name: str, 
     (tmp_path / "elsewhere.txt").write_text("kerb\nwater")
     take(run, folder, classes=tmp_path / "elsewhere.txt", prefer="theirs")
     assert Corrections(run).classes() == ("sky", "water")
+
+
+def test_a_map_of_16_bits_keeps_its_classes(run: RunDirectory, tmp_path: Path) -> None:
+    folder = write_maps(tmp_path / "m", {}, [f"class {number}" for number in range(400)])
+    said = paint(44, 254, 255).astype(np.uint16)
+    said[1] = 300
+    PillowImage.fromarray(said).save(folder / "a.png")
+    assert take(run, folder).faults == []
+    corrections = Corrections(run)
+    assert corrections.classes() == ("class 44", "class 300")
+    taken = corrections.read_map(A)
+    assert taken is not None
+    assert taken[0, :3].tolist() == [0, NOT_SAID, 255] and (taken[1] == 1).all()
+
+
+def test_a_map_of_more_classes_than_a_correction_holds(run: RunDirectory, tmp_path: Path) -> None:
+    images = Rows.gather(Image, (replace(A, width=17, height=15),))
+    windows = Rows.gather(Window, ())
+    Manifest("folder", tmp_path, None, images, windows).write(run)
+    folder = write_maps(tmp_path / "m", {}, [f"class {number}" for number in range(400)])
+    said = np.arange(255, dtype=np.uint16).reshape(15, 17)
+    said[said == NOT_SAID] = 300
+    PillowImage.fromarray(said).save(folder / "a.png")
+    (fault,) = take(run, folder).faults
+    assert "a.png is not taken up: it has more than 254 classes." in fault
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "{", "7", '[{"name": "a"}, ["b"]'])
