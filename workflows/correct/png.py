@@ -151,7 +151,7 @@ def _read_classes(file: Path) -> Names:
         return [None if name is None else check_class(str(name), str(file)) for name in content]
     except OSError as error:
         raise UsageError(f"--classes {file}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RunError(
             f"{file} does not name classes ({reason}); give a list of names as JSON or YAML, one "

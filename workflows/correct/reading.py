@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,18 +121,24 @@ def open_place(place: Path) -> Iterator[Path]:
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="primaps-correct-") as folder:
-        try:
-            with zipfile.ZipFile(place) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
-                if size > shutil.disk_usage(folder).free:
-                    raise RunError(
-                        f"{place} holds {size / 1e9:.1f} GB, for which {folder} has no space; "
-                        "unpack it elsewhere, and give the folder."
-                    )
-                archive.extractall(folder)
-        except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:
-            raise RunError(f"{place} cannot be unpacked ({error}); download it again.") from error
+        with _expect_whole(place), zipfile.ZipFile(place) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > shutil.disk_usage(folder).free:
+                raise RunError(
+                    f"{place} holds {size / 1e9:.1f} GB, for which {folder} has no space; "
+                    "unpack it elsewhere, and give the folder."
+                )
+            archive.extractall(folder)
         yield Path(folder)
+
+
+@contextmanager
+def _expect_whole(place: Path) -> Iterator[None]:
+    """Say in one sentence that a zip file is damaged or encrypted."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"{place} cannot be unpacked ({error}); download it again.") from error
 
 
 def list_names(place: Path) -> Iterator[str]:
@@ -158,7 +165,7 @@ def read_head(place: Path) -> str:
     if name is None:
         return ""
     if not place.is_dir() and zipfile.is_zipfile(place):
-        with zipfile.ZipFile(place) as archive, archive.open(name) as member:
+        with _expect_whole(place), zipfile.ZipFile(place) as archive, archive.open(name) as member:
             head = member.read(_HEAD)
     else:
         with (place / name if place.is_dir() else place).open("rb") as file:

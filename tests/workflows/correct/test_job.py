@@ -154,7 +154,9 @@ def test_a_map_of_more_classes_than_a_correction_holds(run: RunDirectory, tmp_pa
     assert "a.png is not taken up: it has more than 254 classes." in fault
 
 
-@pytest.mark.parametrize("text", ['{"a": 1}', "{", "7", '[{"name": "a"}, ["b"]'])
+@pytest.mark.parametrize(
+    "text", ['{"a": 1}', "{", "7", '[{"name": "a"}, ["b"]', pytest.param("[" * 10**5, id="deep")]
+)
 def test_a_file_that_names_nothing_is_refused(run: RunDirectory, tmp_path: Path, text: str) -> None:
     folder = write_maps(tmp_path / "m", {"a.png": paint(1)})
     (folder / "classes.json").write_text(text)

@@ -291,3 +291,28 @@ def test_places_that_hold_nothing(tmp_path: Path, given: Given) -> None:
     ):
         with pytest.raises(PipelineError, match=sentence):
             list(reader.read(given(place)))
+
+
+def damage_stream(data: bytearray) -> None:
+    for place in range(60, 120):
+        data[place] ^= 0xFF
+
+
+def encrypt(data: bytearray) -> None:
+    data[6] |= 1
+    data[data.rfind(b"PK\x01\x02") + 8] |= 1
+
+
+@pytest.mark.parametrize("damage", [damage_stream, encrypt])
+def test_a_zip_file_that_cannot_be_unpacked(
+    tmp_path: Path, given: Given, damage: Callable[[bytearray], None]
+) -> None:
+    place = tmp_path / "export.zip"
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("instances.json", json.dumps(list(range(3000))))
+    data = bytearray(place.read_bytes())
+    damage(data)
+    place.write_bytes(data)
+    for look in (lambda: coco.recognise(place), lambda: list(coco.read(given(place)))):
+        with pytest.raises(PipelineError, match=r"export.zip cannot be unpacked \(.*again\.$"):
+            look()
