@@ -15,9 +15,9 @@ from pipeline.errors import RunError
 from workflows.correct.job import Said, Source
 from workflows.correct.reading import (
     Canvas,
+    draw_images,
     drop_suffix,
     expect,
-    expect_image,
     list_json,
     open_place,
     read_head,
@@ -62,19 +62,12 @@ def _read_file(content: Any, path: Path, source: Source) -> Iterator[Said]:
     # CVAT and Datumaro name a file after its split
     split = path.stem.removeprefix("instances_")
 
-    def read_one(item: tuple[str, Mapping[str, Any]]) -> Said | None:
-        name, described = item
-        image = source.find(f"{split}/{drop_suffix(name)}")
-        if image is None:
-            return None
-        canvas = Canvas(image, source)
-        with expect_image(f"{source.place}: {name}", TOOL):
-            canvas.require_size(described["width"], described["height"])
-            for shape in shapes[described["id"]]:
-                _paint(canvas, shape, names[shape["category_id"]])
-        return canvas.said
+    def paint(canvas: Canvas, image: Mapping[str, Any]) -> None:
+        canvas.require_size(image["width"], image["height"])
+        for shape in shapes[image["id"]]:
+            _paint(canvas, shape, names[shape["category_id"]])
 
-    yield from source.map(read_one, images)
+    yield from draw_images(source, TOOL, images, paint, lambda name: f"{split}/{drop_suffix(name)}")
 
 
 def _paint(canvas: Canvas, shape: Mapping[str, Any], name: str) -> None:

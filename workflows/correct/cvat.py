@@ -19,7 +19,7 @@ from pipeline.images.decoding import read_label
 from pipeline.run.corrections import NOT_SAID
 from pipeline.storage.places import find_files
 from workflows.correct.job import Said, Source, name_file
-from workflows.correct.reading import Canvas, expect, expect_image, list_names, open_place
+from workflows.correct.reading import Canvas, draw_images, expect, list_names, open_place
 from workflows.export.cvat import BACKGROUND, BACKGROUND_CLASS, SPELLINGS
 
 TOOL = "CVAT"
@@ -47,16 +47,12 @@ def read(source: Source) -> Iterator[Said]:
 
 
 def _read_masks(masks: Path, classes: Classes, source: Source) -> Iterator[Said]:
-    def read_one(path: Path) -> Said | None:
-        name = name_file(masks, path)
-        image = source.find(name)
-        if image is None:
-            return None
-        with expect_image(f"{source.place}: {name}", TOOL):
-            return _read_mask(path, Canvas(image, source), classes).said
+    def paint(canvas: Canvas, mask: Path) -> None:
+        _paint(canvas, mask, classes)
 
-    files = find_files(masks) if masks.is_dir() else ()
-    yield from source.map(read_one, sorted(file for file in files if file.suffix == ".png"))
+    files = sorted(find_files(masks)) if masks.is_dir() else ()
+    named = [(name_file(masks, file), file) for file in files if file.suffix == ".png"]
+    yield from draw_images(source, TOOL, named, paint)
 
 
 def parse_labelmap(file: Path) -> Classes:
@@ -74,15 +70,15 @@ def parse_labelmap(file: Path) -> Classes:
     return classes
 
 
-def _read_mask(path: Path, canvas: Canvas, classes: Classes) -> Canvas:
-    pixels = read_label(path)
+def _paint(canvas: Canvas, mask: Path, classes: Classes) -> None:
+    pixels = read_label(mask)
     numbers = _number(canvas, classes)
     if pixels.ndim == 2:
         # grey values are lines of labelmap.txt
         if pixels.min() < 0 or pixels.max() >= len(classes):
             raise ValueError(f"it holds {pixels.max()}, and {MAP} has {len(classes)} labels")
         canvas.fill(numbers[pixels])
-        return canvas
+        return
     packed = pack_colours(pixels)
     known = np.array([(red << 16) | (green << 8) | blue for _, (red, green, blue) in classes])
     order = np.argsort(known)
@@ -91,7 +87,6 @@ def _read_mask(path: Path, canvas: Canvas, classes: Classes) -> Canvas:
     if wrong.size:
         raise ValueError(f"{MAP} has no label of the colour {show_colour(int(wrong[0]))}")
     canvas.fill(numbers[at])
-    return canvas
 
 
 def _number(canvas: Canvas, classes: Classes) -> NDArray[np.uint8]:

@@ -13,8 +13,8 @@ from pipeline.errors import RunError
 from workflows.correct.job import Said, Source
 from workflows.correct.reading import (
     Canvas,
+    draw_images,
     expect,
-    expect_image,
     list_json,
     open_place,
     read_head,
@@ -53,20 +53,15 @@ def _read_file(content: Any, path: Path, source: Source, left_out: list[str]) ->
         names = [each["name"] for each in content["categories"]["label"]["labels"]]
         items = [(str(item["id"]), item) for item in content["items"] if item["annotations"]]
 
-    def read_one(item: tuple[str, Mapping[str, Any]]) -> Said | None:
-        id_, described = item
-        image = source.find(f"{path.stem}/{id_}")
-        if image is None:
-            return None
-        with expect_image(f"{source.place}: {id_}", TOOL):
-            return _draw(Canvas(image, source), described, names, left_out).said
+    def paint(canvas: Canvas, item: Mapping[str, Any]) -> None:
+        _paint(canvas, item, names, left_out)
 
-    yield from source.map(read_one, items)
+    yield from draw_images(source, TOOL, items, paint, lambda id_: f"{path.stem}/{id_}")
 
 
-def _draw(
+def _paint(
     canvas: Canvas, item: Mapping[str, Any], names: Sequence[str], left_out: list[str]
-) -> Canvas:
+) -> None:
     if size := (item.get("image") or {}).get("size"):
         canvas.require_size(size[1], size[0])
     for shape in sorted(item["annotations"], key=lambda each: each.get("z_order") or 0):
@@ -82,4 +77,3 @@ def _draw(
         else:
             x, y, width, height = shape["bbox"]
             canvas.paint_box(x, y, width, height, name)
-    return canvas

@@ -17,8 +17,8 @@ from pipeline.storage.places import find_files
 from workflows.correct.job import Said, Source, name_file
 from workflows.correct.reading import (
     Canvas,
+    draw_images,
     expect,
-    expect_image,
     list_names,
     open_place,
     read_json,
@@ -47,19 +47,15 @@ def read(source: Source) -> Iterator[Said]:
         with expect(where, TOOL):
             targets = {int(value): name for value, name in named.items()}
 
-        def read_one(path: Path) -> Said | None:
-            name = name_file(labels, path)
-            image = source.find(name)
-            if image is None:
-                return None
-            with expect_image(f"{source.place}: {name}", TOOL):
-                return _read_map(path, Canvas(image, source), targets).said
+        def paint(canvas: Canvas, path: Path) -> None:
+            _paint(canvas, path, targets)
 
         found = sorted(path for path in find_files(labels) if path.suffix == ".png")
-        yield from source.map(read_one, found)
+        named = [(name_file(labels, path), path) for path in found]
+        yield from draw_images(source, TOOL, named, paint)
 
 
-def _read_map(path: Path, canvas: Canvas, targets: dict[int, str]) -> Canvas:
+def _paint(canvas: Canvas, path: Path, targets: dict[int, str]) -> None:
     values = read_label(path)
     if values.ndim != 2 or values.min() < 0 or values.max() > 255:
         raise ValueError("it holds colours, and not numbers from 0 to 255")
@@ -70,4 +66,3 @@ def _read_map(path: Path, canvas: Canvas, targets: dict[int, str]) -> Canvas:
         if value:
             numbers[value] = canvas.number(targets[value])
     canvas.fill(numbers[values])
-    return canvas

@@ -17,9 +17,9 @@ from workflows.brush import decode_brush
 from workflows.correct.job import Said, Source
 from workflows.correct.reading import (
     Canvas,
+    draw_images,
     drop_suffix,
     expect,
-    expect_image,
     list_json,
     open_place,
     read_head,
@@ -43,6 +43,11 @@ def read(source: Source) -> Iterator[Said]:
     """Read the annotations of every task in the JSON files of a place."""
     left_out: list[str] = []
     open_tasks = 0
+
+    def paint(canvas: Canvas, regions: Regions) -> None:
+        for region in regions:
+            _paint(canvas, region, left_out)
+
     with open_place(source.place) as folder:
         for path in list_json(folder):
             where = f"{source.place}: {path.name}"
@@ -56,18 +61,7 @@ def read(source: Source) -> Iterator[Said]:
                     if regions is not None:
                         submitted.append((_find_photograph(task["data"]), regions))
 
-            def read_one(task: tuple[str, Regions]) -> Said | None:
-                name, regions = task
-                image = source.find(drop_suffix(name))
-                if image is None:
-                    return None
-                canvas = Canvas(image, source)
-                with expect_image(f"{source.place}: {name}", TOOL):
-                    for region in regions:
-                        _paint(canvas, region, left_out)
-                return canvas.said
-
-            yield from source.map(read_one, submitted)
+            yield from draw_images(source, TOOL, submitted, paint, drop_suffix)
     if open_tasks:
         counted = count_of(open_tasks, "tasks")
         source.screen.warn(f"correct: nobody has submitted {counted} of {source.place} yet")

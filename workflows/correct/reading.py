@@ -12,10 +12,10 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from workflows.export.labelme import IGNORED, UNLABELLED
 _HEAD = 100_000
 # JSON files that exports have beside what a tool reads.
 _OURS = ("classes.json", "export.json", "labels.json")
+T = TypeVar("T")
 
 
 class Canvas:
@@ -111,6 +112,42 @@ class Canvas:
         mask = np.zeros(self._map.shape, bool)
         mask[y0:y1, x0:x1] = True
         self.paint(mask, name)
+
+
+def draw_images(
+    source: Source,
+    tool: str,
+    items: Iterable[tuple[str, T]],
+    paint: Callable[[Canvas, T], None],
+    name_image: Callable[[str], str] = str,
+) -> Iterator[Said]:
+    """Draw what a tool says, image by image.
+
+    Parameters
+    ----------
+    source
+        What is read.
+    tool
+        Its name.
+    items
+        What the tool calls each image, and what it says of it.
+    paint
+        Paints that.
+    name_image
+        Makes what :meth:`Source.find` takes of what the tool calls an image.
+    """
+
+    def read_one(item: tuple[str, T]) -> Said | None:
+        name, content = item
+        image = source.find(name_image(name))
+        if image is None:
+            return None
+        canvas = Canvas(image, source)
+        with expect_image(f"{source.place}: {name}", tool):
+            paint(canvas, content)
+        return canvas.said
+
+    yield from source.map(read_one, items)
 
 
 @contextmanager
