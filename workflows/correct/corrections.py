@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import RunError
 from pipeline.run.corrections import CLASSES, MAPS, POINTS, Corrections
-from pipeline.run.directory import RunDirectory, Subject
+from pipeline.run.directory import RunDirectory
 from pipeline.run.evaluation import parse_names, read_part_names
 from pipeline.run.ledger import Ledger
 from pipeline.run.manifest import Image
@@ -48,9 +48,7 @@ def read(source: Source) -> Iterator[Said | Named]:
 
 def _read_names(source: Source, other: RunDirectory, folder: Path) -> Iterator[Named]:
     run, is_run = source.run, other.settings_file.is_file() and folder == other.corrections
-    subjects = [Subject("em", name) for name in run.names("em")]
-    subjects += [Subject("head", name) for name in run.names("head")]
-    for subject in subjects:
+    for subject in source.subjects:
         title = subject.title
         if not is_run:
             file = folder / run.names_file(title).name

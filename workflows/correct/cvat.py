@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.definition import Colour, show_colour
-from pipeline.datasets.labels import pack_colours
+from pipeline.datasets.labels import NO_CLASS, map_values, pack_colours
 from pipeline.errors import RunError
 from pipeline.images.decoding import read_label
 from pipeline.run.corrections import NOT_SAID
@@ -80,10 +80,10 @@ def _paint(canvas: Canvas, mask: Path, classes: Classes) -> None:
         canvas.fill(numbers[pixels])
         return
     packed = pack_colours(pixels)
-    known = np.array([(red << 16) | (green << 8) | blue for _, (red, green, blue) in classes])
-    order = np.argsort(known)
-    at = order[np.searchsorted(known[order], packed).clip(max=len(known) - 1)]
-    wrong = packed[known[at] != packed]
+    colours = pack_colours(np.array([[colour for _, colour in classes]]))
+    lines = {colour: line for line, colour in enumerate(colours[0].tolist())}
+    at = map_values(packed, lines).meaning
+    wrong = packed[at == NO_CLASS]
     if wrong.size:
         raise ValueError(f"{MAP} has no label of the colour {show_colour(int(wrong[0]))}")
     canvas.fill(numbers[at])

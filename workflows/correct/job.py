@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, RunError, UsageError, count_of
 from pipeline.progress import Screen
 from pipeline.run.corrections import Corrections, Point, Prefer
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import Part, format_part
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.run.manifest import Image, Manifest, read_manifest
@@ -119,6 +119,12 @@ class Source:
     def manifest(self) -> Manifest:
         """The images of the run."""
         return read_manifest(self.run)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The fits and heads of the run."""
+        fits = [Subject("em", name) for name in self.run.names("em")]
+        return fits + [Subject("head", name) for name in self.run.names("head")]
 
     @cached_property
     def _names(self) -> dict[str, list[int]]:

@@ -21,7 +21,7 @@ from pipeline.errors import ImageError, RunError, UsageError
 from pipeline.images.decoding import read_label
 from pipeline.run.by_hand import find_changed_maps
 from pipeline.run.corrections import NOT_SAID, check_class, parse_classes
-from pipeline.run.directory import RunDirectory, Subject, choose_subject
+from pipeline.run.directory import Subject, choose_subject
 from pipeline.run.evaluation import Evaluation
 from pipeline.run.ledger import Ledger
 from pipeline.storage.places import find_files
@@ -43,7 +43,7 @@ def read(source: Source) -> Iterator[Said]:
     """Read the maps, image by image."""
     place, run = source.place, source.run
     folder = place.parent if place.suffix.lower() == ".png" else place
-    subject = _find_subject(run, place)
+    subject = _find_subject(source)
     if subject is not None:
         files = _list_changed(source, subject)
     else:
@@ -96,13 +96,11 @@ def read(source: Source) -> Iterator[Said]:
     yield from source.map(read_one, files)
 
 
-def _find_subject(run: RunDirectory, place: Path) -> Subject | None:
+def _find_subject(source: Source) -> Subject | None:
     """Find the fit or head among whose label maps a place lies."""
-    subjects = [Subject("em", name) for name in run.names("em")]
-    subjects += [Subject("head", name) for name in run.names("head")]
-    for subject in subjects:
-        folder = run.labels(subject.title).absolute()
-        if folder in (place.absolute(), *place.absolute().parents):
+    place = source.place.absolute()
+    for subject in source.subjects:
+        if source.run.labels(subject.title).absolute() in (place, *place.parents):
             return subject
     return None
 
@@ -119,7 +117,7 @@ def _list_changed(source: Source, subject: Subject) -> list[Path]:
 def _name_numbers(source: Source, subject: Subject | None, split: str) -> Names:
     """Name what the numbers of the run's own label maps stand for in a split."""
     run = source.run
-    if subject is None and (run.names("em") or run.names("head")):
+    if subject is None and source.subjects:
         subject = choose_subject(run, source.em, source.head)
     title = subject.title if subject else ""
     record = Ledger(run.state(f"evaluate/{title}")).recall_stage() if title else None
