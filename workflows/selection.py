@@ -40,7 +40,7 @@ from stages.selection import (
     measure_nearness,
 )
 from workflows.export.folder import COMMON, choose_suffix, export_photograph, open_folder
-from workflows.export.job import name_images, name_splits, refuse_run
+from workflows.export.job import list_items, name_splits, refuse_run
 
 VERSION = 1
 LIST = {"images": "images.csv", "proposals": "points.csv"}
@@ -334,13 +334,12 @@ def write_selection(run: RunDirectory, selection: Selection, out: Path, screen: 
     manifest = read_manifest(run)
     images = list({pick.image.image: pick.image for pick in selection.picks}.values())
     splits = name_splits(list(dict.fromkeys(image.split for image in images)))
-    places: dict[int, str] = {}
-    for split, shown in splits.items():
-        own = [image for image in images if image.split == split]
-        names = name_images([image.id for image in own], nested=True)
-        for image in own:
-            suffix = choose_suffix(image.path, COMMON)
-            places[image.image] = f"{shown}/{names[image.id]}{suffix}"
+    places = {
+        item.image.image: (
+            f"images/{item.split}/{item.name}{choose_suffix(item.image.path, COMMON)}"
+        )
+        for item in list_items(images, splits, nested=True)
+    }
     record = {
         "format": f"select {selection.kind}",
         "version": VERSION,
@@ -351,9 +350,7 @@ def write_selection(run: RunDirectory, selection: Selection, out: Path, screen: 
     with open_folder(out, record) as folder:
         with screen.count("select", len(images), "images") as counter:
             for image in images:
-                export_photograph(
-                    manifest.root, image, folder, f"images/{places[image.image]}", "copy"
-                )
+                export_photograph(manifest.root, image, folder, places[image.image], "copy")
                 counter.advance()
         folder.write(LIST[selection.kind], _make_list(selection, places))
     return f"{count_of(len(images), 'photographs')} and {LIST[selection.kind]} are in {out}"
@@ -369,6 +366,6 @@ def _make_list(selection: Selection, places: dict[int, str]) -> bytes:
     else:
         writer.writerow(("split", "image", "file", "share"))
         for pick in selection.picks:
-            file = f"images/{places[pick.image.image]}"
+            file = places[pick.image.image]
             writer.writerow((pick.image.split, pick.image.id, file, f"{pick.share:.4f}"))
     return text.getvalue().encode()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
@@ -27,9 +26,8 @@ NOTE = "each class of an image is one stuff segment"
 def write(export: Export) -> list[tuple[str, str]]:
     """Write images, segment PNGs, and ``panoptic_<split>2017.json``."""
     places = []
-    for split in export.source.splits.values():
-        items = [item for item in export.items if item.split == split]
-        places += _write_split(replace(export, items=items), split)
+    for split, part in export.parts():
+        places += _write_split(part, split)
     return places
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,14 +51,13 @@ def write(export: Export) -> list[tuple[str, str]]:
         [{"name": n, "color": f"#{bytes(c).hex()}", "attributes": []} for n, c in labels],
     )
     places = []
-    for shown in source.splits.values():
-        items = [item for item in export.items if item.split == shown]
+    for split, part in export.parts():
         # CVAT takes a list whose name has an underscore for one of a class
-        subset = shown.replace("_", "-")
+        subset = split.replace("_", "-")
         name = f"{subset}.zip"
         if not folder.has(name):
-            _write_zip(replace(export, items=items), name, subset, labels)
-        places += [(name, name)] * len(items)
+            _write_zip(part, name, subset, labels)
+        places += [(name, name)] * len(part.items)
     return places
 
 

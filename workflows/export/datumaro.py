@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,8 @@ NOTE = "a class of an image is one mask; ignored pixels are in none"
 def write(export: Export) -> list[tuple[str, str]]:
     """Write images, and a JSON of masks for every split."""
     places = []
-    for shown in export.source.splits.values():
-        items = [item for item in export.items if item.split == shown]
-        places += _write_split(replace(export, items=items), shown)
+    for split, part in export.parts():
+        places += _write_split(part, split)
     return places
 
 

@@ -43,9 +43,8 @@ def write(export: Export) -> list[tuple[str, str]]:
         )
     schema = make_schema(source.names, export.images == "copy")
     places = []
-    for split in source.splits.values():
-        items = [item for item in export.items if item.split == split]
-        shards = list(cut_groups(items, lambda item: item.image.bytes, SHARD_BYTES)) or [[]]
+    for split, part in export.parts():
+        shards = list(cut_groups(part.items, lambda item: item.image.bytes, SHARD_BYTES)) or [[]]
         for number, shard in enumerate(shards):
             name = f"data/{split}-{number:05d}-of-{len(shards):05d}.parquet"
             if not folder.has(name):

@@ -281,12 +281,8 @@ class Source:
 
     def list_items(self, *, nested: bool) -> list[Item]:
         """List the images, split by split, in the order of the manifest."""
-        items = []
-        for split, shown in self.splits.items():
-            images = [i for i in self.manifest.images if i.ok and i.split == split]
-            names = name_images([image.id for image in images], nested=nested)
-            items += [Item(image, shown, names[image.id]) for image in images]
-        return items
+        images = [i for i in self.manifest.images if i.ok and i.split in self.splits]
+        return list_items(images, self.splits, nested=nested)
 
     def read_labels(self, image: Image) -> NDArray[np.uint8]:
         """Read the label map of an image, uint8 [y, x], 255 = ignore."""
@@ -343,6 +339,11 @@ class Export:
             for result in map_ahead(function, self.items, threads, 2 * threads):
                 counter.advance()
                 yield result
+
+    def parts(self) -> Iterator[tuple[str, Export]]:
+        """Give every split with the part of the export that is of it."""
+        for split in self.source.splits.values():
+            yield split, replace(self, items=[item for item in self.items if item.split == split])
 
     def write_photograph(self, item: Item, name: str, *, as_it_is: bool = False) -> None:
         """Bring the photograph of an image along under a name; as it is: its file, bit by bit."""
@@ -505,6 +506,16 @@ def name_images(ids: Sequence[str], *, nested: bool) -> dict[str, str]:
             name = make_safe(name)
         names[image] = name
     return _tell_apart(names, "-")
+
+
+def list_items(images: Sequence[Image], splits: Mapping[str, str], *, nested: bool) -> list[Item]:
+    """Name the files of images, split by split: those of the splits that have a name."""
+    items = []
+    for split, shown in splits.items():
+        own = [image for image in images if image.split == split]
+        names = name_images([image.id for image in own], nested=nested)
+        items += [Item(image, shown, names[image.id]) for image in own]
+    return items
 
 
 def name_splits(splits: Sequence[str]) -> dict[str, str]:

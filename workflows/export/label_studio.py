@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -40,11 +39,10 @@ def write(export: Export) -> list[tuple[str, str]]:
         classes.append((LEFT_OUT_NAME, _IGNORE_COLOUR))
     folder.write("labeling.xml", write_config(classes).encode())
     places = []
-    for split, items in groupby(export.items, lambda item: item.split):
-        listed = list(items)
-        for start in range(0, len(listed), TASKS):
-            part = replace(export, items=listed[start : start + TASKS])
-            places += _write_tasks(part, f"tasks/{split}-{start // TASKS:05d}.json")
+    for split, part in export.parts():
+        for start in range(0, len(part.items), TASKS):
+            few = replace(part, items=part.items[start : start + TASKS])
+            places += _write_tasks(few, f"tasks/{split}-{start // TASKS:05d}.json")
     return places
 
 
