@@ -36,8 +36,8 @@ def write(export: Export) -> list[tuple[str, str]]:
     places = export.write_pairs(
         place, lambda label, labels: folder.write_labels(label, table[labels], None)
     )
-    for split in source.splits.values():
-        names = [item.name for item in export.items if item.split == split]
+    for split, part in export.parts():
+        names = [item.name for item in part.items]
         export.write_list(f"curated/{split}2017/{CURATED}", names)
     lines = ["0: unlabeled"]
     lines += [f"{value + 1}: {name}" for value, name in sorted(zip(ids, source.names, strict=True))]

@@ -192,8 +192,8 @@ def export_photograph(
     suffix = PurePosixPath(name).suffix
     if images == "link":
         _require_same_status(path, image)
-        same = _is_whole(image) and _takes(path, suffix) and is_upright(path.read_bytes())
-        if as_it_is or same:
+        fits = _is_whole(image) and _takes(path, suffix)
+        if as_it_is or (fits and is_upright(path.read_bytes())):
             folder.link(name, path.absolute())
             return
     content = _load_file(path, image) if as_it_is else load_photograph(root, image, suffix)

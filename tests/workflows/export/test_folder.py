@@ -159,6 +159,16 @@ def test_links_lead_to_the_photograph(tmp_path: Path, folder: Folder) -> None:
     assert (after.st_ctime_ns, after.st_nlink) == (before.st_ctime_ns, before.st_nlink)
 
 
+def test_a_link_to_a_file_as_it_is_reads_nothing_of_it(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "a.png")
+    image = list_image(tmp_path, "a.png")
+    monkeypatch.setattr(Path, "read_bytes", pytest.fail)
+    export_photograph(tmp_path, image, folder, "a.png", "link", as_it_is=True)
+    assert (folder.path / "a.png").readlink() == tmp_path / "a.png"
+
+
 def test_none_leaves_them_out(tmp_path: Path, folder: Folder) -> None:
     draw(tmp_path / "a.png")
     export_photograph(tmp_path, list_image(tmp_path, "a.png"), folder, "a.png", "none")
