@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError
 from pipeline.images.windows import Window
-from pipeline.run.corrections import NOT_SAID, is_ignored
-from pipeline.run.evaluation import LEFT_OUT_NAME, Part, choose_look
+from pipeline.run.corrections import NOT_SAID
+from pipeline.run.evaluation import Part, choose_look
 from pipeline.run.frames import count_threads, map_ahead
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import checksum, fingerprint
@@ -38,8 +38,7 @@ _PRESENT = 0.01
 class NamedSet:
     """What names make of a fit: a classifier of positions, and what its outputs are called.
 
-    ``table`` is uint8 [256]: number of the class of every output, 255 of what is left out, and
-    ``clusters`` that of every cluster, 255 where it has none of its own;
+    ``table`` is uint8 [256]: number of the class of every output, 255 of what is left out;
     ``names`` has the name of every number that is in use, ``named`` those that a person has given;
     ``palette`` is uint8 [256, rgb]. Where clusters are ``joined``, those without a name go to the
     nearest class, unless the settings say otherwise. ``key`` tells it from what other names give.
@@ -47,7 +46,6 @@ class NamedSet:
 
     classifier: Classifier
     table: NDArray[np.uint8]
-    clusters: Sequence[int]
     names: Mapping[int, str]
     named: frozenset[int]
     palette: NDArray[np.uint8]
@@ -66,16 +64,12 @@ def find_named_set(
     ``given`` are the names of clusters and of parts of them.
     """
     naming = find_naming(artefacts, settings, given, class_names)
-    whole = {part[0]: name for part, name in given.items() if len(part) == 1}
-    classifier, called = artefacts.classifiers[MAIN], dict(whole)
-    outputs: list[int | None] = list(range(artefacts.clusters))
-    unnamed = {f"cluster {k}" for k in outputs} - {*given.values()}
+    classifier = artefacts.classifiers[MAIN]
+    called = {part[0]: name for part, name in given.items() if len(part) == 1}
+    unnamed = {f"cluster {k}" for k in range(artefacts.clusters)} - {*given.values()}
     if naming is not None and naming.joined:
         classifier = naming.classifier
         called = {number: name for number, name in enumerate(naming.names) if name is not None}
-        places = {name: number for number, name in called.items()}
-        names_now = (whole.get(k, f"cluster {k}") for k in range(artefacts.clusters))
-        outputs = [places.get(LEFT_OUT_NAME if is_ignored(name) else name) for name in names_now]
     count = classifier.classes
     # a map has room for so many
     known = class_names if count + len(class_names) <= NOT_SAID else ()
@@ -86,7 +80,6 @@ def find_named_set(
     return NamedSet(
         classifier=classifier,
         table=look.index,
-        clusters=tuple(IGNORE if out is None else numbers[out] for out in outputs),
         names=names,
         named=frozenset(n for n, name in names.items() if name not in unnamed),
         palette=look.palette,

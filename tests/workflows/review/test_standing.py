@@ -29,7 +29,7 @@ def make_named(names: dict[int, str], table: list[int], named: set[int]) -> Name
     full[: len(table)] = table
     palette = np.zeros((256, 3), np.uint8)
     classifier = Classifier(torch.eye(4))
-    return NamedSet(classifier, full, table, names, frozenset(named), palette, False, "")
+    return NamedSet(classifier, full, names, frozenset(named), palette, False, "")
 
 
 def test_shares_images_and_scores_by_hand() -> None:
