@@ -25,6 +25,7 @@ from stages.evaluate.naming import find_naming
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import MAIN, Classifier, average_views, classify
 from stages.report.pictures import sample_evenly
+from stages.scores import MAX_CLASSES, UNMATCHED, count_confusion, score_assignment
 
 SAMPLE_BYTES = 96_000_000
 SAMPLE_WINDOWS = 512
@@ -199,7 +200,8 @@ def measure_standing(
     Where there are labels, a name that is one of the dataset's classes is scored as that class, and
     any other as wrong.
     """
-    numbers = named.table[classify_sample(sample, named.classifier)]
+    outputs = classify_sample(sample, named.classifier)
+    numbers = named.table[outputs]
     windows, positions = len(numbers), numbers[0].size
     per_window = np.stack([np.bincount(each.reshape(-1), minlength=256) for each in numbers])
     images, place = np.unique(sample.images, return_inverse=True)
@@ -207,7 +209,7 @@ def measure_standing(
     np.add.at(per_image, place, per_window)
     present = (per_image >= _PRESENT * per_image.sum(axis=1, keepdims=True)) & (per_image > 0)
     shares = per_window.sum(axis=0) / (windows * positions)
-    scores = _score(numbers, sample.truth, named, class_names)
+    scores = _score(outputs, sample.truth, named, class_names)
     classes = [
         {
             "name": named.names[n],
@@ -232,33 +234,30 @@ def measure_standing(
 
 
 def _score(
-    numbers: NDArray[np.uint8],
+    outputs: NDArray[np.uint8],
     truth: NDArray[np.uint8] | None,
     named: NamedSet,
     class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """Score the positions whose true class is known; in per cent."""
+    """Score the positions whose true class is known, as ``evaluate`` does; in per cent."""
     places = {name: place for place, name in enumerate(class_names)}
-    known = {n: places[name] for n, name in named.names.items() if name in places}
-    known = {n: place for n, place in known.items() if n in named.named}
+    given = {n: name for n, name in named.names.items() if n in named.named}
+    known = {n: places[name] for n, name in given.items() if name in places}
     nothing: dict[str, Any] = {"accuracy": None, "miou": None, "iou": {}, "unfound": []}
     if truth is None or not known:
         return nothing
-    table = np.full(256, IGNORE, np.int64)
-    table[[*known]] = [*known.values()]
-    judged = truth < len(class_names)
-    pairs = table[numbers[judged]] * 256 + truth[judged]
-    counts = np.bincount(pairs, minlength=2**16).reshape(256, 256)[:, : len(class_names)]
-    total = counts.sum(axis=0)
-    there = np.flatnonzero(total)
-    if not len(there):
+    classes = named.classifier.classes
+    confusion = count_confusion(outputs, truth, classes, MAX_CLASSES)[:, : len(class_names)]
+    if not confusion.any():
         return nothing
-    right = counts.diagonal()
-    union = total + counts[: len(class_names)].sum(axis=1) - right
-    iou = {place: 100 * float(right[place]) / float(union[place]) for place in there.tolist()}
+    table = np.full(256, UNMATCHED, np.int64)
+    table[[*known]] = [*known.values()]
+    scores = score_assignment(confusion, table[named.table[:classes]])
+    iou = {n: 100 * float(scores.iou[place]) for n, place in known.items()}
+    there = np.flatnonzero(confusion.any(axis=0)).tolist()
     return {
-        "accuracy": 100 * float(right.sum()) / float(total.sum()),
-        "miou": sum(iou.values()) / len(iou),
-        "iou": {n: iou[place] for n, place in known.items() if place in iou},
-        "unfound": [class_names[place] for place in iou if place not in known.values()],
+        "accuracy": 100 * scores.accuracy,
+        "miou": 100 * scores.miou,
+        "iou": {n: value for n, value in iou.items() if not math.isnan(value)},
+        "unfound": [class_names[place] for place in there if place not in known.values()],
     }

@@ -62,6 +62,13 @@ def test_a_name_that_is_no_class_is_wrong_and_none_is_scored_without_labels() ->
     assert nothing["unfound"] == []
 
 
+def test_a_class_that_is_found_where_none_is_counts_as_evaluate_counts_it() -> None:
+    sample = make_sample([[0, 1]], [[0, 0]])
+    found = measure_standing(sample, make_named({0: "sky", 1: "road"}, [0, 1], {0, 1}), CLASSES)
+    assert [each["iou"] for each in found["classes"]] == [50, 0]
+    assert found["miou"] == 25
+
+
 def test_clusters_are_described_by_their_positions() -> None:
     facts = describe_clusters(make_sample([[0, 0, 1, 2]], None), Classifier(torch.eye(4)))
     assert facts.shares.tolist() == [0.5, 0.25, 0.25, 0]
