@@ -173,15 +173,24 @@ def scale_box(box: Box, resized: tuple[int, int], original: tuple[int, int]) -> 
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def draw_labels(probabilities: Tensor, cover: Cover, width: int, height: int) -> NDArray[np.uint8]:
-    """Draw the label map of a whole image at its own size, uint8 [y, x].
+def draw_labels(
+    probabilities: Tensor,
+    cover: Cover,
+    width: int,
+    height: int,
+    gaps: NDArray[np.bool_] | None,
+) -> NDArray[np.uint8]:
+    """Draw the label map of a whole image at a size, uint8 [y, x].
 
     Every pixel has the class of the largest bilinearly resampled probability, of float32 [class, y,
-    x] over the part of the resized image that windows cover; 255 where no window is.
+    x] over the part of the resized image that windows cover; 255 where no window is, and in the
+    ``gaps``, bool [y, x] of that size, where the image holds no data.
     """
     left, top, right, bottom = scale_box(cover.box, cover.resized, (width, height))
     labels = np.full((height, width), IGNORE, np.uint8)
     labels[top:bottom, left:right] = argmax_resampled(probabilities, bottom - top, right - left)
+    if gaps is not None:
+        labels[gaps] = IGNORE
     return labels
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.compute.devices import resolve_device
 from pipeline.datasets import get_dataset
-from pipeline.datasets.definition import IGNORE, png_palette
+from pipeline.datasets.definition import png_palette
 from pipeline.errors import (
     DatasetError,
     ImageError,
@@ -114,10 +114,9 @@ def label_block(
 
     def draw(image: Image, labelling: Labelling) -> tuple[Image, bytes]:
         cover = Cover(tuple(manifest.windows_of(image)))
-        labels = first[draw_labels(labelling.probabilities, cover, image.width, image.height)]
         gaps = read_gaps(manifest.root, image)
-        if gaps is not None:
-            labels[gaps] = IGNORE
+        drawn = draw_labels(labelling.probabilities, cover, image.width, image.height, gaps)
+        labels = first[drawn]
         if labeller.format == GEOTIFF:
             place = read_place(manifest.root, image.path, image.digest)
             return image, encode_geotiff(labels, palette, place)

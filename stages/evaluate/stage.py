@@ -279,10 +279,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             image: Image, labelling: Labelling
         ) -> tuple[dict[str, Any], str | None, LabelCounts | None]:
             cover = artefacts.cover(image)
-            labels = draw_labels(labelling.probabilities, cover, image.width, image.height)
             gaps = read_gaps(artefacts.manifest.root, image)
-            if gaps is not None:
-                labels[gaps] = IGNORE
+            labels = draw_labels(labelling.probabilities, cover, image.width, image.height, gaps)
             corrected = correct_labels(artefacts, said, image, names, labels, labelling.final)
             shown = labels if corrected is None else corrected.image
             if left_out != IGNORE:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.run.directory import RunDirectory
 from tests.scenes import FAST_EM, Invoke, draw_scene
+from workflows.review.session import Review
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio, the extra [geo], is not installed")
 HOLE = (slice(0, 100), slice(0, 40))
@@ -87,6 +89,20 @@ def test_no_data_gets_no_label_and_is_in_no_score(run: Path) -> None:
     windows = proposals.reshape(-1, 64, 64)
     assert not windows[0][:, :24].any(), "the first window of an image begins in the hole"
     assert windows[0][:, 28:].any()
+
+
+def test_a_review_labels_as_evaluate_does(run: Path, tmp_path: Path) -> None:
+    review = Review(RunDirectory(shutil.copytree(run, tmp_path / "run")), None, None)
+    image, named = review.find_image(0), review.named()
+    labels = np.asarray(Image.open(run / "labels" / "all" / f"{image.id}.png"))
+    drawn = review.pictures.draw_labels(image, named, image.width, image.height)
+    np.testing.assert_array_equal(drawn, named.table[labels])
+    review.name_clusters({(k,): (None, f"class {k}") for k in range(3)})
+    review.accept(0, review.said.revision(image))
+    painted = review.said.corrections().read_map(image)
+    assert painted is not None
+    assert (painted[HOLE] == 255).all()
+    assert (painted[:, 40:] < 3).all()
 
 
 def test_export_and_predict_keep_the_georeference(

@@ -191,7 +191,7 @@ def test_at_its_own_size_nothing_is_resampled() -> None:
 def test_outside_the_box_nothing_is_known() -> None:
     probabilities = torch.tensor([[[0.1, 0.9]], [[0.9, 0.1]]])
     cover = Cover((Window(0, 0, 1, 2, 2, 7, 5), Window(1, 0, 3, 2, 2, 7, 5)))
-    labels = draw_labels(probabilities, cover, 7, 5)
+    labels = draw_labels(probabilities, cover, 7, 5, None)
     expected = np.full((5, 7), IGNORE)
     expected[2:4, 1:3], expected[2:4, 3:5] = 1, 0
     assert labels.dtype == np.uint8

@@ -21,7 +21,7 @@ from scipy.ndimage import distance_transform_edt
 from pipeline.errors import UsageError
 from pipeline.images.windows import Box, Cover
 from pipeline.run.corrections import Point
-from pipeline.run.frames import read_frame
+from pipeline.run.frames import read_frame, read_resized_gaps
 from pipeline.run.manifest import Image
 from stages.artefacts import Artefacts, read_group_of
 from stages.crf.backends import choose_backend
@@ -221,7 +221,8 @@ class Pictures:
             backend = choose_backend(self._crf, self._device)
 
             def finish(image: Image, labelling: Labelling) -> NDArray[np.uint8]:
-                return draw_labels(labelling.probabilities, now.cover(image), width, height)
+                gaps = read_resized_gaps(now.manifest.root, image, width, height)
+                return draw_labels(labelling.probabilities, now.cover(image), width, height, gaps)
 
             main = {row: values[MAIN] for row, values in logits.items()}
             (labels,) = label_images(
