@@ -19,7 +19,7 @@ from PIL import ImageDraw
 from scipy.ndimage import distance_transform_edt
 
 from pipeline.errors import UsageError
-from pipeline.images.windows import Box, Cover
+from pipeline.images.windows import Cover
 from pipeline.run.corrections import Point
 from pipeline.run.frames import read_frame, read_resized_gaps
 from pipeline.run.manifest import Image
@@ -27,9 +27,9 @@ from stages.artefacts import Artefacts, read_group_of
 from stages.crf.backends import choose_backend
 from stages.crf.settings import CrfSettings
 from stages.known import locate, number_positions
-from stages.labelling import MAIN, Labelling, draw_labels, label_images, scale_box
+from stages.labelling import MAIN, Labelling, draw_labels, label_images
 from stages.parts import Tree
-from stages.report.pictures import enlarge, sample_evenly, scale_size
+from stages.report.pictures import sample_evenly, scale_size
 from stages.report.typical import (
     PART,
     PER_IMAGE,
@@ -239,15 +239,16 @@ class Pictures:
         if proposals is None:
             return drawn
         cover = self.artefacts.cover(image)
-        nearest = _find_windows(cover, width, height)
-        for place, (box, ids) in enumerate(
-            zip(_place(cover, width, height), proposals, strict=True)
-        ):
-            left, top, right, bottom = box
-            numbers = enlarge(ids, bottom - top, right - left).astype(np.uint16)
+        # the middle of every pixel, as a click on it means it
+        x = (np.arange(width) + 0.5) * cover.resized[0] / width
+        y = (np.arange(height) + 0.5) * cover.resized[1] / height
+        nearest = _find_windows(cover, x, y)
+        for place, (window, ids) in enumerate(zip(cover.windows, proposals, strict=True)):
+            rows, columns = np.nonzero(nearest == place)
+            inside = (y[rows] - window.top).astype(int), (x[columns] - window.left).astype(int)
+            numbers = ids[inside].astype(np.uint16)
             numbers[numbers > 0] += 256 * place
-            own = nearest[top:bottom, left:right] == place
-            drawn[top:bottom, left:right][own] = numbers[own]
+            drawn[rows, columns] = numbers
         return drawn
 
     def find_place(self, image: Image, x: int, y: int) -> Place | None:
@@ -284,21 +285,20 @@ def find_size(image: Image, longest: int) -> tuple[int, int]:
     return scale_size(image.width, image.height, min(1.0, longest / max(image.width, image.height)))
 
 
-def _place(cover: Cover, width: int, height: int) -> list[Box]:
-    """Place the windows of an image in a picture of it."""
-    return [scale_box(window.box, cover.resized, (width, height)) for window in cover.windows]
+def _find_windows(
+    cover: Cover, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Find, as :func:`locate` does, the window that is meant at every x and y: int64 [y, x].
 
-
-def _find_windows(cover: Cover, width: int, height: int) -> NDArray[np.int64]:
-    """Find the window whose centre is nearest to every pixel of a picture, int64 [y, x]."""
-    columns, rows = np.arange(width), np.arange(height)
-    x = (columns + 0.5) * cover.resized[0] / width
-    y = (rows + 0.5) * cover.resized[1] / height
-    best = np.full((len(rows), len(columns)), np.inf)
-    nearest = np.zeros(best.shape, np.int64)
+    It is -1 where no window is.
+    """
+    best = np.full((len(y), len(x)), np.inf)
+    nearest = np.full(best.shape, -1)
     for place, window in enumerate(cover.windows):
-        middle = window.left + window.size / 2, window.top + window.size / 2
-        distance = ((y - middle[1]) ** 2)[:, None] + ((x - middle[0]) ** 2)[None]
+        left, top, right, bottom = window.box
+        across = np.where((left <= x) & (x < right), (x - (left + right) / 2) ** 2, np.inf)
+        down = np.where((top <= y) & (y < bottom), (y - (top + bottom) / 2) ** 2, np.inf)
+        distance = down[:, None] + across
         closer = distance < best
         best[closer], nearest[closer] = distance[closer], place
     return nearest

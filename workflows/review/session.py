@@ -446,13 +446,10 @@ class Review:
         right = table[labels]
         said = self._draw_said(image, corrections, numbers, image.width, image.height)
         right = np.where(said == NOT_SAID, right, said)
-        names = ["" for _ in range(256)]
-        for name, number in numbers.items():
-            names[number] = name
         if (right == NOT_SAID).all():
             raise UsageError("no cluster in this image has a name yet; name clusters first.")
         with self._changing("said"):
-            return self._done(self.said.accept(image, seen, right, names))
+            return self._done(self.said.accept(image, seen, right, _list_names(numbers)))
 
     def ignore(self, row: int, seen: str) -> Entry:
         """Leave a whole image out."""
@@ -548,10 +545,7 @@ class Review:
         height: int,
     ) -> NDArray[np.uint8]:
         """Draw what is said of an image at a size, as ``evaluate`` takes it; 254 is not said."""
-        names = [""] * 256
-        for name, number in numbers.items():
-            names[number] = name
-        cover, masks = self.artefacts.cover(image), self.pictures.masks
+        cover, masks, names = self.artefacts.cover(image), self.pictures.masks, _list_names(numbers)
         said = read_said(corrections, image, cover, masks, self.artefacts.grid, names)
         if said is None:
             return np.full((height, width), NOT_SAID, np.uint8)
@@ -562,6 +556,14 @@ class Review:
             "names": stamp(self.said.names_file),
             "said": stamp(self.run.corrections / POINTS),
         }
+
+
+def _list_names(numbers: Mapping[str, int]) -> list[str]:
+    """List names by their numbers, "" where there is none."""
+    names = [""] * 256
+    for name, number in numbers.items():
+        names[number] = name
+    return names
 
 
 def _colour(named: NamedSet, number: int) -> list[int]:
