@@ -27,6 +27,7 @@ CONTENTS = {
         "review": ("commands.results", "name clusters and correct labels, on a local page"),
         "compare": ("commands.results", "runs or fits side by side, on one page"),
         "select": ("commands.results", "which images or proposals to label first"),
+        "score": ("commands.results", "score anybody's label maps"),
         "verify": ("commands.results", "check, and repair, every file of a run"),
     },
     "In and out": {

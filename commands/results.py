@@ -1,6 +1,7 @@
 """The verbs that look at a run, or carry something elsewhere.
 
-They are status, verify, inspect, review, compare, select; and export, correct, predict, completion.
+They are status, verify, inspect, review, compare, select, score; and export, correct, predict,
+completion.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from commands.options import (
     ChoiceType,
     NumberType,
     PlaceType,
+    complete_datasets,
     complete_images,
     em_option,
     head_option,
@@ -385,6 +387,95 @@ def select(
         lines.append(f"select: {write_selection(place, selection, out, Screen(progress=progress))}")
     for line in lines:
         click.echo(show_controls(line), err=True)
+
+
+@verb(
+    events=False,
+    examples="""
+    primaps-pipe score --predictions runs/demo/labels --dataset camvid --root data/camvid \
+    --split val
+        Label maps of a run, or of any other program, one for each image of a dataset.
+    primaps-pipe score --predictions theirs --labels truth --matching none
+        Two folders of label maps with the same names; the numbers are classes already.
+    """,
+)
+@what(
+    "--predictions",
+    type=PlaceType(folder=True),
+    required=True,
+    help="folder of the label maps to score: PNG, TIFF or NPY, called as the label maps are, or as "
+    "SPLIT/ID or ID of a dataset",
+)
+@what("--labels", type=PlaceType(folder=True), help="folder of the true label maps")
+@what(
+    "--dataset",
+    shell_complete=complete_datasets,
+    metavar="NAME",
+    help="the dataset whose label maps are the truth, instead of --labels",
+)
+@what("--root", type=PlaceType(folder=True), help="folder of that dataset")
+@what(
+    "--split",
+    "splits",
+    multiple=True,
+    help="split to score, repeatable; those that extract would take when not given",
+)
+@what(
+    "--matching",
+    type=ChoiceType(("one-to-one", "many-to-one", "none")),
+    default="one-to-one",
+    help="how clusters become classes, over the whole split; none: they are classes  "
+    "[default: one-to-one]",
+)
+@what(
+    "--crop",
+    type=ChoiceType(("none", "centre")),
+    default="none",
+    help="what of each label map is scored: all, or the centred square of papers  [default: none]",
+)
+@what(
+    "--resize",
+    type=ChoiceType(("none", "nearest")),
+    default="none",
+    help="what becomes of predictions of another size than their label map: they are refused, or "
+    "brought to it by the nearest pixel  [default: none]",
+)
+@what(
+    "--ignore",
+    multiple=True,
+    type=NumberType(int, None),
+    metavar="VALUE",
+    help="value of the label maps that is in no score, repeatable; 255 and -1 never are",
+)
+@PROGRESS
+@AS_JSON
+@VERBOSE
+def score(
+    predictions: Path,
+    matching: str,
+    crop: str,
+    resize: str,
+    ignore: tuple[int, ...],
+    progress: bool,
+    as_json: bool,
+    **source: Any,
+) -> None:
+    """Score anybody's label maps as evaluate scores its own; no run is needed.
+
+    A labelled pixel without a prediction counts as wrong, and an image without one ends it.
+    """
+    from workflows.scoring import Rules, describe_doubts, describe_scores, score_folder
+
+    screen = Screen(progress=progress)
+    rules = Rules(matching, crop, resize, ignore)
+    result = score_folder(predictions, rules=rules, screen=screen, **source)
+    for line in describe_doubts(result):
+        screen.warn(line)
+    if as_json:
+        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    for line in describe_scores(result):
+        click.echo(show_controls(line))
 
 
 @verb(

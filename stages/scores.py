@@ -6,7 +6,7 @@ put into words for the screen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,11 @@ from pipeline.errors import count_of
 
 UNMATCHED = -1
 MAX_CLASSES = 255
+MATCHINGS = ("one-to-one", "many-to-one", "none")
+# What a labelled pixel without a prediction is predicted as: 255 would leave it out of the scores.
+NOTHING = 256
+# 255, and -1 as it is stored with a sign and without one.
+_IGNORED = (IGNORE, -1, 65535)
 # A cluster whose IoU with its class is lower, in per cent, is hardly that class: it is said.
 WEAK_IOU = 20.0
 _MOST_LISTED = 6
@@ -93,12 +98,12 @@ def read_assignment(assignment: Sequence[int | None]) -> NDArray[np.int64]:
 
 
 def count_confusion(
-    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], clusters: int, classes: int
+    prediction: NDArray[np.integer[Any]], truth: NDArray[np.uint8], clusters: int, classes: int
 ) -> NDArray[np.int64]:
     """Count how often each cluster meets each class, int64 [cluster, class].
 
-    Takes uint8 of the same shape; 255 in either leaves the pixel out. ``ValueError``: a value is
-    neither 255 nor below its number.
+    Takes whole numbers of the same shape; 255 in either leaves the pixel out. ``ValueError``: a
+    value is neither 255 nor below its number.
     """
     valid = (prediction != IGNORE) & (truth != IGNORE)
     cluster, label = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
@@ -109,6 +114,15 @@ def count_confusion(
         )
     counts = np.bincount(cluster * classes + label, minlength=clusters * classes)
     return counts.reshape(clusters, classes)
+
+
+def count_pairs(
+    prediction: NDArray[np.integer[Any]], truth: NDArray[np.uint8], clusters: int = MAX_CLASSES
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the pairs that occur: cluster x ``MAX_CLASSES`` + class, and pixels, int64 [pair]."""
+    confusion = count_confusion(prediction, truth, clusters, MAX_CLASSES).ravel()
+    pairs = np.flatnonzero(confusion)
+    return pairs, confusion[pairs]
 
 
 def score_pairs(
@@ -151,6 +165,182 @@ def score_assignment(confusion: NDArray[np.int64], assignment: NDArray[np.int64]
     pairs, shape = (np.zeros_like(cluster), cluster, label), (1, confusion.shape[1])
     (accuracy,), (miou,), (iou,) = score_pairs(pairs, confusion[cluster, label], assignment, shape)
     return Scores(float(accuracy), float(miou), iou)
+
+
+def summarise_confusion(
+    confusion: NDArray[np.int64],
+    assignment: NDArray[np.int64] | None = None,
+    named: Mapping[int, int] | None = None,
+) -> dict[str, Any]:
+    """Score a confusion, int64 [cluster, class], as ``metrics.json`` has it; None without one.
+
+    Clusters are matched one to one, but those that are ``named``, where no ``assignment`` is given.
+    """
+    if not confusion.sum():
+        nothing = dict.fromkeys(("accuracy", "miou", "assignment", "confusion"))
+        return {**nothing, "iou": [None] * confusion.shape[1]}
+    if assignment is None:
+        assignment = match_clusters(confusion, named)
+    scores = score_assignment(confusion, assignment)
+    return {
+        "accuracy": to_percent(scores.accuracy),
+        "miou": to_percent(scores.miou),
+        "iou": [None if np.isnan(iou) else to_percent(iou) for iou in scores.iou],
+        "assignment": [None if k == UNMATCHED else int(k) for k in assignment],
+        "confusion": confusion.tolist(),
+    }
+
+
+def to_percent(share: float) -> float:
+    """Return a share in per cent, as it is written."""
+    return round(100 * float(share), 2)
+
+
+def number_names(class_names: Sequence[str], classes: int) -> list[str]:
+    """Name so many classes at least: those without a name by their numbers."""
+    return [*class_names, *(f"class {i}" for i in range(len(class_names), classes))]
+
+
+def put_first(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the split that papers report on top: as ``split`` and its figures."""
+    # the held-out split is the one that papers report, but one without labels says nothing
+    ranked = [s for s in ("val", "test", *splits) if s in splits]
+    primary = next((s for s in ranked if splits[s]["accuracy"] is not None), ranked[0])
+    return {"split": primary, **splits[primary], "splits": splits}
+
+
+def read_numbers(
+    values: NDArray[Any], ignore: Collection[int] = (), *, what: str = "a label map"
+) -> NDArray[np.uint8]:
+    """Read stored numbers of clusters or classes, [y, x], as uint8: 0..254, 255 for what is none.
+
+    That are 255, -1 (65535 where it was stored without a sign) and those to ``ignore``.
+    ``ValueError``: anything else.
+    """
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{what} is {values.dtype} {list(values.shape)}, not whole numbers [y, x]")
+    none = np.isin(values, [*_IGNORED, *ignore])
+    strange = values[~none & ((values < 0) | (values >= MAX_CLASSES))]
+    if strange.size:
+        raise ValueError(
+            f"{what} holds {strange[0]}; numbers of clusters and classes are 0 to "
+            f"{MAX_CLASSES - 1}, and what is in no score is 255 or -1"
+        )
+    return np.where(none, IGNORE, values).astype(np.uint8)
+
+
+def compare_maps(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the pairs of a label map, uint8 [y, x], and its truth: :func:`count_pairs`.
+
+    A labelled pixel that the prediction leaves out (255) counts as wrong.
+    """
+    told = np.where(prediction == IGNORE, np.uint16(NOTHING), prediction)
+    return count_pairs(told, truth, NOTHING + 1)
+
+
+def summarise_maps(
+    images: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    matching: str,
+    class_names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Score the pairs of many images, of :func:`compare_maps`, as :func:`score` gives them."""
+    total = np.zeros((NOTHING + 1) * MAX_CLASSES, np.int64)
+    for pairs, counts in images:
+        total[pairs] += counts
+    confusion = total.reshape(NOTHING + 1, MAX_CLASSES)
+    predicted = np.flatnonzero(confusion[:NOTHING].any(axis=1))
+    clusters = int(predicted.max(initial=-1)) + 1
+    present = np.flatnonzero(confusion.any(axis=0))
+    classes = int(present.max(initial=-1)) + 1
+    if matching == "none":
+        # a class that is only predicted has an IoU of 0, too
+        clusters = classes = max(classes, clusters, len(class_names))
+    names = number_names(class_names, classes)
+    confusion = confusion[:, : len(names)]
+    own, lost = confusion[:clusters], confusion[NOTHING:]
+    if matching == "none":
+        assignment = np.arange(clusters)
+    else:
+        assignment = (match_clusters if matching == MATCHINGS[0] else match_majority)(own)
+    found = summarise_confusion(np.vstack([own, lost]), np.append(assignment, UNMATCHED))
+    given = found["assignment"] is not None
+    return {
+        "images": len(images),
+        "labelled_images": sum(bool(len(pairs)) for pairs, _ in images),
+        "labelled_pixels": int(confusion.sum()),
+        "unpredicted_pixels": int(lost.sum()),
+        "matching": matching,
+        "classes": clusters,
+        "accuracy": found["accuracy"],
+        "miou": found["miou"],
+        "class_names": names,
+        "per_class": [{"name": n, "iou": i} for n, i in zip(names, found["iou"], strict=True)],
+        "assignment": found["assignment"][:-1] if given else None,
+        "confusion": found["confusion"][:-1] if given else None,
+    }
+
+
+def score(
+    prediction: Any,
+    truth: Any,
+    ignore: int | Collection[int] = IGNORE,
+    *,
+    matching: str = MATCHINGS[0],
+    class_names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Score label maps against the truth, as ``evaluate`` and ``primaps-pipe score`` do.
+
+    Parameters
+    ----------
+    prediction, truth : array or iterable of arrays
+        Whole numbers of one image, [y, x], or of each of many, one [y, x] each, in the same order
+        and of the same sizes. The numbers of clusters and of classes are 0..254.
+    ignore : int or collection of int
+        Values of ``truth`` that are left out of the scores; so are 255 and -1 (65535 where it was
+        stored without a sign), always. A labelled pixel whose prediction is 255 or -1 counts as
+        wrong; so does one whose prediction is to be ignored, where nothing is matched.
+    matching : str
+        ``one-to-one`` matches clusters to classes over all images together, so that most pixels are
+        right; ``many-to-one`` each to the class of most of its pixels, which more clusters make
+        better; ``none``: predictions are classes.
+    class_names : sequence of str
+        Names of the classes 0, 1, ...; those beyond are numbered.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``miou`` and ``per_class``, in per cent, over the classes that occur in labels
+        or matched predictions (None where no pixel is labelled); ``assignment``, the class of every
+        cluster; ``confusion`` [cluster][class] in pixels; ``images``, ``labelled_images``,
+        ``labelled_pixels`` and ``unpredicted_pixels``; all that JSON can hold.
+
+    Raises
+    ------
+    ValueError
+        Sizes or numbers of images differ, or a value is no such number.
+    """
+    if matching not in MATCHINGS:
+        raise ValueError(f"matching {matching!r} is none of {', '.join(MATCHINGS)}")
+    ignored = (ignore,) if isinstance(ignore, int) else tuple(ignore)
+    images = []
+    for number, pair in enumerate(zip(*map(_list_maps, (prediction, truth)), strict=True)):
+        ours, theirs = (np.asarray(each) for each in pair)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"prediction {number} is {list(ours.shape)}, its truth {list(theirs.shape)}: "
+                "bring one to the size of the other, to the nearest pixel"
+            )
+        left_out = ignored if matching == "none" else ()
+        told = read_numbers(ours, left_out, what=f"prediction {number}")
+        known = read_numbers(theirs, ignored, what=f"truth {number}")
+        images.append(compare_maps(told, known))
+    return summarise_maps(images, matching, class_names)
+
+
+def _list_maps(maps: Any) -> Iterable[Any]:
+    return [maps] if getattr(maps, "ndim", 3) == 2 else maps
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ CONTRACT = {
     "demo": STAGE_OPTIONS,
     "review": ("--em", "--head", "--port", "--open"),
     "select": ("--images", "--proposals", "--split", "--out"),
+    "score": (
+        *("--predictions", "--labels", "--dataset", "--root", "--split", "--matching", "--crop"),
+        *("--resize", "--ignore", "--json", "-v"),
+    ),
     "status": ("--json", "-v"),
     "verify": ("--repair", "--json", "--workers", "--scheduler", "-v"),
     "inspect": ("--em", "--head", "--out", "-v"),

@@ -16,16 +16,20 @@ _ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the description of a class in the place that a page keeps for it."""
-    return _PLACE.sub(lambda found: "\n".join(describe_class(found[1])), markdown)
+    """Put the description of a class or function in the place that a page keeps for it."""
+    return _PLACE.sub(lambda found: "\n".join(describe(found[1])), markdown)
 
 
-def describe_class(path: str) -> Iterator[str]:
-    """Yield the Markdown of a class and of its public members, in the order of the source."""
+def describe(path: str) -> Iterator[str]:
+    """Yield the Markdown of a class and of its public members, in order, or of a function."""
     module, _, name = path.rpartition(".")
     cls = getattr(import_module(module), name)
     yield f"## `{name}`\n"
+    if not inspect.isclass(cls):
+        yield f"```python\n{name}{_show_signature(cls, skip=0)}\n```\n"
     yield from describe_docstring(cls)
+    if not inspect.isclass(cls):
+        return
     for member, value in list_members(cls):
         function = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "func", value))
         if not callable(function):
@@ -46,9 +50,9 @@ def list_members(cls: type) -> Iterator[tuple[str, Any]]:
                 yield member, value
 
 
-def _show_signature(function: Any) -> str:
+def _show_signature(function: Any, skip: int = 1) -> str:
     parts = []
-    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+    for parameter in list(inspect.signature(function).parameters.values())[skip:]:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
             parts.append("*")
         # annotations are text here: they were not evaluated

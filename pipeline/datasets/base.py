@@ -168,7 +168,11 @@ class Dataset(ABC):
 
     def open_label(self, path: Path) -> LabelMap:
         """Read a label map as :meth:`read_label` does, with the values that it is stored in."""
-        raw, told = read_label(path), self.definition
+        return self.map_label(read_label(path))
+
+    def map_label(self, raw: NDArray[np.integer[Any]]) -> LabelMap:
+        """Say what the values of a label map mean: ids [y, x], or colours [y, x, rgb]."""
+        told = self.definition
         if raw.ndim == 2:
             ignored = (*told.ignored, -1, IGNORE)
             return map_values(raw, told.class_of, ignored, others=told.ignores_others)

@@ -35,11 +35,13 @@ from stages.labelling import PROBE, RUNNING, Labelling
 from stages.scores import (
     MAX_CLASSES,
     UNMATCHED,
-    count_confusion,
-    match_clusters,
+    count_pairs,
+    number_names,
+    put_first,
     read_assignment,
-    score_assignment,
     score_pairs,
+    summarise_confusion,
+    to_percent,
 )
 
 # What is counted against the truth: the labels without and with CRF, and the other classifiers, to
@@ -108,9 +110,7 @@ def count_image(
     kinds = {PLAIN: labelling.plain, REFINED: labelling.refined, **(others or {})}
     for kind, prediction in kinds.items():
         if truth is not None and prediction is not None:
-            confusion = count_confusion(prediction, truth, MAX_CLASSES, MAX_CLASSES).ravel()
-            pairs = np.flatnonzero(confusion)
-            row[_PAIRS + kind], row[_COUNTS + kind] = pairs, confusion[pairs]
+            row[_PAIRS + kind], row[_COUNTS + kind] = count_pairs(prediction, truth)
     if labelling.calibrated is not None:
         row[_LEVELS], row[_PIXELS] = count_levels(labelling.calibrated, labelling.final, truth)
     return row
@@ -333,7 +333,7 @@ def summarise(
             if final is not None:
                 assignment = read_assignment(final)
                 assignment[[*said]] = [*said.values()]
-        scored[kind] = _score(confusion[:clusters, :classes], assignment, named)
+        scored[kind] = summarise_confusion(confusion[:clusters, :classes], assignment, named)
     plain, refined = scored[PLAIN], scored[REFINED]
     return {
         "images": tally.images,
@@ -354,17 +354,12 @@ def summarise(
         "assignment_crf": refined["assignment"],
         "confusion": plain["confusion"],
         "confusion_crf": refined["confusion"],
-        "class_usage": [_percent(count / used) for count in tally.usage],
-        "coverage": _percent(tally.usage.sum() / max(tally.pixels, 1)),
-        "confidence": _percent(tally.confidence / max(tally.predicted, 1)),
+        "class_usage": [to_percent(count / used) for count in tally.usage],
+        "coverage": to_percent(tally.usage.sum() / max(tally.pixels, 1)),
+        "confidence": to_percent(tally.confidence / max(tally.predicted, 1)),
         **{k: {"accuracy": scored[k]["accuracy"], "miou": scored[k]["miou"]} for k in others},
         **_describe_levels(tally, refined["assignment"] or plain["assignment"]),
     }
-
-
-def number_names(class_names: Sequence[str], classes: int) -> list[str]:
-    """Name so many classes at least: those without a name by their numbers."""
-    return [*class_names, *(f"class {i}" for i in range(len(class_names), classes))]
 
 
 def _describe_levels(tally: Tally, assignment: Sequence[int | None] | None) -> dict[str, Any]:
@@ -386,7 +381,7 @@ def _describe_levels(tally: Tally, assignment: Sequence[int | None] | None) -> d
 
     def share(part: NDArray[Any], whole: NDArray[Any]) -> list[float | None]:
         pairs = zip(part.tolist(), whole.tolist(), strict=True)
-        return [_percent(1 - some / of) if of else None for some, of in pairs]
+        return [to_percent(1 - some / of) if of else None for some, of in pairs]
 
     noise = {"expected": share(middle @ pixels, pixels.sum(axis=0))}
     levels = {"pixels": pixels.sum(axis=1).tolist()}
@@ -394,30 +389,6 @@ def _describe_levels(tally: Tally, assignment: Sequence[int | None] | None) -> d
         noise["true"] = share(right.sum(axis=0), known.sum(axis=0))
         levels |= {"labelled": known.sum(axis=1).tolist(), "right": right.sum(axis=1).tolist()}
     return {"levels": levels, "noise": noise}
-
-
-def _score(
-    confusion: NDArray[np.int64],
-    assignment: NDArray[np.int64] | None = None,
-    named: Mapping[int, int] | None = None,
-) -> dict[str, Any]:
-    if not confusion.sum():
-        nothing = dict.fromkeys(("accuracy", "miou", "assignment", "confusion"))
-        return {**nothing, "iou": [None] * confusion.shape[1]}
-    if assignment is None:
-        assignment = match_clusters(confusion, named)
-    scores = score_assignment(confusion, assignment)
-    return {
-        "accuracy": _percent(scores.accuracy),
-        "miou": _percent(scores.miou),
-        "iou": [None if np.isnan(iou) else _percent(iou) for iou in scores.iou],
-        "assignment": [None if k == UNMATCHED else int(k) for k in assignment],
-        "confusion": confusion.tolist(),
-    }
-
-
-def _percent(share: float) -> float:
-    return round(100 * float(share), 2)
 
 
 def summarise_splits(
@@ -432,10 +403,7 @@ def summarise_splits(
     Those of every split are in ``splits``; parameters are those of :func:`summarise`.
     """
     splits = {s: summarise(tally, class_names, others, named, said) for s, tally in tallies.items()}
-    # the held-out split is the one that papers report, but one without labels says nothing
-    ranked = [s for s in ("val", "test", *tallies) if s in splits]
-    primary = next((s for s in ranked if splits[s]["accuracy"] is not None), ranked[0])
-    return {"split": primary, **splits[primary], "splits": splits}
+    return put_first(splits)
 
 
 # --- every image scored by the matching of its split ----------------------------------------------

@@ -86,7 +86,6 @@ from stages.evaluate.metrics import (
     counts_file,
     encode_counts,
     encode_table,
-    number_names,
     read_counts,
     remove_other_counts,
     score_images,
@@ -124,7 +123,7 @@ from stages.labelling import (
     label_images,
     take_clusters,
 )
-from stages.scores import MAX_CLASSES, describe_labels, describe_metrics
+from stages.scores import MAX_CLASSES, describe_labels, describe_metrics, number_names
 
 # In a shard's result: which palette its label maps have, nothing while it is the clusters' own.
 _PALETTE = "palette"

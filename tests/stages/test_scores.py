@@ -21,6 +21,7 @@ from stages.scores import (
     list_parts,
     match_clusters,
     pair_clusters,
+    score,
     score_assignment,
 )
 
@@ -185,3 +186,38 @@ def test_nothing_is_made_up(truth: np.ndarray | None, classes: list[int | None] 
 def test_an_image_without_labels_has_no_parts() -> None:
     assert list_parts(np.full((2, 2), 255, np.uint8), None, None) == []
     assert list_parts(np.full((2, 2), 254, np.uint8), None, None) == [Part(254, 100.0, None)]
+
+
+def test_the_public_score_on_arrays() -> None:
+    truth = np.array([[[0, 0, 1, 1]], [[1, 1, 1, -1]]])
+    ours = np.array([[[3, 3, 0, 0]], [[0, 0, 3, 3]]])
+    found = score(ours, truth, class_names=("sky",))
+    assert found["accuracy"] == round(100 * 6 / 7, 2)
+    assert found["per_class"] == [
+        {"name": "sky", "iou": round(100 * 2 / 3, 2)},
+        {"name": "class 1", "iou": 80.0},
+    ]
+    assert found["assignment"] == [1, None, None, 0]
+    # one image needs no list around it
+    assert score(ours[0], truth[0])["accuracy"] == 100
+    with pytest.raises(ValueError, match="bring one to the size of the other"):
+        score(ours[0][:, :2], truth[0])
+    with pytest.raises(ValueError, match="prediction 0 holds 256"):
+        score(ours[0] + 253, truth[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4))
+def test_without_matching_it_is_sklearns(seed: int, ignored: int) -> None:
+    generator = np.random.default_rng(seed)
+    truth, ours = generator.integers(0, 4, (2, 3, 5, 6))
+    found = score(ours, truth, ignored, matching="none")
+    kept = truth != ignored
+    if not kept.any():
+        assert found["accuracy"] is None
+        return
+    told = np.where(ours == ignored, 9, ours)[kept]
+    assert found["accuracy"] == round(100 * accuracy_score(truth[kept], told), 2)
+    labels = sorted({*truth[kept], *told} - {9})
+    iou = jaccard_score(truth[kept], told, labels=labels, average="macro", zero_division=0)
+    assert found["miou"] == pytest.approx(100 * iou, abs=0.005)
