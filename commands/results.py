@@ -163,19 +163,45 @@ def status(run: Path, as_json: bool) -> None:
         Exits with 1 where something is damaged.
     primaps-pipe verify runs/demo --repair
         Computes again what is, and nothing else.
+    primaps-pipe verify runs/demo --label-free
+        Proves that no label reaches what is made without them.
     """,
 )
 @RUN
 @what("--repair", is_flag=True, help="make again what is damaged, and nothing else")
+@what(
+    "--label-free",
+    is_flag=True,
+    help="instead, run all stages again on some images, elsewhere, with their labels permuted, "
+    "shifted and removed: all but the scores must come out with the same bytes",
+)
+@what(
+    "--images",
+    type=NumberType(int, Bounds(least=2)),
+    default=12,
+    help="how many images --label-free takes, spread over the splits  [default: 12; at least 2]",
+)
 @WORKERS
 @SCHEDULER
 @PROGRESS
 @AS_JSON
 @VERBOSE
 def verify(
-    run: Path, repair: bool, as_json: bool, workers: int, scheduler: str | None, progress: bool
+    run: Path,
+    repair: bool,
+    label_free: bool,
+    images: int,
+    as_json: bool,
+    workers: int,
+    scheduler: str | None,
+    progress: bool,
 ) -> None:
     """Check every file of a run against the checksums in its ledger."""
+    if label_free:
+        if repair:
+            raise UsageError("--label-free repairs nothing: leave --repair out.")
+        _verify_label_free(run, images, as_json=as_json, screen=Screen(progress=progress))
+        return
     from pipeline.run.verification import Findings, repair_run, verify_run
 
     screen = Screen(progress=progress)
@@ -200,6 +226,19 @@ def verify(
     if as_json:
         click.echo(json.dumps(asdict(findings), indent=1))
     if findings.damages:
+        sys.exit(1)
+
+
+def _verify_label_free(run: Path, images: int, *, as_json: bool, screen: Screen) -> None:
+    from workflows.label_free import prove_label_free
+
+    proof = prove_label_free(RunDirectory(run), images, screen)
+    if as_json:
+        click.echo(json.dumps(asdict(proof), indent=1))
+    else:
+        for line in proof.describe():
+            click.echo(show_controls(line))
+    if proof.leaks:
         sys.exit(1)
 
 

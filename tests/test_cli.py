@@ -38,7 +38,7 @@ CONTRACT = {
         *("--resize", "--ignore", "--json", "-v"),
     ),
     "status": ("--json", "-v"),
-    "verify": ("--repair", "--json", "--workers", "--scheduler", "-v"),
+    "verify": ("--repair", "--label-free", "--images", "--json", "--workers", "--scheduler", "-v"),
     "inspect": ("--em", "--head", "--out", "-v"),
     "compare": ("--em", "--head", "--out", "--images", "-v"),
     "export": ("--format", "--out", "--em", "--head", "--split", "--ids", "--images", "-v"),

@@ -326,7 +326,7 @@ def repair_run(
             _check_inputs(run, stages, key, screen)
             with run.lock(key, wait=False, say=screen.warn):
                 _forget(run, key, own)
-            settings = _read_settings(run, stages, key)
+            _, settings = read_run_settings(run, stages, key)
             run_named(stages, key.partition("/")[0], run, settings, execution, screen)
         for damage in damages:
             store = run.path / damage.file.removesuffix(f"/{METADATA}")
@@ -389,8 +389,11 @@ def _forget(run: RunDirectory, key: str, damages: Sequence[Damage]) -> None:
             Ledger(run.state(key)).drop(damage.shard)
 
 
-def _read_settings(run: RunDirectory, stages: Stages, key: str) -> StageSettings:
-    """Return the settings with which a stage was run last; those given stay those given."""
+def read_run_settings(run: RunDirectory, stages: Stages, key: str) -> tuple[str, StageSettings]:
+    """Return the settings with which a stage was run last, and the key that they are kept under.
+
+    Those given stay those given.
+    """
     name = key.partition("/")[0]
     # of a stage that is asked for as a whole, a part's own settings, or else those of the whole
     known = next((k for k in (key, name) if run.read_settings(k)), None)
@@ -399,13 +402,13 @@ def _read_settings(run: RunDirectory, stages: Stages, key: str) -> StageSettings
     cls = stages[name] if known == name else stages.load(name).settings_class
     settings = make_settings(cls, name, stages.share_settings(name, run.read_settings(known)))
     given = set(run.read_given(known))
-    return settings.model_construct(_fields_set=given, **dict(settings))
+    return known, settings.model_construct(_fields_set=given, **dict(settings))
 
 
 def _check_inputs(run: RunDirectory, stages: Stages, key: str, screen: Screen) -> None:
     """Refuse to repair a stage whose images are others now: more than the damage would change."""
     stage = stages.load(key.partition("/")[0])
-    for settings in stage.divide(_read_settings(run, stages, key)):
+    for settings in stage.divide(read_run_settings(run, stages, key)[1]):
         settings = stage.resolve(run, settings)
         record = Ledger(run.state(stage.key(settings))).read_stage()
         if record is None:

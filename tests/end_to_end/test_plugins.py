@@ -18,6 +18,7 @@ import zarr
 from pipeline.run.directory import RunDirectory
 from pipeline.storage.arrays import read_group
 from tests.conftest import REPOSITORY
+from tests.end_to_end.conftest import hash_tree
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -156,6 +157,45 @@ def test_a_method_of_another_package_fits_and_is_evaluated(
     shutil.rmtree(tmp_path / "site")
     command("evaluate", run, "--em", "mine", "--crf", "none", "--force", "--no-progress")
     assert "--method must be one of" in command(*fit, code=2).stderr
+
+
+LEAKY = """
+    from stages.em.methods import Kmeans
+    from pipeline.run.manifest import read_manifest
+
+
+    class Variant(Kmeans):
+        def fit(self, task):
+            fit = super().fit(task)
+            manifest = read_manifest(task.source.run)
+            labels = [
+                manifest.open_dataset().read_label(manifest.label_path(image)).mean()
+                for image in manifest.images
+                if image.label is not None
+            ]
+            fit.prototypes[0] += sum(labels) * 1e-3
+            return fit
+"""
+
+
+def test_a_method_of_another_package_that_looks_at_labels_is_found_out(
+    tmp_path: Path, finished: Path, command: Command
+) -> None:
+    write_package(tmp_path / "site", "primaps_pipe.methods", "leaky", LEAKY)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    fit = ("--method", "leaky", "--name", "leaky", "--epochs", 2, "--no-progress")
+    command("em", run, "--classes", 3, *fit)
+    command("evaluate", run, "--em", "leaky", "--crf", "none", "--no-progress")
+    before = hash_tree(run)
+    done = command("verify", run, "--label-free", "--images", 4, "--json", code=1)
+    proof = json.loads(done.stdout)
+    assert {"em.zarr/leaky", "labels-leaky"} <= proof["leaks"].keys()
+    assert set(proof["leaks"]["em.zarr/leaky"]) == {"as they are", "permuted", "shifted"}
+    # what is ours is as innocent beside it
+    clean = {"features.zarr", "masks.zarr", "em.zarr/default", "labels"}
+    assert clean <= proof["artefacts"].keys() - proof["leaks"].keys()
+    assert hash_tree(run) == before
 
 
 TINY_MEAN = """
