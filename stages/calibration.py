@@ -9,7 +9,7 @@ may be. Nothing but the names is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -69,28 +69,13 @@ def read_held(arrays: Mapping[str, NDArray[Any]], moments: Moments) -> HeldOut |
     return HeldOut(moments, parts[0].long(), parts[1].double(), parts[2].double(), parts[3].long())
 
 
-def hold_out(
-    batches: Iterable[tuple[Tensor, Tensor]], moments: Moments, windows: Tensor
-) -> HeldOut:
-    """Keep the scatter of every fold, and positions that are evenly spaced.
+def scatter_folds(centred: Tensor, fold: Tensor) -> Tensor:
+    """Sum the outer products of positions, float64 [position, channel], fold by fold.
 
-    A batch is features, float64 [position, channel], and the row of ``moments`` of each, int64
-    [position]; ``windows`` has the window of every row, int64 [row].
+    ``fold`` is that of every position, int64 [position]; gives [fold, channel, channel].
     """
-    fold, seen = windows % FOLDS, 0
-    scatters = moments.scatter.new_zeros(FOLDS, *moments.scatter.shape)
-    step = max(1, -(-int(moments.count.sum()) // MOST))
-    kept: list[tuple[Tensor, Tensor]] = []
-    for features, rows in batches:
-        centred, own = features - moments.origin, fold[rows]
-        for number in range(FOLDS):
-            mine = centred[own == number]
-            scatters[number] += mine.T @ mine
-        chosen = slice(-seen % step, None, step)
-        kept.append((features[chosen].clone(), rows[chosen].clone()))
-        seen += len(features)
-    features, rows = (torch.cat(same) for same in zip(*kept, strict=True))
-    return HeldOut(moments, fold, scatters, features, rows)
+    mine = (centred[fold == number] for number in range(FOLDS))
+    return torch.stack([points.T @ points for points in mine])
 
 
 class Calibration(NamedTuple):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
+from stages.em.pieces import FitBatch
 
 
 class SliceArray:
@@ -29,6 +33,22 @@ class Rows:
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         return np.concatenate([self.array[slice(n, n + 1)] for n in numbers.tolist()])
+
+
+@dataclass(frozen=True)
+class HeldPiece:
+    """Some windows of a fit (``stages.em.sums.Piece``) whose features are held in memory."""
+
+    features: Tensor
+    proposals: Tensor
+    windows: np.ndarray
+    size: int
+
+    def list_batches(self) -> list[np.ndarray]:
+        return [self.windows[n : n + self.size] for n in range(0, len(self.windows), self.size)]
+
+    def read(self, windows: np.ndarray) -> FitBatch:
+        return FitBatch(self.features[windows], self.proposals[windows])
 
 
 def keep_blob(folder: Path, name: str, content: bytes, etag: str | None = None) -> Path:

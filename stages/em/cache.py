@@ -43,16 +43,20 @@ class Cache:
 
     @property
     def sample(self) -> np.ndarray:
-        """The windows that the PCA and the robust fit see, int64 [window], ascending."""
+        """The windows that the PCA sees, int64 [window], ascending."""
         return draw_sample(self.windows, self.settings)
 
     def read_averaged(self) -> Iterator[FitBatch]:
         """Read the sample's features, averaged with those of the mirror images, and proposals."""
-        names = [n for n in ("clean", "mirror", "proposals") if n in self.arrays]
-        for batch in self._stream(self.sample, names).read_epoch():
-            found = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
-            mean = (found["clean"].float() + found["mirror"].float().flip(2)) / 2
-            yield FitBatch(mean, found.get("proposals"))
+        stream = self._stream(self.sample, self._name_averaged())
+        yield from map(_average, stream.read_epoch())
+
+    def read_mean(self, windows: np.ndarray) -> FitBatch:
+        """Read what :meth:`read_averaged` does of some windows, into memory of its own."""
+        return _average(self._stream(windows, self._name_averaged()).read_part((windows, {})))
+
+    def _name_averaged(self) -> list[str]:
+        return [name for name in ("clean", "mirror", "proposals") if name in self.arrays]
 
     def read_sample(self) -> Iterator[Tensor]:
         """Read the features of the windows that the PCA sees, each batch over the last."""
@@ -115,6 +119,12 @@ class Cache:
     def _stream(self, windows: np.ndarray, names: Iterable[str]) -> BatchStream:
         arrays = {name: self.arrays[name] for name in names}
         return BatchStream(arrays, windows, self.settings.batch_size)
+
+
+def _average(batch: Batch) -> FitBatch:
+    found = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+    mean = (found["clean"].float() + found["mirror"].float().flip(2)) / 2
+    return FitBatch(mean, found.get("proposals"))
 
 
 class _Wide:
@@ -183,6 +193,27 @@ class Source:
     run: RunDirectory
     settings: EmSettings
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class MeanPiece:
+    """Some windows, ascending, whose features are read as :meth:`Cache.read_mean` does.
+
+    What it reads from is a cache, or what a worker opens one from.
+    """
+
+    opened: Cache | Source
+    windows: np.ndarray
+    batch: int
+
+    def list_batches(self) -> list[np.ndarray]:
+        """Cut the windows into batches as even as those of an epoch."""
+        return [windows for windows, _ in BatchStream({}, self.windows, self.batch).plan_epoch()]
+
+    def read(self, windows: np.ndarray) -> FitBatch:
+        """Read one batch."""
+        opened = self.opened
+        return (_open_source(opened) if isinstance(opened, Source) else opened).read_mean(windows)
 
 
 @lru_cache(maxsize=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.compute.scheduler import Team
 from pipeline.datasets.definition import IGNORE
 from pipeline.errors import ImageError, RunError, UsageError, count_of, did_you_mean
 from pipeline.images.windows import Cover
@@ -23,13 +24,13 @@ from pipeline.run.status import fingerprint_classes, fingerprint_labels
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import parse_place
-from stages.calibration import HeldOut, hold_out
+from stages.calibration import FOLDS, HeldOut
 from stages.discriminants import GAINS, Moments, find_discriminant, measure_gains
-from stages.em.cache import draw_sample, list_windows
+from stages.em.cache import list_windows
 from stages.em.methods import Fit, Sums
 from stages.em.pieces import FitBatch
-from stages.em.robust import PROPOSALS, find_units, number_proposals, read_positions
 from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
+from stages.em.sums import PROPOSALS, Piece, hold_positions, number_proposals, read_positions
 from stages.known import label_grid, read_said
 
 # Clusters per class: with fewer, classes share clusters; with more, names cost more than they
@@ -51,8 +52,7 @@ def count_clusters(run: RunDirectory, settings: EmSettings) -> int:
     proposals, windows = (
         sum(int(shard.result[name]) for shard in shards) for name in ("proposals", "windows")
     )
-    sample = len(draw_sample(list_windows(run, settings), settings))
-    borne = proposals * sample // max(windows, 1) // _LEAST
+    borne = proposals * len(list_windows(run, settings)) // max(windows, 1) // _LEAST
     return max(settings.classes, min(PER_CLASS * settings.classes, borne, MOST))
 
 
@@ -76,20 +76,20 @@ def sum_clusters(read: Callable[[], Iterable[FitBatch]], fit: Fit, shrinkage: fl
     return Sums(moments, torch.arange(clusters), GAINS[int(costs.argmin())])
 
 
-def hold_proposals(
-    read: Callable[[], Iterable[FitBatch]], sums: Sums, sample: NDArray[np.int64]
-) -> HeldOut | None:
+def hold_proposals(pieces: Sequence[Piece], sums: Sums, team: Team) -> HeldOut | None:
     """Keep what judges the sums of proposals; None where clusters alone were summed.
 
-    ``sample`` is the windows that are read, ascending.
+    A fold has whole windows; where groups of proposals are summed, which are of many windows each,
+    whole groups.
     """
-    if sums.proposals is None:
+    assigned = sums.assigned
+    if assigned is None:
         return None
-    window, number = sums.proposals // PROPOSALS, sums.proposals % PROPOSALS
-    place = torch.searchsorted(torch.from_numpy(sample), window)
-    found = find_units(read(), PROPOSALS * place + number)
-    batches = ((features[known], rows[known]) for features, known, rows in found)
-    return hold_out(batches, sums.moments, place)
+    fold = torch.arange(len(sums.clusters))
+    if sums.units is None:
+        windows = torch.from_numpy(np.concatenate([piece.windows for piece in pieces]))
+        fold = torch.searchsorted(windows, assigned.number // PROPOSALS)
+    return hold_positions(pieces, assigned, sums.moments, fold % FOLDS, team)
 
 
 def _label_positions(batches: Iterable[FitBatch], fit: Fit) -> Iterator[tuple[Tensor, Tensor]]:
@@ -108,7 +108,7 @@ def _label_positions(batches: Iterable[FitBatch], fit: Fit) -> Iterator[tuple[Te
         if held.any():
             points = features[held]
             labels = (points @ weight.T + bias).argmax(dim=1)
-            numbers = number_proposals(proposals, 0)[held]
+            numbers = number_proposals(proposals, np.arange(len(proposals)))[held]
             unit = torch.unique(numbers, return_inverse=True)[1]
             yield points, _vote(labels, unit, len(weight))[unit]
 

@@ -21,7 +21,7 @@ from pipeline.compute.scheduler import INLINE, Team, announce
 from pipeline.errors import RunError, count_of
 from pipeline.storage.files import Checkpoint
 from stages.discriminants import Moments
-from stages.em.cache import Cache, Source, TeamCache, name_device
+from stages.em.cache import Cache, MeanPiece, Source, TeamCache, name_device
 from stages.em.pieces import (
     Prototypes,
     add_in_order,
@@ -35,10 +35,13 @@ from stages.em.pieces import (
 )
 from stages.em.settings import EmSettings
 from stages.em.start import ReadSample, find_initial_directions
+from stages.em.sums import Assigned
 
 # An array that is kept, and the names of its axes.
 Kept = tuple[NDArray[Any], tuple[str, ...]]
 CLASS_AXES = ("class", "channel")
+# Windows whose sums are added up before others', and windows that are drawn at a time.
+PIECE, DRAWN = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,18 @@ class Task:
         """The cache, or pieces of it that the workers of a team read."""
         return TeamCache(self.team, self.source, self.cache) if self.team.remote else self.cache
 
+    def cut_pieces(self, windows: np.ndarray, size: int = PIECE) -> list[MeanPiece]:
+        """Cut windows into pieces, for whoever computes to read."""
+        opened = self.source if self.team.remote else self.cache
+        parts = (windows[low : low + size] for low in range(0, len(windows), size))
+        return [MeanPiece(opened, part, self.settings.batch_size) for part in parts]
+
+    def draw_pieces(self) -> Iterator[MeanPiece]:
+        """Draw all windows at random, some at a time."""
+        order = np.random.default_rng(self.settings.seed).permutation(self.cache.windows)
+        for low in range(0, len(order), DRAWN):
+            yield from self.cut_pieces(np.sort(order[low : low + DRAWN]))
+
 
 class Sums(NamedTuple):
     """Sums of positions, for clusters to be joined by: rows of clusters, or of units of them."""
@@ -83,10 +98,21 @@ class Sums(NamedTuple):
     moments: Moments  # [row]
     clusters: Tensor  # int64 [row]: which cluster a row belongs to
     gain: float  # the factor that calibrates the logits of the clusters' discriminants
-    # int64 [row]: 256 x row of the window + number of the proposal, where a row is one
+    # int64 [proposal], ascending: 256 x row of the window + number of the proposal, where rows are
+    # proposals, or groups of some
     proposals: Tensor | None = None
     # int64 [merge, 2]: how rows were merged, as of ``stages.parts.Tree``, where they were
     merges: Tensor | None = None
+    # int32 [proposal]: its row; None where every proposal has one of its own
+    units: Tensor | None = None
+
+    @property
+    def assigned(self) -> Assigned | None:
+        """Which row every proposal is of, where rows are of proposals."""
+        if self.proposals is None:
+            return None
+        own = torch.arange(len(self.proposals)) if self.units is None else self.units
+        return Assigned(self.proposals, own)
 
 
 @dataclass(frozen=True)
@@ -118,6 +144,8 @@ class Fit:
         Small JSON-able facts to keep with the group: ``score_units``, name of a score -> unit.
     device
         Kind of device that computed.
+    units
+        How many units were clustered, where the method knows such: few for the classes are told.
     sums
         Of the positions of the clusters, where the method knows them; else they are those of the
         positions, or proposals, that the classifier gives each cluster.
@@ -132,6 +160,7 @@ class Fit:
     others: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    units: int | None = None
     sums: Sums | None = None
 
 

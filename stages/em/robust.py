@@ -1,8 +1,8 @@
 """The robust fit: proposals clustered by agreement, positions classified by linear discriminants.
 
-None of its two steps learns by gradients. The proposals of a sample of windows, each weighted
-alike, are clustered by evidence accumulation; then the positions of each group make a Gaussian
-class, all with one covariance.
+None of its two steps learns by gradients. All proposals, each weighted alike, are
+clustered by evidence accumulation, where there are very many through a codebook of them; then the
+positions of each group make a Gaussian class, all with one covariance.
 
 A single K-means depends on where it starts, and draws round borders of equal size. How often two
 proposals fall together, over many clusterings that differ in start, number of clusters and share of
@@ -12,23 +12,22 @@ context, is a similarity that does not, and average linkage on it finds groups o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from pipeline.compute.scheduler import announce
+from pipeline.compute.scheduler import INLINE, Team, announce
 from pipeline.errors import UsageError, count_of
-from stages.discriminants import GAINS, Discriminant, Moments, find_discriminant, measure_gains
+from stages.discriminants import find_discriminant
+from stages.em.codebook import make_codebook
 from stages.em.methods import Fit, Method, Sums, Task
-from stages.em.pieces import FitBatch
 from stages.em.settings import EmSettings
+from stages.em.sums import Piece, measure_use, sum_positions
 
 # A clustering has between K and this many times K clusters: with K alone it would have to cut
 # every group to a ball of about the same size.
@@ -38,21 +37,27 @@ _PASSES = 10
 
 
 def count_agreement(
-    units: Tensor, context: Tensor, classes: int, clusterings: int, seed: int
+    units: Tensor,
+    context: Tensor,
+    classes: int,
+    clusterings: int,
+    seed: int,
+    weight: Tensor | None = None,
 ) -> NDArray[np.float32]:
     """Count in which share of clusterings two units fall together, float32 [unit, unit].
 
     Units are float64 [unit, channel], ``context`` is the mean feature of each unit's window. Every
     clustering is one spherical K-means from one k-means++ start. It draws its number of clusters
     from K..3K and how much of the context is taken off the units from 0..1: what a proposal shares
-    with its window tells scenes apart, what it does not tells objects apart.
+    with its window tells scenes apart, what it does not tells objects apart. A unit counts
+    ``weight`` times, int64 [unit], in the starts and means of K-means.
     """
     generator = np.random.default_rng(seed)
     together = np.zeros((len(units), len(units)), np.float32)
     for _ in range(clusterings):
         clusters = int(generator.integers(classes, MOST_CLUSTERS * classes, endpoint=True))
         points = F.normalize(units - generator.uniform() * context, dim=1)
-        labels = cluster_directions(points, min(clusters, len(units)), generator).numpy()
+        labels = cluster_directions(points, min(clusters, len(units)), generator, weight).numpy()
         # a quarter of the bytes to compare
         labels = labels.astype(np.uint16)
         together += labels[:, None] == labels[None]
@@ -60,37 +65,92 @@ def count_agreement(
 
 
 def link_units(
-    agreement: NDArray[np.float32], classes: int
+    agreement: NDArray[np.float32], classes: int, weight: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Merge units by average linkage on their agreement until K groups are left.
 
-    Gives the group of every unit, numbered by their first unit, int64 [unit]; and all merges, int64
-    [merge, 2], as SciPy numbers them.
+    A unit counts ``weight`` times in the averages, int64 [unit]. Gives the group of every unit,
+    numbered by their first unit, int64 [unit]; and all merges, int64 [merge, 2], as SciPy numbers
+    them.
     """
     units = len(agreement)
-    if units == 1:
-        return np.zeros(1, np.int64), np.empty((0, 2), np.int64)
-    tree = linkage(squareform(1 - agreement, checks=False), method="average")
+    weights = np.ones(units, np.int64) if weight is None else weight
+    merges = link_average(1 - agreement, weights)
+    group = np.arange(2 * units - 1)
     # Agreements are multiples of one number, so merges are often equally high: a cut by height
     # would give fewer than K groups, a cut by rank does not.
-    rank = np.arange(units - 1, dtype=np.float64)
-    groups = fcluster(tree, units - classes - 1, criterion="monocrit", monocrit=rank)
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    labels = np.argsort(np.argsort(first))[inverse].astype(np.int64)
-    return labels, tree[:, :2].astype(np.int64)
+    for node in range(2 * units - classes - 1, units - 1, -1):
+        group[merges[node - units]] = group[node]
+    _, first, inverse = np.unique(group[:units], return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.int64), merges
 
 
-def cluster_directions(points: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
+def link_average(distance: NDArray[np.float32], weight: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Merge all units by average linkage, each counting ``weight`` times, int64 [unit].
+
+    Gives int64 [merge, 2], by rising distance, the units and merges numbered as by SciPy's
+    ``linkage``, whose units all count once. By chains of nearest neighbours (Murtagh, "A survey of
+    recent advances in hierarchical clustering algorithms", 1983).
+    """
+    units = len(distance)
+    between = distance.astype(np.float64)
+    np.fill_diagonal(between, np.inf)
+    size = weight.astype(np.float64)
+    found: list[tuple[float, int, int]] = []
+    chain: list[int] = []
+    left = np.ones(units, bool)
+    while len(found) < units - 1:
+        if not chain:
+            chain.append(int(left.argmax()))
+        one = chain[-1]
+        other = int(between[one].argmin())
+        # of equals the one before, or the chain might go round for ever
+        if len(chain) > 1 and between[one, chain[-2]] <= between[one, other]:
+            other = chain[-2]
+        else:
+            chain.append(other)
+            continue
+        del chain[-2:]
+        one, other = sorted((one, other))
+        found.append((float(between[one, other]), one, other))
+        row = (size[one] * between[one] + size[other] * between[other]) / (size[one] + size[other])
+        between[other], between[:, other] = row, row
+        between[one], between[:, one] = np.inf, np.inf
+        between[other, other] = np.inf
+        left[one] = False
+        size[other] += size[one]
+    merges = np.empty((units - 1, 2), np.int64)
+    # A merge of merges may round to less than these: each is of the nodes that hold two units then.
+    parent = list(range(2 * units - 1))
+
+    def climb(node: int) -> int:
+        while parent[node] != node:
+            # half the way for who comes next
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for node, (_, *pair) in enumerate(sorted(found, key=lambda merge: merge[0]), units):
+        merges[node - units] = halves = sorted(map(climb, pair))
+        for half in halves:
+            parent[half] = node
+    return merges
+
+
+def cluster_directions(
+    points: Tensor, clusters: int, generator: np.random.Generator, weight: Tensor | None = None
+) -> Tensor:
     """Cluster points on the sphere, float64 [point, channel], by K-means from one k-means++ start.
 
-    Some clusters may stay empty. Gives int64 [point]. Arthur & Vassilvitskii, "k-means++: the
-    advantages of careful seeding", 2007; Dhillon & Modha, "Concept decompositions for large sparse
-    text data using clustering", 2001.
+    A point counts ``weight`` times, int64 [point]. Some clusters may stay empty. Gives int64
+    [point]. Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007; Dhillon &
+    Modha, "Concept decompositions for large sparse text data using clustering", 2001.
     """
-    centres = points[_choose_starts(points, clusters, generator)]
-    labels = (points @ centres.T).argmax(dim=1)
+    weights = torch.ones(len(points), dtype=torch.int64) if weight is None else weight
+    centres = points[_choose_starts(points, clusters, generator, weights)]
+    labels, heavy = (points @ centres.T).argmax(dim=1), weights[:, None] * points
     for _ in range(_PASSES):
-        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        sums = torch.zeros_like(centres).index_add_(0, labels, heavy)
         # an empty cluster stays where it is: it may win points back
         centres = torch.where(sums.any(dim=1, keepdim=True), F.normalize(sums, dim=1), centres)
         before, labels = labels, (points @ centres.T).argmax(dim=1)
@@ -99,25 +159,20 @@ def cluster_directions(points: Tensor, clusters: int, generator: np.random.Gener
     return labels
 
 
-def _choose_starts(points: Tensor, clusters: int, generator: np.random.Generator) -> list[int]:
-    chosen = [int(generator.integers(len(points)))]
+def _choose_starts(
+    points: Tensor, clusters: int, generator: np.random.Generator, weights: Tensor
+) -> list[int]:
+    reach = weights.cumsum(0)
+    chosen = [int(torch.searchsorted(reach, int(generator.integers(int(reach[-1]))), right=True))]
     nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
     for _ in range(clusters - 1):
         # half the squared distance between unit vectors
         nearest = torch.minimum(nearest, (1 - points @ points[chosen[-1]]).clamp_min(0))
-        reach = nearest.cumsum(0)
+        far = (weights * nearest).cumsum(0)
         # all points at starts already: any will do
-        threshold = generator.uniform() * float(reach[-1])
-        chosen.append(min(int(torch.searchsorted(reach, threshold, right=True)), len(points) - 1))
+        threshold = generator.uniform() * float(far[-1])
+        chosen.append(min(int(torch.searchsorted(far, threshold, right=True)), len(points) - 1))
     return chosen
-
-
-ReadSample = Callable[[], Iterable[FitBatch]]
-
-# Their agreement is a square matrix: 64 MiB for so many, whatever the size of the data.
-MOST_UNITS = 4096
-# Proposals are numbered by a byte.
-PROPOSALS = 256
 
 
 class RobustFit(NamedTuple):
@@ -131,187 +186,118 @@ class RobustFit(NamedTuple):
     bias: Tensor  # float32 [class]
     groups: Tensor  # float64 [class]: share of the clustered proposals' positions of each group
     usage: Tensor  # float64 [class]: share of all positions that the classifier gives each class
-    units: int  # proposals that were clustered
     sums: Sums
 
 
-class Units(NamedTuple):
-    """Proposals as points."""
-
-    # int64 [unit], ascending: 256 x place of the window in the sample + number of the proposal
-    number: Tensor
-    feature: Tensor  # float64 [unit, channel]: mean feature of the proposal's positions
-    context: Tensor  # float64 [unit, channel]: mean feature of its window
-
-
 def fit_robust(
-    read_sample: ReadSample, *, classes: int, seed: int, clusterings: int, shrinkage: float
+    pieces: Sequence[Piece],
+    draw: Iterable[Piece],
+    sample: Sequence[Piece],
+    *,
+    classes: int,
+    seed: int,
+    clusterings: int,
+    shrinkage: float,
+    codebook: int,
+    team: Team = INLINE,
 ) -> RobustFit:
-    """Fit class prototypes to the proposals of a sample of windows.
+    """Fit class prototypes to the proposals of all windows.
 
     Parameters
     ----------
-    read_sample
-        Gives the same batches in the same order at each of three calls; no batch is kept. Features
-        are best the mean of those of the window and of its mirror image.
+    pieces
+        All windows. Features are best the mean of those of the window and of its mirror image.
+    draw
+        The same windows in pieces drawn at random, of which the codebook reads some.
+    sample
+        Those of the windows on which the logits are calibrated and the classes counted.
     classes, seed
-        K; and what names the sample of proposals and the starts.
+        K; and what names the first centroids of the codebook and the starts.
     clusterings
         How many clusterings vote which proposals belong together.
     shrinkage
         Share of the identity in the covariance of the discriminants, in [0, 1].
+    codebook
+        How many units are clustered at most; more proposals are centroids first.
+    team
+        Who computes.
 
     Returns
     -------
     RobustFit
-        The same in any number of threads and on any device: all is float64 on the processor.
+        The same in any number of threads and workers and on any device: all is computed on the
+        processor.
 
     Raises
     ------
     UsageError
         There are fewer proposals than classes.
     """
-    units = _collect_units(read_sample(), seed)
-    if len(units.number) < classes:
+    book = make_codebook(pieces, draw, codebook, seed, team)
+    assigned, proposals = book.assigned, len(book.assigned.number)
+    if len(book.weight) < classes:
         raise UsageError(
-            f"--classes {classes}: the sample holds only {len(units.number)} proposals; "
+            f"--classes {classes}: the windows hold only {proposals} proposals; "
             "ask for fewer classes, or give more images."
         )
-    agreement = count_agreement(units.feature, units.context, classes, clusterings, seed)
-    groups, merges = link_units(agreement, classes)
+    agreement = count_agreement(
+        book.feature, book.context, classes, clusterings, seed, weight=book.weight
+    )
+    groups, merges = link_units(agreement, classes, weight=book.weight.numpy())
     labels = torch.from_numpy(groups)
-    moments = Moments.make_empty(units.feature.mean(dim=0), classes)
-    own = Moments.make_empty(moments.origin, len(labels))
-    # the positions of the clustered proposals, each with the class of its proposal's group
-    for features, known, place in find_units(read_sample(), units.number):
-        moments.add(features[known], labels[place[known]])
-        own.count += torch.bincount(place[known], minlength=len(labels))
-        own.total.index_add_(0, place[known], features[known] - own.origin)
-    own.scatter = moments.scatter
+    # the positions of all proposals, each with the class of its unit's group
+    moments, own = sum_positions(pieces, assigned, labels, classes, book.origin, team)
     found = find_discriminant(moments, shrinkage=shrinkage)
-    gain, usage = _measure_use(read_sample(), units, labels, found)
+    gain, usage = measure_use(sample, assigned, labels, found, team)
     order = moments.count.argsort(descending=True, stable=True)
     return RobustFit(
         (gain * found.weight)[order].float(),
         (gain * found.bias)[order].float(),
         moments.count[order] / moments.count.sum(),
         usage[order],
-        len(units.number),
-        Sums(own, order.argsort()[labels], gain, units.number, torch.from_numpy(merges)),
+        Sums(
+            own,
+            order.argsort()[labels],
+            gain,
+            assigned.number,
+            torch.from_numpy(merges),
+            None if book.is_plain else assigned.unit,
+        ),
     )
 
 
-def read_positions(batch: FitBatch) -> tuple[Tensor, Tensor]:
-    """Read off the features and the proposal of every position of a batch.
-
-    Gives float64 [window, position, channel], and int64 [window, position]: the number of the
-    proposal at the centre of the position's patch, 0 where there is none.
-    """
-    if batch.proposals is None:
-        raise ValueError("the robust fit needs proposals")
-    rows, columns = batch.features.shape[1:3]
-    height, width = batch.proposals.shape[1:]
-    y = ((torch.arange(rows) + 0.5) * (height / rows)).long()
-    x = ((torch.arange(columns) + 0.5) * (width / columns)).long()
-    proposals = batch.proposals.cpu()[:, y[:, None], x].long()
-    return batch.features.cpu().double().flatten(1, 2), proposals.flatten(1)
-
-
-def pool_units(features: Tensor, proposals: Tensor, first: int) -> Units:
-    """Pool the features of the proposals of windows as of :func:`read_positions`.
-
-    ``first`` is the place of the first window in the sample.
-    """
-    numbers = number_proposals(proposals, first)
-    held = proposals > 0
-    number, inverse, count = torch.unique(numbers[held], return_inverse=True, return_counts=True)
-    sums = features.new_zeros(len(number), features.shape[-1])
-    sums.index_add_(0, inverse, features[held])
-    context = features.mean(dim=1)[number // PROPOSALS - first]
-    return Units(number, sums / count[:, None], context)
-
-
-def number_proposals(proposals: Tensor, first: int) -> Tensor:
-    """Tell the proposals of all windows apart: 256 x place of the window + own number."""
-    windows = torch.arange(first, first + len(proposals))
-    return PROPOSALS * windows[:, None] + proposals
-
-
-def _collect_units(batches: Iterable[FitBatch], seed: int) -> Units:
-    """Pool the proposals of all batches; of more than ``MOST_UNITS`` draw so many."""
-    parts, first = [], 0
-    for batch in batches:
-        features, proposals = read_positions(batch)
-        parts.append(pool_units(features, proposals, first))
-        first += len(features)
-    if not parts:
-        raise ValueError("a fit needs batches")
-    units = Units(*(torch.cat(same) for same in zip(*parts, strict=True)))
-    if len(units.number) <= MOST_UNITS:
-        return units
-    generator = np.random.default_rng([seed, MOST_UNITS])
-    rows = np.sort(generator.choice(len(units.number), MOST_UNITS, replace=False))
-    return Units(*(values[torch.from_numpy(rows)] for values in units))
-
-
-def _measure_use(
-    batches: Iterable[FitBatch], units: Units, labels: Tensor, found: Discriminant
-) -> tuple[float, Tensor]:
-    """Return the best factor on the logits, and the share of positions of each class."""
-    count = torch.zeros(len(found.bias), dtype=torch.int64)
-    costs = torch.zeros(len(GAINS), dtype=torch.float64)
-    for features, known, place in find_units(batches, units.number):
-        logits = found.classify(features)
-        count += torch.bincount(logits.argmax(dim=-1).flatten(), minlength=len(count))
-        costs += measure_gains(logits[known], labels[place[known]])
-    return GAINS[int(costs.argmin())], count / count.sum().double()
-
-
-def find_units(
-    batches: Iterable[FitBatch], units: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Find the positions of some units by their numbers, int64 [unit], ascending.
-
-    Gives float64 [window, position, channel]; bool [window, position]: whether the position's
-    proposal is one of the units; int64 [window, position]: which, where it is.
-    """
-    first = 0
-    for batch in batches:
-        features, proposals = read_positions(batch)
-        number = number_proposals(proposals, first)
-        place = torch.searchsorted(units, number).clamp_max(len(units) - 1)
-        yield features, units[place] == number, place
-        first += len(features)
-
-
 class Robust(Method):
-    """The robust fit: one worker makes it, in float64 on the processor, whatever the device."""
+    """The robust fit, in float64 on the processor, whatever the device."""
+
+    shares_work = True
 
     def count_epochs(self, settings: EmSettings) -> int:
         """Return 1: nothing is learned in steps."""
         return 1
 
     def fit(self, task: Task) -> Fit:
-        """Fit a sample of the windows."""
-        settings = task.settings
+        """Fit all windows."""
+        settings, cache = task.settings, task.cache
         fit = fit_robust(
-            task.cache.read_averaged,
+            task.cut_pieces(cache.windows),
+            task.draw_pieces(),
+            task.cut_pieces(cache.sample),
             classes=settings.classes,
             seed=settings.seed,
             clusterings=settings.clusterings,
             shrinkage=settings.shrinkage,
+            codebook=settings.codebook,
+            team=task.team,
         )
         announce(advance=1)
-        windows = count_of(len(task.cache.sample), "windows")
-        # the places in the sample are windows of the run
-        proposals = fit.sums.proposals
-        assert proposals is not None
-        place, number = proposals // PROPOSALS, proposals % PROPOSALS
-        rows = PROPOSALS * torch.from_numpy(task.cache.sample)[place] + number
+        assert fit.sums.proposals is not None
+        proposals, units = len(fit.sums.proposals), len(fit.sums.clusters)
+        of = f"{proposals} proposals of {count_of(len(cache.windows), 'windows')}"
         return Fit(
             fit.prototypes,
             [fit.usage.float().tolist()],
-            f"{fit.units} proposals of {windows}",
+            of if units == proposals else f"{of} in {units} groups",
             bias=fit.bias,
-            sums=fit.sums._replace(proposals=rows),
+            sums=fit.sums,
+            units=units,
         )

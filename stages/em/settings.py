@@ -94,7 +94,9 @@ class EmSettings(StageSettings):
     init_steps: int = setting(
         250, "least steps of that K-means: with fewer it has not converged on small sets", ge=0
     )
-    sample: int = setting(1024, "windows that the PCA, or the robust fit, sees", ge=1)
+    sample: int = setting(
+        1024, "windows that the PCA sees, and that the robust fit is calibrated on", ge=1
+    )
     focus: float = setting(
         2.0, "gamma of the class weight (1 - mean softmax) ** gamma; 0 weights alike", ge=0
     )
@@ -102,6 +104,9 @@ class EmSettings(StageSettings):
     momentum: float = setting(0.98, "decay of the momentum prototypes", ge=0, lt=1)
     clusterings: int = setting(
         100, "clusterings that vote which proposals belong together (robust)", ge=1
+    )
+    codebook: int = setting(
+        4096, "most units that are clustered: more proposals become centroids (robust)", ge=2
     )
     shrinkage: float = setting(
         0.1, "share of the identity in the discriminants' covariance (robust)", ge=0, le=1
@@ -120,6 +125,9 @@ class EmSettings(StageSettings):
         unset = {n for n in ("clusters", "labels_from") if values.get(n) is None}
         if self.labels_from is None:
             unset.add("known_weight")
+        # read by one method alone, and fits by others stay as they are, too
+        if self.method != "robust":
+            unset.add("codebook")
         return {name: value for name, value in values.items() if name not in unset}
 
     @property

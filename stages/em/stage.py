@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -46,6 +46,8 @@ from stages.em.settings import METHODS, EmSettings
 from stages.em.start import ClassCount, estimate_classes
 
 FEATURES = "features"
+# Proposals, or groups of such, that a class needs on average.
+LEAST_UNITS = 5
 
 
 class Em(Training[EmSettings]):
@@ -200,7 +202,7 @@ class Em(Training[EmSettings]):
         sums, held, known = None, None, None
         if settings.joins_clusters:
             sums = fit.sums or sum_clusters(cache.read_averaged, fit, settings.shrinkage)
-            held = hold_proposals(cache.read_averaged, sums, cache.sample)
+            held = hold_proposals(task.cut_pieces(cache.windows), sums, team)
         if sums is not None and settings.labels_from is not None:
             announce(say="what is known")
             store = run.features if settings.head is None else run.codes(settings.head)
@@ -209,6 +211,8 @@ class Em(Training[EmSettings]):
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
         warnings = [] if known is None else list(known.left_out)
+        if fit.units is not None:
+            _warn_of_few(warnings.append, self.key(settings), fit.units, settings)
         if count is not None:
             count.warn_of_edge(warnings.append, self.key(settings))
         return {**result, "warnings": warnings} if warnings else result
@@ -232,6 +236,17 @@ class Em(Training[EmSettings]):
             f"em: {len(result['usage'])} prototypes from {result['found']}, "
             f"in {run.em / settings.name}"
         ]
+
+
+def _warn_of_few(warn: Callable[[str], object], key: str, units: int, settings: EmSettings) -> None:
+    """Say that there are too few units for the classes, where there are."""
+    classes = settings.classes
+    if isinstance(classes, int) and units < LEAST_UNITS * classes:
+        warn(
+            f"{key}: {units} proposals are few for {classes} classes: with fewer than "
+            f"{LEAST_UNITS} for each, chance decides what is a class; give more images, or fewer "
+            "--classes."
+        )
 
 
 def _fingerprint_features(run: RunDirectory, settings: EmSettings) -> str:
@@ -339,8 +354,9 @@ def _write_fit(
         arrays |= sums.moments.list_arrays("moments", "unit")
         more = {
             "moments_cluster": (sums.clusters, ("unit",)),
-            "moments_proposal": (sums.proposals, ("unit",)),
+            "moments_proposal": (sums.proposals, ("unit" if sums.units is None else "proposal",)),
             "moments_merges": (sums.merges, ("merge", "half")),
+            "moments_unit": (sums.units, ("proposal",)),
         }
         arrays |= {n: (each.numpy(), axes) for n, (each, axes) in more.items() if each is not None}
         attributes |= {"clusters": len(fit.prototypes), "shrinkage": settings.shrinkage}

@@ -7,6 +7,7 @@ person says of images may bring further classes to either.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -154,13 +155,29 @@ def _name_units(
         for (cluster, *_), number in numbers.items():
             table[cluster] = number
         return np.asarray(table[clusters])
-    rows = {divmod(int(p), 256): unit for unit, p in enumerate(arrays["moments_proposal"])}
-    own = {rows[p]: named.index(name) for p, name in clicked.items() if p in rows and name in named}
+    own = _name_clicked(arrays, clicked, named)
     try:
         return Tree(arrays["moments_merges"], clusters).name_units(numbers, own, -1)
     except KeyError as error:
         part = format_part(error.args[0])
         raise RunError(f"{subject.key} has no part {part}, which has a name; remove it.") from error
+
+
+def _name_clicked(
+    arrays: Mapping[str, NDArray[Any]],
+    clicked: Mapping[tuple[int, int], str],
+    named: Sequence[str],
+) -> dict[int, int]:
+    """Give the units of clicked proposals the number that most clicks on them say, or the last."""
+    proposals = arrays["moments_proposal"]
+    units = arrays.get("moments_unit", np.arange(len(proposals)))
+    said: dict[int, list[int]] = {}
+    for (window, number), name in clicked.items():
+        place = int(np.searchsorted(proposals, 256 * window + number))
+        if name in named and place < len(proposals) and proposals[place] == 256 * window + number:
+            said.setdefault(int(units[place]), []).insert(0, named.index(name))
+    # of equals the first: what was said last
+    return {unit: Counter(numbers).most_common(1)[0][0] for unit, numbers in said.items()}
 
 
 def _refuse_parts(given: Mapping[Part, str], subject: Subject) -> None:

@@ -125,7 +125,7 @@ def test_the_robust_fit_and_the_number_of_classes_say_what_lacks(
     invoke("extract", run, *list_options(root))
     invoke("masks", run, *QUIET)
     output = invoke("em", run, "--classes", 200, "--method", "robust", *QUIET, code=2).output
-    assert "--classes 200: the sample holds only" in output
+    assert "--classes 200: the windows hold only" in output
     output = invoke("em", run, "--classes", "auto", "--name", "auto", *QUIET, code=1).output
     assert "too few, or too alike, to count their classes" in output
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.testing import assert_allclose, assert_array_equal
 
 from stages import calibration
@@ -15,10 +16,12 @@ from stages.calibration import (
     HeldOut,
     calibrate,
     count_levels,
-    hold_out,
     read_held,
 )
 from stages.discriminants import Moments, find_discriminant
+from stages.em import sums
+from stages.em.sums import Assigned, hold_positions
+from tests.fakes import HeldPiece
 
 CLASSES, CHANNELS, SHRINKAGE = 3, 6, 0.1
 
@@ -55,11 +58,17 @@ def draw(
 
 def hold(features: torch.Tensor, clusters: torch.Tensor) -> HeldOut:
     """Keep positions, each a proposal of its own, four of them of one window."""
-    rows = torch.arange(len(features))
+    rows, channels = torch.arange(len(features)), features.shape[1]
     moments = Moments.make_empty(features.mean(dim=0), len(features))
     moments.add(features, rows)
-    parts = zip(features.split(100), rows.split(100), strict=True)
-    return hold_out(parts, moments, rows // 4)
+    number = rows % 4 + 1
+    # the last window may have fewer proposals
+    spare = -len(rows) % 4
+    grid = F.pad(features, (0, 0, 0, spare)).view(-1, 1, 4, channels)
+    proposals = F.pad(number.to(torch.uint8), (0, spare)).view(-1, 1, 4)
+    piece = HeldPiece(grid, proposals, np.arange(len(grid)), 25)
+    assigned = Assigned(256 * (rows // 4) + number, rows)
+    return hold_positions([piece], assigned, moments, rows // 4 % FOLDS)
 
 
 def fit(held: HeldOut, numbers: torch.Tensor, classes: int = CLASSES) -> Calibration | None:
@@ -76,7 +85,7 @@ def fit(held: HeldOut, numbers: torch.Tensor, classes: int = CLASSES) -> Calibra
 def test_folds_make_the_whole_and_positions_are_evenly_spaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calibration, "MOST", 150)
+    monkeypatch.setattr(sums, "MOST", 150)
     features, _, clusters = draw(1000, 0)
     held = hold(features, clusters)
     windows = torch.arange(1000) // 4

@@ -92,7 +92,7 @@ class Examples:
 def choose_of_units(
     units: Units, rows: NDArray[np.int64], image_of: NDArray[np.int64], cluster: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Choose the units that are typical of some of them, and those that are least like them.
+    """Choose proposals that are typical of some units, and those that are least like them.
 
     Gives entries of ``PART``; ``image_of`` is the image of every window, int64 [window].
     """
@@ -100,19 +100,22 @@ def choose_of_units(
     # relative to what all have in common, which says nothing of which are near
     middle = units.totals[rows].sum(axis=0) / units.counts[rows].sum()
     norms = np.linalg.norm(means, axis=1) * np.linalg.norm(middle)
-    parts = np.zeros(len(rows), PART)
-    parts["window"], parts["number"] = np.divmod(units.proposals[rows], 256)
+    similarity = means @ middle / np.where(norms > 0, norms, 1)
+    mine = np.flatnonzero(np.isin(units.rows, rows))
+    parts = np.zeros(len(mine), PART)
+    parts["window"], parts["number"] = np.divmod(units.proposals[mine], 256)
     parts["image"], parts["cluster"], parts["proposal"] = image_of[parts["window"]], cluster, True
-    parts["similarity"] = parts["margin"] = means @ middle / np.where(norms > 0, norms, 1)
+    parts["similarity"] = parts["margin"] = similarity[np.searchsorted(rows, units.rows[mine])]
     typical = choose_typical(parts, TYPICAL, PER_IMAGE)
     return typical, choose_doubtful(parts, typical, DOUBTFUL, 1)
 
 
 class Units(NamedTuple):
-    """The proposals that a fit has merged to clusters, and how: see ``stages.parts``."""
+    """The proposals, or groups of such, that a fit has merged to clusters: see ``stages.parts``."""
 
     tree: Tree
-    proposals: NDArray[np.int64]  # 256 x row of the window + number of the proposal
+    proposals: NDArray[np.int64]  # [proposal]: 256 x row of the window + its number
+    rows: NDArray[np.integer]  # [proposal]: its unit
     counts: NDArray[np.float64]  # positions
     totals: NDArray[np.float64]  # [unit, channel]: sum of their features
 
@@ -125,6 +128,7 @@ def read_units(artefacts: Artefacts) -> Units | None:
     return Units(
         Tree(arrays["moments_merges"], arrays["moments_cluster"]),
         arrays["moments_proposal"],
+        arrays.get("moments_unit", np.arange(len(arrays["moments_proposal"]))),
         arrays["moments_count"],
         arrays["moments_total"],
     )

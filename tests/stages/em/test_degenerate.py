@@ -21,6 +21,7 @@ from stages.em.pixels import assign_proposals, differentiate, sum_probabilities,
 from stages.em.robust import fit_robust
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import estimate_classes
+from tests.fakes import HeldPiece
 
 GRID, SCALE, CHANNELS = 4, 3, 6
 KINDS = ("zeros", "constant", "line", "two values", "one position")
@@ -131,14 +132,15 @@ def test_a_feature_of_zero_length_has_no_cosine() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("proposals", ["none", "all", "last"])
 def test_the_robust_fit_is_finite_or_one_sentence(kind: str, proposals: str) -> None:
-    batch = FitBatch(make_features(kind, 3, 0), make_proposals(proposals, 3))
-    chosen: Any = {"classes": 2, "seed": 0, "clusterings": 10, "shrinkage": 0.0}
+    piece = HeldPiece(make_features(kind, 3, 0), make_proposals(proposals, 3), np.arange(3), 3)
+    pieces = [piece], [piece], [piece]
+    chosen: Any = {"classes": 2, "seed": 0, "clusterings": 10, "shrinkage": 0.0, "codebook": 9}
     if proposals != "all":
         held = {"none": 0, "last": 1}[proposals]
-        with pytest.raises(UsageError, match=f"holds only {held} proposals"):
-            fit_robust(lambda: [batch], **chosen)
+        with pytest.raises(UsageError, match=f"hold only {held} proposals"):
+            fit_robust(*pieces, **chosen)
         return
-    fits = [fit_robust(lambda: [batch], **chosen) for _ in range(2)]
+    fits = [fit_robust(*pieces, **chosen) for _ in range(2)]
     for found in fits:
         assert found.prototypes.isfinite().all() and found.bias.isfinite().all()
         assert float(found.groups.sum()) == pytest.approx(1)

@@ -5,7 +5,6 @@ Evidence accumulation: against counts and merges by hand, and on groups that K-m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,29 +13,38 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from pipeline.errors import UsageError
 from stages.discriminants import GAINS
-from stages.em import robust
+from stages.em import robust, sums
+from stages.em.codebook import pool_units
 from stages.em.pieces import FitBatch
 from stages.em.robust import (
     RobustFit,
     cluster_directions,
     count_agreement,
     fit_robust,
+    link_average,
     link_units,
-    pool_units,
-    read_positions,
 )
+from stages.em.sums import number_proposals, read_positions
+from tests.fakes import HeldPiece
 
 GRID, PATCH, CHANNELS = 6, 3, 8
 
 
 def make_settings(
-    classes: int, seed: int = 0, clusterings: int = 100, shrinkage: float = 0.1
+    classes: int,
+    seed: int = 0,
+    clusterings: int = 100,
+    shrinkage: float = 0.1,
+    codebook: int = 4096,
 ) -> dict[str, Any]:
     return {
+        "codebook": codebook,
         "classes": classes,
         "seed": seed,
         "clusterings": clusterings,
@@ -63,14 +71,14 @@ def draw_windows(
     )
 
 
-def serve(features: Tensor, proposals: Tensor, size: int = 4) -> Callable[[], Iterator[FitBatch]]:
-    def read() -> Iterator[FitBatch]:
-        for start in range(0, len(features), size):
-            stop = start + size
-            # a reader may overwrite the last batch with the next
-            yield FitBatch(features[start:stop].clone(), proposals[start:stop].clone())
-
-    return read
+def serve(features: Tensor, proposals: Tensor, size: int = 4, piece: int = 64) -> Any:
+    """Give all windows, the draw of them, and the sample, in pieces."""
+    windows = np.arange(len(features))
+    pieces = [
+        HeldPiece(features, proposals, windows[low : low + piece], size)
+        for low in range(0, len(windows), piece)
+    ]
+    return pieces, pieces, pieces
 
 
 def predict(fit: RobustFit, features: Tensor) -> Tensor:
@@ -85,23 +93,23 @@ def assert_one_to_one(prediction: Tensor, truth: Tensor) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_classes_are_found_again(seed: int) -> None:
     features, proposals, truth = draw_windows(24, 3, seed)
-    fit = fit_robust(serve(features, proposals), **make_settings(3, seed, clusterings=20))
+    fit = fit_robust(*serve(features, proposals), **make_settings(3, seed, clusterings=20))
     assert_one_to_one(predict(fit, features), truth)
     assert fit.prototypes.shape == (3, CHANNELS) and fit.bias.shape == (3,)
     assert fit.prototypes.dtype == fit.bias.dtype == torch.float32
     shares = torch.bincount(truth.flatten()).double().sort(descending=True).values / truth.numel()
     torch.testing.assert_close(fit.usage, shares)
     torch.testing.assert_close(fit.groups, shares)
-    assert fit.units == 24 * 4
+    assert len(fit.sums.clusters) == 24 * 4
 
 
 def test_positions_outside_proposals_are_not_learned_from_but_are_counted() -> None:
     features, proposals, _ = draw_windows(12, 2, 0)
     proposals[proposals == 4] = 0
-    fit = fit_robust(serve(features, proposals), **make_settings(2, clusterings=10))
+    fit = fit_robust(*serve(features, proposals), **make_settings(2, clusterings=10))
     features[:, GRID // 2 :, GRID // 2 :] = 1e3
-    changed = fit_robust(serve(features, proposals), **make_settings(2, clusterings=10))
-    assert fit.units == changed.units == 12 * 3
+    changed = fit_robust(*serve(features, proposals), **make_settings(2, clusterings=10))
+    assert len(fit.sums.clusters) == len(changed.sums.clusters) == 12 * 3
     # only through the mean of the window, which moves no proposal to another group here
     torch.testing.assert_close(changed.groups, fit.groups)
     assert float(fit.usage.sum()) == pytest.approx(1)
@@ -115,7 +123,7 @@ def test_positions_by_hand() -> None:
     # patches of 2 x 2 pixels: the centre lies where four pixels meet, and the last is taken
     assert numbers.tolist() == [[2, 0, 2, 3]]
     assert found.tolist() == [[[0, 1], [2, 3], [4, 5], [6, 7]]]
-    units = pool_units(found, numbers, first=5)
+    units = pool_units(found, number_proposals(numbers, np.array([5])))
     assert units.number.tolist() == [5 * 256 + 2, 5 * 256 + 3]
     assert units.feature.tolist() == [[2, 3], [6, 7]]
     assert units.context.tolist() == [[3, 4], [3, 4]]
@@ -126,8 +134,8 @@ def test_positions_by_hand() -> None:
 def test_batches_do_not_matter(size: int, seed: int) -> None:
     features, proposals, _ = draw_windows(24, 3, seed, spread=1.5)
     asked = make_settings(3, seed, clusterings=5)
-    whole = fit_robust(serve(features, proposals, 24), **asked)
-    parts = fit_robust(serve(features, proposals, size), **asked)
+    whole = fit_robust(*serve(features, proposals, 24), **asked)
+    parts = fit_robust(*serve(features, proposals, size), **asked)
     torch.testing.assert_close(parts.prototypes, whole.prototypes)
     torch.testing.assert_close(parts.bias, whole.bias)
     torch.testing.assert_close(parts.usage, whole.usage)
@@ -139,7 +147,7 @@ def test_same_seed_same_bytes_in_any_number_of_threads() -> None:
     try:
         for number in (1, 1, 2):
             torch.set_num_threads(number)
-            fits.append(fit_robust(serve(features, proposals), **make_settings(4, 3)))
+            fits.append(fit_robust(*serve(features, proposals), **make_settings(4, 3)))
     finally:
         torch.set_num_threads(threads)
     for fit in fits[1:]:
@@ -150,37 +158,23 @@ def test_same_seed_same_bytes_in_any_number_of_threads() -> None:
 def test_mirrored_windows_give_the_same_classes() -> None:
     features, proposals, _ = draw_windows(20, 3, 1)
     asked = make_settings(3, clusterings=10)
-    plain = fit_robust(serve(features, proposals), **asked)
-    mirrored = fit_robust(serve(features.flip(2), proposals.flip(2)), **asked)
+    plain = fit_robust(*serve(features, proposals), **asked)
+    mirrored = fit_robust(*serve(features.flip(2), proposals.flip(2)), **asked)
     there, back = predict(plain, features), predict(mirrored, features.flip(2)).flip(2)
     assert_one_to_one(there, back)
 
 
-def test_more_proposals_than_the_matrix_holds_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(robust, "MOST_UNITS", 30)
-    features, proposals, truth = draw_windows(40, 3, 2)
-    fits = [
-        fit_robust(serve(features, proposals), **make_settings(3, seed, clusterings=20))
-        for seed in (0, 0, 1)
-    ]
-    assert all(fit.units == 30 for fit in fits)
-    for fit in fits:
-        assert_one_to_one(predict(fit, features), truth)
-    assert torch.equal(fits[0].prototypes, fits[1].prototypes)
-    assert not torch.equal(fits[0].prototypes, fits[2].prototypes)
-
-
 def test_as_many_classes_as_proposals_and_one_more() -> None:
     features, proposals, _ = draw_windows(2, 4, 0)
-    fit = fit_robust(serve(features, proposals), **make_settings(8, clusterings=5))
+    fit = fit_robust(*serve(features, proposals), **make_settings(8, clusterings=5))
     assert torch.isfinite(fit.prototypes).all() and (fit.groups > 0).all()
     with pytest.raises(UsageError, match=r"--classes 9: .* only 8 proposals"):
-        fit_robust(serve(features, proposals), **make_settings(9, clusterings=5))
+        fit_robust(*serve(features, proposals), **make_settings(9, clusterings=5))
 
 
 def test_one_class_one_image() -> None:
     features, proposals, _ = draw_windows(1, 3, 0)
-    fit = fit_robust(serve(features, proposals), **make_settings(1, clusterings=3))
+    fit = fit_robust(*serve(features, proposals), **make_settings(1, clusterings=3))
     assert fit.usage.tolist() == [1] and torch.isfinite(fit.prototypes).all()
 
 
@@ -188,7 +182,7 @@ def test_one_class_one_image() -> None:
 def test_a_constant_image_collapses_and_says_so(value: float) -> None:
     features, proposals, _ = draw_windows(3, 3, 0)
     fit = fit_robust(
-        serve(torch.full_like(features, value), proposals), **make_settings(3, clusterings=5)
+        *serve(torch.full_like(features, value), proposals), **make_settings(3, clusterings=5)
     )
     assert torch.isfinite(fit.prototypes).all() and torch.isfinite(fit.bias).all()
     assert sorted(fit.usage.tolist()) == [0, 0, 1]
@@ -197,20 +191,26 @@ def test_a_constant_image_collapses_and_says_so(value: float) -> None:
 def test_no_proposal_at_all() -> None:
     features, proposals, _ = draw_windows(3, 3, 0)
     with pytest.raises(UsageError, match="only 0 proposals"):
-        fit_robust(serve(features, torch.zeros_like(proposals)), **make_settings(3))
+        fit_robust(*serve(features, torch.zeros_like(proposals)), **make_settings(3))
+
+
+class NoProposals(HeldPiece):
+    def read(self, windows: np.ndarray) -> FitBatch:
+        return FitBatch(self.features[windows])
 
 
 def test_a_reader_without_proposals_is_refused() -> None:
     features, _, _ = draw_windows(3, 3, 0)
     with pytest.raises(ValueError, match="needs proposals"):
-        fit_robust(lambda: [FitBatch(features)], **make_settings(3))
+        piece = NoProposals(features, features, np.arange(3), 3)
+        fit_robust([piece], [piece], [piece], **make_settings(3))
     with pytest.raises(ValueError, match="needs batches"):
-        fit_robust(list, **make_settings(3))
+        fit_robust([], [], [], **make_settings(3))
 
 
 def test_classes_come_by_falling_size() -> None:
     features, proposals, _ = draw_windows(24, 3, 4)
-    groups = fit_robust(serve(features, proposals), **make_settings(3, clusterings=10)).groups
+    groups = fit_robust(*serve(features, proposals), **make_settings(3, clusterings=10)).groups
     assert np.all(np.diff(groups.numpy()) <= 0)
 
 
@@ -220,8 +220,8 @@ def test_the_best_gain_is_in_the_prototypes(monkeypatch: pytest.MonkeyPatch) -> 
     def fit_at(best: int) -> RobustFit:
         costs = torch.ones(len(GAINS), dtype=torch.float64)
         costs[best] = 0
-        monkeypatch.setattr(robust, "measure_gains", lambda *_: costs)
-        return fit_robust(serve(features, proposals), **make_settings(3, clusterings=5))
+        monkeypatch.setattr(sums, "measure_gains", lambda *_: costs)
+        return fit_robust(*serve(features, proposals), **make_settings(3, clusterings=5))
 
     plain, halved = fit_at(GAINS.index(1.0)), fit_at(GAINS.index(0.5))
     torch.testing.assert_close(halved.prototypes, plain.prototypes / 2)
@@ -256,6 +256,27 @@ def test_average_linkage_by_hand() -> None:
     assert link_units(agreement, 1)[0].tolist() == [0] * 5
 
 
+@given(units=st.integers(2, 40), levels=st.integers(1, 20), seed=st.integers(0, 50))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_average_linkage_is_that_of_scipy_and_of_units_given_so_often(
+    units: int, levels: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, levels + 1, (units, units)) / np.float32(levels)
+    agreement = (np.triu(drawn, 1) + np.triu(drawn, 1).T + np.eye(units)).astype(np.float32)
+    tree = linkage(squareform(1 - agreement, checks=False), method="average")
+    found = link_average(1 - agreement, np.ones(units, np.int64))
+    np.testing.assert_array_equal(found, tree[:, :2])
+    # without equals, whose order is any
+    drawn = generator.uniform(size=(units, units))
+    agreement = (np.triu(drawn, 1) + np.triu(drawn, 1).T + np.eye(units)).astype(np.float32)
+    weight = generator.integers(1, 5, units)
+    often = np.repeat(np.arange(units), weight)
+    classes = int(generator.integers(1, units + 1))
+    expected, _ = link_units(agreement[np.ix_(often, often)], classes)
+    assert_same_partition(link_units(agreement, classes, weight)[0][often], expected)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("classes", range(1, 8))
 def test_equal_agreements_still_give_all_classes(share: float, classes: int) -> None:
@@ -278,7 +299,7 @@ def test_context_is_taken_off_in_part_and_clusters_are_drawn(
 ) -> None:
     seen = []
 
-    def remember(points: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
+    def remember(points: Tensor, clusters: int, *_: Any) -> Tensor:
         seen.append((points, clusters))
         return torch.zeros(len(points), dtype=torch.int64)
 
