@@ -31,8 +31,8 @@ WEIGHTS = Path("weights") / f"{BACKBONE}.safetensors"
 CLASSES = {"cocostuff": 27, "camvid": 11}
 SEEDS = (0, 1, 2)
 # A head sees a hundred windows here, where its paper has tens of thousands; a step of HP costs four
-# of STEGO.
-STEGO_STEPS, HP_STEPS = 400, 250
+# of STEGO, with a tenth of its paper's positions.
+STEGO_STEPS, HP_STEPS, HP_POSITIONS = 400, 250, 64
 # Stands for the shifts of the dataset that STEGO's authors tuned to DINO.
 PUBLISHED = "published"
 
@@ -66,7 +66,7 @@ _STEGO: dict[str, Any] = {"method": "stego", "steps": STEGO_STEPS}
 HEADS: dict[str, dict[str, Any]] = {
     "stego": _STEGO | {"term_shifts": PUBLISHED},
     "stego-dinov2": _STEGO | {"term_shifts": DINOV2_SHIFTS},
-    "hp": {"method": "hp", "steps": HP_STEPS},
+    "hp": {"method": "hp", "steps": HP_STEPS, "positions": HP_POSITIONS},
 }
 _PLAIN: dict[str, Any] = {"student": "clean", "mirror": False}
 
@@ -110,7 +110,7 @@ class Score:
 
 
 def prepare_run(run: RunDirectory, dataset: str, shared: Path) -> None:
-    """Extract features, an augmented view, attention, and proposals of a dataset."""
+    """Extract features, what heads and students are trained on, and proposals of a dataset."""
     _stage(
         run,
         "extract",
@@ -119,7 +119,7 @@ def prepare_run(run: RunDirectory, dataset: str, shared: Path) -> None:
         backbone=BACKBONE,
         weights=shared / WEIGHTS,
     )
-    _stage(run, "views", views="clean,photometric", attention=True)
+    _stage(run, "views", views="clean,photometric,jittered", attention=True)
     _stage(run, "masks")
 
 
@@ -132,7 +132,7 @@ def run_system(run: RunDirectory, system: System, dataset: str, seed: int) -> di
     if system.head is not None:
         head, settings = f"{system.head}-{seed}", dict(HEADS[system.head])
         if settings.get("term_shifts") == PUBLISHED:
-            settings["term_shifts"] = get_preset(dataset, "")["term_shifts"]
+            settings["term_shifts"] = get_preset("stego", dataset, "")["term_shifts"]
         _stage(run, "head", classes=classes, seed=seed, name=head, **settings)
         _stage(run, "encode", head=head)
         keys += [f"head/{head}", f"encode/{head}"]

@@ -67,10 +67,10 @@ class Backbone(ABC):
         """
 
     def compute_attention(self, images: Tensor) -> Tensor:
-        """Compute the last block's attention of every position to the 3 x 3 positions around it.
+        """Compute the last block's attention of every position to every position.
 
-        Images are as for the features. Gives float [window, row, column, neighbour], averaged over
-        the heads; nine neighbours row by row, the position itself the fifth, 0 outside the grid.
+        Images are as for the features. Gives float [window, from, to], averaged over the heads,
+        positions row by row; what other tokens attract is left out, so sums may be below 1.
         Refused, with a ``UsageError``, where a class does not say how to compute it.
         """
         raise no_attention(self.name)

@@ -111,7 +111,8 @@ class ExtractSettings(StageSettings):
         return self
 
 
-_GRAMMAR = re.compile(r"clean(?:,photometric(?::([1-9][0-9]*))?)?")
+_KINDS = ("photometric", "jittered")
+_GRAMMAR = re.compile("clean" + "".join(rf"(,{kind}(?::([1-9][0-9]*))?)?" for kind in _KINDS))
 
 
 class ViewSettings(StageSettings):
@@ -123,22 +124,24 @@ class ViewSettings(StageSettings):
 
     views: str = setting(
         "clean",
-        "clean, or clean,photometric[:N]: also N photometrically augmented views of every window",
+        "clean, or clean,photometric[:N]: also N photometrically augmented views of every window; "
+        "clean,photometric,jittered[:N]: also N views as HP augments them",
     )
     crops: Literal["none", "five"] = setting(
         "none", "five: also the window's five half-size crops, at twice its scale"
     )
     attention: bool = setting(
         False,
-        "cache the last block's attention of every position to its 3 x 3 neighbourhood",
+        "cache how the last block's attention mixes the 3 x 3 neighbourhood of a position (hp)",
     )
     seed: int = setting(0, "names the augmentations: another seed, other ones", ge=0)
 
     @classmethod
     def list_artefacts(cls, name: str) -> list[str]:
         """Return the arrays of a part."""
-        arrays = {"crops": [f"crop_{n}" for n in range(1, 6)], "attention": ["attention"]}
-        return [f"features.zarr/{a}" for a in arrays.get(name, [name, f"{name}_mirror"])]
+        arrays = [name, f"{name}_mirror"] if name.startswith("photometric") else [name]
+        arrays = [f"crop_{n}" for n in range(1, 6)] if name == "crops" else arrays
+        return [f"features.zarr/{a}" for a in arrays]
 
     @field_validator("views")
     @classmethod
@@ -149,12 +152,15 @@ class ViewSettings(StageSettings):
     @property
     def parts(self) -> list[PartSettings]:
         """What is run one by one, each under a ledger key of its own."""
-        numbers = range(1, parse_views(self.views) + 1)
-        parts = [PartSettings(part=f"photometric_{n}", seed=self.seed) for n in numbers]
+        parts = [
+            PartSettings(part=f"{kind}_{number}", seed=self.seed)
+            for kind, count in parse_views(self.views).items()
+            for number in range(1, count + 1)
+        ]
         if self.crops == "five":
             parts.append(PartSettings(part="crops"))
         if self.attention:
-            parts.append(PartSettings(part="attention"))
+            parts.append(PartSettings(part="mixing"))
         return parts
 
 
@@ -163,18 +169,20 @@ class PartSettings(StageSettings):
 
     version: ClassVar[int] = ViewSettings.version
 
-    part: str = setting(..., "photometric_N, crops or attention")
+    part: str = setting(..., "photometric_N, jittered_N, crops or mixing")
     seed: int = setting(0, "names the augmentations", ge=0)
 
 
-def parse_views(views: str) -> int:
-    """Return how many photometric views ``clean[,photometric[:N]]`` means; N is 1 if not given."""
+def parse_views(views: str) -> dict[str, int]:
+    """Return how many views of each kind are meant: 1 where a kind has no number."""
     match = _GRAMMAR.fullmatch(views)
     if match is None:
         raise UsageError(
-            f"--views {views!r}: give clean, clean,photometric or clean,photometric:N with a "
-            "whole number N of at least 1."
+            f"--views {views!r}: give clean, or after it photometric, jittered, or both in this "
+            "order, as in clean,photometric,jittered:N with a whole number N of at least 1."
         )
-    if "photometric" not in views:
-        return 0
-    return int(match[1] or 1)
+    groups = match.groups()
+    return {
+        kind: int(number or 1) if asked else 0
+        for kind, asked, number in zip(_KINDS, groups[::2], groups[1::2], strict=True)
+    }

@@ -434,7 +434,7 @@ class Views(Stage[PartSettings]):
     def plan(self, run: RunDirectory, settings: PartSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features."""
         extract = read_record(run, "extract")
-        if settings.part == "attention":
+        if settings.part == "mixing":
             describe_backbone(extract.facts["backbone"]).check_attention()
         part, manifest = open_part(settings), read_manifest(run)
         seed = settings.seed if isinstance(part, Photometric) else None

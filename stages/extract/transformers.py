@@ -128,9 +128,9 @@ class TimmBackbone(Backbone):
         return tokens.reshape(len(images), *grid, tokens.shape[-1])
 
     def compute_attention(self, images: Tensor) -> Tensor:
-        """Give the last block's attention to the neighbourhood."""
-        rows, columns = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        return average_neighbours(capture_attention(self.model, images, self.name), rows, columns)
+        """Give the last block's attention."""
+        positions = images.shape[-2] // self.patch * (images.shape[-1] // self.patch)
+        return average_heads(capture_attention(self.model, images, self.name), positions)
 
 
 def _check_name(name: str) -> None:
@@ -373,23 +373,18 @@ def _listening(block: Any) -> Iterator[list[Attended]]:
             module.fused_attn = before
 
 
-def average_neighbours(attended: Attended, rows: int, columns: int) -> Tensor:
-    """Average over the heads the attention of every position to its 3 x 3 neighbourhood.
+def average_heads(attended: Attended, positions: int) -> Tensor:
+    """Average over the heads the attention of every position to every position.
 
-    The last rows x columns tokens are the positions, row by row; those before them, the class token
-    and registers, take their share of the attention, too. Gives float32 [window, row, column,
-    neighbour], softmax over all tokens of the scaled products; the position itself is the fifth
-    neighbour, and one outside the grid has 0.
+    The last tokens are the positions, row by row; those before them, the class token and registers,
+    take their share of the attention, too. Gives float32 [window, from, to], softmax over all
+    tokens of the scaled products.
     """
     query, key, bias = attended.query, attended.key, attended.attn_mask
     windows, heads, tokens, channels = query.shape
-    positions = rows * columns
     prefix = tokens - positions
     scale = attended.scale or 1 / math.sqrt(channels)
-    table = neighbour_table(rows, columns, query.device)
-    inside = table >= 0
-    index = (prefix + table.clamp_min(0)).expand(windows, -1, -1)
-    total = torch.zeros(windows, positions, 9, device=table.device)
+    total = torch.zeros(windows, positions, positions, device=query.device)
     if bias is not None and bias.dtype == torch.bool:
         # true: attend
         bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf)
@@ -403,17 +398,5 @@ def average_neighbours(attended: Attended, rows: int, columns: int) -> Tensor:
             logits = queries @ key[:, head].float().transpose(1, 2)
             if bias is not None:
                 logits = logits + bias[:, head, prefix:]
-            near = logits.gather(2, index)
-            total += torch.exp(near - logits.logsumexp(dim=2, keepdim=True))
-    return (total / heads * inside).reshape(windows, rows, columns, 9)
-
-
-def neighbour_table(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Give the numbers of the 3 x 3 positions around every one: int64 [position, neighbour].
-
-    All go row by row; -1 is outside the grid.
-    """
-    numbers = torch.arange(rows * columns, device=device).view(1, 1, rows, columns)
-    padded = F.pad(numbers, (1, 1, 1, 1), value=-1)[0, 0]
-    patches = padded.unfold(0, 3, 1).unfold(1, 3, 1)
-    return patches.reshape(rows * columns, 9)
+            total += logits.softmax(dim=2)[:, :, prefix:]
+    return total / heads

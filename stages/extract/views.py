@@ -1,16 +1,17 @@
 """Views of windows: their features and those of their mirror images, and what else is cached.
 
 Views that are computed together are a part: the clean ones, which every run has, photometrically
-augmented ones, crops, or attention. Features that are not finite are found, put into words, and
-laid to the image or to the backbone.
+augmented ones, crops, or the mixing of neighbours. Features that are not finite are found, put into
+words, and laid to the image or to the backbone.
 
-A photometric augmentation leaves every position in its place. A Gaussian blur, always; then, at
-even odds, colour jitter or greyscale (PriMaPs-EM: Hahn et al., TMLR 2024). The blur's kernel of 23
-pixels and its sigma, uniform in 0.1..2, are those of SimCLR (Chen et al., ICML 2020, appendix A).
-The strengths of the jitter, 0.3 for brightness, contrast and saturation and 0.1 for the hue, are
-those of STEGO's photometric transform (Hamilton et al., ICLR 2022). It is drawn from what it is of
-(the image's content, the box of the window, the number of the view, a seed), never from where the
-window stands among the others.
+An augmentation leaves every position in its place. The photometric one is a Gaussian blur, always;
+then, at even odds, colour jitter or greyscale (PriMaPs-EM: Hahn et al., TMLR 2024). The jittered
+one is colour jitter, always; then greyscale in a fifth, then a blur of 5 pixels in half of all
+views (HP: Seong et al., CVPR 2023). The blur's kernel of 23 pixels and its sigma, uniform in
+0.1..2, are those of SimCLR (Chen et al., ICML 2020, appendix A). The strengths of the jitter, 0.3
+for brightness, contrast and saturation and 0.1 for the hue, are those of STEGO's photometric
+transform (Hamilton et al., ICLR 2022). It is drawn from what it is of (the image's content, the box
+of the window, the number of the view, a seed), never from where the window stands among the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,10 +36,22 @@ from pipeline.storage.files import fingerprint
 from stages.extract.backbones import Backbone
 from stages.extract.settings import PartSettings
 
-BLUR_KERNEL = 23
 BLUR_SIGMA = (0.1, 2.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, 0.3, 0.3, 0.1
-GREY_ODDS = 0.5
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a kind of views is augmented."""
+
+    name: str
+    kernel: int  # of the blur, pixels
+    blur_odds: float
+    grey_odds: float
+
+
+PHOTOMETRIC = Manner("photometric", 23, 1.0, 0.5)
+JITTERED = Manner("jittered", 5, 0.5, 0.2)
 
 
 @dataclass(frozen=True)
@@ -45,26 +59,32 @@ class Augmentation:
     """What is done to one window."""
 
     sigma: float  # of the blur, pixels
-    grey: bool  # in place of the jitter
+    grey: bool  # in place of the jitter where the view is photometric, else after it
     brightness: float  # this and the next two are factors; 1 changes nothing
     contrast: float
     saturation: float
     hue: float  # a shift, in turns of the colour circle
     # in which brightness (0), contrast (1), saturation (2) and hue (3) are changed
     order: tuple[int, ...]
+    blurred: bool = True
+    manner: Manner = PHOTOMETRIC
 
 
 def draw_augmentation(
-    digest: str, box: tuple[int, int, int, int], view: int, seed: int
+    digest: str,
+    box: tuple[int, int, int, int],
+    view: int,
+    seed: int,
+    manner: Manner = PHOTOMETRIC,
 ) -> Augmentation:
     """Draw the augmentation of one view of one window: the same on every machine.
 
     ``digest`` is that of the image's content, ``box`` the window in the resized image in pixels.
     """
-    state = int(fingerprint("photometric", digest, box, view, seed), 16)
+    state = int(fingerprint(manner.name, digest, box, view, seed), 16)
     generator = np.random.Generator(np.random.PCG64(state))
     # All numbers are drawn, whichever are used: what one of them means depends on no other.
-    grey = generator.random() < GREY_ODDS
+    grey = generator.random() < manner.grey_odds
     sigma = _between(generator, *BLUR_SIGMA)
     brightness, contrast, saturation = (
         _between(generator, 1 - strength, 1 + strength)
@@ -72,7 +92,10 @@ def draw_augmentation(
     )
     hue = _between(generator, -HUE, HUE)
     order = tuple(int(step) for step in np.argsort(generator.random(4)))
-    return Augmentation(sigma, bool(grey), brightness, contrast, saturation, hue, order)
+    blurred = bool(generator.random() < manner.blur_odds)
+    return Augmentation(
+        sigma, bool(grey), brightness, contrast, saturation, hue, order, blurred, manner
+    )
 
 
 def _between(generator: np.random.Generator, low: float, high: float) -> float:
@@ -97,12 +120,31 @@ def _augment_one(image: Tensor, augmentation: Augmentation) -> Tensor:
     """Augment float32 [rgb, y, x] in 0..1."""
     from torchvision.transforms.v2 import functional
 
+    if augmentation.manner is PHOTOMETRIC:
+        image = _blur(image, augmentation)
+        if augmentation.grey:
+            return functional.rgb_to_grayscale(image, num_output_channels=3)
+        return _jitter(image, augmentation)
+    image = _jitter(image, augmentation)
+    if augmentation.grey:
+        image = functional.rgb_to_grayscale(image, num_output_channels=3)
+    return _blur(image, augmentation) if augmentation.blurred else image
+
+
+def _blur(image: Tensor, augmentation: Augmentation) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
     # Along one axis and then the other: a Gaussian factors, and the square kernel takes 3 times as
     # long.
-    for kernel in ([BLUR_KERNEL, 1], [1, BLUR_KERNEL]):
+    size = augmentation.manner.kernel
+    for kernel in ([size, 1], [1, size]):
         image = functional.gaussian_blur(image, kernel, [augmentation.sigma] * 2)
-    if augmentation.grey:
-        return functional.rgb_to_grayscale(image, num_output_channels=3)
+    return image
+
+
+def _jitter(image: Tensor, augmentation: Augmentation) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
     steps = (
         (functional.adjust_brightness, augmentation.brightness),
         (functional.adjust_contrast, augmentation.contrast),
@@ -206,6 +248,8 @@ class Clean(Part):
 class Photometric(Part):
     """One photometrically augmented view, and its mirror image."""
 
+    manner: ClassVar[Manner] = PHOTOMETRIC
+
     def __init__(self, number: int, seed: int) -> None:
         self.number, self.seed = number, seed
         name, text = f"photometric_{number}", f"features of photometrically augmented view {number}"
@@ -218,12 +262,28 @@ class Photometric(Part):
         """Augment the windows."""
         windows = [manifest.windows[row] for row in rows]
         augmentations = [
-            draw_augmentation(manifest.images[w.image].digest, w.box, self.number, self.seed)
+            draw_augmentation(
+                manifest.images[w.image].digest, w.box, self.number, self.seed, self.manner
+            )
             for w in windows
         ]
         # on the processor whatever the device: the pictures are then the same everywhere
         images = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), augmentations)
         return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class Jittered(Photometric):
+    """One jittered view, which HP's head is trained on: its mirror image is of no use."""
+
+    manner: ClassVar[Manner] = JITTERED
+
+    def __init__(self, number: int, seed: int) -> None:
+        super().__init__(number, seed)
+        self.arrays = {f"jittered_{number}": f"features of jittered view {number}"}
+
+    def look(self, backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
+        """Give the features of the pictures."""
+        return [extract_clean(backbone, pixels)]
 
 
 _CROPS = ("top left", "top right", "bottom left", "bottom right", "centre")
@@ -253,27 +313,75 @@ class Crops(Part):
         return [features[number :: self.pictures] for number in range(self.pictures)]
 
 
-class Attention(Part):
-    """The last block's attention of every position to its neighbourhood."""
+class Mixing(Part):
+    """How the codes of a neighbourhood are mixed, by the last block's attention."""
 
     arrays: Mapping[str, str] = {
-        "attention": "last block's attention of a position to the 3 x 3 positions around it, "
-        "row by row, mean over heads; 0 outside the grid"
+        "mixing": "weights of the 3 x 3 positions around a position in the mixture of HP, row by "
+        "row, from the last block's attention; 0 outside the grid"
     }
     axis = ("neighbour", 9)
 
     def look(self, backbone: Backbone, pixels: np.ndarray) -> list[np.ndarray]:
-        """Give the attention in the windows as they are."""
-        return _apply(backbone, (backbone.attend,), pixels)
+        """Give the weights in the windows as they are."""
+        grid = (pixels.shape[1] // backbone.patch, pixels.shape[2] // backbone.patch)
+        return _apply(backbone, (lambda i: weigh_neighbours(backbone.attend(i), *grid),), pixels)
+
+
+# Of the attention of a position, the quantiles that it is clipped to.
+_RANGE = (0.1, 0.9)
+# What the soft-maxed attention is multiplied by: the side of the authors' grid, whatever ours is.
+_GAIN = 28
+# Values of which PyTorch takes quantiles at once.
+_MOST = 2**24
+
+
+def weigh_neighbours(attention: Tensor, rows: int, columns: int) -> Tensor:
+    """Weigh the 3 x 3 neighbours of every position for HP's mixture (Seong et al., section 3).
+
+    The attention of a position, float [window, position, position], is clipped to the range between
+    its 10 % and 90 % quantiles over all positions, soft-maxed over them, and times 28; what is then
+    below its mean becomes 0. The 3 x 3 neighbours' values, divided by their number, are the
+    weights, float [window, row, column, 9]. They do not add up to 1, but to 28 / positions or less:
+    so has the published code.
+    """
+    windows, positions, _ = attention.shape
+    every = attention.flatten(0, 1)
+    order = every.new_tensor(_RANGE)
+    parts = every.split(max(1, _MOST // positions))
+    low, high = torch.cat([part.quantile(order, dim=1) for part in parts], dim=1)[:, :, None]
+    # not the softmax but its numerator is compared: of equal values it is exactly 1, so is its
+    # mean, and no rounding decides which of them stay
+    numerator = (every.clamp(low, high) - high).exp()
+    total = numerator.sum(dim=1, keepdim=True)
+    kept = numerator.where(numerator >= total / positions, 0) * (_GAIN / total)
+    table = neighbour_table(rows, columns, attention.device)
+    inside = table >= 0
+    near = kept.unflatten(0, (windows, positions)).gather(
+        2, table.clamp_min(0).expand(windows, -1, -1)
+    )
+    return (near * inside / inside.sum(dim=1, keepdim=True)).unflatten(1, (rows, columns))
+
+
+def neighbour_table(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Give the numbers of the 3 x 3 positions around every one: int64 [position, neighbour].
+
+    All go row by row; -1 is outside the grid.
+    """
+    numbers = torch.arange(rows * columns, device=device).view(1, 1, rows, columns)
+    padded = F.pad(numbers, (1, 1, 1, 1), value=-1)[0, 0]
+    patches = padded.unfold(0, 3, 1).unfold(1, 3, 1)
+    return patches.reshape(rows * columns, 9)
 
 
 def open_part(settings: PartSettings) -> Part:
     """Return the part that settings name."""
     if settings.part == "crops":
         return Crops()
-    if settings.part == "attention":
-        return Attention()
-    return Photometric(int(settings.part.rpartition("_")[2]), settings.seed)
+    if settings.part == "mixing":
+        return Mixing()
+    kind, _, number = settings.part.rpartition("_")
+    return {"photometric": Photometric, "jittered": Jittered}[kind](int(number), settings.seed)
 
 
 def compute_part(

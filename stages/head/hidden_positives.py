@@ -7,202 +7,198 @@ local ones are mixed into an anchor's code, by the attention to its neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.optim import AdamW, Optimizer
 
 from stages.head.material import HeadBatch
 from stages.head.methods import Method, ReadPositions
 from stages.head.projection import ProjectionHead, drop_channels, make_layer
-from stages.head.settings import COLDEST, HeadSettings
+from stages.head.settings import HeadSettings
 
-# Anchors compared at once: of the cosines only one block is ever stored.
-_BLOCK = 1024
-# Consecutive anchors that share one draw of candidates: their cosines are one small matrix product.
-_GROUP = 128
-# Positives per anchor from which on all cosines at once are cheaper than those of the pairs.
-_MANY = 16
+# Entries of a pool that are compared at once.
+_BLOCK = 256
 # Units in the last place within which two cosines count as equal: equal vectors at different places
 # of a matrix product differ by rounding, and rounding must not single out a positive.
 _ROUNDING = 16
-# Of the attention values of a window, the quantiles that they are clipped to.
-_LOWEST, _HIGHEST = 0.1, 0.9
+# The temperature that the authors' code relates all others to.
+_BASE_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Which positions of a batch are hidden positives of each other, by one kind of vectors.
+
+    Attributes
+    ----------
+    unit
+        float [window, position, channel], of unit length, without a gradient.
+    threshold
+        float [window, position]: the largest cosine to a reference pool.
+    """
+
+    unit: Tensor
+    threshold: Tensor
+
+    def find(self, window: int) -> Tensor:
+        """Find the partners of a window's positions, bool [window, partner, anchor].
+
+        Those whose cosine exceeds the anchor's or their own threshold; nobody is his own.
+        """
+        limit = torch.minimum(self.threshold[:, :, None], self.threshold[window])
+        found = _multiply(self.unit, self.unit[window].T) > limit
+        found[window].fill_diagonal_(False)
+        return found
+
+
+@torch.no_grad()
+def relate(vectors: Tensor, pool: Tensor) -> Relation:
+    """Relate positions by how near they are to each other and to a pool (HP, section 3).
+
+    Vectors are float [window, position, channel], of any length; the pool [reference, channel], of
+    unit length. It says how similar a random position is at best. An empty one is a ValueError.
+    """
+    if not len(pool):
+        raise ValueError("a reference pool needs at least one entry")
+    unit = F.normalize(vectors, dim=2)
+    nearest = [_multiply(unit, part.T).amax(dim=2) for part in pool.split(_BLOCK)]
+    margin = _ROUNDING * torch.finfo(unit.dtype).eps
+    return Relation(unit, torch.stack(nearest).amax(dim=0) + margin)
 
 
 def hidden_positive_loss(
     projected: Tensor,
-    positives: Tensor,
+    agnostic: Relation,
+    specific: Relation | None,
     *,
+    share: float,
     temperature: float,
-    negatives: float,
-    generator: Generator,
+    kept: Tensor,
 ) -> Tensor:
-    """Compute the supervised contrastive loss of a batch of positions.
+    """Compute the contrast of projected codes, as HP's published code does.
 
-    With cosines c, temperature t, positives P_i of anchor i without i itself, and N_i a random
-    share of the positions that are neither i nor in P_i::
+    With cosines c of projections, temperature t, a_ij and s_ij whether j is a task-agnostic or a
+    task-specific positive of i, w_ij = a_ij + share * s_ij where i has a task-agnostic positive at
+    all, else 0, and K_i the task-agnostic positives of i and what is kept of its other partners::
 
-        loss = - sum_i sum_{p in P_i} log( exp(c_ip / t) / sum_{a in P_i + N_i} exp(c_ia / t) )
-               / sum_i |P_i|
+        loss = t / 0.07 / 2 * mean over windows of
+            - sum_i sum_j w_ij log( exp(c_ij / t) / sum_{k in K_i} exp(c_ik / t) ) / sum_ij w_ij
 
-    That is the loss of supervised contrastive learning (Khosla et al., NeurIPS 2020, the sum over
-    positives outside the logarithm) with the mean over an anchor's positives weighted by their
-    number. Positives and kept negatives are a few per cent of the pairs, so only their cosines are
-    computed. For that a run of anchors shares its draw of candidates, those that are one's own
-    positives left out: every negative is kept with the same probability as if each anchor drew.
+    where i are the positions of the window and j those of the batch but i. The losses of all kinds
+    of projections are added. A window without positives adds 0.
 
-    ``projected`` is float [position, dim], of any length; ``positives`` bool [position, position],
-    whose row i marks the positives of anchor i, the diagonal ignored; ``negatives`` the share that
-    is kept, in (0, 1]; the generator one of the processor. Anchors without positives add nothing;
-    without any positives the loss is 0. A temperature below ``COLDEST`` is a ValueError.
+    Parameters
+    ----------
+    projected
+        float [kind, window, position, dim], of any length: of codes, and of mixed codes.
+    agnostic, specific
+        Of the same positions; without the latter, its share counts for nothing.
+    share
+        Weight of a task-specific positive, where a task-agnostic one has 1.
+    temperature
+        At least ``COLDEST``: of a colder one the exponentials overflow.
+    kept
+        bool, broadcast to [window, partner, anchor]: what is kept of the negatives of the anchors
+        of every window alike.
     """
-    if temperature < COLDEST:
-        raise ValueError(f"temperature {temperature} is below {COLDEST}")
-    unit = F.normalize(projected, dim=1)
-    anchor, partner = positives.nonzero(as_tuple=True)
-    apart = anchor != partner
-    anchor, partner = anchor[apart], partner[apart]
-    # a cosine is at most 1, so this exponent is at most 0 and needs no search for the largest
-    attraction = (_measure_pairs(unit, anchor, partner) - 1) / temperature
-    candidates = draw_candidates(len(unit), negatives, generator).to(unit.device)
-    counts = torch.bincount(anchor, minlength=len(unit))
-    # anchor by anchor: the sum of very many pairs at once would depend on the number of threads
-    pulled, kept = (
-        torch.segment_reduce(values, "sum", lengths=counts, initial=0)
-        for values in (attraction, attraction.exp())
-    )
-    total = _sum_negatives(unit, positives, candidates, temperature) + kept
-    # an anchor without positives may have drawn no negatives either, and log 0 has no gradient
-    repulsion = counts * total.where(counts > 0, 1).log()
-    return (repulsion - pulled).sum() / max(len(anchor), 1)
+    unit = F.normalize(projected, dim=3)
+    loss: Tensor = _Contrast.apply(unit, agnostic, specific, share, temperature, kept)
+    return loss
 
 
-def draw_candidates(positions: int, share: float, generator: Generator) -> Tensor:
-    """Draw the positions that may be negatives, for every run of ``_GROUP`` anchors.
+class _Contrast(torch.autograd.Function):
+    """The loss with its gradient at once: of all pairs only those of one window are ever stored."""
 
-    int64 [group, candidate], on the processor: different positions in each row, uniformly. A share
-    outside (0, 1] is a ValueError; at least one position is kept.
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        unit: Tensor,
+        agnostic: Relation,
+        specific: Relation | None,
+        share: float,
+        temperature: float,
+        kept: Tensor,
+    ) -> Tensor:
+        windows = unit.shape[1]
+        gradient, loss = torch.zeros_like(unit), unit.new_zeros(())
+        for window in range(windows):
+            positive = agnostic.find(window)
+            counted = positive | kept
+            counted[window].fill_diagonal_(False)
+            weight = positive.to(unit.dtype)
+            if specific is not None:
+                weight += share * specific.find(window)
+                weight *= _add_up(positive) > 0
+            whole = _add_up(weight)
+            # every pair weighs 1 at least, so this is 0 / 1 where there is none
+            scale = temperature / _BASE_TEMPERATURE / 2 / windows / whole.sum().clamp_min(1)
+            for vectors, slope in zip(unit, gradient, strict=True):
+                anchors = vectors[window]
+                # a cosine is at most 1, so this exponent is at most 0 and needs no search for the
+                # largest
+                attraction = (_multiply(vectors, anchors.T) - 1) / temperature
+                mass = attraction.exp() * counted
+                # an anchor without positives may have kept no negatives either
+                total = _add_up(mass).where(whole > 0, 1)
+                pulled = _add_up(weight * attraction)
+                loss += scale * (whole * total.log() - pulled).sum()
+                pull = (mass * (whole / total) - weight) * (scale / temperature)
+                slope += _multiply(pull, anchors)
+                slope[window] += torch.bmm(pull.transpose(1, 2), vectors).sum(dim=0)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return slope * gradient, None, None, None, None, None
+
+
+def _multiply(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply [window, position, channel] by one matrix, every window in a product of its own.
+
+    One product of all would be shared out among threads, and its bytes name their number.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share {share} of the negatives is not in (0, 1]")
-    groups, kept = -(-positions // _GROUP), max(1, round(share * positions))
-    keys = torch.rand(groups, positions, generator=generator, dtype=torch.float64)
-    return keys.topk(min(kept, positions), dim=1).indices
+    return torch.bmm(vectors, matrix.expand(len(vectors), -1, -1))
 
 
-def _measure_pairs(unit: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Compute the cosines of pairs of positions, float [pair]."""
-    if len(first) > _MANY * len(unit):
-        return (unit @ unit.T)[first, second]
-    # unlike an index's, an embedding's gradient is added up in the same order every time
-    return (F.embedding(first, unit) * F.embedding(second, unit)).sum(dim=1)
+def _add_up(pairs: Tensor) -> Tensor:
+    """Add up [window, partner, anchor] over the partners, [anchor]."""
+    return pairs.sum(dim=(0, 1))
 
 
-def _sum_negatives(
-    unit: Tensor, positives: Tensor, candidates: Tensor, temperature: float
-) -> Tensor:
-    """Sum exp((cosine - 1) / temperature) over every anchor's drawn negatives, float [position]."""
-    positions, groups = len(unit), len(candidates)
-    padded = F.pad(unit, (0, 0, 0, groups * _GROUP - positions)).unflatten(0, (groups, _GROUP))
-    cosines = (padded @ F.embedding(candidates, unit).transpose(1, 2)).flatten(0, 1)[:positions]
-    drawn = candidates.repeat_interleave(_GROUP, dim=0)[:positions]
-    own = torch.arange(positions, device=unit.device)[:, None]
-    negative = ~positives.gather(1, drawn) & (drawn != own)
-    return (((cosines - 1) / temperature).exp() * negative).sum(dim=1)
+def find_neighbours(rows: int, columns: int) -> Tensor:
+    """Find the 3 x 3 neighbourhood of every position of a grid, int64 [position, 9].
 
-
-def find_neighbours(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Find the 3 x 3 neighbourhood of every position of a grid.
-
-    Returns int64 [position, 9], positions numbered row by row and the position itself fifth, and
-    bool [position, 9], whether each is inside the grid; outside stands the nearest one inside.
+    Positions are numbered row by row, the position itself is the fifth; outside the grid stands the
+    nearest one inside.
     """
     row, column = torch.arange(rows), torch.arange(columns)
     step = torch.arange(-1, 2)
-    y = row[:, None, None, None] + step[:, None]
-    x = column[:, None, None] + step
-    inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-    neighbours = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
-    return neighbours.flatten(2).flatten(0, 1), inside.flatten(2).flatten(0, 1)
-
-
-def weigh_neighbours(attention: Tensor) -> Tensor:
-    """Turn attention into the weights of the neighbours' codes.
-
-    Both are float [window, row, column, 9]: of every position to its 3 x 3 neighbourhood, row by
-    row, itself fifth. The values of a window are clipped to the range between their 10 % and 90 %
-    quantiles, over all its positions and neighbours together; at every position they are soft-maxed
-    over the neighbours; those below the neighbours' mean become 0; what is left is scaled to the
-    sum 1, so that mixing equal codes changes nothing. Neighbours outside the grid take part in none
-    of these, neither in the quantiles nor in the mean, and weigh 0.
-    """
-    windows, rows, columns, _ = attention.shape
-    inside = find_neighbours(rows, columns)[1].to(attention.device)
-    values = attention.reshape(windows, rows * columns, 9)
-    # quantiles of values in the grid, as many in every window
-    order = values[:, inside].new_tensor([_LOWEST, _HIGHEST])
-    low, high = values[:, inside].quantile(order, dim=1)[:, :, None, None]
-    clipped = values.clamp(low, high).masked_fill(~inside, -torch.inf)
-    # not the softmax but its numerator is compared: of equal values it is exactly 1, so is its
-    # mean, and no rounding decides which of them stay
-    numerator = (clipped - clipped.amax(dim=2, keepdim=True)).exp()
-    mean = numerator.sum(dim=2, keepdim=True) / inside.sum(dim=1, keepdim=True)
-    kept = numerator.where(numerator >= mean, 0)
-    return (kept / kept.sum(dim=2, keepdim=True)).reshape(attention.shape)
+    y = (row[:, None] + step).clamp(0, rows - 1)[:, None, :, None]
+    x = (column[:, None] + step).clamp(0, columns - 1)[:, None]
+    return (y * columns + x).flatten(2).flatten(0, 1)
 
 
 def mix_positions(codes: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     """Mix codes with those of the neighbours (local hidden positives: HP, section 3).
 
-    Codes are float [window, row, column, dim], weights those of :func:`weigh_neighbours`, positions
-    int64 [window, drawn]; the result, [window, drawn, dim], holds convex combinations of codes.
+    Codes are float [window, row, column, dim]; weights, of the 3 x 3 neighbours of every position,
+    [window, row, column, 9], 0 outside the grid; positions int64 [window, drawn]; the result is
+    [window, drawn, dim].
     """
     rows, columns = codes.shape[1:3]
-    neighbours = find_neighbours(rows, columns)[0].to(codes.device)[positions]
+    neighbours = find_neighbours(rows, columns).to(codes.device)[positions]
     chosen = weights.flatten(1, 2).gather(1, positions[:, :, None].expand(-1, -1, 9))
     # a matrix per window: its product is quick both ways, and in the same order every time; where
     # a neighbour outside shares the place of one inside, 0 is added, in any order the same
     mixing = codes.new_zeros(*positions.shape, rows * columns)
     mixing.scatter_add_(2, neighbours, chosen.to(codes.dtype))
     return mixing @ codes.flatten(1, 2)
-
-
-@torch.no_grad()
-def find_hidden_positives(anchors: Tensor, candidates: Tensor, pool: Tensor) -> Tensor:
-    """Find the candidates that are more similar to an anchor than everything in a pool.
-
-    The pool says how similar a random position is at best; what is more similar than that, by more
-    than rounding errors, belongs to the anchor (global hidden positives: HP, section 3). Every
-    anchor has a threshold of its own, so the relation need not be mutual; an anchor that is its own
-    candidate is found as well, unless the pool holds its equal. All are float [vector, channel] of
-    unit length, the result is bool [anchor, candidate]; an empty pool is a ValueError.
-    """
-    if not len(pool):
-        raise ValueError("a reference pool needs at least one entry")
-    margin = _ROUNDING * torch.finfo(anchors.dtype).eps
-    found = torch.empty(len(anchors), len(candidates), dtype=torch.bool, device=anchors.device)
-    for start in range(0, len(anchors), _BLOCK):
-        block = anchors[start : start + _BLOCK]
-        threshold = (block @ pool.T).amax(dim=1, keepdim=True) + margin
-        torch.gt(block @ candidates.T, threshold, out=found[start : start + _BLOCK])
-    return found
-
-
-class Projector(nn.Module):
-    """A two-layer ReLU map of the codes, at their width, that the contrast sees in training."""
-
-    def __init__(self, dim: int, generator: Generator) -> None:
-        super().__init__()
-        self.hidden = make_layer(dim, dim, generator)
-        self.output = make_layer(dim, dim, generator)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Project codes, float [..., dim], to float [..., dim]."""
-        projected: Tensor = self.output(self.hidden(codes).relu())
-        return projected
 
 
 def draw_positions(windows: int, grid: int, positions: int, generator: Generator) -> Tensor:
@@ -212,7 +208,17 @@ def draw_positions(windows: int, grid: int, positions: int, generator: Generator
     return keys.argsort(dim=1)[:, :positions]
 
 
-def specific_share(step: int, warm_up: float, steps: int) -> float:
+def draw_kept(windows: int, positions: int, share: float, generator: Generator) -> Tensor:
+    """Draw which negatives are kept, bool [window, partner, anchor], or [] where all are.
+
+    One draw for the anchors of all windows, as in the authors' code.
+    """
+    if share == 1:
+        return torch.ones((), dtype=torch.bool)
+    return torch.rand(windows, positions, positions, generator=generator) < share
+
+
+def specific_share(step: int, warm_up: int, steps: int) -> float:
     """Return 0 up to the warm-up's end, then rise linearly to 1 at the end of the training."""
     if step <= warm_up:
         return 0.0
@@ -220,15 +226,9 @@ def specific_share(step: int, warm_up: float, steps: int) -> float:
 
 
 def _take(grid: Tensor, positions: Tensor) -> Tensor:
-    """Take positions [window, drawn] of [window, row, column, channel], one after the other."""
+    """Take positions [window, drawn] of [window, row, column, channel]."""
     index = positions[:, :, None].expand(-1, -1, grid.shape[-1])
-    return grid.flatten(1, 2).gather(1, index).flatten(0, 1)
-
-
-def _find_positives(vectors: Tensor, pool: Tensor) -> Tensor:
-    """Find the other positions that are hidden positives, bool [position, position]."""
-    unit = F.normalize(vectors.detach(), dim=1)
-    return find_hidden_positives(unit, unit, pool).fill_diagonal_(False)
+    return grid.flatten(1, 2).gather(1, index)
 
 
 class HiddenPositives(Method):
@@ -237,7 +237,7 @@ class HiddenPositives(Method):
     Attributes
     ----------
     projector
-        Between the codes and the contrast.
+        One linear map between the codes and the contrast.
     average
         A head, the moving average of the trained one, whose codes fill the task-specific pool.
     agnostic, specific
@@ -249,6 +249,7 @@ class HiddenPositives(Method):
     specific: Tensor
 
     dim: ClassVar[int] = 512
+    batch_size: ClassVar[int] = 64
     needs_views: ClassVar[bool] = True
 
     def __init__(
@@ -260,7 +261,7 @@ class HiddenPositives(Method):
     ) -> None:
         super().__init__(channels, settings, generator, read_positions)
         assert settings.dim is not None
-        self.projector = Projector(settings.dim, generator)
+        self.projector = make_layer(settings.dim, settings.dim, generator)
         self.average = ProjectionHead(channels, settings.dim, generator).requires_grad_(False)
         self.average.load_state_dict(self.head.state_dict())
         self.register_buffer("agnostic", torch.zeros(0))
@@ -271,90 +272,106 @@ class HiddenPositives(Method):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss, its pools renewed when it is time, and the codes of the batch."""
         settings = self.settings
-        assert settings.renew_every is not None
-        if step % settings.renew_every == 0:
-            self.renew_pools(self.read_positions(settings.pool, 3, step), generator)
-        codes = self.make_codes(drop_channels(batch.features, settings.dropout, generator))
-        share = specific_share(step, settings.warm_up * settings.steps, settings.steps)
-        return self.compare(codes, batch, share, generator), codes
+        assert settings.warm_up is not None
+        self.renew_pools(step, generator)
+        codes = self.make_codes(*self._drop_twice(batch.features, generator))
+        share = specific_share(step, settings.warm_up, settings.steps)
+        loss = self.compare(codes, batch, share, generator)
+        self.move_average()
+        return loss, codes
 
     @torch.no_grad()
-    def renew_pools(self, features: Tensor, generator: Generator) -> None:
-        """Draw both pools at the same positions of features, float [position, channel]."""
-        chosen = torch.randperm(len(features), generator=generator)[: self.settings.pool]
-        drawn = features[chosen.to(features.device)]
-        self.agnostic = F.normalize(drawn, dim=1)
-        self.specific = F.normalize(self.average(drawn), dim=1)
+    def renew_pools(self, step: int, generator: Generator) -> None:
+        """Fill the task-agnostic pool before the first step, the other whenever it is time."""
+        settings = self.settings
+        assert settings.pool is not None and settings.renew_every is not None
+        if step == 0:
+            drawn = self.read_positions(settings.pool, 5, each=1)
+            self.agnostic = F.normalize(self._drop(drawn, generator), dim=1)
+        if step % settings.renew_every == 0:
+            drawn = self.read_positions(settings.pool, 3, step, each=1)
+            self.specific = F.normalize(self._average_codes(drawn, generator), dim=1)
+
+    def _drop(self, features: Tensor, generator: Generator) -> Tensor:
+        return drop_channels(features, self.settings.dropout, generator)
+
+    def _drop_twice(self, features: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Draw a dropout for each of the two maps of a head."""
+        return self._drop(features, generator), self._drop(features, generator)
+
+    def _average_codes(self, features: Tensor, generator: Generator) -> Tensor:
+        codes: Tensor = self.average(*self._drop_twice(features, generator))
+        return self._drop(codes, generator)
 
     def compare(
         self, codes: Tensor, batch: HeadBatch, share: float, generator: Generator
     ) -> Tensor:
         """Compute the loss of the codes of a batch, float [window, row, column, dim] (section 3).
 
-        With C_ag and C_ts the contrast with task-agnostic and task-specific hidden positives, z the
-        projected codes and z' the projected mixed codes::
-
-            loss = (1 - share) * (C_ag(z) + C_ag(z')) + share * (C_ts(z) + C_ts(z'))
-                   + consistency * mean(1 - cosine(code, code of the augmented view))
-
-        Task-agnostic positives are found among the features, task-specific ones among the averaged
-        head's codes of the features, on both sides, since these are what the pool holds. Mixing
-        leaves both as they are: an anchor's neighbours learn from the anchor's positives. All terms
-        are those of positions drawn uniformly from every window, anew at each call: cosines between
-        all 17 000 positions of 32 windows are too many for a processor. A share outside [0, 1] is a
-        ValueError.
+        The contrast of the projected codes and of the projected mixed codes, plus ``consistency`` x
+        the mean Euclidean distance between the unit projections of codes and of those of the
+        jittered view. Task-agnostic positives are found among the features, task-specific ones
+        among the averaged head's codes of the features, on both sides, since these are what the
+        pools hold. Mixing leaves both as they are: an anchor's neighbours learn from the anchor's
+        positives. Dropout, of whole channels, is active in each of these. All terms are those of
+        positions drawn uniformly from every window, anew at each call.
         """
-        if not 0 <= share <= 1:
-            raise ValueError(f"share {share} of the task-specific positives is not in [0, 1]")
         settings = self.settings
-        assert batch.augmented is not None and batch.attention is not None
-        assert settings.temperature is not None
-        temperature = settings.temperature
+        assert batch.augmented is not None and batch.mixing is not None
+        assert settings.temperature is not None and settings.negatives is not None
         windows, rows, columns, _ = codes.shape
         drawn = draw_positions(windows, rows * columns, settings.positions, generator)
+        kept = draw_kept(windows, drawn.shape[1], settings.negatives, generator).to(codes.device)
         drawn = drawn.to(codes.device)
-        features, chosen = _take(batch.features, drawn), _take(codes, drawn)
-        weights = weigh_neighbours(batch.attention.to(codes.dtype))
-        mixed = mix_positions(codes, weights, drawn).flatten(0, 1)
-        # a kind without a share would cost as much as one that has one
-        positives: list[tuple[float, Tensor]] = []
-        if share < 1:
-            positives.append((1 - share, _find_positives(features, self.agnostic)))
+        features = _take(batch.features, drawn)
+        agnostic = relate(self._drop(features, generator), self.agnostic)
+        specific = None
         if share > 0:
             with torch.no_grad():
-                averaged = self.average(features)
-            positives.append((share, _find_positives(averaged, self.specific)))
-
-        def contrast(vectors: Tensor) -> Tensor:
-            projected = self.projector(vectors)
-            loss: Tensor = projected.new_zeros(())
-            for weight, found in positives:
-                loss = loss + weight * hidden_positive_loss(
-                    projected,
-                    found,
-                    temperature=temperature,
-                    negatives=settings.negatives,
-                    generator=generator,
-                )
+                averaged = self._average_codes(features, generator)
+            specific = relate(averaged, self.specific)
+        mixed = self._drop(mix_positions(codes, batch.mixing, drawn), generator)
+        both = torch.cat([_take(codes, drawn), mixed])
+        projected: Tensor = self.projector(both).unflatten(0, (2, windows))
+        loss = hidden_positive_loss(
+            projected,
+            agnostic,
+            specific,
+            share=share,
+            temperature=settings.temperature,
+            kept=kept,
+        )
+        if not settings.consistency:
             return loss
-
-        whole, local = contrast(chosen), contrast(mixed)
         # in the arithmetic that made the codes, or its rounding would pass for a view's difference
-        augmented = self.make_codes(_take(batch.augmented, drawn))
-        distances = 1 - F.cosine_similarity(chosen, augmented, dim=1)
+        seen = self.make_codes(*self._drop_twice(_take(batch.augmented, drawn), generator))
+        here, there = (F.normalize(v, dim=2) for v in (projected[0], self.projector(seen)))
         # window by window: the mean of very many at once would depend on the number of threads
-        consistency = distances.unflatten(0, drawn.shape).mean(dim=1).mean()
-        return whole + local + settings.consistency * consistency
+        return loss + settings.consistency * F.pairwise_distance(here, there).mean(dim=1).mean()
 
     def make_optimiser(self) -> Optimizer:
-        """Make AdamW."""
+        """Make AdamW; without decay, for the projector, it is Adam."""
         settings = self.settings
-        trained = self.list_trained()
-        return AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.head.parameters())},
+            {"params": list(self.projector.parameters()), "weight_decay": 0.0},
+        ]
+        return AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     @torch.no_grad()
-    def finish_step(self) -> None:
+    def change_gradients(self) -> None:
+        """Shorten the head's gradient, all of it as one vector, to ``clip``."""
+        gradients = [p.grad for p in self.head.parameters() if p.grad is not None]
+        # row by row: the sum of very many at once would depend on the number of threads
+        squares = torch.stack([g.square().sum(dim=-1).sum() for g in gradients])
+        factor = (self.settings.clip / (squares.sum().sqrt() + 1e-6)).clamp_max(1)
+        for gradient in gradients:
+            gradient *= factor
+
+    @torch.no_grad()
+    def move_average(self) -> None:
         """Move the averaged head towards the head: a <- decay * a + (1 - decay) * h."""
+        assert self.settings.average is not None
         for mean, value in zip(self.average.parameters(), self.head.parameters(), strict=True):
             mean.lerp_(value, 1 - self.settings.average)
 

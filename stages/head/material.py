@@ -89,7 +89,7 @@ class HeadBatch:
     features: Tensor
     neighbours: Tensor | None = None
     augmented: Tensor | None = None
-    attention: Tensor | None = None
+    mixing: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Material:
     device: torch.device
     neighbours: np.ndarray | None = None
     augmented: tuple[zarr.Array, ...] = ()
-    attention: zarr.Array | None = None
+    mixing: zarr.Array | None = None
 
     def __len__(self) -> int:
         return len(self.arrays) * len(self.windows)
@@ -117,21 +117,25 @@ class Material:
         for arrays in map_ahead(self._read_step, count(first), threads=1, ahead=1):
             yield HeadBatch(**{name: self._send(array) for name, array in arrays.items()})
 
-    def read_positions(self, total: int, *seed: int) -> Tensor:
+    def read_positions(self, total: int, *seed: int, each: int = 16) -> Tensor:
         """Read random positions of random windows, float32 [position, channel].
 
-        Sixteen of each of so many windows; a window counts more than once where there are not
-        enough of them. Fewer than ``total`` where a grid has fewer than sixteen.
+        So many of ``each`` of them; a window counts more than once where there are not enough.
+        Fewer than ``total`` where a grid has fewer than ``each``.
         """
         generator = np.random.default_rng((self.seed, *seed))
-        each = min(16, int(np.prod(self.arrays[0].shape[1:3])))
+        grid, channels = int(np.prod(self.arrays[0].shape[1:3])), self.arrays[0].shape[-1]
+        each = min(each, grid)
         items = generator.integers(len(self), size=-(-total // each))
-        rows = self._take(items).reshape(len(items), -1, self.arrays[0].shape[-1])
-        places = generator.permuted(
-            np.broadcast_to(np.arange(rows.shape[1]), rows.shape[:2]), axis=1
-        )
-        drawn = np.take_along_axis(rows, places[:, :each, None], axis=1)
-        return self._send(drawn.reshape(-1, rows.shape[-1])[:total])
+        places = generator.permuted(np.broadcast_to(np.arange(grid), (len(items), grid)), axis=1)
+        distinct, owners = np.unique(items, return_inverse=True)
+        drawn = np.empty((len(items), each, channels), self.arrays[0].dtype)
+        # of a window a position may be all that is wanted: few are in memory together
+        for start in range(0, len(distinct), _BLOCK):
+            rows = self._take(distinct[start : start + _BLOCK]).reshape(-1, grid, channels)
+            here = np.flatnonzero((owners >= start) & (owners < start + len(rows)))
+            drawn[here] = rows[owners[here, None] - start, places[here, :each]]
+        return self._send(drawn.reshape(-1, channels)[:total])
 
     def describe(self) -> Tensor:
         """Pool every item's features, float32 [item, channel] on the device."""
@@ -162,8 +166,8 @@ class Material:
         if self.augmented:
             views = generator.integers(len(self.augmented), size=len(items))
             read["augmented"] = _read(self.augmented, views, self.windows[items])
-        if self.attention is not None:
-            read["attention"] = _read((self.attention,), None, self.windows[items])
+        if self.mixing is not None:
+            read["mixing"] = _read((self.mixing,), None, self.windows[items])
         return read
 
     def _take(self, items: np.ndarray) -> np.ndarray:

@@ -27,8 +27,8 @@ _POSITIONS = 4096
 class ReadPositions(Protocol):
     """Reads random positions of random windows, float32 [position, channel]."""
 
-    def __call__(self, total: int, *seed: int) -> Tensor:
-        """Read so many; the seed names the draw."""
+    def __call__(self, total: int, *seed: int, each: int = 16) -> Tensor:
+        """Read so many, ``each`` of a window; the seed names the draw."""
 
 
 class Method(nn.Module, ABC):
@@ -58,13 +58,14 @@ class Method(nn.Module, ABC):
     """
 
     settings_class: ClassVar[type[HeadSettings]] = HeadSettings
-    # channels of a code where the settings name none
+    # channels of a code, and windows in a step, where neither settings nor dataset name them
     dim: ClassVar[int]
+    batch_size: ClassVar[int] = 32
     # trains on the crops, too, where the run holds them
     uses_crops: ClassVar[bool] = False
     # a batch brings one of the nearest neighbours of every window
     needs_neighbours: ClassVar[bool] = False
-    # a batch brings an augmented view and the last block's attention; a run without is refused
+    # a batch brings a jittered view and the mixing of the neighbours; a run without is refused
     needs_views: ClassVar[bool] = False
     head: ProjectionHead
 
@@ -86,11 +87,14 @@ class Method(nn.Module, ABC):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def make_codes(self, features: Tensor) -> Tensor:
-        """Make float32 codes [..., dim] of features [..., channel], in the settings' precision."""
+    def make_codes(self, *features: Tensor) -> Tensor:
+        """Make float32 codes [..., dim] of features [..., channel], in the settings' precision.
+
+        Features are given once, or once for each part of the head.
+        """
         reduced = self.settings.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
-            codes: Tensor = self.head(features)
+            codes: Tensor = self.head(*features)
         # the products of the head alone are worth reducing: cosines and losses are not
         return codes.float() if reduced else codes
 
@@ -117,8 +121,8 @@ class Method(nn.Module, ABC):
             float32 [window, row, column, dim], for the cluster probe.
         """
 
-    def finish_step(self) -> None:
-        """Do what follows the optimiser's step."""
+    def change_gradients(self) -> None:
+        """Do what comes between the gradients and the optimiser's step."""
 
     def make_optimiser(self) -> Optimizer:
         """Make the optimiser of the parameters that are trained."""
@@ -170,9 +174,9 @@ class Training:
                 optimiser.zero_grad()
             # they share no parameter: the probe sees codes, but moves none
             (loss + distance).backward()
+            self.method.change_gradients()
             for optimiser in self.optimisers.values():
                 optimiser.step()
-            self.method.finish_step()
             self.step += 1
             losses.append(loss.detach())
             usage = counts if usage is None else usage + counts

@@ -59,9 +59,13 @@ class ProjectionHead(nn.Module):
         self.hidden = make_layer(channels, channels, generator)
         self.output = make_layer(channels, dim, generator)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Project features, float [..., channel], to codes, float [..., dim]."""
-        codes: Tensor = self.linear(features) + self.output(self.hidden(features).relu())
+    def forward(self, features: Tensor, bent: Tensor | None = None) -> Tensor:
+        """Project features, float [..., channel], to codes, float [..., dim].
+
+        ``bent`` are those of the ReLU map where it sees others: of another dropout.
+        """
+        bent = features if bent is None else bent
+        codes: Tensor = self.linear(features) + self.output(self.hidden(bent).relu())
         return codes
 
 
@@ -79,14 +83,14 @@ def make_layer(inputs: int, outputs: int, generator: torch.Generator) -> Layer:
 def drop_channels(features: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     """Set some channels of every window to zero, and scale up the others.
 
-    One set of channels for all positions of a window, [window, row, column, channel]. Kept channels
+    One set of channels for all positions of a window, [window, ..., channel]. Kept channels
     are scaled by 1 / (1 - rate), which leaves the expectation of the features as it was. The
     generator is one of the CPU: the same channels are dropped on all devices.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"a share of channels to drop is in [0, 1), {rate} is not")
-    windows, channels = features.shape[0], features.shape[-1]
-    kept = torch.rand(windows, 1, 1, channels, generator=generator) >= rate
+    shape = (len(features), *[1] * (features.ndim - 2), features.shape[-1])
+    kept = torch.rand(shape, generator=generator) >= rate
     return features * (kept / (1 - rate)).to(features)
 
 

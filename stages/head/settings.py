@@ -30,30 +30,44 @@ COLDEST = 0.05
 # under these, too many pairs attract, and codes shrink to a few directions. One choice for all.
 DINOV2_SHIFTS = (0.35, 0.3, 0.6)
 
-_COCOSTUFF = {"term_shifts": (0.08, 0.02, 0.66), "temperature": 0.8, "renew_every": 100}
-_CITYSCAPES = {"term_shifts": (0.18, 0.12, 0.46), "temperature": 0.6, "renew_every": 20}
-_POTSDAM = {"term_shifts": (0.08, 0.02, 0.46), "temperature": 0.4, "renew_every": 20}
-
-_PRESETS = {
-    "cityscapes": _CITYSCAPES,
-    "potsdam": _POTSDAM,
-    "camvid": _CITYSCAPES,
-    "kitti": _CITYSCAPES,
-    "mapillary": _CITYSCAPES,
+_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "stego": {
+        "cocostuff": {"term_shifts": (0.08, 0.02, 0.66)},
+        "cityscapes": {"term_shifts": (0.18, 0.12, 0.46)},
+        "potsdam": {"term_shifts": (0.08, 0.02, 0.46)},
+    },
+    "hp": {
+        "cocostuff": {"temperature": 0.8, "renew_every": 100, "warm_up": 1000, "average": 0.99},
+        "cityscapes": {"temperature": 0.6, "renew_every": 20, "warm_up": 50, "average": 0.999},
+        "potsdam": {"temperature": 0.4, "renew_every": 20, "warm_up": 100, "average": 0.999}
+        | {"dim": 256, "pool": 1024, "negatives": 1.0, "consistency": 0.0},
+    },
 }
+# what a method has for all datasets that do not say otherwise
+_EVERYWHERE: dict[str, dict[str, Any]] = {
+    "stego": {"term_weights": (0.67, 0.25, 0.63)},
+    "hp": {"pool": 2048, "negatives": 0.02, "consistency": 0.05},
+}
+_STREETS = ("camvid", "kitti", "mapillary")
 
 
-def get_preset(dataset: str, backbone: str) -> dict[str, Any]:
-    """Give the settings that depend on a dataset and on the backbone of its features.
+def get_preset(method: str, dataset: str, backbone: str) -> dict[str, Any]:
+    """Give the settings of a method that depend on a dataset and the backbone of its features.
 
     Those of ``cocostuff``, ``cityscapes`` and ``potsdam`` are the authors' (Hamilton et al., ICLR
-    2022; Seong et al., CVPR 2023), tuned to DINO ViT-S; backbones of another kind have other
-    cosines, for which they are a start. The others are a choice made here: ``camvid``, ``kitti``
-    and ``mapillary`` show streets and take those of Cityscapes, anything else those of COCO-Stuff;
-    DINOv2 has shifts of its own, whatever the dataset.
+    2022; Seong et al., CVPR 2023), tuned to DINO; backbones of another kind have other cosines,
+    for which they are a start. The others are a choice made here: ``camvid``, ``kitti`` and
+    ``mapillary`` show streets and take those of Cityscapes, anything else those of COCO-Stuff; in
+    STEGO DINOv2 has shifts of its own, whatever the dataset. A method of another package has none.
     """
-    preset = {"term_weights": (0.67, 0.25, 0.63)} | _PRESETS.get(dataset, _COCOSTUFF)
-    return preset | {"term_shifts": DINOV2_SHIFTS} if "dinov2" in backbone else preset
+    if method not in _PRESETS:
+        return {}
+    presets = _PRESETS[method]
+    like = "cityscapes" if dataset in _STREETS else dataset
+    preset = _EVERYWHERE[method] | presets.get(like, presets["cocostuff"])
+    if method == "stego" and "dinov2" in backbone:
+        preset["term_shifts"] = DINOV2_SHIFTS
+    return preset
 
 
 class HeadSettings(StageSettings):
@@ -62,7 +76,7 @@ class HeadSettings(StageSettings):
     A method of another package that has settings of its own brings a subclass, as those of ``em``.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     stage_class: ClassVar[str] = "stages.head.stage:Head"
     optional: ClassVar[bool] = True
 
@@ -76,14 +90,16 @@ class HeadSettings(StageSettings):
         None, "clusters of the probe; the dataset's classes when not given", ge=2, le=255
     )
     dim: int | None = setting(
-        None, "channels of a code; 70 for stego, 512 for hp when not given", ge=2
+        None, "channels of a code; 70 for stego, 512 for hp (Potsdam: 256) when not given", ge=2
     )
     steps: int = setting(5000, "training steps", ge=1)
     seed: int = setting(0, "names the weights at the start and every draw", ge=0)
     splits: tuple[str, ...] = setting(
         (), "split to train on, repeatable; train where there is one, else all", option="--split"
     )
-    batch_size: int = setting(32, "windows per step", ge=2)
+    batch_size: int | None = setting(
+        None, "windows per step; 32 for stego, 64 for hp when not given", ge=2
+    )
     learning_rate: float = setting(5e-4, "step size of Adam (stego) or AdamW (hp)", gt=0)
     weight_decay: float = setting(0.1, "weight decay of AdamW (hp)", ge=0)
     probe_learning_rate: float = setting(5e-3, "step size of the cluster probe's Adam", gt=0)
@@ -97,20 +113,41 @@ class HeadSettings(StageSettings):
     term_shifts: tuple[float, ...] = setting(
         (), "shifts b of the same terms (stego); the dataset's when not given"
     )
-    positions: int = setting(121, "positions drawn of every window (hp)", ge=2)
-    pool: int = setting(2048, "positions in a reference pool (hp)", ge=1)
+    positions: int = setting(
+        784,
+        "positions drawn of every window, which are compared with those of all (hp); a step takes "
+        "the square of their number: about 64 suit a processor",
+        ge=2,
+    )
+    pool: int | None = setting(
+        None,
+        "windows that give a position to a reference pool (hp); the dataset's when not given",
+        ge=1,
+    )
     renew_every: int | None = setting(
-        None, "steps between renewals of the pools (hp); the dataset's when not given", ge=1
+        None,
+        "steps between renewals of the task-specific pool (hp); the dataset's when not given",
+        ge=1,
     )
     temperature: float | None = setting(
         None, "temperature of the contrast (hp); the dataset's when not given", ge=COLDEST
     )
-    negatives: float = setting(0.02, "share of the negatives that is kept (hp)", gt=0, le=1)
-    warm_up: float = setting(
-        0.1, "share of the steps before the task-specific pool counts (hp)", ge=0, lt=1
+    negatives: float | None = setting(
+        None, "share of the negatives that is kept (hp); the dataset's when not given", gt=0, le=1
     )
-    consistency: float = setting(0.05, "weight of the augmented view's term (hp)", ge=0)
-    average: float = setting(0.99, "decay of the averaged head (hp)", ge=0, lt=1)
+    warm_up: int | None = setting(
+        None,
+        "steps before task-specific positives count (hp); the dataset's, and a fifth of all at "
+        "most, when not given",
+        ge=0,
+    )
+    consistency: float | None = setting(
+        None, "weight of the augmented view's term (hp); the dataset's when not given", ge=0
+    )
+    average: float | None = setting(
+        None, "decay of the averaged head (hp); the dataset's when not given", ge=0, lt=1
+    )
+    clip: float = setting(10.0, "greatest length of the head's gradient (hp)", gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "arithmetic of the head; auto: bfloat16 where the hardware multiplies it"
     )

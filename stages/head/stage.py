@@ -65,7 +65,7 @@ class Head(TrainingStage[HeadSettings]):
         return f" --method {settings.method}{named}"
 
     def inputs(self, run: RunDirectory, settings: HeadSettings) -> list[str]:
-        """Return ``extract``, and the crops, augmented views and attention that are used."""
+        """Return ``extract``, and the crops, jittered views and mixing that are used."""
         return ["extract", *(f"views/{name}" for name in _list_views(run, settings))]
 
     def resolve(self, run: RunDirectory, settings: HeadSettings) -> HeadSettings:
@@ -79,13 +79,19 @@ class Head(TrainingStage[HeadSettings]):
                 f"head needs --classes: a dataset of layout {manifest.dataset} does not say how "
                 "many there are."
             )
-        preset = get_preset(manifest.dataset, read_record(run, "extract").facts["backbone"])
-        chosen = {name: getattr(settings, name) or value for name, value in preset.items()}
+        method = METHODS[settings.method]
+        chosen: dict[str, Any] = {"dim": method.dim, "batch_size": method.batch_size}
+        backbone = read_record(run, "extract").facts["backbone"]
+        chosen |= get_preset(settings.method, manifest.dataset, backbone)
+        if "warm_up" in chosen:
+            # of a short training it would be most, or all
+            chosen["warm_up"] = min(chosen["warm_up"], settings.steps // 5)
+        # what is given stays, a 0 too
+        chosen = {n: value for n, value in chosen.items() if getattr(settings, n) in (None, ())}
         return settings.replace(
             name=settings.name or settings.method,
             precision=resolve_precision(settings.precision, resolve_device(settings.device)),
             classes=classes,
-            dim=settings.dim or METHODS[settings.method].dim,
             splits=splits,
             **chosen,
         )
@@ -100,12 +106,12 @@ class Head(TrainingStage[HeadSettings]):
                 f"{', '.join(settings.splits)}; a head needs two at least."
             )
         views = _list_views(run, settings)
-        needed = {"photometric_1", "attention"}
+        needed = {"jittered_1", "mixing"}
         if METHODS[settings.method].needs_views and not needed <= views.keys():
             raise UsageError(
-                f"--method {settings.method} needs augmented views and the last block's attention: "
-                f"run `primaps-pipe extract {run.quoted} --views clean,photometric --attention` "
-                "first."
+                f"--method {settings.method} needs jittered views and the last block's attention: "
+                f"run `primaps-pipe extract {run.quoted} --views clean,photometric,jittered "
+                "--attention` first."
             )
         facts = {
             "method": settings.method,
@@ -166,7 +172,8 @@ def _list_views(run: RunDirectory, settings: HeadSettings) -> dict[str, list[str
     records = list_views(run)
     method = METHODS[settings.method]
     used = ["crops"] if method.uses_crops else []
-    used += [*list_photometric(run), "attention"] if method.needs_views else []
+    if method.needs_views:
+        used += [*(name for name in records if name.startswith("jittered")), "mixing"]
     names = [name for name in used if name in records]
     return {name: records[name].facts["arrays"] for name in names}
 
@@ -176,6 +183,7 @@ def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
     arrays = open_arrays(run.features, ["clean", *chain.from_iterable(names.values())])
     usable = read_manifest(run).usable_windows(splits=settings.splits)
     views = tuple(arrays[name] for name in ("clean", *names.get("crops", ())))
+    assert settings.batch_size is not None
     material = Material(
         arrays=views,
         windows=np.array([window.index for window in usable]),
@@ -183,8 +191,8 @@ def _open_material(run: RunDirectory, settings: HeadSettings) -> Material:
         batch=settings.batch_size,
         seed=settings.seed,
         device=resolve_device(settings.device),
-        augmented=tuple(arrays[name] for name in names if name.startswith("photometric")),
-        attention=arrays.get("attention"),
+        augmented=tuple(arrays[name] for name in names if name.startswith("jittered")),
+        mixing=arrays.get("mixing"),
     )
     if not METHODS[settings.method].needs_neighbours:
         return material

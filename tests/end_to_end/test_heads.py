@@ -33,7 +33,14 @@ def viewed(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke, scenes: Pat
         *("extract", run, "--dataset", "folder", "--root", scenes / "photographs"),
         *("--labels", scenes / "labels", "--backbone", MODEL, "--precision", "float32"),
         *("--weights", folder / "weights.safetensors", "--size", 64, "--shard-size", 6),
-        *("--views", "clean,photometric:2", "--crops", "five", "--attention", "--no-progress"),
+        *(
+            "--views",
+            "clean,photometric:2,jittered",
+            "--crops",
+            "five",
+            "--attention",
+            "--no-progress",
+        ),
     )
     invoke("masks", run, "--crf", "none", "--no-progress")
     return run
@@ -75,7 +82,8 @@ def test_a_head_its_codes_and_what_is_made_of_them(run: Path, invoke: Invoke, me
     assert {row["state"] for row in rows} == {"fresh"}
     assert [row["stage"] for row in rows] == [
         "extract",
-        *(f"views/{part}" for part in ("attention", "crops", "photometric_1", "photometric_2")),
+        *(f"views/{part}" for part in ("crops", "jittered_1", "mixing")),
+        *(f"views/photometric_{number}" for number in (1, 2)),
         *("masks", f"head/{method}", f"encode/{method}", "em/on"),
         *sorted([f"evaluate/head-{method}", "evaluate/on"]),
         *sorted([f"report/head-{method}", "report/on"]),

@@ -10,17 +10,18 @@ from stages.extract.settings import ViewSettings, parse_views
 
 
 @pytest.mark.parametrize(
-    ("views", "photometric"),
+    ("views", "photometric", "jittered"),
     [
-        ("clean", 0),
-        ("clean,photometric", 1),
-        ("clean,photometric:1", 1),
-        ("clean,photometric:2", 2),
-        ("clean,photometric:10", 10),
+        ("clean", 0, 0),
+        ("clean,photometric", 1, 0),
+        ("clean,photometric:1", 1, 0),
+        ("clean,photometric:10", 10, 0),
+        ("clean,jittered", 0, 1),
+        ("clean,photometric:2,jittered:3", 2, 3),
     ],
 )
-def test_the_number_of_photometric_views(views: str, photometric: int) -> None:
-    assert parse_views(views) == photometric
+def test_the_number_of_augmented_views(views: str, photometric: int, jittered: int) -> None:
+    assert parse_views(views) == {"photometric": photometric, "jittered": jittered}
     assert ViewSettings(views=views).views == views
 
 
@@ -37,6 +38,7 @@ def test_the_number_of_photometric_views(views: str, photometric: int) -> None:
         "clean,photometric:1.5",
         "clean,photometric:٣",
         "clean,photometric,photometric",
+        "clean,jittered,photometric",
         "clean, photometric",
         "clean\n",
     ],

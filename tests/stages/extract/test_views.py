@@ -41,10 +41,13 @@ from stages.extract.settings import ExtractSettings, ViewSettings
 from stages.extract.stage import Extract
 from stages.extract.views import (
     BLUR_SIGMA,
+    JITTERED,
     Augmentation,
     Crops,
     augment,
     draw_augmentation,
+    neighbour_table,
+    weigh_neighbours,
 )
 from stages.masks.settings import MaskSettings
 from stages.masks.stage import Masks
@@ -181,6 +184,78 @@ def test_colours_are_changed_in_the_drawn_order_by_the_drawn_amounts() -> None:
     assert first != last
 
 
+def test_a_jittered_view_is_now_and_then_grey_or_blurred_besides() -> None:
+    drawn = [draw_augmentation(f"{number:032x}", BOX, 1, 0, JITTERED) for number in range(2000)]
+    assert abs(sum(a.grey for a in drawn) - 400) < 4 * np.sqrt(320)
+    assert abs(sum(a.blurred for a in drawn) - 1000) < 4 * np.sqrt(500)
+    assert drawn[0].brightness != draw(1)[0].brightness
+    jitter = replace(NOTHING, manner=JITTERED, blurred=False, brightness=1.2)
+    plane = torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 12, 12)
+    assert augment(plane, [jitter])[0, :, 0, 0].tolist() == [240, 120, 60]
+    # the luma of the jittered colours, 149.04
+    assert augment(plane, [replace(jitter, grey=True)])[0, :, 0, 0].tolist() == [149] * 3
+    pixels = noise(1, 3, 40, 30)
+    still = replace(jitter, brightness=1.0, sigma=1.7)
+    assert (augment(pixels, [still]).int() - pixels.int()).abs().max() <= 1
+    found = augment(pixels, [replace(still, blurred=True)])[0].numpy()
+    expected = gaussian_filter(
+        pixels[0].double().numpy(), (0, 1.7, 1.7), mode="mirror", radius=(0, 2, 2)
+    )
+    np.testing.assert_allclose(found, expected, atol=0.51)
+
+
+def weigh_literally(attention: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Weigh neighbours by the published rules, position by position."""
+    weights = np.zeros((rows, columns, 9))
+    for y in range(rows):
+        for x in range(columns):
+            row = attention[y * columns + x]
+            exponentials = np.exp(np.clip(row, *np.quantile(row, [0.1, 0.9])))
+            values = 28 * exponentials / exponentials.sum()
+            values[values < values.mean()] = 0
+            near = {
+                number: (y + number // 3 - 1) * columns + x + number % 3 - 1
+                for number in range(9)
+                if 0 <= y + number // 3 - 1 < rows and 0 <= x + number % 3 - 1 < columns
+            }
+            for number, place in near.items():
+                weights[y, x, number] = values[place] / len(near)
+    return weights
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 3), (5, 6)])
+def test_neighbours_weigh_what_the_published_rules_say(
+    grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = grid[0] * grid[1]
+    generator = torch.Generator().manual_seed(3)
+    attention = torch.randn(2, positions, positions, generator=generator, dtype=torch.float64)
+    found = weigh_neighbours(attention, *grid)
+    for window in range(2):
+        expected = weigh_literally(attention[window].numpy(), *grid)
+        np.testing.assert_allclose(found[window], expected, atol=1e-12)
+    monkeypatch.setattr(views, "_MOST", 3 * positions)
+    assert torch.equal(weigh_neighbours(attention, *grid), found)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 529])
+def test_of_even_attention_all_neighbours_stay(value: float, kind: torch.dtype) -> None:
+    found = weigh_neighbours(torch.full((1, 49, 49), value, dtype=kind), 7, 7)
+    torch.testing.assert_close(found.sum(dim=3), torch.full((1, 7, 7), 28 / 49, dtype=kind))
+
+
+def test_neighbours_by_hand() -> None:
+    assert neighbour_table(2, 3).tolist() == [
+        [-1, -1, -1, -1, 0, 1, -1, 3, 4],
+        [-1, -1, -1, 0, 1, 2, 3, 4, 5],
+        [-1, -1, -1, 1, 2, -1, 4, 5, -1],
+        [-1, 0, 1, -1, 3, 4, -1, -1, -1],
+        [0, 1, 2, 3, 4, 5, -1, -1, -1],
+        [1, 2, -1, 4, 5, -1, -1, -1, -1],
+    ]
+
+
 def test_one_augmentation_per_window() -> None:
     with pytest.raises(ValueError):
         augment(noise(2, 3, 16, 16), draw(1))
@@ -190,7 +265,7 @@ SIZE = 32
 GRID = SIZE // 8
 QUIET = Screen(progress=False)
 CROPS = tuple(Crops.arrays)
-ALL = ViewSettings(views="clean,photometric:2", crops="five")
+ALL = ViewSettings(views="clean,photometric:2,jittered", crops="five")
 
 
 def write_pictures(folder: Path, numbers: range) -> Path:
@@ -267,13 +342,14 @@ def test_arrays_hold_what_their_names_say(tmp_path: Path, pictures: Path) -> Non
     run = extract(tmp_path / "run", pictures, frame="whole")
     assert {name: record.facts for name, record in view(run, ALL).items()} == {
         "crops": {"arrays": list(CROPS)},
+        "jittered_1": {"arrays": ["jittered_1"]},
         "photometric_1": {"arrays": ["photometric_1", "photometric_1_mirror"]},
         "photometric_2": {"arrays": ["photometric_2", "photometric_2_mirror"]},
     }
     manifest = read_manifest(run)
     assert len(manifest.windows) > len(manifest.images)
     arrays = read_all(run)
-    names = {"clean", "mirror", *CROPS}
+    names = {"clean", "mirror", "jittered_1", *CROPS}
     names |= {f"photometric_{n}{side}" for n in (1, 2) for side in ("", "_mirror")}
     assert set(arrays) == names
     for window in manifest.windows:
@@ -287,6 +363,8 @@ def test_arrays_hold_what_their_names_say(tmp_path: Path, pictures: Path) -> Non
             augmented = views.augment(pixels, [drawn]).float() / 255
             compare(arrays[f"photometric_{number}"][row], augmented)
             compare(arrays[f"photometric_{number}_mirror"][row], augmented.flip(-1))
+        drawn = views.draw_augmentation(image.digest, window.box, 1, 0, JITTERED)
+        compare(arrays["jittered_1"][row], views.augment(pixels, [drawn]).float() / 255)
         double = read_frame(manifest.root, image, 2 * window.width, 2 * window.height)
         whole = double[2 * top : 2 * bottom, 2 * left : 2 * right]
         half = SIZE // 2
@@ -359,7 +437,9 @@ def test_a_rerun_computes_nothing_and_another_seed_the_augmentations_alone(
     view(run, ALL.replace(seed=1))
     after = read_all(run)
     for name in before:
-        assert np.array_equal(before[name], after[name]) is ("photometric" not in name)
+        assert np.array_equal(before[name], after[name]) is (
+            "photometric" not in name and "jittered" not in name
+        )
     kept = ("clean", "mirror", *CROPS)
     assert list_times(run, *kept).items() <= times.items()
 
@@ -387,9 +467,9 @@ def test_a_view_wanted_no_more_is_kept_while_it_fits(tmp_path: Path, pictures: P
     view(run, ALL)
     times = list_times(run, *read_all(run))
     assert list(view(run, ViewSettings(views="clean,photometric"))) == ["photometric_1"]
-    assert run.names("views") == ["crops", "photometric_1", "photometric_2"]
+    assert run.names("views") == ["crops", "jittered_1", "photometric_1", "photometric_2"]
     assert set(judge(run).values()) == {"fresh"}
-    assert list(view(run, ALL)) == ["crops", "photometric_1", "photometric_2"]
+    assert list(view(run, ALL)) == ["crops", "jittered_1", "photometric_1", "photometric_2"]
     assert list_times(run, *read_all(run)) == times
     # more images: what is wanted grows, the rest goes
     write_pictures(pictures, range(15, 17))
@@ -524,7 +604,7 @@ def test_without_features_there_are_no_views(tmp_path: Path) -> None:
         view(RunDirectory(tmp_path / "run"), ALL)
 
 
-def test_attention_is_cached_of_a_transformer(tmp_path: Path, pictures: Path) -> None:
+def test_mixing_is_cached_of_a_transformer(tmp_path: Path, pictures: Path) -> None:
     torch.manual_seed(0)
     model: Any = timm.create_model("test_vit", pretrained=False, num_classes=0)
     weights = tmp_path / "weights.safetensors"
@@ -538,14 +618,17 @@ def test_attention_is_cached_of_a_transformer(tmp_path: Path, pictures: Path) ->
     backbone = backbones.load_backbone(settings, record.facts["weights_digest"])
     arrays = read_all(run)
     assert np.array_equal(arrays["clean"], clean)
-    assert arrays["attention"].shape == (5, 2, 2, 9)
+    assert arrays["mixing"].shape == (5, 2, 2, 9)
     manifest = read_manifest(run)
     for window in manifest.windows:
         frame = read_frame(
             manifest.root, manifest.images[window.image], window.width, window.height
         )
         left, top, right, bottom = window.box
-        expected = backbone.attend(as_images(frame[top:bottom, left:right]))[0]
+        attention = backbone.attend(as_images(frame[top:bottom, left:right]))
         np.testing.assert_allclose(
-            arrays["attention"][window.index], expected.numpy(), atol=1e-4, rtol=2e-3
+            arrays["mixing"][window.index],
+            weigh_neighbours(attention, 2, 2)[0].numpy(),
+            atol=1e-4,
+            rtol=2e-3,
         )

@@ -55,7 +55,7 @@ def test_an_epoch_has_every_item_once() -> None:
     seen = sorted(item for batch in steps for item in items_of(batch))
     assert seen == sorted([*range(5, 15), *range(105, 115)])
     assert steps[0].features.dtype == torch.float32
-    assert (steps[0].neighbours, steps[0].augmented, steps[0].attention) == (None, None, None)
+    assert (steps[0].neighbours, steps[0].augmented, steps[0].mixing) == (None, None, None)
 
 
 def test_steps_are_the_same_wherever_reading_begins() -> None:
@@ -79,13 +79,13 @@ def test_neighbours_are_those_of_the_item() -> None:
     assert drawn == {1, 3}
 
 
-def test_augmented_views_and_attention_are_of_the_same_windows() -> None:
+def test_augmented_views_and_mixing_are_of_the_same_windows() -> None:
     views: Any = (FakeArray(15, 200), FakeArray(15, 300))
-    attention: Any = FakeArray(15, 0, channels=9)
+    mixing: Any = FakeArray(15, 0, channels=9)
     seen = set()
-    for batch in read(make(augmented=views, attention=attention), 0, 6):
-        assert batch.augmented is not None and batch.attention is not None
-        assert batch.attention[:, 0, 0, 0].int().tolist() == items_of(batch)
+    for batch in read(make(augmented=views, mixing=mixing), 0, 6):
+        assert batch.augmented is not None and batch.mixing is not None
+        assert batch.mixing[:, 0, 0, 0].int().tolist() == items_of(batch)
         offset = batch.augmented[:, 0, 0, 0].int() - torch.tensor(items_of(batch))
         seen |= set(offset.tolist())
     assert seen == {200, 300}
@@ -97,6 +97,18 @@ def test_random_positions_come_from_many_windows() -> None:
     assert len(positions[:, 0].unique()) >= 4
     assert torch.equal(positions, make(windows=40).read_positions(30, 7))
     assert not torch.equal(positions, make(windows=40).read_positions(30, 8))
+    # one of each: of as many windows, more often the same one, or none, as chance has it
+    alone = make(windows=200).read_positions(300, 7, each=1)
+    assert alone.shape == (300, 4)
+    assert 130 < len(alone[:, 0].unique()) < 180
+
+
+def test_random_positions_are_drawn_uniformly_of_a_window() -> None:
+    values = np.arange(6, dtype=np.float16).reshape(1, 3, 2, 1).repeat(9, axis=0)
+    material = make(windows=4, arrays=(Stored(values),))
+    drawn = material.read_positions(1200, 1, each=1)[:, 0].int()
+    assert (drawn.bincount(minlength=6) / 1200 - 1 / 6).abs().max() < 0.04
+    assert sorted(material.read_positions(6, 1)[:, 0].tolist()) == list(range(6))
 
 
 class Stored(FakeArray):

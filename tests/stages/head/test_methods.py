@@ -46,7 +46,7 @@ class Scenes:
             )
             step += 1
 
-    def read_positions(self, total: int, *seed: int) -> Tensor:
+    def read_positions(self, total: int, *seed: int, each: int = 16) -> Tensor:
         flat = self.features.flatten(0, 2)
         return flat[np.random.default_rng(seed).permutation(len(flat))[:total]]
 
@@ -65,6 +65,9 @@ def make_settings(method: str, **changes: Any) -> HeadSettings:
         "pool": 64,
         "positions": 20,
         "negatives": 0.5,
+        "consistency": 0.05,
+        "average": 0.9,
+        "warm_up": 6,
     }
     return HeadSettings.model_validate(chosen | changes)
 
@@ -159,7 +162,7 @@ def test_the_number_of_threads_changes_no_byte(method: str) -> None:
 @pytest.mark.parametrize("value", [0.0, 2.5])
 @pytest.mark.parametrize("method", METHODS)
 def test_constant_images_train_to_numbers(method: str, value: float) -> None:
-    scenes, settings = Scenes(), make_settings(method, steps=6, warm_up=0.2)
+    scenes, settings = Scenes(), make_settings(method, steps=6, warm_up=1)
     training = start(scenes, settings)
     # positions of the pools, too: 0 features make 0 vectors in them
     scenes.features = torch.full_like(scenes.features, value)
@@ -179,7 +182,7 @@ def test_a_round_needs_batches() -> None:
         start(Scenes(), settings).run_round([])
 
 
-def read_positions(total: int, *seed: int) -> Tensor:
+def read_positions(total: int, *seed: int, each: int = 16) -> Tensor:
     return torch.randn(total, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -187,7 +190,8 @@ def read_positions(total: int, *seed: int) -> Tensor:
 def test_the_augmented_view_is_coded_in_the_arithmetic_of_the_other(precision: str) -> None:
     settings = HeadSettings.model_validate(
         {"method": "hp", "dim": 8, "dropout": 0.0, "precision": precision, "temperature": 0.5}
-        | {"renew_every": 4, "pool": 32, "positions": 9}
+        | {"renew_every": 4, "pool": 32, "positions": 9, "negatives": 0.5, "average": 0.9}
+        | {"warm_up": 0}
     )
     method = build_method(16, settings, read_positions, torch.device("cpu"))
     features = torch.randn(2, 3, 3, 16, generator=torch.Generator().manual_seed(0))
@@ -197,7 +201,8 @@ def test_the_augmented_view_is_coded_in_the_arithmetic_of_the_other(precision: s
         method.settings = settings.replace(consistency=weight)
         loss, codes = method.compute_loss(batch, 0, torch.Generator().manual_seed(2))
         losses.append(loss.item())
-    assert abs(losses[1] - losses[0]) < 1e-6
+    # of equals, the distance that keeps its root differentiable: 1e-6 in every channel
+    assert abs(losses[1] - losses[0]) < 1e-5
     assert codes.dtype == torch.float32
     assert torch.equal(codes, method.make_codes(features))
     assert torch.equal(codes, method.head(features)) is (precision == "float32")
