@@ -323,7 +323,10 @@ def find_obstacle(
 def _compare(old: StageRecord, new: StageRecord, plan: Plan) -> str:
     """Say why shards that were made by one plan are stale by another."""
     reasons = describe_changes(old.settings, new.settings)
-    reasons += describe_changes(old.facts, new.facts)
+    told = [{n: v for n, v in each.facts.items() if n not in plan.words} for each in (old, new)]
+    reasons += describe_changes(*told)
+    changed = (n for n in plan.words if old.facts.get(n) != new.facts.get(n))
+    reasons += [f"the {plan.words[n]} have changed" for n in changed]
     reasons += [f"{k} has changed" for k in new.inputs if old.inputs.get(k) != new.inputs[k]]
     outside = [k for k in new.sources if old.sources.get(k) != new.sources[k]]
     reasons += [f"the {k} have changed" for k in outside]

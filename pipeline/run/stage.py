@@ -43,6 +43,8 @@ class Plan:
     facts
         Small JSON-able findings that later stages and the report read (channels, grid, source of
         the weights).
+    words
+        What some facts are called, in the plural, where they have changed: "the ... have changed".
     redo
         Shards to compute again although their fingerprint is known.
     why
@@ -55,6 +57,7 @@ class Plan:
 
     shards: list[ShardPlan]
     facts: dict[str, Any] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
     redo: frozenset[int] = frozenset()
     why: str = ""
     sources: dict[str, Any] = field(default_factory=dict)

@@ -37,6 +37,8 @@ from stages.scores import pair_clusters
 # Windows that two fits are compared on, about, and how many are in memory.
 _SAMPLE = 512
 _BLOCK = 64
+# The last comparison, by run, fit or head, and the two fits' fingerprints.
+_compared: dict[tuple[RunDirectory, Subject, str, str], NDArray[np.int64]] = {}
 # Share of a cluster's positions that had one name, above which it is clear that it has it now.
 _CLEAR = 2 / 3
 
@@ -52,12 +54,12 @@ def find_owner(run: RunDirectory, subject: Subject) -> str | None:
     if bound is None:
         record = Ledger(_folder(run, subject)).read_stage()
         bound = {"fit": None if record is None else record.inputs.get(subject.key)}
-    if not bound.get("names", False) and _is_younger(run, subject):
+    if not bound.get("names", False) and is_younger(run, subject):
         return None
     return bound["fit"] if bound["fit"] is None else str(bound["fit"])
 
 
-def _is_younger(run: RunDirectory, subject: Subject) -> bool:
+def is_younger(run: RunDirectory, subject: Subject) -> bool:
     """Whether the names were written after the fit or head."""
     made = (run.em if subject.kind == "em" else run.heads) / subject.name / "zarr.json"
     names, fit = (stamp(file) for file in (run.names_file(subject.title), made))
@@ -92,7 +94,7 @@ class Carried(NamedTuple):
     agreement: NDArray[np.int64]
 
 
-def carry_names(artefacts: Artefacts, given: Mapping[Part, str]) -> Carried:
+def carry_names(artefacts: Artefacts, given: Mapping[Part, str], fit: str) -> Carried:
     """Find the clusters of a fit that took the place of those whose names are given."""
     run, subject, new = artefacts.run, artefacts.subject, artefacts.classifiers[MAIN]
     owner, given = find_owner(run, subject), dict(sorted(given.items()))
@@ -102,7 +104,12 @@ def carry_names(artefacts: Artefacts, given: Mapping[Part, str]) -> Carried:
         # only what is known beside the clusters is other
         return Carried(given, given, [], {}, agreement)
     if found is not None:
-        agreement = _compare(artefacts, found[0])
+        key = (run, subject, str(owner), fit)
+        if key not in _compared:
+            # what an evaluation is planned by it ends by
+            _compared.clear()
+            _compared[key] = _compare(artefacts, found[0])
+        agreement = _compared[key]
     if "clusters" in read_group_of(run, subject)[1]:
         return _carry_classes(given, agreement)
     pairs = pair_clusters(agreement)

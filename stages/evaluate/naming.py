@@ -24,7 +24,7 @@ from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import LEFT_OUT_NAME, Part, format_part
 from pipeline.run.manifest import Image
 from pipeline.storage.arrays import open_arrays
-from stages.artefacts import Artefacts, read_group_of
+from stages.artefacts import OWN, Artefacts, read_group_of
 from stages.calibration import Calibration, calibrate, read_held
 from stages.discriminants import Moments, find_discriminant
 from stages.evaluate.settings import EvaluateSettings
@@ -41,6 +41,11 @@ NUMBERS = "label_names"
 FURTHER = "further"
 # In the facts: how its logits become probabilities.
 CALIBRATION = "calibration"
+# What these facts are called.
+WORDS = {
+    **dict.fromkeys((OWN, NUMBERS, "joined", FURTHER), "names, or what is known of the clusters,"),
+    CALIBRATION: "confidences",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ def find_naming(
         _check_count([*clusters, *further])
         classifier = extend_classifier(main, len(further))
         return Naming((*clusters, *further), classifier, further=len(further))
+    # what a person calls a cluster wins over the known class that it is pinned to
+    pinned = {(k,): name for k, name in enumerate(attributes.get("pinned_names", ()))}
+    given = pinned | dict(given)
     given = {part: LEFT_OUT_NAME if is_ignored(name) else name for part, name in given.items()}
     clicked = {}
     if "moments_proposal" in arrays and artefacts.has_proposals:
@@ -184,7 +192,7 @@ def _refuse_parts(given: Mapping[Part, str], subject: Subject) -> None:
     if parts := [part for part in given if len(part) > 1]:
         raise RunError(
             f"part {format_part(parts[0])} of a cluster has a name, but {subject.key} keeps no "
-            "parts; fit with --method robust and --clusters, or name whole clusters."
+            "parts; run masks, fit again with --clusters and --force, or name whole clusters."
         )
 
 
@@ -198,13 +206,13 @@ def require_confidence(
     if naming is None or not naming.joined:
         raise UsageError(
             f"--confidence: nothing says how sure {subject.key} is; it takes a fit with more "
-            f"clusters than classes (`primaps-pipe em {run.quoted} --classes K --clusters auto "
-            f"--method robust`) whose clusters are named in {run.names_file(subject.title)}."
+            f"clusters than classes (`primaps-pipe em {run.quoted} --classes K --clusters auto`) "
+            f"whose clusters are named in {run.names_file(subject.title)}."
         )
     raise UsageError(
         f"--confidence: {subject.key} keeps nothing of a named cluster to judge itself by; name "
-        "clusters, or, where it is not of --method robust, or of an earlier version, run "
-        f"`primaps-pipe em {run.quoted} --name {subject.name} --method robust --force`."
+        "clusters, or, where it is of an earlier version, or of a run that had no masks, run "
+        f"`primaps-pipe em {run.quoted} --name {subject.name} --force` with them."
     )
 
 

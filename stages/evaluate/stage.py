@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,11 +92,18 @@ from stages.evaluate.metrics import (
     summarise_splits,
     tally_images,
 )
-from stages.evaluate.names import bind_names, carry_names, find_owner, write_carried
+from stages.evaluate.names import (
+    bind_names,
+    carry_names,
+    find_owner,
+    is_younger,
+    write_carried,
+)
 from stages.evaluate.naming import (
     CALIBRATION,
     FURTHER,
     NUMBERS,
+    WORDS,
     correct_labels,
     describe_naming,
     find_left_out,
@@ -125,6 +132,8 @@ from stages.labelling import (
 )
 from stages.scores import MAX_CLASSES, describe_labels, describe_metrics, number_names
 
+# In a shard's result: pixels that are left out because they are not sure, and pixels.
+_UNSURE = "unsure"
 # In a shard's result: which palette its label maps have, nothing while it is the clusters' own.
 _PALETTE = "palette"
 
@@ -173,7 +182,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         names = manifest.open_dataset().class_names(manifest.labels)
         artefacts, said = open_named(run, settings), Corrections(run)
         # names that are none are refused before anything is done
-        naming = find_naming(artefacts, settings, _find_names(artefacts, made), names)
+        given = _find_names(artefacts, made[settings.subject.key], screen)
+        naming = find_naming(artefacts, settings, given, names)
         require_confidence(naming, settings, run)
         if settings.confidence:
             require_names(manifest)
@@ -216,10 +226,11 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             known[CORRECTIONS] = corrected
         # the label maps come out the same
         done = Ledger(run.state(self.key(settings))).read_shards()
-        redo = frozenset(n for n, record in done.items() if "label_pixels" not in record.result)
+        counted = {"label_pixels", *([_UNSURE] if settings.min_confidence else [])}
+        redo = frozenset(n for n, record in done.items() if not counted <= record.result.keys())
         why = "an earlier version counted otherwise"
         payload = artefacts, naming, made[settings.subject.key]
-        return Plan(shards, facts, redo=redo, why=why, sources=known, payload=payload)
+        return Plan(shards, facts, WORDS, redo, why, known, payload)
 
     def protect(
         self,
@@ -269,6 +280,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         folder = run.labels(artefacts.subject.title)
 
         maps: dict[Path, bytes] = {}
+        unsure: dict[int, tuple[int, int]] = {}
         facts = read_record(run, self.key(settings)).facts
         names, said = name_numbers(facts, artefacts.clusters), Corrections(run)
         calibration = Calibration(**facts[CALIBRATION]) if CALIBRATION in facts else None
@@ -289,6 +301,8 @@ class Evaluate(SubjectStage[EvaluateSettings]):
                 if corrected is not None:
                     sure[corrected.said] = CERTAIN
                 maps[confidence_file(folder, image)] = encode_png(sure)
+                left = int(np.count_nonzero((sure < least) & (shown != IGNORE)))
+                unsure[image.image] = left, sure.size
                 shown = np.where(sure < least, IGNORE, shown).astype(np.uint8)
             maps[label_file(folder, image)] = encode_png(shown, png_palette(()))
             truth, reason, counts = None, None, None
@@ -335,6 +349,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             "unreadable_labels": unreadable,
             "label_pixels": {split: counts.dump() for split, counts in pixels.items()},
             "device": resolve_device(settings.device).type,
+            **({_UNSURE: np.sum([(0, 0), *unsure.values()], axis=0).tolist()} if least else {}),
         }
 
     def find(
@@ -426,25 +441,38 @@ class Evaluate(SubjectStage[EvaluateSettings]):
                 screen.warn(f"the linear probe learns without some pixels: {counts.describe()}")
         for line in describe_labels(metrics):
             screen.warn(line)
+        if settings.min_confidence:
+            left, total = np.sum([r.result[_UNSURE] for r in records.values()], axis=0).tolist()
+            screen.note(
+                f"evaluate: {100 * left / max(total, 1):.1f} % of the pixels are less sure than "
+                f"{settings.min_confidence:g}, and are 255 in the label maps"
+            )
         return [
             *describe_metrics(metrics),
             f"evaluate: {count_of(len(images), 'label maps')} in {folder}",
         ]
 
 
-def _find_names(artefacts: Artefacts, made: Mapping[str, str]) -> dict[Part, str]:
+def _find_names(artefacts: Artefacts, fit: str, screen: Screen) -> dict[Part, str]:
     """Find the names of the clusters: as they are given, or carried over from an earlier fit."""
     run, subject = artefacts.run, artefacts.subject
-    if find_owner(run, subject) in (None, made[subject.key]):
+    if find_owner(run, subject) in (None, fit):
         return read_part_names(run, subject.title, artefacts.clusters)
-    return carry_names(artefacts, read_part_names(run, subject.title)).names
+    carried = carry_names(artefacts, read_part_names(run, subject.title), fit)
+    if carried.names != carried.given and is_younger(run, subject):
+        screen.warn(
+            f"evaluate: {run.names_file(subject.title)} was written after {subject.key} was made "
+            "anew, and before it was ever evaluated; its numbers are taken for those of the "
+            "earlier fit. If they are the new one's, write them again after this evaluation."
+        )
+    return carried.names
 
 
 def _bind_names(artefacts: Artefacts, fit: str, screen: Screen) -> None:
     """Bind the names to the fit that was evaluated, at the clusters that are theirs in it."""
     run, subject = artefacts.run, artefacts.subject
     if find_owner(run, subject) not in (None, fit):
-        carried = carry_names(artefacts, read_part_names(run, subject.title))
+        carried = carry_names(artefacts, read_part_names(run, subject.title), fit)
         write_carried(artefacts, carried, screen)
     bind_names(run, subject, fit, artefacts.classifiers[MAIN])
 

@@ -55,7 +55,8 @@ class Report(SubjectStage[ReportSettings]):
                     screen.warn(line)
                 for line in describe_metrics(evaluation.metrics):
                     screen.note(line)
-        return Plan([ShardPlan(print_, 1)], {NAMES: names})
+        words = {NAMES: "names of the clusters"}
+        return Plan([ShardPlan(print_, 1)], {NAMES: names}, words)
 
     def shares_work(self, settings: ReportSettings) -> bool:
         """Draw the page in this process: it takes all cores itself."""

@@ -81,7 +81,9 @@ def test_less_sure_pixels_are_left_out(run: Path, invoke: Invoke, tmp_path: Path
     kept = sum(int((each != 255).sum()) for each in exported)
     assert kept == int((values >= least).sum())
     assert 0 < kept < len(values)
-    invoke("evaluate", run, "--min-confidence", share, QUIET)
+    output = invoke("evaluate", run, "--min-confidence", share, QUIET).output
+    left = 100 * (1 - kept / len(values))
+    assert f"{left:.1f} % of the pixels are less sure than {share:g}, and are 255" in output
     again = read(run)
     for name, map_ in labels.items():
         expected = np.where(sure[name] < least, 255, map_)
