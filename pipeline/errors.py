@@ -1,11 +1,11 @@
 """The typed errors: each message is one sentence of what is wrong, where, and what to do.
 
-Words that such sentences share: a close name, a number with its unit.
+Words that such sentences share: a close name, a list, a number with its unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PipelineError(Exception):
@@ -62,6 +62,12 @@ def did_you_mean(name: str, known: Iterable[object]) -> str:
 
     close = get_close_matches(name, [str(item) for item in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def list_some(items: Sequence[object], most: int = 8) -> str:
+    """List some of a few or many things."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 def count_of(number: int, unit: str) -> str:

@@ -167,7 +167,7 @@ class Corrections:
         ImageError
             It cannot be read, has another size, or holds a number that no class has.
         """
-        name = _name_map(image)
+        name = name_map(image)
         return self._read_map(name, image) if name in self._maps else None
 
     def fingerprint(self, image: Image | None = None) -> str:
@@ -180,7 +180,7 @@ class Corrections:
             maps = self._digest(sorted(self._maps))
             points = sorted(self._points.items())
         else:
-            name = _name_map(image)
+            name = name_map(image)
             maps = self._digest([name] if name in self._maps else [])
             points = [((image.split, image.id), self.points_of(image))]
         said = [(*key, *point.place, point.name) for key, each in points for point in each]
@@ -192,7 +192,7 @@ class Corrections:
         maps = set(self._maps)
         if maps:
             found = find_images(self._manifest, {_bare(name) for name in maps})
-            maps -= {_name_map(image) for image in found}
+            maps -= {name_map(image) for image in found}
         points = self._strays if self._points or self._strays else ()
         return sorted({*maps, *(f"{POINTS}: {name}" for name in points or ())})
 
@@ -408,11 +408,11 @@ class Corrections:
 
     def _read_old(self, image: Image) -> NDArray[np.uint8] | None:
         """Read a map without the list of all of them."""
-        name = _name_map(image)
+        name = name_map(image)
         return self._read_map(name, image) if (self.folder / name).is_file() else None
 
     def _write_map(self, image: Image, said: NDArray[np.uint8], classes: tuple[str, ...]) -> None:
-        file = resolve_inside(self.folder, _name_map(image))
+        file = resolve_inside(self.folder, name_map(image))
         if (said == NOT_SAID).all():
             remove_file(file)
             return
@@ -488,7 +488,7 @@ class Corrections:
     def _digest(self, names: Sequence[str]) -> list[tuple[str, str]]:
         def digest(name: str) -> tuple[str, str]:
             file = self.folder / name
-            return name, self._maps[name] or _digest_file(file, stamp(file))
+            return name, self._maps[name] or digest_file(file, stamp(file))
 
         return map_requests(self.folder, digest, names)
 
@@ -517,7 +517,8 @@ def _lay(over: NDArray[np.uint8], under: NDArray[np.uint8]) -> NDArray[np.uint8]
     return np.where(over == NOT_SAID, under, over)
 
 
-def _name_map(image: Image) -> str:
+def name_map(image: Image) -> str:
+    """Name the painted map of an image, below the folder."""
     return f"{MAPS}/{image.split}/{image.id}.png"
 
 
@@ -531,7 +532,8 @@ def _other_size(image: Image, shape: Sequence[int]) -> str:
 
 
 @lru_cache(maxsize=2**16)
-def _digest_file(file: Path, _: Stamp | None) -> str:
+def digest_file(file: Path, _: Stamp | None) -> str:
+    """Digest a file, once in a process as long as its stamp is the same."""
     return checksum(file.read_bytes())
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import compress, product
 
 from pipeline.compute.scheduler import Execution
-from pipeline.errors import DamageError, RunError, StaleError
+from pipeline.errors import DamageError, RunError, StaleError, list_some
 from pipeline.progress import Counter, Screen
 from pipeline.run.by_hand import BY_HAND, is_by_hand, make_refusal
 from pipeline.run.confidence import SUFFIX
@@ -41,9 +41,9 @@ class Damage:
         where = self.key if self.shard is None else f"{self.key}, shard {self.shard}"
         text = f"{where}: {self.file} {self.what}" if where else f"{self.file} {self.what}"
         if self.windows:
-            text += f"; windows {_list_some(self.windows)}"
+            text += f"; windows {list_some(self.windows)}"
         if self.images:
-            text += f"; images {_list_some(self.images)}"
+            text += f"; images {list_some(self.images)}"
         return text
 
 
@@ -292,11 +292,6 @@ def _check_checkpoints(run: RunDirectory) -> list[Damage]:
         except DamageError:
             damages.append(Damage(key, run.name_file(file), "is a damaged checkpoint"))
     return damages
-
-
-def _list_some(items: Sequence[object], most: int = 8) -> str:
-    shown = ", ".join(str(item) for item in items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 def repair_run(

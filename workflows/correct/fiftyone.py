@@ -13,8 +13,9 @@ import numpy as np
 from pipeline.errors import RunError
 from pipeline.images.decoding import read_label
 from pipeline.run.corrections import NOT_SAID
+from pipeline.run.label_maps import name_file
 from pipeline.storage.places import find_files
-from workflows.correct.job import Said, Source, name_file
+from workflows.correct.job import Said, Source
 from workflows.correct.reading import (
     Canvas,
     draw_images,

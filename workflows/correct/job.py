@@ -15,15 +15,16 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, RunError, UsageError, count_of
+from pipeline.errors import ImageError, RunError, UsageError, count_of, list_some
 from pipeline.progress import Screen
 from pipeline.run.corrections import Corrections, Point, Prefer
 from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import Part, format_part
 from pipeline.run.frames import count_threads, map_ahead
+from pipeline.run.label_maps import ImageFinder
 from pipeline.run.manifest import Image, Manifest, read_manifest
 from pipeline.storage.files import confine_writes, remove_file
-from pipeline.storage.places import count_requests, is_remote
+from pipeline.storage.places import count_requests
 from workflows.correct import FORMATS
 from workflows.export.job import name_images, name_splits
 
@@ -32,8 +33,6 @@ AUTO = "auto"
 _HOLD_S = 5.0
 # What a cluster is called that nobody has named.
 UNNAMED = re.compile(r"cluster \d+")
-# Names that one line lists.
-_SHOWN = 8
 T = TypeVar("T")
 
 
@@ -127,20 +126,8 @@ class Source:
         return fits + [Subject("head", name) for name in self.run.names("head")]
 
     @cached_property
-    def _names(self) -> dict[str, list[int]]:
-        """Rows of the images by every name that they go by, the plainest of all last."""
-        names: dict[str, list[int]] = {}
-        columns = (
-            self.manifest.images.column(name).to_pylist() for name in ("split", "id", "path")
-        )
-        for row, (split, id, path) in enumerate(zip(*columns, strict=True)):
-            stem = _bare(path)
-            for name in {f"{split}/{id}", id, stem, _last(id), _last(stem)}:
-                names.setdefault(name, []).append(row)
-        for row, name in self._list_exported():
-            if row not in (rows := names.setdefault(name, [])):
-                rows.append(row)
-        return names
+    def _finder(self) -> ImageFinder:
+        return ImageFinder(self.manifest, self._list_exported())
 
     def _list_exported(self) -> Iterator[tuple[int, str]]:
         """List rows of images with the names that `export` gives to their files."""
@@ -156,29 +143,15 @@ class Source:
                     yield row, names[id]
 
     def find(self, name: str) -> Image | None:
-        """Find the image that a file is named after; without its suffix, and with ``/``.
+        """Find the image that a file is named after; None, which is counted, where there is none.
 
-        Tried are the whole name, and then its ends: split/id, id, path of the photograph, or its
-        name in an export, and the last part of these. None, which is counted, where there is no
-        such image, or more than one.
+        Its name in an export counts beside those of :class:`ImageFinder`.
         """
-        parts = name.split("/")
-        ends = ("/".join(parts[begin:]) for begin in range(len(parts)))
-        rows = next((self._names[end] for end in ends if end in self._names), [])
-        exact = [r for r in rows if len(rows) > 1 and self._is_exactly(r, name)]
-        if len(exact or rows) == 1:
-            return self.manifest.images[(exact or rows)[0]]
-        if rows:
-            images = [self.manifest.images[row] for row in rows]
-            may_be = _list_some([f"{i.split}/{i.id}" for i in images])
-            self.strays.append(f"{name} (may be any of {may_be})")
-        else:
-            self.strays.append(name)
+        found = self._finder.find(name)
+        if isinstance(found, Image):
+            return found
+        self.strays.append(found)
         return None
-
-    def _is_exactly(self, row: int, name: str) -> bool:
-        image = self.manifest.images[row]
-        return name == image.id or f"/{name}".endswith(f"/{image.split}/{image.id}")
 
     def map(self, function: Callable[[T], Said | None], items: Iterable[T]) -> Iterator[Said]:
         """Read items in threads, a few ahead; what raises an ImageError is told, and left out."""
@@ -288,7 +261,7 @@ def correct_run(
                     break
     if source.unnamed:
         screen.warn(
-            f"correct: {_list_some(sorted(source.unnamed))} are numbers of clusters, and no names: "
+            f"correct: {list_some(sorted(source.unnamed))} are numbers of clusters, and no names: "
             "what has these labels is not said."
         )
     return outcome
@@ -367,7 +340,7 @@ def describe_outcome(outcome: Outcome, run: RunDirectory, *, dry_run: bool) -> l
     if outcome.strays:
         lines.append(
             f"correct: {count_of(len(outcome.strays), 'files')} of no image of the run: "
-            f"{_list_some(outcome.strays)}"
+            f"{list_some(outcome.strays)}"
         )
     if taken and not dry_run:
         lines.append(f"correct: `primaps-pipe evaluate {run.quoted}` shows it")
@@ -386,25 +359,3 @@ def require_complete(outcome: Outcome) -> None:
         raise RunError(
             f"{count_of(faults, 'files')}, named above, could not be taken up; all others were."
         )
-
-
-def _list_some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _bare(path: str) -> str:
-    """Return a path without its last suffix."""
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/{name.rpartition('.')[0] or name}".removeprefix("/")
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def name_file(place: Path, file: Path) -> str:
-    """Return the name by which the image of a file is found: below a folder, or of one alone."""
-    if file == place:
-        return _bare((file if is_remote(file) else file.absolute()).as_posix())
-    return _bare(file.relative_to(place).as_posix())

@@ -18,8 +18,9 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, UnidentifiedImageError
 
 from pipeline.errors import RunError
+from pipeline.run.label_maps import name_file
 from pipeline.run.manifest import Image
-from workflows.correct.job import Said, Source, name_file
+from workflows.correct.job import Said, Source
 from workflows.correct.reading import (
     Canvas,
     expect_image,

@@ -19,6 +19,7 @@ from pipeline.datasets.definition import IGNORE, Colour
 from pipeline.errors import UsageError
 from pipeline.images.decoding import encode_png
 from pipeline.run.evaluation import LEFT_OUT_NAME
+from pipeline.run.label_maps import BACKGROUND, BACKGROUND_CLASS, SPELLINGS
 from workflows.export.coco_panoptic import part_colours
 from workflows.export.folder import COMMON, choose_suffix, load_photograph
 from workflows.export.job import Export, Item
@@ -26,12 +27,6 @@ from workflows.export.job import Export, Item
 NESTED = False
 NOTE = "ignored pixels are not labelled in CVAT; its label `ignore` says so of what you paint"
 
-BACKGROUND = "background"
-BACKGROUND_CLASS = "background class"
-"""What a class is called whose name means "not labelled" to CVAT."""
-
-# A name ends at a colon, and a line that begins with # is none: the wide forms of both.
-SPELLINGS = str.maketrans({":": "：", "#": "＃"})
 _IGNORE_COLOUR: Colour = (224, 224, 192)
 
 
