@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from pipeline.datasets.definition import IGNORE
+
 # Share of the positions below which a class has as good as died.
 UNUSED = 1e-3
 
@@ -25,14 +27,17 @@ def cluster_loss(features: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     return -cosine.mean(dim=1).mean(), count_numbers(nearest, len(direction))
 
 
-def measure_clusters(runs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def measure_clusters(
+    runs: Tensor, unit: Tensor, pins: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the loss of cosine K-means and its gradient, window by window.
 
     Takes float32 [window, position, channel] and prototypes [class, channel] at unit length; gives
     the loss [window], as of :func:`cluster_loss`, its gradient with respect to the prototypes
-    [window, class, channel], and the positions nearest to each, int64 [window, class].
+    [window, class, channel], and the positions nearest to each, int64 [window, class]. ``pins``,
+    uint8 [window, position], say whose a position is, whatever is nearest; 255 where it is free.
     """
-    cosine, nearest, length = _find_nearest(runs, unit)
+    cosine, nearest, length = _find_nearest(runs, unit, pins)
     positions = runs.shape[1]
     share = runs.new_zeros(len(runs), len(unit), positions)
     share.scatter_(1, nearest[:, None], -1 / (length * positions)[:, None])
@@ -41,11 +46,17 @@ def measure_clusters(runs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor
     return -cosine.mean(dim=1), torch.bmm(share, runs), usage
 
 
-def _find_nearest(runs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _find_nearest(
+    runs: Tensor, unit: Tensor, pins: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Find the largest cosine of every position, whose it is, and the position's length."""
     # One product a window, and means window by window: libraries cut larger ones up by the number
     # of threads, which then decides how sums round.
-    best, nearest = torch.bmm(unit.expand(len(runs), -1, -1), runs.transpose(1, 2)).max(dim=1)
+    products = torch.bmm(unit.expand(len(runs), -1, -1), runs.transpose(1, 2))
+    best, nearest = products.max(dim=1)
+    if pins is not None:
+        nearest = torch.where(pins == IGNORE, nearest, pins.long())
+        best = products.gather(1, nearest[:, None])[:, 0]
     # lengths divide one number a position instead of all its channels, and change no order
     length = torch.linalg.vector_norm(runs, dim=-1).clamp_min(1e-12)
     return best / length, nearest, length

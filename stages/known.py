@@ -200,9 +200,30 @@ def label_grid(
     for window, (x0, y0, x1, y1) in enumerate(boxes):
         part = said[y0:y1, x0:x1]
         cell = number_positions(part.shape, grid)
-        count = np.bincount((cell * 256 + part).ravel(), minlength=grid[0] * grid[1] * 256)
-        count = count.reshape(-1, 256)
-        most = count[:, :NOT_SAID].argmax(axis=1)
-        known = 2 * count[np.arange(len(count)), most] > count.sum(axis=1)
-        labels[window] = np.where(known, most, IGNORE).reshape(grid)
+        labels[window] = _label_parts(part, cell, grid[0] * grid[1]).reshape(grid)
     return labels
+
+
+def label_proposals(
+    said: NDArray[np.uint8], boxes: Sequence[Box], proposals: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
+    """Give every proposal the class of most of its pixels, as :func:`label_grid` does.
+
+    Gives uint8 [window, 256], by the number of the proposal: 255 also where there is none.
+    """
+    labels = np.full((len(boxes), 256), IGNORE, np.uint8)
+    if proposals is not None:
+        for window, (x0, y0, x1, y1) in enumerate(boxes):
+            ids = proposals[window].astype(np.int64)
+            labels[window, 1:] = _label_parts(said[y0:y1, x0:x1], ids, 256)[1:]
+    return labels
+
+
+def _label_parts(
+    said: NDArray[np.uint8], ids: NDArray[np.int64], parts: int
+) -> NDArray[np.integer]:
+    """Find the class of more than half of the pixels of every part, [part]; 255 where none is."""
+    count = np.bincount((ids * 256 + said).ravel(), minlength=parts * 256).reshape(-1, 256)
+    most = count[:, :NOT_SAID].argmax(axis=1)
+    known = 2 * count[np.arange(parts), most] > count.sum(axis=1)
+    return np.where(known, most, IGNORE)

@@ -41,15 +41,20 @@ class Tree:
                 self._root[node_cluster[-1]] = node
 
     def find_units(self, part: Part) -> NDArray[np.int64]:
-        """Find the units of a part, int64 [unit], ascending; ``KeyError``: there is none."""
+        """Find the units of a part, int64 [unit], ascending; ``KeyError``: there is none.
+
+        A cluster may have none, which no proposal was found to be of.
+        """
+        if len(part) == 1 and part[0] not in self._root:
+            return np.empty(0, np.int64)
         return np.array(sorted(self._list_leaves(self._find_node(part))), np.int64)
 
     def measure(self, part: Part) -> int:
         """Return the number of units of a part."""
-        return self._size[self._find_node(part)]
+        return len(self.find_units(part))
 
     def _find_node(self, part: Part) -> int:
-        node = self._root[part[0]]
+        node = self._root.get(part[0], -1)
         for half in part[1:]:
             if node < self.units or half not in (0, 1):
                 raise KeyError(part)

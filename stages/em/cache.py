@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,10 +21,12 @@ from pipeline.run.ledger import read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import open_arrays, take_rows
 from stages.artefacts import list_photometric
-from stages.em.pieces import GROUP, FitBatch
+from stages.em.labels import Labels, find_store
+from stages.em.pieces import GROUP, FitBatch, Pins
 from stages.em.settings import METHODS, EmSettings
 
 _BLOCK = 256
+_FOR_SUMS = {"mirror", "proposals"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Cache:
     windows: np.ndarray
     settings: EmSettings
     device: torch.device
+    # what pins the clusters of a fit; the workers of a team get their pieces' part of it
+    labels: Labels | None = None
 
     @property
     def steps(self) -> int:
@@ -49,7 +53,8 @@ class Cache:
     def read_averaged(self) -> Iterator[FitBatch]:
         """Read the sample's features, averaged with those of the mirror images, and proposals."""
         stream = self._stream(self.sample, self._name_averaged())
-        yield from map(_average, stream.read_epoch())
+        for batch in stream.read_epoch():
+            yield replace(_average(batch), pins=self.pin(batch.windows))
 
     def read_mean(self, windows: np.ndarray) -> FitBatch:
         """Read what :meth:`read_averaged` does of some windows, into memory of its own."""
@@ -73,17 +78,21 @@ class Cache:
         stream, seed, choose = self._name_epoch(epoch)
         clean, student = _Wide(self.device), _Wide(self.device)
         for batch in stream.read_epoch(*seed, choose=choose):
-            yield [self._finish(batch, clean, student)]
+            yield [self._finish(batch, self.pin(batch.windows), clean, student)]
+
+    def pin(self, windows: np.ndarray) -> Pins | None:
+        """Return what is known of some windows, where anything is of any."""
+        return None if self.labels is None else self.labels.pin(windows)
 
     def plan_epoch(self, epoch: int) -> list[list[Part]]:
         """List the steps of an epoch, cut into pieces of a group each, for :meth:`read_piece`."""
         stream, seed, choose = self._name_epoch(epoch)
         return [_cut(part) for part in stream.plan_epoch(*seed, choose=choose)]
 
-    def read_piece(self, part: Part, *, clean: bool) -> FitBatch:
+    def read_piece(self, part: Part, *, clean: bool, pins: Pins | None = None) -> FitBatch:
         """Read one piece; only its clean features where nothing else is needed."""
         batch = self._stream(self.windows, self._name_arrays(clean)).read_part(part)
-        return self._finish(batch, _Wide(self.device), _Wide(self.device))
+        return self._finish(batch, pins, _Wide(self.device), _Wide(self.device))
 
     def _name_epoch(self, epoch: int) -> tuple[BatchStream, tuple[int, ...], Choose | None]:
         stream = self._stream(self.windows, self._name_arrays(epoch < 0))
@@ -92,19 +101,25 @@ class Cache:
         return stream, seed, self._draw_views if epoch >= 0 else None
 
     def _name_arrays(self, clean: bool) -> Iterable[str]:
-        # mirror images beside the clean ones are for averages alone
-        return ["clean"] if clean else [n for n in self.arrays if n != "mirror"]
+        # mirror images beside the clean ones are for averages alone, proposals perhaps for sums
+        left = {"mirror"} if METHODS[self.settings.method].needs_proposals else _FOR_SUMS
+        return ["clean"] if clean else [n for n in self.arrays if n not in left]
 
-    def _finish(self, batch: Batch, clean: _Wide, student: _Wide) -> FitBatch:
+    def _finish(self, batch: Batch, pins: Pins | None, clean: _Wide, student: _Wide) -> FitBatch:
         ids = batch.arrays.get("proposals")
-        if ids is not None and "clean" in batch.choices:
-            mirrored = batch.choices["clean"] == 1
+        mirrored = batch.choices.get("clean", np.zeros(len(batch.windows), int)) == 1
+        if ids is not None:
             ids[mirrored] = ids[mirrored][:, :, ::-1]
+        if pins is not None:
+            positions = pins.positions.clone()
+            positions[mirrored] = positions[mirrored].flip(2)
+            pins = Pins(*(each.to(self.device) for each in (positions, pins.proposals)))
         other = batch.arrays.get("student")
         return FitBatch(
             clean.fill(batch.arrays["clean"]),
             None if ids is None else torch.from_numpy(ids).to(self.device),
             None if other is None else student.fill(other),
+            pins,
         )
 
     def _draw_views(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -177,7 +192,9 @@ class TeamCache:
         for parts in self.cache.plan_epoch(epoch):
             step = following
             following = [
-                self.team.start(read_piece, self.source, part, epoch < 0, ahead=True)
+                self.team.start(
+                    read_piece, self.source, part, epoch < 0, self.cache.pin(part[0]), ahead=True
+                )
                 for part in parts
             ]
             if step:
@@ -227,9 +244,9 @@ def read_block(source: Source, part: Part) -> Tensor:
     return _open_source(source).read_piece(part, clean=True).features
 
 
-def read_piece(source: Source, part: Part, clean: bool) -> FitBatch:
+def read_piece(source: Source, part: Part, clean: bool, pins: Pins | None) -> FitBatch:
     """Read one piece of a step; called at a worker."""
-    return _open_source(source).read_piece(part, clean=clean)
+    return _open_source(source).read_piece(part, clean=clean, pins=pins)
 
 
 def name_device(source: Source) -> str:
@@ -257,7 +274,7 @@ def draw_sample(windows: np.ndarray, settings: EmSettings) -> np.ndarray:
 
 def open_cache(run: RunDirectory, settings: EmSettings, device: torch.device) -> Cache:
     """Open what a fit reads, as its settings say."""
-    store = run.features if settings.head is None else run.codes(settings.head)
+    store = find_store(run, settings)
     method = METHODS[settings.method]
 
     def open_views(names: Mapping[str, str]) -> tuple[zarr.Array, ...]:
@@ -270,12 +287,17 @@ def open_cache(run: RunDirectory, settings: EmSettings, device: torch.device) ->
         "clean": open_views({"clean": "mirror"}),
         **open_arrays(store, ["mirror"]),
     }
-    if method.needs_proposals:
+    if method.needs_proposals or sums_proposals(run, settings):
         arrays |= open_arrays(run.masks, ["proposals"])
     if settings.student == "photometric":
         views = {view: f"{view}_mirror" for view in list_augmented(run, settings.head)}
         arrays["student"] = open_views(views)
     return Cache(arrays, list_windows(run, settings), settings, device)
+
+
+def sums_proposals(run: RunDirectory, settings: EmSettings) -> bool:
+    """Whether clusters are summed proposal by proposal though the fit itself needs none."""
+    return settings.joins_clusters and run.has_been_run("masks")
 
 
 def list_augmented(run: RunDirectory, head: str | None) -> list[str]:

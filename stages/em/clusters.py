@@ -1,37 +1,37 @@
-"""More clusters than classes: how many, the sums that join them, and what is known beside them."""
+"""More clusters than classes: how many, and the sums that join them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import linkage
 from torch import Tensor
 
 from pipeline.compute.scheduler import Team
 from pipeline.datasets.definition import IGNORE
-from pipeline.errors import ImageError, RunError, UsageError, count_of, did_you_mean
-from pipeline.images.windows import Cover
-from pipeline.run.corrections import Corrections
+from pipeline.errors import RunError
 from pipeline.run.directory import RunDirectory
-from pipeline.run.frames import count_threads, map_ahead, open_truth, read_gaps, resize_labels
 from pipeline.run.ledger import Ledger
-from pipeline.run.manifest import Image, read_manifest
-from pipeline.run.status import fingerprint_classes, fingerprint_labels
-from pipeline.storage.arrays import open_arrays, read_rows
-from pipeline.storage.files import fingerprint
-from pipeline.storage.places import parse_place
 from stages.calibration import FOLDS, HeldOut
-from stages.discriminants import GAINS, Moments, find_discriminant, measure_gains
-from stages.em.cache import list_windows
-from stages.em.methods import Fit, Sums
+from stages.discriminants import GAINS, Discriminant, Moments, find_discriminant, measure_gains
+from stages.em.cache import Cache, list_windows
+from stages.em.codebook import make_codebook
+from stages.em.methods import Fit, Sums, Task
 from stages.em.pieces import FitBatch
-from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
-from stages.em.sums import PROPOSALS, Piece, hold_positions, number_proposals, read_positions
-from stages.known import label_grid, read_said
+from stages.em.settings import EmSettings
+from stages.em.sums import (
+    PROPOSALS,
+    Assigned,
+    Piece,
+    hold_positions,
+    measure_use,
+    over_batches,
+    sum_positions,
+)
 
 # Clusters per class: with fewer, classes share clusters; with more, names cost more than they
 # bring. And proposals that a cluster holds on average, at least.
@@ -56,24 +56,109 @@ def count_clusters(run: RunDirectory, settings: EmSettings) -> int:
     return max(settings.classes, min(PER_CLASS * settings.classes, borne, MOST))
 
 
-def sum_clusters(read: Callable[[], Iterable[FitBatch]], fit: Fit, shrinkage: float) -> Sums:
-    """Sum the positions of every cluster of a fit, and calibrate the discriminants of the sums.
+def sum_clusters(task: Task, fit: Fit, origin: Tensor | None = None) -> Sums:
+    """Sum the proposals of a fit, and calibrate the discriminants of the sums of its clusters.
 
-    A proposal is of the cluster of most of its positions; positions without a proposal are left
-    out, where there are proposals.
+    A proposal is of the cluster of most of its positions, or of that which it is pinned to; those
+    of one cluster, or groups of them where there are many, are merged by average linkage. Positions
+    without a proposal are left out. Where there are no proposals at all, the positions of the
+    sample are summed by their clusters. Sums are about the origin, or about the mean.
     """
-    clusters, moments = len(fit.prototypes), None
-    for points, labels in _label_positions(read(), fit):
+    cache, settings, team, own = task.cache, task.settings, task.team, _open_classifier(fit)
+    if "proposals" not in cache.arrays:
+        return _sum_clusters(cache, own, settings.shrinkage, origin)
+    pieces = task.cut_pieces(cache.windows)
+    book = make_codebook(pieces, task.draw_pieces(), settings.codebook, settings.seed, team)
+    number, unit = book.assigned
+    if not len(number):
+        raise RunError("em: no position of the windows has a proposal: there is nothing to sum.")
+    cluster = torch.cat(list(team.stream(_vote_piece, pieces, own)))
+    if cache.labels is not None:
+        pinned = cache.labels.pin_proposals(number)
+        cluster = torch.where(pinned == IGNORE, cluster, pinned)
+    labels = cluster
+    if not book.is_plain:
+        # the proposals of a group may be of several clusters
+        rows, unit = torch.unique(cluster * len(book.weight) + unit, return_inverse=True)
+        labels = rows // len(book.weight)
+    assigned = Assigned(number, unit)
+    about = book.origin if origin is None else origin
+    moments, each = sum_positions(pieces, assigned, labels, len(own.bias), about, team)
+    found = find_discriminant(moments, shrinkage=settings.shrinkage)
+    gain, _ = measure_use(task.cut_pieces(cache.sample), assigned, labels, found, team)
+    merges = link_clusters(each.total / each.count[:, None] + about, labels.numpy())
+    units = None if book.is_plain else unit.int()
+    return Sums(each, labels, gain, number, torch.from_numpy(merges), units)
+
+
+def _vote_piece(piece: Piece, own: Discriminant) -> Tensor:
+    """Find the cluster of most of the positions of every proposal, int64 [proposal]."""
+
+    def vote(features: Tensor, number: Tensor) -> Tensor:
+        held = number % PROPOSALS > 0
+        best = own.classify(features[held]).argmax(dim=1)
+        proposals, unit = torch.unique(number[held], return_inverse=True)
+        votes = torch.zeros(len(proposals), len(own.bias), dtype=torch.int64)
+        votes.index_put_((unit, best), torch.ones_like(best), accumulate=True)
+        return votes.argmax(dim=1)
+
+    return torch.cat(list(over_batches(piece, vote)))
+
+
+def link_clusters(features: Tensor, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Merge the units of every cluster, float64 [unit, channel], by the angles between them.
+
+    Gives int64 [merge, 2], as ``stages.parts.Tree`` takes them.
+    """
+    points = F.normalize(features, dim=1).numpy()
+    merges, first = [np.empty((0, 2), np.int64)], len(points)
+    for cluster in np.unique(labels):
+        units = np.flatnonzero(labels == cluster)
+        if len(units) > 1:
+            pairs = linkage(points[units], "average")[:, :2].astype(np.int64)
+            leaf = pairs < len(units)
+            pairs[leaf], pairs[~leaf] = units[pairs[leaf]], pairs[~leaf] - len(units) + first
+            merges.append(pairs)
+            first += len(pairs)
+    return np.concatenate(merges)
+
+
+def _open_classifier(fit: Fit) -> Discriminant:
+    """Return the classifier of a fit in float64; of a cosine alone what tells which is largest."""
+    weight = fit.prototypes.cpu().double()
+    if fit.logits == "cosine":
+        weight = F.normalize(weight, dim=1)
+    bias = weight.new_zeros(len(weight)) if fit.bias is None else fit.bias.cpu().double()
+    return Discriminant(weight, bias)
+
+
+def _sum_clusters(cache: Cache, own: Discriminant, shrinkage: float, origin: Tensor | None) -> Sums:
+    """Sum the positions of every cluster."""
+    clusters, moments = len(own.bias), None
+    for points, labels in _label_positions(cache.read_averaged(), own):
         if moments is None:
-            moments = Moments.make_empty(points.mean(dim=0), clusters)
+            moments = Moments.make_empty(points.mean(dim=0) if origin is None else origin, clusters)
         moments.add(points, labels)
     if moments is None:
-        raise RunError("em: no position of the sample has a proposal: there is nothing to sum.")
+        raise ValueError("sums need batches")
     found = find_discriminant(moments, shrinkage=shrinkage)
     costs = torch.zeros(len(GAINS), dtype=torch.float64)
-    for points, labels in _label_positions(read(), fit):
+    for points, labels in _label_positions(cache.read_averaged(), own):
         costs += measure_gains(found.classify(points), labels)
     return Sums(moments, torch.arange(clusters), GAINS[int(costs.argmin())])
+
+
+def _label_positions(
+    batches: Iterable[FitBatch], own: Discriminant
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give features [position, channel], float64, and the cluster of each, int64 [position]."""
+    for batch in batches:
+        points = batch.features.cpu().double().flatten(0, 2)
+        labels = own.classify(points).argmax(dim=1)
+        if batch.pins is not None:
+            pinned = batch.pins.positions.flatten().long()
+            labels = torch.where(pinned == IGNORE, labels, pinned)
+        yield points, labels
 
 
 def hold_proposals(pieces: Sequence[Piece], sums: Sums, team: Team) -> HeldOut | None:
@@ -90,174 +175,3 @@ def hold_proposals(pieces: Sequence[Piece], sums: Sums, team: Team) -> HeldOut |
         windows = torch.from_numpy(np.concatenate([piece.windows for piece in pieces]))
         fold = torch.searchsorted(windows, assigned.number // PROPOSALS)
     return hold_positions(pieces, assigned, sums.moments, fold % FOLDS, team)
-
-
-def _label_positions(batches: Iterable[FitBatch], fit: Fit) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give features [position, channel], float64, and the cluster of each, int64 [position]."""
-    weight = fit.prototypes.cpu().double()
-    if fit.logits == "cosine":
-        weight = F.normalize(weight, dim=1)
-    bias = 0 if fit.bias is None else fit.bias.cpu().double()
-    for batch in batches:
-        if batch.proposals is None:
-            points = batch.features.cpu().double().flatten(0, 2)
-            yield points, (points @ weight.T + bias).argmax(dim=1)
-            continue
-        features, proposals = read_positions(batch)
-        held = proposals > 0
-        if held.any():
-            points = features[held]
-            labels = (points @ weight.T + bias).argmax(dim=1)
-            numbers = number_proposals(proposals, np.arange(len(proposals)))[held]
-            unit = torch.unique(numbers, return_inverse=True)[1]
-            yield points, _vote(labels, unit, len(weight))[unit]
-
-
-def _vote(labels: Tensor, unit: Tensor, clusters: int) -> Tensor:
-    votes = torch.zeros(int(unit.max()) + 1, clusters, dtype=torch.int64)
-    return votes.index_put_((unit, labels), torch.ones_like(labels), accumulate=True).argmax(dim=1)
-
-
-class Known(NamedTuple):
-    """What is known beside the features: sums of positions by name, and how much it is."""
-
-    names: tuple[str, ...]
-    moments: Moments
-    images: int
-    left_out: tuple[str, ...] = ()  # what says nothing to the fit, and why: a sentence each
-
-    def describe(self, source: str) -> dict[str, Any]:
-        """Return what a fit says of the labels that it saw."""
-        positions = int(self.moments.count.sum())
-        return {"from": source, "images": self.images, "positions": positions}
-
-
-def open_said(run: RunDirectory, settings: EmSettings) -> Corrections | None:
-    """Open the corrections that are meant, of the run or in a folder; None where it is a split."""
-    source = str(settings.labels_from)
-    if source.startswith(SPLIT):
-        return None
-    return Corrections(run, None if source == CORRECTIONS else parse_place(source))
-
-
-def name_known(run: RunDirectory, settings: EmSettings) -> tuple[str, ...]:
-    """Name the classes of which something may be known."""
-    if (corrections := open_said(run, settings)) is not None:
-        return corrections.said_names()
-    manifest = read_manifest(run)
-    return tuple(manifest.open_dataset().class_names(manifest.labels))
-
-
-def fingerprint_known(run: RunDirectory, settings: EmSettings) -> str | None:
-    """Return a fingerprint of what is known; refuse a source that says nothing."""
-    source, manifest = settings.labels_from, read_manifest(run)
-    if source is None:
-        return None
-    if (corrections := open_said(run, settings)) is not None:
-        if not corrections.said_names():
-            where = "" if source == CORRECTIONS else f" --from {source}"
-            raise UsageError(
-                f"--labels-from {source}: {corrections.folder} holds no corrections; "
-                f"`primaps-pipe correct {run.quoted}{where or ' --from DIR'}` makes such of label "
-                f"maps, and `primaps-pipe review {run.quoted}` in the browser."
-            )
-        return corrections.fingerprint()
-    split = source.removeprefix(SPLIT)
-    if split not in manifest.splits:
-        raise UsageError(
-            f"--labels-from {source}: no split {split!r}"
-            f"{did_you_mean(split, manifest.splits)}; there are {', '.join(manifest.splits)}."
-        )
-    if not name_known(run, settings):
-        raise UsageError(f"--labels-from {source}: the dataset does not name its classes.")
-    return fingerprint(fingerprint_labels(manifest, (split,)), fingerprint_classes(manifest))
-
-
-def sum_known(run: RunDirectory, settings: EmSettings, store: Any, origin: Tensor) -> Known:
-    """Sum the positions whose class is known, of the features, or codes, in ``store``."""
-    names = name_known(run, settings)
-    arrays = open_arrays(store, ["clean", "mirror"])
-    grid = arrays["clean"].shape[1:3]
-    moments, images = Moments.make_empty(origin, len(names)), 0
-    left_out: list[str] = []
-    for rows, labels in _read_known(run, settings, names, (grid[0], grid[1]), left_out):
-        clean, mirror = (
-            torch.from_numpy(read_rows(arrays[view], rows.start, rows.stop)).double()
-            for view in ("clean", "mirror")
-        )
-        known = torch.from_numpy(labels < len(names))
-        features = (clean + mirror.flip(2)) / 2
-        moments.add(features[known], torch.from_numpy(labels).long()[known])
-        images += 1
-    if not images:
-        raise RunError(
-            f"--labels-from {settings.labels_from}: no image of it is among the usable ones; look "
-            "at the splits that the fit is of."
-        )
-    return Known(names, moments, images, tuple(left_out))
-
-
-def _read_known(
-    run: RunDirectory,
-    settings: EmSettings,
-    names: tuple[str, ...],
-    grid: tuple[int, int],
-    left_out: list[str],
-) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """Give the rows of every image of which something is known, and the classes of its positions.
-
-    Classes are uint8 [window, row, column], ``IGNORE`` where none is known. What is ``left_out`` is
-    told.
-    """
-    manifest, source = read_manifest(run), str(settings.labels_from)
-    dataset, corrections = manifest.open_dataset(), open_said(run, settings)
-    masks = open_arrays(run.masks, ["proposals"])["proposals"] if run.masks.is_dir() else None
-    unreadable: list[tuple[str, ImageError]] = []
-
-    def read_truth(image: Image, cover: Cover) -> NDArray[np.uint8] | None:
-        path = manifest.label_path(image)
-        if path is None:
-            return None
-        try:
-            truth = open_truth(dataset, path, image).classes
-        except ImageError as error:
-            unreadable.append((image.path, error))
-            return None
-        if (gaps := read_gaps(manifest.root, image)) is not None:
-            truth[gaps] = IGNORE
-        return resize_labels(truth, *cover.resized)[cover.area]
-
-    def read(image: Image) -> tuple[slice, NDArray[np.uint8]] | None:
-        cover = Cover(tuple(manifest.windows_of(image)))
-        if corrections is None:
-            said = read_truth(image, cover)
-        else:
-            saying = read_said(corrections, image, cover, masks, grid, names)
-            said = None if saying is None else saying.at_windows
-        if said is None:
-            return None
-        labels = label_grid(said, cover.boxes, grid)
-        return (cover.rows, labels) if (labels != IGNORE).any() else None
-
-    splits = settings.splits if corrections else (source.removeprefix(SPLIT),)
-    known = [i for i in (corrections.images() if corrections else manifest.images) if i.ok]
-    chosen = [image for image in known if image.split in splits]
-    threads = count_threads()
-    for found in map_ahead(read, chosen, threads, 2 * threads):
-        if found is not None:
-            yield found
-    if corrections and len(chosen) < len(known):
-        left_out.append(
-            f"--labels-from {source}: {count_of(len(known) - len(chosen), 'images')} of it of "
-            f"other splits than the fit's ({', '.join(splits)}) are left out."
-        )
-    for path, error in sorted(unreadable)[:1]:
-        more = f" ({len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-        left_out.append(
-            f"--labels-from {source}: the label map of {path} is left out: {error}{more}"
-        )
-
-
-def describe_known(known: Known) -> str:
-    """Say how much is known."""
-    return f"{count_of(known.images, 'images')} of which something is known"

@@ -62,6 +62,10 @@ class Task:
     start
         float32 [class, channel], any length: the cluster probe of the head whose codes are fitted;
         None where there is no head, or the method does not ask for a start.
+    pinned
+        float32 [class, channel]: mean features of the classes of which something is known, whose
+        clusters are the first ones; the ``pins`` of batches say what is theirs. None where nothing
+        is, or the method does not pin.
     team, source
         Whoever computes with this process, alone where the method does not share its work; and what
         a worker of the team needs to open the same cache.
@@ -73,6 +77,7 @@ class Task:
     start: Tensor | None
     team: Team
     source: Source
+    pinned: Tensor | None = None
 
     @property
     def shared(self) -> Cache | TeamCache:
@@ -189,6 +194,8 @@ class Method(ABC):
         settings of these names say.
     shares_work
         Whether it computes with the team of its task; if not, one worker makes the whole fit.
+    pins
+        Whether what is known keeps its clusters in every step; if not, it joins them afterwards.
     """
 
     settings_class: ClassVar[type[EmSettings]] = EmSettings
@@ -196,6 +203,7 @@ class Method(ABC):
     needs_start: ClassVar[bool] = False
     has_student: ClassVar[bool] = False
     shares_work: ClassVar[bool] = False
+    pins: ClassVar[bool] = False
 
     def count_epochs(self, settings: EmSettings) -> int:
         """Return how many epochs progress counts: ``announce(advance=1)`` says that one is over."""
@@ -288,6 +296,22 @@ def start_at(directions: Tensor) -> FitState:
     return FitState(started.copy(), started.copy(), started.copy())
 
 
+def place_known(directions: Tensor, means: Tensor) -> Tensor:
+    """Put the means of known classes first, each in the place of one direction near to it.
+
+    Takes [cluster, channel] and [class, channel], no more of these; gives [cluster, channel] at
+    unit length, in which the directions that keep their place are in their order. Together the
+    pairs have the largest cosines.
+    """
+    # a fit that knows nothing does without
+    from scipy.optimize import linear_sum_assignment
+
+    known, rest = F.normalize(means.to(directions), dim=1), F.normalize(directions, dim=1)
+    _, taken = linear_sum_assignment((known @ rest.T).double().cpu().numpy(), maximize=True)
+    kept = np.setdiff1d(np.arange(len(rest)), taken)
+    return torch.cat([known, rest[torch.from_numpy(kept).to(rest.device)]])
+
+
 class Epoch(NamedTuple):
     """What one epoch says of itself."""
 
@@ -302,6 +326,7 @@ class Gradual(Method):
 
     needs_start = True
     shares_work = True
+    pins = True
     logits: ClassVar[Literal["inner product", "cosine"]] = "inner product"
     others: ClassVar[Mapping[str, str]] = {}
 
@@ -366,6 +391,8 @@ class Gradual(Method):
                 if task.start is None
                 else start_at(task.start.to(device))
             )
+            if task.pinned is not None:
+                state = start_at(place_known(state.running.direction, task.pinned))
             task.checkpoint.save(*state.pack())
         else:
             state = FitState.unpack(*saved, device)

@@ -149,6 +149,13 @@ def compute_weight_gradient(gradient: Tensor, features: Tensor) -> Tensor:
     return torch.bmm(gradient.flatten(2), features.flatten(1, 2))
 
 
+class Pins(NamedTuple):
+    """Whose what is known in some windows is: numbers of clusters, 255 where it is free."""
+
+    positions: Tensor  # uint8 [window, row, column]
+    proposals: Tensor  # uint8 [window, 256], by the number of the proposal
+
+
 @dataclass(frozen=True)
 class FitBatch:
     """The windows of one step, or of a piece of one."""
@@ -159,6 +166,8 @@ class FitBatch:
     proposals: Tensor | None = None
     # what the running prototypes see of the same windows; None: the same
     student: Tensor | None = None
+    # None where nothing is known of any window
+    pins: Pins | None = None
 
 
 class Clusters(NamedTuple):
@@ -199,8 +208,11 @@ class PieceGradient(NamedTuple):
 def cluster_piece(batch: FitBatch, unit: Tensor) -> Clusters:
     """Compute cosine K-means with prototypes [class, channel] at unit length, and its gradient."""
     here = unit.to(batch.features.device)
+    seen = [batch.features.flatten(1, 2)]
+    if batch.pins is not None:
+        seen.append(batch.pins.positions.flatten(1))
     loss, gradient, usage = apply_windows(
-        lambda runs: measure_clusters(runs, here), batch.features.flatten(1, 2)
+        lambda runs, *pins: measure_clusters(runs, here, *pins), *seen
     )
     home = unit.device
     return Clusters(
@@ -226,7 +238,8 @@ def predict_piece(batch: FitBatch, momentum: Tensor, running: Tensor) -> Predict
     else:
         teacher = _multiply(batch.features, weights[0])
         student, seen = _multiply(batch.student, weights[1]), batch.student
-    assignment = assign_proposals(teacher, batch.proposals)
+    pins = None if batch.pins is None else batch.pins.proposals
+    assignment = assign_proposals(teacher, batch.proposals, pins)
     softmax = sum_probabilities(student, assignment.labels)
     return Predicted(seen, softmax, assignment.usage, assignment.agreed, running.device)
 

@@ -228,7 +228,7 @@ BAND = 16
 
 @compile_kernel
 def _vote_window(  # type: ignore[no-untyped-def]
-    rows: Taps, columns: Taps, planes, band, logits, proposals, labels, usage
+    rows: Taps, columns: Taps, planes, band, logits, proposals, pins, labels, usage
 ):
     starts, share = rows.starts, rows.share
     best, winner = band[:BAND], band[BAND:].view(np.int32)
@@ -240,7 +240,7 @@ def _vote_window(  # type: ignore[no-untyped-def]
             high = min(low + BAND, starts[strip + 1])
             _find_winners(upper, lower, share[low:high], best, winner)
             _count_winners(proposals[low:high], winner, counts)
-    return _label_proposals(proposals, counts, labels, usage)
+    return _label_proposals(proposals, counts, pins, labels, usage)
 
 
 @compile_kernel
@@ -280,12 +280,14 @@ def _count_winners(proposals, winner, counts):  # type: ignore[no-untyped-def]
 
 
 @compile_kernel
-def _label_proposals(proposals, counts, labels, usage):  # type: ignore[no-untyped-def]
+def _label_proposals(proposals, counts, pins, labels, usage):  # type: ignore[no-untyped-def]
     of_proposal = np.empty(256, np.uint8)
     of_proposal[0] = IGNORE
     agreed = 0
     for proposal in range(1, 256):
         winner = np.argmax(counts[proposal])
+        if pins[proposal] != IGNORE:
+            winner = np.int64(pins[proposal])
         of_proposal[proposal] = winner
         usage[winner] += counts[proposal].sum()
         agreed += counts[proposal, winner]
@@ -308,25 +310,30 @@ class Assignment(NamedTuple):
     agreed: Tensor  # int64, a scalar: those whose own largest class is that of their proposal
 
 
-def assign_proposals(logits: Tensor, proposals: Tensor) -> Assignment:
+def assign_proposals(logits: Tensor, proposals: Tensor, pins: Tensor | None = None) -> Assignment:
     """Give every proposal the class that is the largest at most of its pixels.
 
     Takes float [window, class, row, column], at most 255 classes, and uint8 [window, y, x]: 0 = no
-    proposal. Of equal logits and of equally frequent classes the smallest class wins.
+    proposal. Of equal logits and of equally frequent classes the smallest class wins. A proposal
+    that ``pins``, uint8 [window, 256], gives a class has that one, whatever its pixels say; 255 is
+    none.
     """
     if runs_compiled(logits):
-        return _assign_compiled(logits, proposals)
+        return _assign_compiled(logits, proposals, pins)
     classes, size = logits.shape[1], (proposals.shape[-2], proposals.shape[-1])
     predictions = predict_pixels(logits, size)
-    labels = vote_proposals(predictions, proposals, classes)
+    labels = vote_proposals(predictions, proposals, classes, pins)
     usage = count_numbers(labels, _NUMBERS)[:classes]
     return Assignment(labels.to(torch.uint8), usage, (predictions == labels).sum())
 
 
-def _assign_compiled(logits: Tensor, proposals: Tensor) -> Assignment:
+def _assign_compiled(logits: Tensor, proposals: Tensor, pins: Tensor | None) -> Assignment:
     padded, ids = pad_classes(logits), proposals.contiguous().numpy()
     labels, usage = np.empty_like(ids), np.zeros(padded.shape[:2], np.int64)
-    agreed = run_kernel(_vote_window, (2, 2 * BAND), ids.shape[1:], padded, ids, labels, usage)
+    free = np.full((len(ids), _NUMBERS), IGNORE, np.uint8)
+    known = free if pins is None else pins.numpy()
+    arrays = padded, ids, known, labels, usage
+    agreed = run_kernel(_vote_window, (2, 2 * BAND), ids.shape[1:], *arrays)
     return Assignment(
         torch.from_numpy(labels),
         torch.from_numpy(usage.sum(axis=0)[: logits.shape[1]]),
@@ -340,15 +347,20 @@ def predict_pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([upsample(logits[run], size).argmax(dim=1) for run in runs])
 
 
-def vote_proposals(predictions: Tensor, proposals: Tensor, classes: int) -> Tensor:
+def vote_proposals(
+    predictions: Tensor, proposals: Tensor, classes: int, pins: Tensor | None = None
+) -> Tensor:
     """Give every proposal the class that most of its pixels have, by torch: int64 [window, y, x].
 
-    ``IGNORE`` where there is no proposal; of equally frequent classes the smallest wins.
+    ``IGNORE`` where there is no proposal; of equally frequent classes the smallest wins, and
+    ``pins`` over all, as of :func:`assign_proposals`.
     """
     ids, windows = proposals.long(), len(proposals)
     region = ids + _NUMBERS * torch.arange(windows, device=ids.device)[:, None, None]
     votes = count_numbers(region * classes + predictions, windows * _NUMBERS * classes)
     winner = votes.reshape(windows * _NUMBERS, classes).argmax(dim=1)
+    if pins is not None:
+        winner = torch.where(pins.flatten() == IGNORE, winner, pins.flatten().long())
     return torch.where(ids > 0, winner[region], IGNORE)
 
 

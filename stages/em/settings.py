@@ -54,8 +54,9 @@ class EmSettings(StageSettings):
     )
     labels_from: str | None = setting(
         None,
-        "what is known beside the features: corrections (yours), a folder of such, or split:NAME "
-        "(the label maps of a split); the fit then says that it saw labels",
+        "what is known beside the features: corrections (yours), a folder of such, or of label "
+        "PNGs that are named as the photographs, or split:NAME (the label maps of a split); the "
+        "fit then says that it saw labels",
     )
     known_weight: float = setting(
         10.0, "how many positions of the clusters a known one counts for (--labels-from)", gt=0
@@ -106,7 +107,9 @@ class EmSettings(StageSettings):
         100, "clusterings that vote which proposals belong together (robust)", ge=1
     )
     codebook: int = setting(
-        4096, "most units that are clustered: more proposals become centroids (robust)", ge=2
+        4096,
+        "most units that are clustered, or summed with --clusters: more proposals become centroids",
+        ge=2,
     )
     shrinkage: float = setting(
         0.1, "share of the identity in the discriminants' covariance (robust)", ge=0, le=1
@@ -125,8 +128,8 @@ class EmSettings(StageSettings):
         unset = {n for n in ("clusters", "labels_from") if values.get(n) is None}
         if self.labels_from is None:
             unset.add("known_weight")
-        # read by one method alone, and fits by others stay as they are, too
-        if self.method != "robust":
+        # fits that sum no proposals stay as they are, too
+        if self.method != "robust" and not self.joins_clusters:
             unset.add("codebook")
         return {name: value for name, value in values.items() if name not in unset}
 

@@ -31,16 +31,10 @@ from stages.em.cache import (
     list_windows,
     open_cache,
     read_pooled,
+    sums_proposals,
 )
-from stages.em.clusters import (
-    Known,
-    count_clusters,
-    describe_known,
-    fingerprint_known,
-    hold_proposals,
-    sum_clusters,
-    sum_known,
-)
+from stages.em.clusters import count_clusters, hold_proposals, sum_clusters
+from stages.em.labels import Known, describe_known, fingerprint_known, read_labels, sum_known
 from stages.em.methods import CLASS_AXES, Fit, Method, Sums, Task
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import ClassCount, estimate_classes
@@ -75,11 +69,8 @@ class Em(Training[EmSettings]):
         keys = ["extract"]
         if settings.student == "photometric" and settings.head is None:
             keys += [f"views/{view}" for view in list_augmented(run, None)]
-        needs = get_method(settings).needs_proposals or "auto" in (
-            settings.classes,
-            settings.clusters,
-        )
-        if needs:
+        counted = "auto" in (settings.classes, settings.clusters)
+        if get_method(settings).needs_proposals or counted or sums_proposals(run, settings):
             keys.append("masks")
         if settings.head is not None:
             keys.append(f"encode/{settings.head}")
@@ -189,6 +180,19 @@ class Em(Training[EmSettings]):
         print_, start = read_record(run, self.key(settings)).shards[shard], None
         if method.needs_start and settings.head is not None:
             start = torch.from_numpy(read_group(run.heads, settings.head)[0]["probe"])
+        labels, known, pinned = None, None, None
+        if settings.labels_from is not None:
+            announce(say="what is known")
+            labels = read_labels(run, settings, proposals=method.pins)
+        if labels is not None and method.pins:
+            if len(labels.pinned) > clusters:
+                raise UsageError(
+                    f"--labels-from {settings.labels_from}: it knows {len(labels.pinned)} classes, "
+                    f"each of which needs a cluster of its own, and there are {clusters}; give "
+                    f"--classes {len(labels.pinned)}, or --clusters with as many or more."
+                )
+            known = sum_known(run, settings, labels)._replace(pinned=labels.pinned)
+            cache, pinned = replace(cache, labels=labels), known.means
         task = Task(
             # the methods know of clusters alone
             settings.replace(classes=clusters, clusters=None),
@@ -197,16 +201,16 @@ class Em(Training[EmSettings]):
             start,
             team,
             Source(run, settings, print_),
+            pinned,
         )
         fit = method.fit(task)
-        sums, held, known = None, None, None
+        sums, held = None, None
         if settings.joins_clusters:
-            sums = fit.sums or sum_clusters(cache.read_averaged, fit, settings.shrinkage)
+            origin = None if known is None else known.moments.origin
+            sums = fit.sums or sum_clusters(task, fit, origin)
             held = hold_proposals(task.cut_pieces(cache.windows), sums, team)
-        if sums is not None and settings.labels_from is not None:
-            announce(say="what is known")
-            store = run.features if settings.head is None else run.codes(settings.head)
-            known = sum_known(run, settings, store, sums.moments.origin)
+        if sums is not None and labels is not None:
+            known = known or sum_known(run, settings, labels, sums.moments.origin)
         _write_fit(run, settings, fit, count, sums, held, known)
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
@@ -367,6 +371,8 @@ def _write_fit(
         arrays |= known.moments.list_arrays("known", "known")
         attributes["known_names"] = list(known.names)
         attributes["known_weight"] = settings.known_weight
+        if known.pinned:
+            attributes["pinned_names"] = list(known.pinned)
         attributes["labels_used"] = known.describe(str(settings.labels_from))
     if count is not None:
         attributes |= {

@@ -14,6 +14,9 @@ from pipeline import Run
 from pipeline.run.corrections import Corrections, Point
 from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import read_manifest
+from pipeline.storage.arrays import read_group
+from stages.em.labels import read_labels
+from stages.em.settings import EmSettings
 from tests.end_to_end.conftest import Invoke, hash_tree, write_scenes
 from tests.end_to_end.test_staleness import make_run, read_status
 
@@ -91,11 +94,78 @@ def test_a_part_has_a_name_of_its_own(run: Path, invoke: Invoke) -> None:
     assert (read_maps(run) != before).any()
     write_names(run, "0: left\n1: right\n0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0: right\n")
     assert "has no part 0.0" in invoke("evaluate", run, QUIET, code=1).output
-    (run / "corrections/names.yaml").unlink()
-    invoke("em", run, "--method", "kmeans", "--classes", 3, "--clusters", 4, QUIET)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "primaps"])
+def test_every_fit_on_proposals_keeps_parts_and_is_calibrated(
+    run: Path, invoke: Invoke, method: str
+) -> None:
+    invoke("em", run, "--method", method, "--clusters", 4, "--epochs", 2, QUIET)
+    clusters = read_group(run / "em.zarr", "default")[0]["moments_cluster"]
+    most = int(np.bincount(clusters).argmax())
+    empty = sorted({*range(4)} - set(clusters.tolist()))
+    names = dict.fromkeys((most, *empty), "left")
+    write_names(run, "".join(f"{k}: {name}\n" for k, name in names.items()) + f"{most}.1: right\n")
+    invoke("evaluate", run, "--confidence", QUIET)
+    assert read_metrics(run)["label_names"] == ["left", "right"]
+    assert set(np.unique(read_maps(run))) >= {0, 1}
+
+
+def test_without_proposals_clusters_are_joined_and_have_no_parts(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    write_scenes(tmp_path / "data", 6)
+    run, fit = tmp_path / "run", ("--method", "kmeans", "--classes", 3, "--clusters", 4)
+    options = ["--root", tmp_path / "data/photographs", "--dataset", "folder", "--size", 32]
+    invoke("extract", run, *options, "--backbone", "handcrafted", QUIET)
+    invoke("em", run, *fit, "--epochs", 2, QUIET)
+    write_names(run, "0: left\n1: right\n")
     invoke("evaluate", run, QUIET)
     write_names(run, "0: left\n1.0: right\n")
     assert "keeps no parts" in invoke("evaluate", run, QUIET, code=1).output
+
+
+@pytest.mark.parametrize(("method", "codebook"), [("kmeans", 4096), ("primaps", 9)])
+def test_what_is_known_pins_its_clusters(
+    run: Path, invoke: Invoke, method: str, codebook: int
+) -> None:
+    directory = RunDirectory(run)
+    image = read_manifest(directory).images[0]
+    truth = Run(run).ground_truth(image.id)
+    names = read_metrics(run)["class_names"]
+    said = np.where(truth == 255, 254, truth)
+    Corrections(directory).write_map(image, said, names)
+    options = ["em", run, "--method", method, "--clusters", 6, "--labels-from", "corrections"]
+    options += ["--codebook", codebook]
+    output = invoke(*options[:5], 2, *options[6:], "--classes", 2, QUIET, code=2).output
+    assert "give --classes 3, or --clusters with as many or more" in output
+    invoke(*options, "--epochs", 3, QUIET)
+    arrays, attributes = read_group(run / "em.zarr", "default")
+    present = [names[k] for k in np.unique(truth[truth != 255]).tolist()]
+    assert attributes["pinned_names"] == present
+    # every proposal that is mostly of a class is of its cluster
+    labels = read_labels(
+        directory, EmSettings(labels_from="corrections", classes=3, splits=("all",)), proposals=True
+    )
+    proposals = arrays["moments_proposal"]
+    windows, numbers = np.divmod(proposals, 256)
+    pinned = labels.pin(windows).proposals.numpy()[np.arange(len(windows)), numbers]
+    known = pinned < 255
+    assert known.sum() > 2
+    units = arrays.get("moments_unit", np.arange(len(proposals)))
+    assert (len(arrays["moments_cluster"]) < len(proposals)) == (codebook == 9)
+    assert (arrays["moments_cluster"][units][known] == pinned[known]).all()
+    invoke("evaluate", run, QUIET)
+    assert set(read_metrics(run)["label_names"]) == set(present)
+    # a person's name counts for more, and stays
+    write_names(run, "0: other\n")
+    invoke("evaluate", run, QUIET)
+    assert "other" in read_metrics(run)["label_names"]
+    assert (run / "corrections/names.yaml").read_text() == "0: other\n"
+    before = read_group(run / "em.zarr", "default")[0]["momentum_prototypes"]
+    invoke(*options, "--epochs", 3, "--force", "--workers", 2, QUIET)
+    after = read_group(run / "em.zarr", "default")[0]["momentum_prototypes"]
+    np.testing.assert_array_equal(after, before)
 
 
 def test_names_follow_by_their_classes(run: Path, invoke: Invoke) -> None:
@@ -105,8 +175,19 @@ def test_names_follow_by_their_classes(run: Path, invoke: Invoke) -> None:
     invoke("em", run, "--clusters", 7, "--seed", 3, QUIET)
     output = invoke("evaluate", run, QUIET).output
     assert "names carried over to the new em/default" in output
+    assert "was written after em/default was made anew" not in output
     same = read_maps(run) == before
     assert same.mean() > 0.8
+
+
+def test_names_between_a_new_fit_and_its_evaluation_are_told(run: Path, invoke: Invoke) -> None:
+    write_names(run, NAMES)
+    output = invoke("evaluate", run, QUIET).output
+    assert "stale: the names, or what is known of the clusters, have changed" in output
+    invoke("em", run, "--clusters", 6, "--seed", 4, QUIET)
+    write_names(run, NAMES + "4: right\n")
+    output = invoke("evaluate", run, QUIET).output
+    assert "was written after em/default was made anew" in " ".join(output.split())
 
 
 def test_what_is_known_joins_by_its_name_and_is_said(run: Path, invoke: Invoke) -> None:
@@ -170,3 +251,12 @@ def test_labels_that_a_fit_cannot_learn_from_are_told(invoke: Invoke, tmp_path: 
     assert "5 images of which something is known" in output
     told = output.partition("warning: --labels-from split:all: the label map of ")[2]
     assert told.startswith(str(labels[0].relative_to(tmp_path / "data/labels")))
+    split = read_group(run / "em.zarr", "default")[0]
+    # the same label maps as a folder of files
+    labels[0].rename(labels[0].with_name("other.png"))
+    labels[1].with_name("other.png").write_bytes(labels[1].read_bytes())
+    output = invoke("em", run, *fit[:-2], tmp_path / "data/labels", QUIET).output
+    assert "5 images of which something is known" in output
+    assert "1 file of it of no image of the run are left out" in output
+    folder = read_group(run / "em.zarr", "default")[0]
+    np.testing.assert_array_equal(folder["known_count"], split["known_count"])

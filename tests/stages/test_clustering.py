@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.clustering import cluster_loss, count_numbers, list_unused
+from stages.clustering import cluster_loss, count_numbers, list_unused, measure_clusters
 
 
 def test_the_loss_of_k_means_by_hand() -> None:
@@ -22,6 +22,16 @@ def test_the_gradient_of_k_means_turns_a_prototype_to_its_positions() -> None:
     cluster_loss(features, direction)[0].backward()
     assert direction.grad is not None
     torch.testing.assert_close(direction.grad, torch.tensor([[0.0, -0.7], [0.0, 0.0]]))
+
+
+def test_a_pinned_position_is_its_prototype_s_whatever_is_nearest() -> None:
+    runs = torch.tensor([[[3.0, 4.0], [0.0, 2.0], [5.0, 0.0]]], dtype=torch.float64)
+    unit = torch.eye(2, dtype=torch.float64)
+    pins = torch.tensor([[0, 255, 255]], dtype=torch.uint8)
+    loss, gradient, usage = measure_clusters(runs, unit, pins)
+    assert loss.tolist() == pytest.approx([-(0.6 + 1 + 1) / 3])
+    torch.testing.assert_close(gradient, -torch.tensor([[[1.6, 0.8], [0, 1]]]).double() / 3)
+    assert usage.tolist() == [[2, 1]]
 
 
 def test_numbers_are_counted() -> None:

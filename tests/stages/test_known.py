@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.images.windows import Cover, Window
 from pipeline.run.corrections import NOT_SAID, Point
-from stages.known import Saying, label_grid, number_name, spread_points
+from stages.known import Saying, label_grid, label_proposals, number_name, spread_points
 
 NAMES = ["road", "sky"]
 SIZE = 8
@@ -42,6 +42,18 @@ def test_a_click_beside_all_proposals_says_a_position() -> None:
     expected[0:2, 6:8] = 0
     np.testing.assert_array_equal(said, expected)
     np.testing.assert_array_equal(spread([Point(15, 0, None, None, "road")], None), expected)
+
+
+def test_a_proposal_has_the_class_of_more_than_half_of_its_pixels() -> None:
+    proposals = np.zeros((1, SIZE, SIZE), np.uint8)
+    proposals[0, :2], proposals[0, 2:4], proposals[0, 4:] = 1, 2, 7
+    said = np.full((SIZE, SIZE), NOT_SAID, np.uint8)
+    said[:1], said[1, 0], said[2], said[4:] = 1, 1, 0, 255
+    labels = label_proposals(said, make_cover().boxes, proposals)
+    # half is no majority, nor is what is to be ignored a class, nor what is no proposal
+    assert labels[0, 1] == 1
+    assert (np.delete(labels[0], 1) == 255).all()
+    assert (label_proposals(said, make_cover().boxes, None) == 255).all()
 
 
 def test_of_windows_that_overlap_the_nearer_is_meant() -> None:

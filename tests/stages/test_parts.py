@@ -28,7 +28,7 @@ def test_parts_by_hand(tree: Tree) -> None:
     assert tree.measure((1,)) == 3
 
 
-@pytest.mark.parametrize("part", [(2, 0), (1, 1, 0), (3,), (1, 2)])
+@pytest.mark.parametrize("part", [(2, 0), (1, 1, 0), (3, 0), (1, 2)])
 def test_what_is_no_part(tree: Tree, part: tuple[int, ...]) -> None:
     with pytest.raises(KeyError):
         tree.find_units(part)

@@ -263,8 +263,8 @@ class Review:
         with self._changing("examples"):
             if not self._can_split(part):
                 raise UsageError(
-                    f"{self.subject.key} keeps no halves of {format_part(part)}; fit with --method "
-                    "robust and --clusters, or name single cut-outs."
+                    f"{self.subject.key} keeps no halves of {format_part(part)}; fit with "
+                    "--clusters where there are masks, or name single cut-outs."
                 )
             self._open_halves((*part, 0))
 

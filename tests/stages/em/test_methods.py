@@ -17,8 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.em.methods import FitState, ReadEpoch, run_em_epoch, run_kmeans_epoch
-from stages.em.pieces import FitBatch, Prototypes, compute_logits, make_prototypes
+from stages.em.methods import (
+    FitState,
+    ReadEpoch,
+    place_known,
+    run_em_epoch,
+    run_kmeans_epoch,
+    start_at,
+)
+from stages.em.pieces import FitBatch, Pins, Prototypes, compute_logits, make_prototypes
 from stages.em.settings import METHODS, EmSettings
 from stages.em.start import find_initial_directions
 
@@ -129,6 +136,38 @@ def test_adam_does_not_start_again_with_an_epoch(method: Literal["primaps", "kme
     for batch in batches:
         run(apart, [batch], make_settings(method))
     assert_same(apart, together)
+
+
+def test_known_means_take_the_places_of_the_directions_nearest_to_them() -> None:
+    directions = torch.eye(3) * 2
+    # both are nearest to direction 0; one of them has to go elsewhere
+    means = torch.tensor([[3.0, 0.0, 0.1], [5.0, 4.0, 0.0]])
+    placed = place_known(directions, means)
+    torch.testing.assert_close(placed[:2], F.normalize(means, dim=1))
+    torch.testing.assert_close(placed[2:], torch.tensor([[0.0, 0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("method", ["primaps", "kmeans"])
+def test_what_is_known_keeps_its_cluster(method: Literal["primaps", "kmeans"]) -> None:
+    windows, settings = Windows(12, 2, noise=0.2, seed=5), make_settings(method, classes=2)
+    # what is known says that the two clusters are the other way round
+    ids = torch.from_numpy(1 - windows.truth).to(torch.uint8)
+    of_proposal = torch.full((12, 256), 255, dtype=torch.uint8)
+    for quadrant, (y, x) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1)), 1):
+        of_proposal[:, quadrant] = ids[:, y, x]
+    pins = Pins(ids, of_proposal)
+
+    def read_epoch(_: int) -> Iterator[list[FitBatch]]:
+        yield [FitBatch(windows.features, windows.proposals, pins=pins)]
+
+    truth = [windows.features[torch.from_numpy(windows.truth == k)].mean(dim=0) for k in (0, 1)]
+    for known in (True, False):
+        state = start_at(torch.stack(truth))
+        changes = settings.replace(epochs=200, learning_rate=0.05)
+        for _ in run_epochs(state, read_epoch if known else windows.read_epoch, changes):
+            pass
+        nearest = compute_logits(windows.features, state.running.weight()).argmax(dim=1).numpy()
+        assert (nearest == (1 - windows.truth if known else windows.truth)).mean() > 0.95
 
 
 def test_a_fit_that_is_finished_does_nothing_more() -> None:

@@ -284,6 +284,20 @@ def test_a_vote_by_hand_votes() -> None:
     assert agreed.tolist() == [2 + 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pinned_proposal_keeps_its_class(dtype: torch.dtype) -> None:
+    logits = torch.from_numpy(spread([[[0, 1, 1], [2, 1, 0], [2, 2, 0]]] * 2)).to(dtype)
+    proposals = torch.tensor([[[1, 1, 1], [2, 2, 0], [2, 2, 0]]] * 2, dtype=torch.uint8)
+    pins = torch.full((2, 256), IGNORE, dtype=torch.uint8)
+    # the first window alone; a number that no proposal has says nothing
+    pins[0, 2], pins[0, 9] = 3, 0
+    found = assign_proposals(logits, proposals, pins)
+    kept = [[1, 1, 1], [2, 2, IGNORE], [2, 2, IGNORE]]
+    assert found.labels.tolist() == [[[1, 1, 1], [3, 3, IGNORE], [3, 3, IGNORE]], kept]
+    assert found.usage.tolist() == [0, 6, 4, 4]
+    assert int(found.agreed) == 2 + (2 + 3)
+
+
 def test_of_equally_frequent_classes_the_smallest_wins_votes() -> None:
     labels, *_ = vote(spread([[[3, 1, 1, 3]]]), np.ones((1, 1, 4), np.uint8))
     assert labels.tolist() == [[[1, 1, 1, 1]]]
