@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.datasets.definition import IGNORE
 from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import count_of
+from stages.intervals import Resampling, draw_weights
 
 UNMATCHED = -1
 MAX_CLASSES = 255
@@ -27,6 +28,8 @@ _IGNORED = (IGNORE, -1, 65535)
 # A cluster whose IoU with its class is lower, in per cent, is hardly that class: it is said.
 WEAK_IOU = 20.0
 _MOST_LISTED = 6
+# Images whose pixels are laid out by class at a time.
+_BLOCK = 2048
 # What may be scored beside the labels, by its name in ``metrics.json``.
 OTHERS = {
     "running_prototypes": "running prototypes",
@@ -125,21 +128,20 @@ def count_pairs(
     return pairs, confusion[pairs]
 
 
-def score_pairs(
+def count_hits(
     pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     pixels: NDArray[np.int64],
     assignment: NDArray[np.int64],
     shape: tuple[int, int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Score many predictions at once, from the pairs of cluster and class that occur in each.
+    """Count what many predictions have right, from the pairs of cluster and class of each.
 
     ``pairs`` are the number of the prediction, the cluster and the class, int64 [pair] each, of so
     many ``pixels``; ``assignment`` is the class of each cluster, or ``UNMATCHED``; ``shape`` has
     the numbers of predictions and of classes. Pixels of unmatched clusters count as wrong: they
     miss their class and belong to no other.
 
-    Gives accuracy and mean IoU, float64 [prediction], NaN where no pixel is labelled, and IoU,
-    float64 [prediction, class], as :class:`Scores` has them.
+    Gives pixels that are labelled, right, and labelled or matched, float64 [prediction, class].
     """
     number, cluster, label = pairs
     match = assignment[cluster]
@@ -151,7 +153,17 @@ def score_pairs(
 
     labelled = add(np.ones(len(label), np.bool_), label)
     hits = add(match == label, label)
-    union = labelled + add(match != UNMATCHED, match) - hits
+    return labelled, hits, labelled + add(match != UNMATCHED, match) - hits
+
+
+def score_hits(
+    labelled: NDArray[np.float64], hits: NDArray[np.float64], union: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Score many predictions at once, from :func:`count_hits`.
+
+    Gives accuracy and mean IoU, float64 [prediction], NaN where no pixel is labelled, and IoU,
+    float64 [prediction, class], as :class:`Scores` has them.
+    """
     with np.errstate(invalid="ignore"):
         iou = np.where(union > 0, hits / union, np.nan)
         accuracy = hits.sum(axis=1) / labelled.sum(axis=1)
@@ -160,10 +172,11 @@ def score_pairs(
 
 
 def score_assignment(confusion: NDArray[np.int64], assignment: NDArray[np.int64]) -> Scores:
-    """Score one prediction from its confusion, int64 [cluster, class]; as :func:`score_pairs`."""
+    """Score one prediction from its confusion, int64 [cluster, class]; as :func:`score_hits`."""
     cluster, label = np.nonzero(confusion)
     pairs, shape = (np.zeros_like(cluster), cluster, label), (1, confusion.shape[1])
-    (accuracy,), (miou,), (iou,) = score_pairs(pairs, confusion[cluster, label], assignment, shape)
+    counts = count_hits(pairs, confusion[cluster, label], assignment, shape)
+    (accuracy,), (miou,), (iou,) = score_hits(*counts)
     return Scores(float(accuracy), float(miou), iou)
 
 
@@ -240,14 +253,18 @@ def compare_maps(
     return count_pairs(told, truth, NOTHING + 1)
 
 
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
 def summarise_maps(
-    images: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    matching: str,
-    class_names: Sequence[str] = (),
+    images: Mapping[str, Pairs], matching: str, class_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Score the pairs of many images, of :func:`compare_maps`, as :func:`score` gives them."""
+    """Score the pairs of many images, of :func:`compare_maps`, as :func:`score` gives them.
+
+    How an image is drawn for the interval follows from its name.
+    """
     total = np.zeros((NOTHING + 1) * MAX_CLASSES, np.int64)
-    for pairs, counts in images:
+    for pairs, counts in images.values():
         total[pairs] += counts
     confusion = total.reshape(NOTHING + 1, MAX_CLASSES)
     predicted = np.flatnonzero(confusion[:NOTHING].any(axis=1))
@@ -265,21 +282,39 @@ def summarise_maps(
     else:
         assignment = (match_clusters if matching == MATCHINGS[0] else match_majority)(own)
     found = summarise_confusion(np.vstack([own, lost]), np.append(assignment, UNMATCHED))
+    # of every cluster, and of what is not predicted
+    matched = np.full(NOTHING + 1, UNMATCHED)
+    matched[:clusters] = assignment
     given = found["assignment"] is not None
     return {
         "images": len(images),
-        "labelled_images": sum(bool(len(pairs)) for pairs, _ in images),
+        "labelled_images": sum(bool(len(pairs)) for pairs, _ in images.values()),
         "labelled_pixels": int(confusion.sum()),
         "unpredicted_pixels": int(lost.sum()),
         "matching": matching,
         "classes": clusters,
         "accuracy": found["accuracy"],
         "miou": found["miou"],
+        "miou_interval": _resample(images, matched) if given else None,
         "class_names": names,
         "per_class": [{"name": n, "iou": i} for n, i in zip(names, found["iou"], strict=True)],
         "assignment": found["assignment"][:-1] if given else None,
         "confusion": found["confusion"][:-1] if given else None,
     }
+
+
+def _resample(images: Mapping[str, Pairs], matched: NDArray[np.int64]) -> list[float] | None:
+    drawn, names = Resampling(), list(images)
+    for start in range(0, len(names), _BLOCK):
+        block = names[start : start + _BLOCK]
+        number = np.repeat(np.arange(len(block)), [len(images[name][0]) for name in block])
+        pairs, counts = (np.concatenate([images[name][i] for name in block]) for i in (0, 1))
+        shape = (len(block), MAX_CLASSES)
+        _, hits, union = count_hits(
+            (number, *np.divmod(pairs, MAX_CLASSES)), counts, matched, shape
+        )
+        drawn.add(draw_weights(block), hits, union)
+    return drawn.interval
 
 
 def score(
@@ -311,7 +346,8 @@ def score(
     Returns
     -------
     dict
-        ``accuracy``, ``miou`` and ``per_class``, in per cent, over the classes that occur in labels
+        ``accuracy``, ``miou``, its ``miou_interval`` (95 % of draws of images; None of one image)
+        and ``per_class``, in per cent, over the classes that occur in labels
         or matched predictions (None where no pixel is labelled); ``assignment``, the class of every
         cluster; ``confusion`` [cluster][class] in pixels; ``images``, ``labelled_images``,
         ``labelled_pixels`` and ``unpredicted_pixels``; all that JSON can hold.
@@ -324,7 +360,7 @@ def score(
     if matching not in MATCHINGS:
         raise ValueError(f"matching {matching!r} is none of {', '.join(MATCHINGS)}")
     ignored = (ignore,) if isinstance(ignore, int) else tuple(ignore)
-    images = []
+    images = {}
     for number, pair in enumerate(zip(*map(_list_maps, (prediction, truth)), strict=True)):
         ours, theirs = (np.asarray(each) for each in pair)
         if ours.shape != theirs.shape:
@@ -335,7 +371,7 @@ def score(
         left_out = ignored if matching == "none" else ()
         told = read_numbers(ours, left_out, what=f"prediction {number}")
         known = read_numbers(theirs, ignored, what=f"truth {number}")
-        images.append(compare_maps(told, known))
+        images[str(number)] = compare_maps(told, known)
     return summarise_maps(images, matching, class_names)
 
 
@@ -437,6 +473,12 @@ def describe_labels(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def show_miou(block: Mapping[str, Any], name: str = "miou") -> str:
+    """Show an mIoU with its interval, where it has one."""
+    interval = block.get(f"{name}_interval")
+    return f"{block[name]:.1f}" + (f" [{interval[0]:.1f} to {interval[1]:.1f}]" if interval else "")
+
+
 def _describe_split(split: str, block: Mapping[str, Any]) -> str:
     if block["accuracy"] is None:
         # label maps of nothing but ignored pixels are none
@@ -446,10 +488,10 @@ def _describe_split(split: str, block: Mapping[str, Any]) -> str:
             f"{split}: {block['images']} images without {what}: "
             f"coverage {block['coverage']:.1f} %, confidence {block['confidence']:.1f} %"
         )
-    line = f"{split}: accuracy {block['accuracy']:.1f}, mIoU {block['miou']:.1f}"
+    line = f"{split}: accuracy {block['accuracy']:.1f}, mIoU {show_miou(block)}"
     if block["accuracy_crf"] is not None:
-        line += f"; with CRF {block['accuracy_crf']:.1f}, {block['miou_crf']:.1f}"
+        line += f"; with CRF {block['accuracy_crf']:.1f}, {show_miou(block, 'miou_crf')}"
     for name, title in OTHERS.items():
         if name in block:
-            line += f"; {title} {block[name]['accuracy']:.1f}, {block[name]['miou']:.1f}"
+            line += f"; {title} {block[name]['accuracy']:.1f}, {show_miou(block[name])}"
     return f"{line} ({block['labelled_images']} labelled images)"

@@ -22,6 +22,7 @@ LIBRARIES = (
     "calibration",
     "clustering",
     "discriminants",
+    "intervals",
     "known",
     "parts",
     "selection",

@@ -27,7 +27,14 @@ from pipeline.progress import Screen
 from pipeline.run.confidence import SUFFIX
 from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.storage.places import find_files
-from stages.scores import MATCHINGS, compare_maps, put_first, read_numbers, summarise_maps
+from stages.scores import (
+    MATCHINGS,
+    compare_maps,
+    put_first,
+    read_numbers,
+    show_miou,
+    summarise_maps,
+)
 
 _NUMPY = ".npy"
 # -1 as it is stored without a sign
@@ -50,6 +57,7 @@ class Task:
     """An image with a label map, and the names that its prediction may have, without suffix."""
 
     split: str
+    id: str
     label: Path
     names: tuple[str, ...]
 
@@ -71,7 +79,7 @@ def score_folder(
     """
     source, tasks = _list_tasks(labels, dataset, root, splits)
     pairs = _pair(predictions, tasks, screen)
-    found: dict[str, list[Any]] = {task.split: [] for task in tasks}
+    found: dict[str, dict[str, Any]] = {task.split: {} for task in tasks}
     pixels = {task.split: LabelCounts() for task in tasks}
     work = partial(_compare, source, rules)
     threads = count_threads()
@@ -79,7 +87,8 @@ def score_folder(
         for task, (images, counts) in zip(
             tasks, map_ahead(work, pairs, threads, 2 * threads), strict=True
         ):
-            found[task.split].append(images)
+            # as evaluate draws images for its intervals
+            found[task.split][f"{task.split}/{task.id}"] = images
             pixels[task.split].add(counts)
             counter.advance()
     told = source.definition.tells_ignore or IGNORE in rules.ignore
@@ -107,7 +116,7 @@ def describe_scores(result: Mapping[str, Any]) -> Iterator[str]:
         how = "predictions are classes"
         if block["matching"] != "none":
             how = f"{count_of(block['classes'], 'clusters')} matched {block['matching']}"
-        yield f"{split}: accuracy {block['accuracy']:.2f}, mIoU {block['miou']:.2f} ({many}, {how})"
+        yield f"{split}: accuracy {block['accuracy']:.1f}, mIoU {show_miou(block)} ({many}, {how})"
         if left_out := LabelCounts.parse(block["label_pixels"]).describe():
             yield f"{split}: {left_out}"
     rows = [(each["name"], each["iou"]) for each in result["per_class"] if each["iou"] is not None]
@@ -148,13 +157,13 @@ def _list_tasks(
         twice = [name for name, files in found.items() if len(files) > 1]
         if twice:
             raise DatasetError(f"{labels} has several label maps called {twice[0]}: keep one.")
-        tasks = [Task(EVERYTHING, files[0], (name,)) for name, files in sorted(found.items())]
+        tasks = [Task(EVERYTHING, name, files[0], (name,)) for name, files in sorted(found.items())]
         return get_dataset("folder").know_labels(labels), tasks
     source = get_dataset(str(dataset))
     base = source.find_root(root)
     samples = source.list_samples(base, tuple(splits) or source.default_splits)
     tasks = [
-        Task(sample.split, base / sample.label, _name_prediction(sample.split, sample.id))
+        Task(sample.split, sample.id, base / sample.label, _name(sample.split, sample.id))
         for sample in samples
         if sample.label is not None
     ]
@@ -163,7 +172,7 @@ def _list_tasks(
     return source, tasks
 
 
-def _name_prediction(split: str, id_: str) -> tuple[str, ...]:
+def _name(split: str, id_: str) -> tuple[str, ...]:
     # as evaluate writes it; and in a folder of one split
     return f"{split}/{id_}", id_
 

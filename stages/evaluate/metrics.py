@@ -31,15 +31,16 @@ from pipeline.run.manifest import Image
 from pipeline.storage.files import decode_table, remove_file
 from pipeline.storage.places import REQUESTS, find_files
 from stages.calibration import LEVELS, count_levels
+from stages.intervals import Resampling, draw_weights
 from stages.labelling import PROBE, RUNNING, Labelling
 from stages.scores import (
     MAX_CLASSES,
     UNMATCHED,
+    count_hits,
     count_pairs,
     number_names,
-    put_first,
     read_assignment,
-    score_pairs,
+    score_hits,
     summarise_confusion,
     to_percent,
 )
@@ -75,6 +76,11 @@ _SCORE_SCHEMA = pa.schema(
         pa.field("miou", pa.float64(), metadata={"units": "%"}),
         pa.field("accuracy_crf", pa.float64(), metadata={"units": "%"}),
         pa.field("miou_crf", pa.float64(), metadata={"units": "%"}),
+        # of the final labels and the classes that occur in them or in the truth: what the IoU of
+        # any number of images is the quotient of
+        pa.field("classes", pa.list_(pa.int64())),
+        pa.field("hits", pa.list_(pa.int64()), metadata={"units": "pixels of the windows"}),
+        pa.field("union", pa.list_(pa.int64()), metadata={"units": "pixels of the windows"}),
     ]
 )
 TOP_REASONS = 5
@@ -357,7 +363,7 @@ def summarise(
         "class_usage": [to_percent(count / used) for count in tally.usage],
         "coverage": to_percent(tally.usage.sum() / max(tally.pixels, 1)),
         "confidence": to_percent(tally.confidence / max(tally.predicted, 1)),
-        **{k: {"accuracy": scored[k]["accuracy"], "miou": scored[k]["miou"]} for k in others},
+        **{k: {n: scored[k][n] for n in ("accuracy", "miou", "assignment")} for k in others},
         **_describe_levels(tally, refined["assignment"] or plain["assignment"]),
     }
 
@@ -398,50 +404,102 @@ def summarise_splits(
     named: Mapping[int, int] | None = None,
     said: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Score every split, and put the one that papers report on top: as ``split`` and its figures.
-
-    Those of every split are in ``splits``; parameters are those of :func:`summarise`.
-    """
-    splits = {s: summarise(tally, class_names, others, named, said) for s, tally in tallies.items()}
-    return put_first(splits)
+    """Score every split; parameters are those of :func:`summarise`."""
+    return {s: summarise(tally, class_names, others, named, said) for s, tally in tallies.items()}
 
 
 # --- every image scored by the matching of its split ----------------------------------------------
 
 
+Hits = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
 def score_images(
-    tables: Iterable[pa.Table], blocks: Mapping[str, Any], images: Iterable[Image]
+    tables: Iterable[pa.Table], blocks: Mapping[str, dict[str, Any]], images: Iterable[Image]
 ) -> pa.Table:
-    """Score every image by the matching of its split, as ``metrics.json`` has it."""
+    """Score every image by the matching of its split, as ``metrics.json`` has it.
+
+    The ``blocks`` of the splits are told the interval of each mIoU, as ``miou_interval``: low and
+    high, in per cent; None where fewer than two images have labels.
+    """
     rows: dict[str, dict[str, int]] = {split: {} for split in blocks}
     for image in images:
         rows.setdefault(image.split, {})[image.id] = image.image
     parts: dict[str, list[pa.Table]] = {split: [] for split in blocks}
+    drawn = {(s, k): Resampling() for s, block in blocks.items() for k in _list_matchings(block)}
     for table in tables:
         for split, block in blocks.items():
-            parts[split].append(score_counts(_choose(table, split), block, rows[split]))
+            chosen = _choose(table, split)
+            counted = count_matched(chosen, block)
+            parts[split].append(score_counts(chosen, counted, rows[split]))
+            if counted:
+                weights = draw_weights([f"{split}/{id_}" for id_ in chosen["id"].to_pylist()])
+            for kind, (_, hits, union) in counted.items():
+                drawn[split, kind].add(weights, hits, union)
+    for (split, kind), resampling in drawn.items():
+        end = {PLAIN: "miou_interval", REFINED: "miou_crf_interval"}
+        where = blocks[split] if kind in end else blocks[split][kind]
+        where[end.get(kind, "miou_interval")] = resampling.interval
     scores = [_SCORE_SCHEMA.empty_table(), *(part for own in parts.values() for part in own)]
     return pa.concat_tables(scores).combine_chunks()
 
 
-def score_counts(table: pa.Table, block: Mapping[str, Any], rows: Mapping[str, int]) -> pa.Table:
-    """Score the images of one split by its matching, as ``metrics.json`` has it, in per cent.
+def _list_matchings(block: Mapping[str, Any]) -> dict[str, Sequence[int | None]]:
+    """List the class of every cluster, for all that was scored."""
+    found = {PLAIN: block["assignment"], REFINED: block["assignment_crf"]}
+    found |= {k: v["assignment"] for k, v in block.items() if isinstance(v, dict) and "miou" in v}
+    return {kind: matching for kind, matching in found.items() if matching is not None}
+
+
+def count_matched(table: pa.Table, block: Mapping[str, Any]) -> dict[str, Hits]:
+    """Count what the images of one split have right, by the matchings of the split."""
+    shape, counted = (len(table), MAX_CLASSES), dict[str, Hits]()
+
+    def count(kind: str, matching: Sequence[int | None]) -> Hits:
+        row, cluster, label, counts = _list_pairs(table, kind)
+        return count_hits((row, cluster, label), counts, read_assignment(matching), shape)
+
+    matchings = _list_matchings(block)
+    for kind, matching in matchings.items():
+        if kind != CORRECTED:
+            counted[kind] = count(kind, matching)
+            continue
+        # of an image of which nothing is said the final labels count
+        final = count(REFINED if REFINED in matchings else PLAIN, matching)
+        if CORRECTED not in _list_kinds(table.column_names):
+            counted[kind] = final
+            continue
+        said = np.asarray(pc.is_valid(table[_PAIRS + CORRECTED]))[:, None]
+        ours, others = count(CORRECTED, matching), final
+        labelled, hits, union = (np.where(said, a, b) for a, b in zip(ours, others, strict=True))
+        counted[kind] = labelled, hits, union
+    return counted
+
+
+def score_counts(table: pa.Table, counted: Mapping[str, Hits], rows: Mapping[str, int]) -> pa.Table:
+    """Score the images of one split from :func:`count_matched`, in per cent.
 
     ``rows`` says which row of the manifest an id is. What there is none of is null.
     """
 
-    def score(kind: str, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if block[key] is None:
+    def score(kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if kind not in counted:
             nothing = np.full(len(table), np.nan)
             return nothing, nothing
-        row, cluster, label, counts = _list_pairs(table, kind)
-        matching, shape = read_assignment(block[key]), (len(table), MAX_CLASSES)
-        accuracy, miou, _ = score_pairs((row, cluster, label), counts, matching, shape)
+        accuracy, miou, _ = score_hits(*counted[kind])
         return 100 * accuracy, 100 * miou
 
     def add(column: str) -> NDArray[np.float64]:
         row, values = _flatten(table[column])
         return np.bincount(row, values.astype(np.float64), len(table)).astype(np.float64)
+
+    nothing = np.zeros((len(table), 0))
+    _, hits, union = counted.get(REFINED, counted.get(PLAIN, (nothing, nothing, nothing)))
+    row, used = np.nonzero(union)
+    ends = np.searchsorted(row, np.arange(len(table) + 1))
+
+    def list_used(values: NDArray[Any]) -> pa.ListArray:
+        return pa.ListArray.from_arrays(ends.astype(np.int32), values.astype(np.int64))
 
     pixels, predicted, confidence = (
         table[name].to_numpy() for name in ("pixels", "predicted", "confidence")
@@ -453,11 +511,12 @@ def score_counts(table: pa.Table, block: Mapping[str, Any], rows: Mapping[str, i
         100 * add("usage") / np.maximum(pixels, 1),
         100 * confidence / np.maximum(predicted, 1),
         add(_COUNTS + PLAIN).astype(np.int64),
-        *score(PLAIN, "assignment"),
-        *score(REFINED, "assignment_crf"),
+        *score(PLAIN),
+        *score(REFINED),
     ]
-    pairs = zip(columns, _SCORE_SCHEMA, strict=True)
+    pairs = zip(columns, _SCORE_SCHEMA, strict=False)
     arrays = [pa.array(values, field.type, from_pandas=True) for values, field in pairs]
+    arrays += [list_used(used), list_used(hits[row, used]), list_used(union[row, used])]
     return pa.Table.from_arrays(arrays, schema=_SCORE_SCHEMA)
 
 

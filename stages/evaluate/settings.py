@@ -12,7 +12,7 @@ from pipeline.settings import execution_setting, setting
 class EvaluateSettings(SubjectSettings):
     """What is labelled, and how it is refined."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     stage_class: ClassVar[str] = "stages.evaluate.stage:Evaluate"
 
     splits: tuple[str, ...] = setting(

@@ -130,7 +130,13 @@ from stages.labelling import (
     label_images,
     take_clusters,
 )
-from stages.scores import MAX_CLASSES, describe_labels, describe_metrics, number_names
+from stages.scores import (
+    MAX_CLASSES,
+    describe_labels,
+    describe_metrics,
+    number_names,
+    put_first,
+)
 
 # In a shard's result: pixels that are left out because they are not sure, and pixels.
 _UNSURE = "unsure"
@@ -406,18 +412,21 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             key: (record, list(Ledger(run.state(key)).read_shards().values()))
             for key, record in list_sources(run, own).items()
         }
+        splits = summarise_splits(
+            tallies,
+            names,
+            others,
+            *match_names(numbers, number_names(names, MAX_CLASSES), mine.facts.get(FURTHER, 0)),
+        )
+        tables = read_counts(run, subject, records)
+        scores = score_images(tables, splits, manifest.images)
         metrics = {
             "em": settings.em,
             "head": settings.head,
             "crf": settings.crf,
             **_describe_numbers(run, subject, mine),
             **({CALIBRATION: mine.facts[CALIBRATION]} if CALIBRATION in mine.facts else {}),
-            **summarise_splits(
-                tallies,
-                names,
-                others,
-                *match_names(numbers, number_names(names, MAX_CLASSES), mine.facts.get(FURTHER, 0)),
-            ),
+            **put_first(splits),
             "counts": count_unusual(
                 rejected=[str(image.reason) for image in manifest.rejected],
                 listed=len(manifest.images),
@@ -431,8 +440,6 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         look = Evaluation(run, subject, read_record(run, own)).look()
         _paint_labels(run, own, records, look)
         forget_notes(run, own)
-        tables = read_counts(run, subject, records)
-        scores = score_images(tables, metrics["splits"], manifest.images)
         write_bytes(report / "images.parquet", encode_table(scores))
         if settings.linear_probe:
             trained = read_trained(run, settings)[1]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from pipeline.settings import field_extra
 from pipeline.storage.files import write_text
 from stages import SETTINGS
 from stages.artefacts import read_group_of
+from stages.intervals import measure_interval, resample_table
 from stages.report.agreement import (
     Name,
     Paint,
@@ -303,6 +305,9 @@ def _tabulate_scores(opened: Sequence[Evaluation], split: str) -> Content:
         there = any(values) if key == "labelled_images" else any(map(is_number, values))
         if there:
             rows.append(Row(title, values, find_best(values) if rated else ()))
+    leads = [_show_lead(measure_lead(e, opened[0], split)) for e in opened[1:]]
+    if any(leads):
+        rows.append(Row("Mean IoU above the first, points (95 %)", ["", *leads]))
     usage = [block.get("class_usage") for block in blocks]
     even = [count_effectively(shares) if shares else None for shares in usage]
     rows.append(Row("Clusters in use, effectively", even))
@@ -311,6 +316,37 @@ def _tabulate_scores(opened: Sequence[Evaluation], split: str) -> Content:
     if len(scored) > 1:
         note = "Every score is over the images of its own run, and these are not as many in all."
     return {"split": split, "rows": rows, "note": note}
+
+
+def measure_lead(
+    entry: Evaluation, other: Evaluation, split: str
+) -> tuple[float, list[float]] | None:
+    """Measure by how many points of mean IoU one evaluation is above another, and the interval.
+
+    Both are drawn alike, image by image, of the images of a split that both scored; None of fewer
+    than two.
+    """
+    tables = []
+    for each in (entry, other):
+        scores = each.scores.filter(pc.equal(each.scores["split"], split))
+        tables.append(scores.filter(pc.greater(pc.list_value_length(scores["classes"]), 0)))
+    common = pc.is_in(tables[0]["id"], value_set=tables[1]["id"].combine_chunks())
+    ids = tables[0]["id"].filter(common)
+    drawn = []
+    for table in tables:
+        rows = pc.index_in(ids, value_set=table["id"].combine_chunks())
+        drawn.append(resample_table(table.take(rows), split).miou)
+    if drawn[0] is None or drawn[1] is None:
+        return None
+    lead = drawn[0] - drawn[1]
+    return 100 * float(lead[-1]), measure_interval(lead)
+
+
+def _show_lead(lead: tuple[float, list[float]] | None) -> str | None:
+    if lead is None:
+        return None
+    points, (low, high) = lead
+    return f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def find_best(values: Sequence[Any]) -> tuple[int, ...]:
@@ -416,8 +452,12 @@ def _rank(names: Sequence[str], opened: Sequence[Evaluation]) -> str:
         first, second = sorted(scores, key=lambda name: -scores[name])[:2]
         best = scores[first]
         lead = round(best, 1) - round(scores[second], 1)
+        pair = [opened[names.index(name)] for name in (first, second)]
+        drawn = measure_lead(pair[0], pair[1], split)
+        # of the images in common, which may be others
+        sure = "" if drawn is None else f" (95 %: {drawn[1][0]:.1f} to {drawn[1][1]:.1f})"
         told.append(
-            f"{split}: {first}, {best:.1f} %, {lead:.1f} points above the next"
+            f"{split}: {first}, {best:.1f} %, {lead:.1f} points above the next{sure}"
             if lead > 0
             else f"{split}: no one alone, {best:.1f} %"
         )

@@ -433,7 +433,7 @@ def test_running_prototypes_are_scored_as_a_fit_of_their_own(
         invoke("evaluate", run, "--em", name, "--crf", "none", "--no-progress")
         metrics[name] = json.loads((run / f"report-{name}" / "metrics.json").read_text())
     assert metrics["two"]["running_prototypes"] == {
-        key: metrics["one"][key] for key in ("accuracy", "miou")
+        key: metrics["one"][key] for key in ("accuracy", "miou", "miou_interval", "assignment")
     }
     assert metrics["two"]["accuracy"] != metrics["one"]["accuracy"]
     assert "running_prototypes" not in metrics["one"]
@@ -498,7 +498,9 @@ def test_a_head_and_a_fit_on_its_codes_are_evaluated_on_them(
     for name in ("-head-stego", "-on-codes"):
         # the same channels in another order
         assert metrics[name]["accuracy"] == pytest.approx(metrics[""]["accuracy"], abs=0.1)
-        assert metrics[name]["linear_probe"] == pytest.approx(metrics[""]["linear_probe"], abs=0.5)
+        for key in ("accuracy", "miou"):
+            probe = metrics[""]["linear_probe"][key]
+            assert metrics[name]["linear_probe"][key] == pytest.approx(probe, abs=0.5)
     assert (metrics["-head-stego"]["em"], metrics["-head-stego"]["head"]) == (None, "stego")
     assert len(list((run / "labels-head-stego").rglob("*.png"))) == 9
     page = (run / "report-head-stego" / "index.html").read_text()

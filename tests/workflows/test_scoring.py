@@ -17,7 +17,10 @@ from tests.scenes import FAST_EM, Invoke, write_scenes
 from workflows.scoring import Rules, score_folder
 
 Score = Callable[..., dict[str, Any]]
-SAME = ("accuracy", "miou", "classes", "class_names", "assignment", "confusion", "labelled_images")
+SAME = (
+    *("accuracy", "miou", "miou_interval", "classes", "class_names", "assignment", "confusion"),
+    "labelled_images",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +44,9 @@ def test_the_labels_of_evaluate_have_the_numbers_of_evaluate(
     invoke("evaluate", run, "--crf", crf, "--gallery", 0, "--no-progress")
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     end = "" if crf == "none" else "_crf"
-    told = {name: metrics[name] for name in SAME}
+    told = {name: metrics.get(name) for name in SAME}
     told |= {name: metrics[name + end] for name in ("accuracy", "miou", "assignment", "confusion")}
+    told["miou_interval"] = metrics[f"miou{end}_interval"]
     ious = [each[f"iou{end}"] for each in metrics["per_class"]]
     out = invoke(
         *("score", "--predictions", run / "labels" / "all", "--labels", run.parent / "labels"),

@@ -24,6 +24,7 @@ from pipeline.run.manifest import Image
 from stages.evaluate.metrics import (
     Tally,
     count_image,
+    count_matched,
     counts_file,
     decode_counts,
     encode_counts,
@@ -90,7 +91,8 @@ def test_how_sure_labels_are_adds_up_over_shards() -> None:
 
 def score(rows: list[dict[str, Any]], *assignments: list[int | None] | None) -> pa.Table:
     block = dict(zip(("assignment", "assignment_crf"), assignments, strict=True))
-    return score_counts(decode_counts(encode_counts(rows)), block, ROWS)
+    table = decode_counts(encode_counts(rows))
+    return score_counts(table, count_matched(table, block), ROWS)
 
 
 def read(scores: pa.Table, name: str) -> Any:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stages.evaluate.metrics import Tally, count_reasons, summarise, summarise_splits
-from stages.scores import describe_metrics
+from stages.scores import describe_metrics, put_first
 from tests.stages.evaluate.made_up import count, make_row, make_tally
 
 CLUSTERS = 4
@@ -101,9 +101,9 @@ def test_other_classifiers_by_hand() -> None:
     running, probe = [1, 1, 1, 0, 0], [1, 1, 3, 0, 7]
     tally = count(make_row(plain, truth, **{RUNNING: running, PROBE: probe}))
     summary = summarise(tally, ("sky", "road"), [RUNNING, PROBE])
-    assert summary[RUNNING] == {"accuracy": 100.0, "miou": 100.0}
+    assert summary[RUNNING] == {"accuracy": 100.0, "miou": 100.0, "assignment": [0, 1]}
     # right on 3 of 4; IoU 1 of sky, 2/3 of road, 0 of the class that is nowhere but predicted
-    assert summary[PROBE] == {"accuracy": 75.0, "miou": 55.56}
+    assert summary[PROBE] == {"accuracy": 75.0, "miou": 55.56, "assignment": [0, 1, 2, 3]}
     # were it matched like clusters, of which there are two, the third class would be lost
     matched = count(make_row(plain, truth, **{RUNNING: probe}))
     assert summarise(matched, ("sky", "road"), [RUNNING])[RUNNING]["accuracy"] == 100.0
@@ -118,43 +118,50 @@ def test_supervised_classes_are_not_matched() -> None:
     assert summary[PROBE]["accuracy"] == 0
 
 
+NOTHING = {"accuracy": None, "miou": None, "assignment": None}
+
+
 def test_without_labels_other_classifiers_have_no_scores() -> None:
     summary = summarise(Tally(2), (), [RUNNING, PROBE])
-    assert summary[RUNNING] == summary[PROBE] == {"accuracy": None, "miou": None}
+    assert summary[RUNNING] == summary[PROBE] == NOTHING
 
 
 def test_a_line_for_every_split() -> None:
     tallies = {"train": make_tally(2), "test": make_tally(truth=False)}
-    metrics = summarise_splits(tallies, ("sky", "road"), [RUNNING, PROBE])
+    metrics = put_first(summarise_splits(tallies, ("sky", "road"), [RUNNING, PROBE]))
     assert describe_metrics(metrics) == [
         "train: accuracy 75.0, mIoU 58.3; with CRF 100.0, 100.0; "
         "running prototypes 100.0, 100.0; linear probe 75.0, 58.3 (2 labelled images)",
         "test: 1 images without labels: coverage 100.0 %, confidence 75.0 %",
     ]
+    metrics["splits"]["train"] |= {"miou_interval": [50, 60.14], "miou_crf_interval": None}
+    assert "mIoU 58.3 [50.0 to 60.1]; with CRF 100.0, 100.0; " in describe_metrics(metrics)[0]
 
 
 def test_the_split_on_top_is_one_with_labels() -> None:
     tallies = {"train": make_tally(), "val": make_tally(truth=False)}
-    metrics = summarise_splits(tallies, (), [PROBE])
+    metrics = put_first(summarise_splits(tallies, (), [PROBE]))
     assert metrics["split"] == "train"
     assert metrics["linear_probe"] == metrics["splits"]["train"]["linear_probe"]
-    assert metrics["splits"]["val"]["linear_probe"] == {"accuracy": None, "miou": None}
+    assert metrics["splits"]["val"]["linear_probe"] == NOTHING
     both = {"train": make_tally(), "val": make_tally()}
-    assert summarise_splits(both, (), [])["split"] == "val"
+    assert put_first(summarise_splits(both, (), []))["split"] == "val"
 
 
 def test_nothing_is_said_of_classifiers_that_were_not_scored() -> None:
     known = make_row([0, 1, 1, 1], [0, 0, 1, 1], labels=[0, 0, 1, 1])
-    metrics = summarise_splits({"val": count(known)}, (), [])
+    metrics = put_first(summarise_splits({"val": count(known)}, (), []))
     assert "linear_probe" not in metrics
     assert describe_metrics(metrics) == ["val: accuracy 75.0, mIoU 58.3 (1 labelled images)"]
 
 
 def test_a_linear_probe_that_mixes_up_classes_is_wrong() -> None:
     known, others = [0, 0, 1, 1], {RUNNING: [1, 1, 0, 0], PROBE: [1, 1, 0, 0]}
-    metrics = summarise_splits({"val": count(make_row(known, known, **others))}, (), list(others))
-    assert metrics["running_prototypes"] == {"accuracy": 100.0, "miou": 100.0}
-    assert metrics["linear_probe"] == {"accuracy": 0.0, "miou": 0.0}
+    metrics = put_first(
+        summarise_splits({"val": count(make_row(known, known, **others))}, (), list(others))
+    )
+    assert metrics["running_prototypes"]["miou"] == 100
+    assert metrics["linear_probe"]["accuracy"] == metrics["linear_probe"]["miou"] == 0
 
 
 def test_reasons_are_grouped_whatever_their_order() -> None:
