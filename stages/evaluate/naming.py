@@ -99,8 +99,7 @@ def find_naming(
         classifier = extend_classifier(main, len(further))
         return Naming((*clusters, *further), classifier, further=len(further))
     # what a person calls a cluster wins over the known class that it is pinned to
-    pinned = {(k,): name for k, name in enumerate(attributes.get("pinned_names", ()))}
-    given = pinned | dict(given)
+    given = read_pinned(attributes) | dict(given)
     given = {part: LEFT_OUT_NAME if is_ignored(name) else name for part, name in given.items()}
     clicked = {}
     if "moments_proposal" in arrays and artefacts.has_proposals:
@@ -145,6 +144,11 @@ def find_naming(
         calibration = calibrate(held, join, numbers, kept, shrinkage=shrinkage, gain=gain)
     unnamed, more = tuple(left.tolist()), len(further)
     return Naming((*names, *further), classifier, joined, unnamed, share, more, calibration)
+
+
+def read_pinned(attributes: Mapping[str, Any]) -> dict[Part, str]:
+    """Return the names of the clusters that a fit pinned to known classes, of its attributes."""
+    return {(k,): name for k, name in enumerate(attributes.get("pinned_names", ()))}
 
 
 def _name_units(

@@ -19,6 +19,7 @@ from stages.em.labels import read_labels
 from stages.em.settings import EmSettings
 from tests.end_to_end.conftest import Invoke, hash_tree, write_scenes
 from tests.end_to_end.test_staleness import make_run, read_status
+from workflows.review.session import Review
 
 QUIET = "--no-progress"
 NAMES = "0: left\n1: right\n2: left\n3: ignore\n"
@@ -157,6 +158,8 @@ def test_what_is_known_pins_its_clusters(
     assert (arrays["moments_cluster"][units][known] == pinned[known]).all()
     invoke("evaluate", run, QUIET)
     assert set(read_metrics(run)["label_names"]) == set(present)
+    cards = Review(directory, None, None).list_clusters()["clusters"]
+    assert [card["known"] for card in cards][: len(present) + 1] == [*present, None]
     # a person's name counts for more, and stays
     write_names(run, "0: other\n")
     invoke("evaluate", run, QUIET)

@@ -26,7 +26,8 @@ from pipeline.run.ledger import require_fresh
 from pipeline.run.manifest import Image
 from pipeline.storage.files import stamp
 from stages import SETTINGS, recall_settings
-from stages.artefacts import open_artefacts
+from stages.artefacts import open_artefacts, read_group_of
+from stages.evaluate.naming import read_pinned
 from stages.evaluate.settings import EvaluateSettings
 from stages.known import find_clicked, read_said
 from stages.labelling import MAIN
@@ -82,6 +83,7 @@ class Review:
         self._ranking = threading.Lock()
         self._examples: Examples | None = None
         self._units = read_units(artefacts)
+        self._pinned = read_pinned(read_group_of(run, self.subject)[1])
         # share of the cluster, proposals, and the places of typical and doubtful cut-outs
         self._halves: dict[Part, tuple[float, int, list[int], list[int]]] = {}
         self._facts: ClusterFacts | None = None
@@ -228,13 +230,16 @@ class Review:
     ) -> dict[str, Any]:
         cluster, examples, facts = part[0], self._examples, self._facts
         # what has no name follows what it is part of
-        names = (given.get(part[: n + 1]) for n in reversed(range(len(part))))
+        called_so = self._pinned | dict(given)
+        names = (called_so.get(part[: n + 1]) for n in reversed(range(len(part))))
         called = next((name for name in names if name is not None), None)
         number = {name: n for n, name in named.names.items()}.get(called or f"cluster {cluster}")
         card: dict[str, Any] = {
             "part": format_part(part),
             "cluster": cluster,
             "name": given.get(part),
+            # what it counts as while nobody names it
+            "known": self._pinned.get(part),
             "colour": _colour(named, IGNORE if number is None else number),
             "splits": self._can_split(part),
         }

@@ -303,7 +303,7 @@ def test_an_image_is_clicked_painted_and_right(
         ("paint/0", {"seen": "", "strokes": [], "radius": 1, "name": "a"}, "strokes: List should"),
         ("click/0", {"seen": "", "x": "a", "y": 1, "name": "a"}, "x: Input should be a valid int"),
         ("right/77", {"seen": ""}, "there is no image 77"),
-        ("split", {"cluster": "0"}, "em/default keeps no halves of 0; fit with --method robust"),
+        ("split", {"cluster": "0"}, "em/default keeps no halves of 0; fit with --clusters"),
         ("split", {"cluster": "0.2"}, "cluster: String should match"),
         ("undo", {"number": 0}, "there is nothing to undo."),
         ("undo", [], "the request: Input should be an object."),

@@ -76,6 +76,7 @@ function fillCard(card, facts) {
   card.facts = { ...facts, name };
   if (!card.saving && (document.activeElement !== card.input || card.input.value === (card.shown || ""))) { card.input.value = name || ""; }
   card.shown = name || "";
+  if (facts.known) { card.input.placeholder = `${facts.known}, as is known`; }
   card.element.classList.toggle("named", name !== null && !isIgnored(name));
   card.element.classList.toggle("ignored", isIgnored(name));
   card.element.style.setProperty("--colour", colour(facts.colour));
