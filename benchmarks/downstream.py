@@ -1,8 +1,8 @@
 """What pseudo-labels are worth downstream: train on them and on true labels, score on true labels.
 
-Run as ``python -m benchmarks.downstream RUN [--write]`` on a finished run with the splits train and
-val and ground truth for both (``primaps-pipe run RUN --workflow camvid``). It reads the run through
-:class:`pipeline.Run` alone.
+Run as ``python -m benchmarks.downstream RUN [--em NAME] [--write]`` on a finished run with the
+splits train and val and ground truth for both (``primaps-pipe run RUN --workflow camvid``). It
+reads the run through :class:`pipeline.Run` alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from stages.scores import count_confusion, score_assignment
 
 SIDE = 128
 SEEDS = (0, 1, 2)
-RECIPES = {"decoder": Recipe(300, 2e-3), "U-Net": Recipe(300, 2e-3)}
+RECIPES = {"decoder": Recipe(1000, 2e-3), "U-Net": Recipe(300, 2e-3)}
 TITLES = {
     "decoder": "decoder on the run's frozen features",
     "U-Net": "U-Net on pixels, from random weights",
@@ -101,7 +101,9 @@ class Result:
     seconds: list[float] = field(default_factory=list)
 
 
-def read_samples(run: Run, split: str, matching: NDArray[np.uint8]) -> Samples:
+def read_samples(
+    run: Run, split: str, matching: NDArray[np.uint8], em: str | None = None
+) -> Samples:
     """Read the windows of a split.
 
     Parameters
@@ -110,6 +112,8 @@ def read_samples(run: Run, split: str, matching: NDArray[np.uint8]) -> Samples:
         The run.
     split
         Its name.
+    em
+        Name of the fit.
     matching
         Class of every cluster, as :meth:`pipeline.Run.matching` gives it.
     """
@@ -118,7 +122,7 @@ def read_samples(run: Run, split: str, matching: NDArray[np.uint8]) -> Samples:
     for window in run.windows(split):
         image = run.images[window.image]
         if window.image not in opened:
-            labels = matching[run.labels(image.id, split)]
+            labels = matching[run.labels(image.id, split, em=em)]
             opened = {
                 window.image: (
                     run.photograph(image.id, split),
@@ -292,7 +296,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw_figure(
-    run: Run, held_out: Samples, predictions: Predictions, count: int, side: int
+    run: Run,
+    held_out: Samples,
+    predictions: Predictions,
+    count: int,
+    side: int,
+    em: str | None = None,
 ) -> Image.Image:
     """Draw windows of val side by side: pixels, truth, pseudo-labels, and every network's classes.
 
@@ -308,6 +317,8 @@ def draw_figure(
         Windows to draw, evenly spaced.
     side
         Side of a picture, pixels.
+    em
+        Name of the fit.
     """
     rows = []
     for row in np.linspace(0, len(held_out.truth) - 1, count).round().astype(int).tolist():
@@ -317,7 +328,7 @@ def draw_figure(
         rows.append([pixels, *(colour_labels(each, run.palette) for each in maps)])
     titles = ["photograph", "true labels", "pseudo-labels"]
     titles += [f"{kind} on\n{labels}" for kind, labels in predictions]
-    names = run.metrics()["class_names"]
+    names = run.metrics(em)["class_names"]
     legend = [(name, run.palette[n].tolist()) for n, name in enumerate(names)]
     return draw_grid(rows, titles, legend, side)
 
@@ -336,16 +347,22 @@ def draw_figure(
 @click.option(
     "--only", type=click.Choice(tuple(RECIPES)), help="One of the networks; both when not given."
 )
+@click.option("--em", help="Name of the fit, where there are several.")
 @click.option("--write", is_flag=True, help="Put table and picture into docs/downstream.md.")
 def main(
-    path: str, seeds: tuple[int, ...], few: tuple[int, ...], only: str | None, write: bool
+    path: str,
+    seeds: tuple[int, ...],
+    few: tuple[int, ...],
+    only: str | None,
+    em: str | None,
+    write: bool,
 ) -> None:
     """Train networks on the pseudo-labels of RUN and on its true labels, and print both scores."""
     begun = perf_counter()
     try:
         run = Run(path)
-        matching = run.matching("train")
-        samples = (read_samples(run, "train", matching), read_samples(run, "val", matching))
+        matching = run.matching("train", em=em)
+        train_samples, val_samples = (read_samples(run, s, matching, em) for s in ("train", "val"))
     except PipelineError as error:
         raise click.ClickException(str(error)) from error
     all_images = [Condition(PSEUDO), Condition(TRUE)]
@@ -356,27 +373,31 @@ def main(
         for kind, recipe in RECIPES.items()
         if only in (None, kind)
     }
-    classes = len(run.metrics()["class_names"])
+    samples, classes = (train_samples, val_samples), len(run.metrics(em)["class_names"])
     results, predictions = compare(samples, classes, plan, seeds)
     minutes = (perf_counter() - begun) / 60
-    table = f"{tabulate(samples, results, classes)}\n\n{describe(run, samples, seeds, minutes)}"
+    table = f"{tabulate(samples, results, classes)}\n\n{describe(run, em, samples, seeds, minutes)}"
     click.echo(table)
     if write:
         replace_table(_PAGE, table)
-        figure = draw_figure(run, samples[1], predictions, count=4, side=150)
+        figure = draw_figure(run, samples[1], predictions, count=4, side=150, em=em)
         figure.quantize(128).save(_PAGE.with_name("downstream.png"), optimize=True)
 
 
 def describe(
-    run: Run, samples: tuple[Samples, Samples], seeds: Sequence[int], minutes: float
+    run: Run,
+    em: str | None,
+    samples: tuple[Samples, Samples],
+    seeds: Sequence[int],
+    minutes: float,
 ) -> str:
     """Say what the table was measured on."""
     train_images, val_images = (len(set(part.images)) for part in samples)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     threads = count_of(torch.get_num_threads(), "threads")
-    clusters = f"{len(run.prototypes())} clusters"
+    clusters = f"{len(run.prototypes(em))} clusters"
     # label maps of named clusters hold the names' numbers
-    if named := run.metrics().get("label_names"):
+    if named := run.metrics(em).get("label_names"):
         clusters += f" with {len(named)} names"
     return (
         f"Median (smallest – largest) of {len(seeds)} seeds; {train_images} images of train, "

@@ -46,7 +46,9 @@ NAMES, START = 8, 2
 PURE = 0.85
 # What a split is worth beside a name for a cluster that has none; and that of one that looks mixed
 # hardly, for when there is no other.
-SPLIT, HARDLY = 0.5, 0.1
+SPLIT, HARDLY = 4.0, 0.1
+# A part of twice the size is worth 2 to the power of this.
+POWER = 0.75
 SHARES = (0.25, 0.5, 0.75, 1.0)
 PER_IMAGE = 2
 CORRECTED = 4
@@ -104,6 +106,10 @@ class Shown:
         """Return the mean direction of a part, float64 [channel]."""
         return _normalise(self.directions[self.tree.find_units(part)].mean(axis=0))
 
+    def measure(self, part: Part) -> float:
+        """Return the number of positions of a part."""
+        return float(self.positions[self.tree.find_units(part)].sum())
+
     def choose(self, part: Part) -> NDArray[np.int64]:
         """Choose the units of a part whose cut-outs are shown, the most typical first."""
         units = self.tree.find_units(part)
@@ -159,7 +165,8 @@ class Person:
     """Names clusters and parts of clusters by what most of the cut-outs are.
 
     The next to be named is the largest that is unlike those that have a name; or the two halves of
-    a named part that looked mixed, where that is larger.
+    a named part that looked mixed, where that is larger: the more unlike each other, and the more
+    alike in size, the sooner.
     """
 
     def __init__(
@@ -170,8 +177,7 @@ class Person:
         self._pure, self._split = pure, split
         # what a part promises, of those that may be named and of those that may be split
         self._waiting = {
-            (int(k),): float(np.sqrt(shown.positions[shown.tree.clusters == k].sum()))
-            for k in np.unique(shown.tree.clusters)
+            (int(k),): shown.measure((int(k),)) ** POWER for k in np.unique(shown.tree.clusters)
         }
         self._directions = {part: shown.find_direction(part) for part in self._waiting}
         self._novelty = dict.fromkeys(self._waiting, 1.0)
@@ -205,10 +211,12 @@ class Person:
         share = votes.max() / max(votes.sum(), 1)
         # one whose cut-outs are all alike is not looked into
         if 0 < share < 1 and self._pure and self._shown.tree.measure(part) > 1:
-            units = self._shown.tree.find_units(part)
-            size = float(np.sqrt(self._shown.positions[units].sum()))
-            worth = self._split * (1 if share < self._pure else HARDLY)
-            self._mixed[part] = worth * size * (1 - float(share))
+            halves = (*part, 0), (*part, 1)
+            first, second = (self._shown.measure(half) for half in halves)
+            balance = 2 * np.sqrt(first * second) / (first + second)
+            one, other = (self._shown.find_direction(half) for half in halves)
+            worth = self._split * (1 if share < self._pure else HARDLY) * (1 - float(one @ other))
+            self._mixed[part] = worth * balance * (first + second) ** POWER * (1 - float(share))
 
 
 @dataclass
