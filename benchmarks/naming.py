@@ -1,9 +1,9 @@
 """What names are worth: a script plays the person who names clusters, and val is scored.
 
-Run as ``python -m benchmarks.naming --shared FOLDER [--work FOLDER] [--json FILE] [--write]``. The
-person sees what the report shows of a cluster, its ten most typical proposals, and calls it what
-most of them are in the true labels of train. Fits, names, corrections and scores are the product's
-own: ``em --clusters``, ``corrections/names.yaml``, painted maps, ``evaluate``.
+Run as ``python -m benchmarks.naming --shared FOLDER [--work FOLDER] [--fine PX] [--json FILE]
+[--write]``. The person sees what the report shows of a cluster, its ten most typical proposals, and
+calls it what most of them are in the true labels of train. Fits, names, corrections and scores are
+the product's own: ``em --clusters``, ``corrections/names.yaml``, painted maps, ``evaluate``.
 """
 
 from __future__ import annotations
@@ -242,6 +242,7 @@ class Bench:
     class_names: tuple[str, ...]
     classes: int
     units: int  # proposals of train that are clustered: there are no more clusters
+    fine: bool = False  # whether the fine view is labelled
 
     def stage(self, stage: str, **given: Any) -> None:
         """Run a stage as its verb does."""
@@ -251,6 +252,7 @@ class Bench:
     def fit(self, name: str, seed: int, **given: Any) -> None:
         """Fit by the robust method."""
         given = {"classes": self.classes, "method": "robust", "splits": ("train",), **given}
+        given["fine"] = self.fine
         self.stage("em", name=name, seed=seed, **given)
 
     def evaluate(self, name: str) -> tuple[float, float, float, float]:
@@ -296,8 +298,11 @@ def average_present(metrics: Mapping[str, Any]) -> float:
     return float(iou[present].mean())
 
 
-def prepare(run: RunDirectory, material: Material, weights: Path) -> Bench:
-    """Extract features and proposals, where they are not there yet."""
+def prepare(run: RunDirectory, material: Material, weights: Path, side: int | None = None) -> Bench:
+    """Extract features and proposals, where they are not there yet.
+
+    With a ``side``, in pixels, the fine view is extracted, too, and is what fits label.
+    """
     bench = Bench(run, (), 0, 0)
     bench.stage(
         "extract",
@@ -306,6 +311,8 @@ def prepare(run: RunDirectory, material: Material, weights: Path) -> Bench:
         backbone=BACKBONE,
         weights=weights,
     )
+    if side is not None:
+        bench.stage("views", views=f"clean,fine:{side}")
     bench.stage("masks")
     # a small fit tells what there is
     given = {"classes": 2, "clusters": 2, "clusterings": 1}
@@ -315,7 +322,7 @@ def prepare(run: RunDirectory, material: Material, weights: Path) -> Bench:
     found = tuple(manifest.open_dataset().class_names(manifest.labels))
     if not found:
         raise DatasetError("the data set names no classes: a person would not know what to call.")
-    return Bench(run, found, material.classes or len(found), units)
+    return Bench(run, found, material.classes or len(found), units, side is not None)
 
 
 K_ONLY, FLAT, FULL, PAINTED = "K clusters", "flat", "named", "painted"
@@ -446,6 +453,7 @@ def _spread(values: Sequence[float]) -> str:
     help="Where the runs are kept; a temporary folder when not given. What is painted there is "
     "painted by this command.",
 )
+@click.option("--fine", type=click.IntRange(1), help="Label the fine view, at PX pixels a side.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--write", is_flag=True, help="Put the table into docs/naming.md.")
 def main(
@@ -456,6 +464,7 @@ def main(
     weights: Path | None,
     seeds: int,
     work: Path | None,
+    fine: int | None,
     file: Path | None,
     write: bool,
 ) -> None:
@@ -480,7 +489,8 @@ def main(
     with TemporaryDirectory() as temporary:
         for name, material in materials.items():
             try:
-                bench = prepare(RunDirectory((work or Path(temporary)) / name), material, weights)
+                folder = (work or Path(temporary)) / name
+                bench = prepare(RunDirectory(folder), material, weights, fine)
                 for seed in range(seeds):
                     run_seed(bench, seed, scores.setdefault(name, {}))
             except PipelineError as error:

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from pipeline.datasets.definition import IGNORE
 from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import RunError, StaleError
 from pipeline.images.windows import Cover
-from pipeline.run.directory import RunDirectory, Subject, name_subject
+from pipeline.run.directory import CLEAN, RunDirectory, Subject, name_subject
 from pipeline.run.frames import open_truth, read_frame, read_gaps, resize_labels
 from pipeline.run.ledger import StageRecord, inspect_stage, read_record
 from pipeline.run.manifest import Image, Manifest, read_manifest
@@ -44,6 +45,7 @@ class Artefacts:
     features: Path
     classifiers: Mapping[str, Classifier]
     size: int
+    view: str = CLEAN  # which is labelled
 
     @cached_property
     def has_proposals(self) -> bool:
@@ -53,9 +55,13 @@ class Artefacts:
 
     @cached_property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the positions of a window."""
+        """Rows and columns of the positions of a window, whichever view is labelled."""
         rows, columns = open_arrays(self.features, ["clean"])["clean"].shape[1:3]
         return rows, columns
+
+    def open_views(self) -> dict[str, zarr.Array]:
+        """Open what is labelled, as :func:`open_pair` does."""
+        return open_pair(self.features, self.view)
 
     def cover(self, image: Image) -> Cover:
         """Return what of an image its windows cover."""
@@ -75,7 +81,7 @@ class Artefacts:
             return {}
         first = min(cover.rows.start for cover in covers.values())
         last = max(cover.rows.stop for cover in covers.values())
-        views = open_arrays(self.features, ["clean", "mirror"])
+        views = self.open_views()
         logits = classify_windows(
             lambda view, start, stop: read_rows(views[view], start, stop),
             range(first, last),
@@ -159,6 +165,7 @@ def open_artefacts(
         features=find_features(run, attributes),
         classifiers=classifiers,
         size=read_record(run, "extract").facts["size"],
+        view=attributes.get("view", CLEAN),
     )
 
 
@@ -257,6 +264,16 @@ def find_features(run: RunDirectory, attributes: Mapping[str, Any]) -> Path:
     if kind == "codes" and head:
         return run.codes(head)
     raise RunError(f"{run.path}: a fit names features {name!r}, which this version does not know.")
+
+
+def open_pair(store: Path, view: str) -> dict[str, zarr.Array]:
+    """Open a view of the windows and that of their mirror images: ``clean`` and ``mirror``.
+
+    They are called so whatever the view is: what is labelled knows of no other.
+    """
+    names = (CLEAN, "mirror") if view == CLEAN else (view, f"{view}_mirror")
+    arrays = open_arrays(store, names)
+    return dict(zip((CLEAN, "mirror"), (arrays[name] for name in names), strict=True))
 
 
 def list_views(run: RunDirectory) -> dict[str, StageRecord]:

@@ -70,7 +70,15 @@ from stages.crf.backends import Backend, choose_backend
 from stages.extract.backbones import Backbone, build_backbone, describe_backbone
 from stages.extract.listing import list_manifest
 from stages.extract.settings import ExtractSettings
-from stages.extract.views import Clean, check_backbone, compute_part, explain_faults, find_faulty
+from stages.extract.views import (
+    Clean,
+    Fine,
+    Part,
+    check_backbone,
+    compute_part,
+    explain_faults,
+    find_faulty,
+)
 from stages.head.projection import encode_windows
 from stages.labelling import MAIN, Labelling, classify_windows, draw_labels, label_images
 from workflows.export import GEOTIFF, PNG
@@ -136,23 +144,23 @@ def _extract(
     facts = labeller.prototypes.facts
     windows = [window for image in images for window in manifest.windows_of(image)]
     places = {window.index: place for place, window in enumerate(windows)}
-    side = facts.size // facts.patch
-    shape = (len(windows), side, side, facts.channels)
-    views = {view: np.zeros(shape, np.float16) for view in ("clean", "mirror")}
+    part: Part = Clean() if facts.side is None else Fine(facts.side)
+    grid = [facts.size // facts.patch] * 2
+    laid_out = {"grid": grid, "patch": facts.patch, "channels": facts.channels}
+    blocks = part.allocate(laid_out, len(windows)).values()
+    views = dict(zip(("clean", "mirror"), blocks, strict=True))
     reasons: dict[int, str] = {}
 
     def note(group: list[Window], error: ImageError) -> None:
         reasons[group[0].image] = str(error)
 
-    computed = compute_part(
-        Clean(), labeller.backbone, manifest, windows, labeller.batch_size, note
-    )
+    computed = compute_part(part, labeller.backbone, manifest, windows, labeller.batch_size, note)
     for numbers, found in computed:
         rows = [places[number] for number in numbers.tolist()]
         views["clean"][rows], views["mirror"][rows] = found
     faulty = find_faulty(views)
     if len(faulty):
-        check_backbone(labeller.backbone, facts.size)
+        check_backbone(labeller.backbone, part.side or facts.size)
     return views, reasons | explain_faults(views, faulty, windows)
 
 
@@ -478,7 +486,7 @@ def _build(facts: PrototypeFacts, given: Path | None, device: str, screen: Scree
     backbone = build_backbone(
         facts.backbone,
         weights,
-        size=facts.size,
+        size=facts.side or facts.size,
         device=resolve_device(device),
         precision=facts.precision,
     )

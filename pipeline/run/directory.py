@@ -28,6 +28,8 @@ from pipeline.storage.places import is_remote, list_names, resolve_inside
 
 FORMAT = 2
 DEFAULT_NAME = "default"
+# Views in `features.zarr` that may be labelled: that of the windows, and the same at more pixels.
+CLEAN, FINE = "clean", "fine"
 # Before the checksum in the last line of run.yaml.
 _SEAL = "# checksum of the lines above: "
 # What a seal may have become: its checksum without its words, or the other way round.

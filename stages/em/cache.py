@@ -20,7 +20,7 @@ from pipeline.run.frames import Batch, BatchStream, Choose, Part
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import open_arrays, take_rows
-from stages.artefacts import list_photometric
+from stages.artefacts import list_photometric, open_pair
 from stages.em.labels import Labels, find_store
 from stages.em.pieces import GROUP, FitBatch, Pins
 from stages.em.settings import METHODS, EmSettings
@@ -39,6 +39,8 @@ class Cache:
     device: torch.device
     # what pins the clusters of a fit; the workers of a team get their pieces' part of it
     labels: Labels | None = None
+    # ``clean`` and ``mirror`` of the view that is labelled, where it is another
+    labelled: Mapping[str, zarr.Array] | None = None
 
     @property
     def steps(self) -> int:
@@ -50,18 +52,33 @@ class Cache:
         """The windows that the PCA sees, int64 [window], ascending."""
         return draw_sample(self.windows, self.settings)
 
-    def read_averaged(self) -> Iterator[FitBatch]:
-        """Read the sample's features, averaged with those of the mirror images, and proposals."""
-        stream = self._stream(self.sample, self._name_averaged())
-        for batch in stream.read_epoch():
-            yield replace(_average(batch), pins=self.pin(batch.windows))
+    def read_averaged(self, *, labelled: bool = False) -> Iterator[FitBatch]:
+        """Read the sample's features, averaged with those of the mirror images, and proposals.
 
-    def read_mean(self, windows: np.ndarray) -> FitBatch:
+        Those of the view that is ``labelled``, where they are meant: its grid may be another.
+        """
+        for batch in self._stream_mean(self.sample, labelled).read_epoch():
+            found = _average(batch)
+            pins = self.pin(batch.windows)
+            yield replace(found, pins=pins and pins.refine(*found.features.shape[1:3]))
+
+    def read_mean(self, windows: np.ndarray, *, labelled: bool = False) -> FitBatch:
         """Read what :meth:`read_averaged` does of some windows, into memory of its own."""
-        return _average(self._stream(windows, self._name_averaged()).read_part((windows, {})))
+        return _average(self._stream_mean(windows, labelled).read_part((windows, {})))
 
-    def _name_averaged(self) -> list[str]:
-        return [name for name in ("clean", "mirror", "proposals") if name in self.arrays]
+    def count_together(self, *, labelled: bool) -> int:
+        """Count the windows of a batch; those of a finer view take no more memory."""
+        most = self.settings.batch_size
+        if not labelled or self.labelled is None:
+            return most
+        rows, finer = (_first(views["clean"]).shape[1] for views in (self.arrays, self.labelled))
+        return max(1, most * rows**2 // finer**2)
+
+    def _stream_mean(self, windows: np.ndarray, labelled: bool) -> BatchStream:
+        views = {**self.arrays, **((labelled and self.labelled) or {})}
+        averaged = ("clean", "mirror", "proposals")
+        arrays = {name: array for name, array in views.items() if name in averaged}
+        return BatchStream(arrays, windows, self.count_together(labelled=labelled))
 
     def read_sample(self) -> Iterator[Tensor]:
         """Read the features of the windows that the PCA sees, each batch over the last."""
@@ -222,6 +239,7 @@ class MeanPiece:
     opened: Cache | Source
     windows: np.ndarray
     batch: int
+    labelled: bool = False
 
     def list_batches(self) -> list[np.ndarray]:
         """Cut the windows into batches as even as those of an epoch."""
@@ -230,7 +248,8 @@ class MeanPiece:
     def read(self, windows: np.ndarray) -> FitBatch:
         """Read one batch."""
         opened = self.opened
-        return (_open_source(opened) if isinstance(opened, Source) else opened).read_mean(windows)
+        cache = _open_source(opened) if isinstance(opened, Source) else opened
+        return cache.read_mean(windows, labelled=self.labelled)
 
 
 @lru_cache(maxsize=2)
@@ -252,6 +271,10 @@ def read_piece(source: Source, part: Part, clean: bool, pins: Pins | None) -> Fi
 def name_device(source: Source) -> str:
     """Return the kind of device that a worker has."""
     return _open_source(source).device.type
+
+
+def _first(source: zarr.Array | tuple[zarr.Array, ...]) -> zarr.Array:
+    return source[0] if isinstance(source, tuple) else source
 
 
 def _count(source: zarr.Array | tuple[zarr.Array, ...]) -> int:
@@ -292,7 +315,8 @@ def open_cache(run: RunDirectory, settings: EmSettings, device: torch.device) ->
     if settings.student == "photometric":
         views = {view: f"{view}_mirror" for view in list_augmented(run, settings.head)}
         arrays["student"] = open_views(views)
-    return Cache(arrays, list_windows(run, settings), settings, device)
+    labelled = open_pair(store, settings.view) if settings.fine else None
+    return Cache(arrays, list_windows(run, settings), settings, device, labelled=labelled)
 
 
 def sums_proposals(run: RunDirectory, settings: EmSettings) -> bool:

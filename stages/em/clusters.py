@@ -67,8 +67,10 @@ def sum_clusters(task: Task, fit: Fit, origin: Tensor | None = None) -> Sums:
     cache, settings, team, own = task.cache, task.settings, task.team, _open_classifier(fit)
     if "proposals" not in cache.arrays:
         return _sum_clusters(cache, own, settings.shrinkage, origin)
-    pieces = task.cut_pieces(cache.windows)
-    book = make_codebook(pieces, task.draw_pieces(), settings.codebook, settings.seed, team)
+    pieces = task.cut_pieces(cache.windows, labelled=True)
+    book = make_codebook(
+        pieces, task.draw_pieces(labelled=True), settings.codebook, settings.seed, team
+    )
     number, unit = book.assigned
     if not len(number):
         raise RunError("em: no position of the windows has a proposal: there is nothing to sum.")
@@ -85,7 +87,9 @@ def sum_clusters(task: Task, fit: Fit, origin: Tensor | None = None) -> Sums:
     about = book.origin if origin is None else origin
     moments, each = sum_positions(pieces, assigned, labels, len(own.bias), about, team)
     found = find_discriminant(moments, shrinkage=settings.shrinkage)
-    gain, _ = measure_use(task.cut_pieces(cache.sample), assigned, labels, found, team)
+    gain, _ = measure_use(
+        task.cut_pieces(cache.sample, labelled=True), assigned, labels, found, team
+    )
     merges = link_clusters(each.total / each.count[:, None] + about, labels.numpy())
     units = None if book.is_plain else unit.int()
     return Sums(each, labels, gain, number, torch.from_numpy(merges), units)
@@ -135,7 +139,7 @@ def _open_classifier(fit: Fit) -> Discriminant:
 def _sum_clusters(cache: Cache, own: Discriminant, shrinkage: float, origin: Tensor | None) -> Sums:
     """Sum the positions of every cluster."""
     clusters, moments = len(own.bias), None
-    for points, labels in _label_positions(cache.read_averaged(), own):
+    for points, labels in _label_positions(cache.read_averaged(labelled=True), own):
         if moments is None:
             moments = Moments.make_empty(points.mean(dim=0) if origin is None else origin, clusters)
         moments.add(points, labels)
@@ -143,7 +147,7 @@ def _sum_clusters(cache: Cache, own: Discriminant, shrinkage: float, origin: Ten
         raise ValueError("sums need batches")
     found = find_discriminant(moments, shrinkage=shrinkage)
     costs = torch.zeros(len(GAINS), dtype=torch.float64)
-    for points, labels in _label_positions(cache.read_averaged(), own):
+    for points, labels in _label_positions(cache.read_averaged(labelled=True), own):
         costs += measure_gains(found.classify(points), labels)
     return Sums(moments, torch.arange(clusters), GAINS[int(costs.argmin())])
 

@@ -24,7 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.images.windows import Cover
 from pipeline.run.corrections import Corrections
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import CLEAN, RunDirectory
 from pipeline.run.frames import count_threads, map_ahead, open_truth, read_gaps, resize_labels
 from pipeline.run.label_maps import open_labels
 from pipeline.run.manifest import Image, read_manifest
@@ -32,6 +32,7 @@ from pipeline.run.status import fingerprint_classes, fingerprint_labels
 from pipeline.storage.arrays import open_arrays, read_rows
 from pipeline.storage.files import fingerprint
 from pipeline.storage.places import parse_place
+from stages.artefacts import open_pair
 from stages.discriminants import Moments
 from stages.em.pieces import Pins
 from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
@@ -112,7 +113,7 @@ _NUMBERS = 256
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of the windows of a run, by position of the grid and by proposal.
+    """What is known of the windows of a run, by position of the grid of a view and by proposal.
 
     ``table`` is uint8 [window, position or proposal], first all positions and then all numbers that
     a proposal may have: 1 + the number of a name, 0 where nothing is known. It lies in a file that
@@ -121,6 +122,7 @@ class Labels:
     """
 
     names: tuple[str, ...]
+    view: str
     grid: tuple[int, int]
     table: NDArray[np.uint8]
     rows: tuple[slice, ...]
@@ -148,17 +150,23 @@ class Labels:
         return torch.from_numpy(self.clusters[known]).long()
 
 
-def read_labels(run: RunDirectory, settings: EmSettings, *, proposals: bool) -> Labels:
-    """Read what is known; of proposals, too, if that is wanted and there are any."""
+def read_labels(
+    run: RunDirectory, settings: EmSettings, view: str = CLEAN, *, proposals: bool
+) -> Labels:
+    """Read what is known at a view's grid; of proposals, too, if wanted and there are any."""
     names, manifest = name_known(run, settings), read_manifest(run)
-    rows, columns = open_arrays(find_store(run, settings), ["clean"])["clean"].shape[1:3]
+    store = find_store(run, settings)
+    rows, columns = open_pair(store, view)["clean"].shape[1:3]
+    # a click is on a position of the clean view, whichever is labelled
+    clicked = open_pair(store, CLEAN)["clean"].shape[1:3]
     cells, left_out, found = rows * columns, list[str](), list[slice]()
     shape = len(manifest.windows), cells + _NUMBERS
     with TemporaryFile() as file:
         # where nothing is written, it takes no space
         table = np.memmap(file, np.uint8, "w+", shape=shape)
     count = np.zeros(256, np.int64)
-    for own, labels in _read_known(run, settings, names, (rows, columns), proposals, left_out):
+    grids = Grids((rows, columns), (clicked[0], clicked[1]))
+    for own, labels in _read_known(run, settings, names, grids, proposals, left_out):
         # 255 is nothing, and becomes 0
         table[own] = labels + np.uint8(1)
         count += np.bincount(table[own, :cells].ravel(), minlength=256)
@@ -171,7 +179,7 @@ def read_labels(run: RunDirectory, settings: EmSettings, *, proposals: bool) -> 
     clusters = np.full(256, IGNORE, np.uint8)
     present = np.flatnonzero(count[1:]) + 1
     clusters[present] = np.arange(len(present))
-    return Labels(names, (rows, columns), table, tuple(found), clusters, tuple(left_out))
+    return Labels(names, view, (rows, columns), table, tuple(found), clusters, tuple(left_out))
 
 
 def find_store(run: RunDirectory, settings: EmSettings) -> Path:
@@ -183,7 +191,7 @@ def sum_known(
     run: RunDirectory, settings: EmSettings, labels: Labels, origin: Tensor | None = None
 ) -> Known:
     """Sum the positions whose class is known, about an origin, or about the first of them."""
-    arrays = open_arrays(find_store(run, settings), ["clean", "mirror"])
+    arrays = open_pair(find_store(run, settings), labels.view)
     cells, moments, images = labels.grid[0] * labels.grid[1], None, 0
     for rows in labels.rows:
         own = torch.from_numpy(labels.table[rows, :cells].astype(np.int64)).flatten()
@@ -207,11 +215,18 @@ def sum_known(
     return Known(labels.names, moments, images, labels.left_out)
 
 
+class Grids(NamedTuple):
+    """Rows and columns of the positions that are summed, and of those that a click is on."""
+
+    summed: tuple[int, int]
+    clicked: tuple[int, int]
+
+
 def _read_known(
     run: RunDirectory,
     settings: EmSettings,
     names: tuple[str, ...],
-    grid: tuple[int, int],
+    grids: Grids,
     proposals: bool,
     left_out: list[str],
 ) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
@@ -243,7 +258,7 @@ def _read_known(
         if corrections is None:
             said = read_truth(image, cover)
         else:
-            saying = read_said(corrections, image, cover, masks, grid, names)
+            saying = read_said(corrections, image, cover, masks, grids.clicked, names)
             said = None if saying is None else saying.at_windows
         if said is None:
             return None
@@ -252,7 +267,7 @@ def _read_known(
             ids = read_rows(masks, cover.rows.start, cover.rows.stop)
         labels = np.concatenate(
             [
-                label_grid(said, cover.boxes, grid).reshape(len(cover.boxes), -1),
+                label_grid(said, cover.boxes, grids.summed).reshape(len(cover.boxes), -1),
                 label_proposals(said, cover.boxes, ids),
             ],
             axis=1,

@@ -84,17 +84,20 @@ class Task:
         """The cache, or pieces of it that the workers of a team read."""
         return TeamCache(self.team, self.source, self.cache) if self.team.remote else self.cache
 
-    def cut_pieces(self, windows: np.ndarray, size: int = PIECE) -> list[MeanPiece]:
-        """Cut windows into pieces, for whoever computes to read."""
+    def cut_pieces(
+        self, windows: np.ndarray, size: int = PIECE, *, labelled: bool = False
+    ) -> list[MeanPiece]:
+        """Cut windows into pieces, for whoever computes to read; ``labelled``: of that view."""
         opened = self.source if self.team.remote else self.cache
         parts = (windows[low : low + size] for low in range(0, len(windows), size))
-        return [MeanPiece(opened, part, self.settings.batch_size) for part in parts]
+        batch = self.cache.count_together(labelled=labelled)
+        return [MeanPiece(opened, part, batch, labelled) for part in parts]
 
-    def draw_pieces(self) -> Iterator[MeanPiece]:
+    def draw_pieces(self, *, labelled: bool = False) -> Iterator[MeanPiece]:
         """Draw all windows at random, some at a time."""
         order = np.random.default_rng(self.settings.seed).permutation(self.cache.windows)
         for low in range(0, len(order), DRAWN):
-            yield from self.cut_pieces(np.sort(order[low : low + DRAWN]))
+            yield from self.cut_pieces(np.sort(order[low : low + DRAWN]), labelled=labelled)
 
 
 class Sums(NamedTuple):

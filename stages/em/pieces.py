@@ -155,6 +155,15 @@ class Pins(NamedTuple):
     positions: Tensor  # uint8 [window, row, column]
     proposals: Tensor  # uint8 [window, 256], by the number of the proposal
 
+    def refine(self, rows: int, columns: int) -> Pins:
+        """Give every position of another grid what is known of the one that its centre is in."""
+        there = self.positions.shape[1:]
+        y, x = (
+            ((torch.arange(count) + 0.5) * (own / count)).long()
+            for count, own in zip((rows, columns), there, strict=True)
+        )
+        return self._replace(positions=self.positions[:, y[:, None], x])
+
 
 @dataclass(frozen=True)
 class FitBatch:

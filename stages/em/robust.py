@@ -192,6 +192,7 @@ class RobustFit(NamedTuple):
 def fit_robust(
     pieces: Sequence[Piece],
     draw: Iterable[Piece],
+    labelled: Sequence[Piece],
     sample: Sequence[Piece],
     *,
     classes: int,
@@ -209,8 +210,10 @@ def fit_robust(
         All windows. Features are best the mean of those of the window and of its mirror image.
     draw
         The same windows in pieces drawn at random, of which the codebook reads some.
+    labelled
+        All windows as they are labelled, where their grid may be another: the sums are of these.
     sample
-        Those of the windows on which the logits are calibrated and the classes counted.
+        Some of the latter, on which the logits are calibrated and the classes counted.
     classes, seed
         K; and what names the first centroids of the codebook and the starts.
     clusterings
@@ -246,7 +249,7 @@ def fit_robust(
     groups, merges = link_units(agreement, classes, weight=book.weight.numpy())
     labels = torch.from_numpy(groups)
     # the positions of all proposals, each with the class of its unit's group
-    moments, own = sum_positions(pieces, assigned, labels, classes, book.origin, team)
+    moments, own = sum_positions(labelled, assigned, labels, classes, book.origin, team)
     found = find_discriminant(moments, shrinkage=shrinkage)
     gain, usage = measure_use(sample, assigned, labels, found, team)
     order = moments.count.argsort(descending=True, stable=True)
@@ -281,7 +284,8 @@ class Robust(Method):
         fit = fit_robust(
             task.cut_pieces(cache.windows),
             task.draw_pieces(),
-            task.cut_pieces(cache.sample),
+            task.cut_pieces(cache.windows, labelled=True),
+            task.cut_pieces(cache.sample, labelled=True),
             classes=settings.classes,
             seed=settings.seed,
             clusterings=settings.clusterings,

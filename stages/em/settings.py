@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.registry import Registry
-from pipeline.run.directory import DEFAULT_NAME, check_name
+from pipeline.run.directory import CLEAN, DEFAULT_NAME, FINE, check_name
 from pipeline.settings import OneOf, StageSettings, execution_setting, setting
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class EmSettings(StageSettings):
     head: str | None = setting(
         None, "fit the codes of this head, from its cluster probe, instead of the features"
     )
+    fine: bool = setting(
+        False,
+        "sum and label the positions of the fine view (extract --views clean,fine:PX); clusters "
+        "are found on the clean one",
+    )
     student: Literal["auto", "clean", "photometric"] = setting(
         "auto",
         "what the running prototypes see (primaps): the clean view, or one of the augmented views; "
@@ -131,7 +136,14 @@ class EmSettings(StageSettings):
         # fits that sum no proposals stay as they are, too
         if self.method != "robust" and not self.joins_clusters:
             unset.add("codebook")
+        if not self.fine:
+            unset.add("fine")
         return {name: value for name, value in values.items() if name not in unset}
+
+    @property
+    def view(self) -> str:
+        """The view whose positions are summed and labelled."""
+        return FINE if self.fine else CLEAN
 
     @property
     def joins_clusters(self) -> bool:
@@ -142,6 +154,8 @@ class EmSettings(StageSettings):
     def _need_classes(self) -> EmSettings:
         if self.classes is None and self.head is None:
             raise ValueError("needs --classes (setting em.classes)")
+        if self.fine and self.head is not None:
+            raise ValueError("--fine: a head makes no codes of the fine view; leave out one of two")
         if isinstance(self.clusters, int) and self.clusters < _number(self.classes):
             raise ValueError(
                 f"--clusters {self.clusters} are fewer than the --classes {self.classes} that they "

@@ -15,13 +15,14 @@ from pipeline.compute.scheduler import announce, current_team
 from pipeline.datasets.definition import IGNORE
 from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.progress import Screen
-from pipeline.run.directory import DEFAULT_NAME, RunDirectory
+from pipeline.run.directory import CLEAN, DEFAULT_NAME, RunDirectory
 from pipeline.run.ledger import Ledger, ShardRecord, read_record
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage import Plan, ShardPlan, Training
 from pipeline.settings import describe_changes
 from pipeline.storage.arrays import read_group, write_group
 from pipeline.storage.files import fingerprint
+from stages.artefacts import list_views
 from stages.calibration import HeldOut
 from stages.clustering import warn_of_unused
 from stages.em.cache import (
@@ -74,6 +75,8 @@ class Em(Training[EmSettings]):
             keys.append("masks")
         if settings.head is not None:
             keys.append(f"encode/{settings.head}")
+        if settings.fine:
+            keys.append(f"views/{settings.view}")
         return keys
 
     def resolve(self, run: RunDirectory, settings: EmSettings) -> EmSettings:
@@ -83,6 +86,11 @@ class Em(Training[EmSettings]):
                 f"--head {settings.head}: the run has no such head"
                 f"{did_you_mean(settings.head, run.names('encode'))}; train one with "
                 f"`primaps-pipe head {run.quoted} --method stego` or hp."
+            )
+        if settings.fine and settings.view not in list_views(run):
+            raise UsageError(
+                f"--fine: there is no fine view; run `primaps-pipe extract {run.quoted} --views "
+                "clean,fine:PX` first, such as fine:518."
             )
         return settings.replace(
             splits=read_manifest(run.require()).choose_splits(settings.splits),
@@ -183,7 +191,9 @@ class Em(Training[EmSettings]):
         labels, known, pinned = None, None, None
         if settings.labels_from is not None:
             announce(say="what is known")
-            labels = read_labels(run, settings, proposals=method.pins)
+            # what is pinned is so where the fit looks
+            view = CLEAN if method.pins else settings.view
+            labels = read_labels(run, settings, view, proposals=method.pins)
         if labels is not None and method.pins:
             if len(labels.pinned) > clusters:
                 raise UsageError(
@@ -208,9 +218,14 @@ class Em(Training[EmSettings]):
         if settings.joins_clusters:
             origin = None if known is None else known.moments.origin
             sums = fit.sums or sum_clusters(task, fit, origin)
-            held = hold_proposals(task.cut_pieces(cache.windows), sums, team)
+            held = hold_proposals(task.cut_pieces(cache.windows, labelled=True), sums, team)
         if sums is not None and labels is not None:
+            names = () if known is None else known.pinned
+            if labels.view != settings.view:
+                labels = read_labels(run, settings, settings.view, proposals=False)
+                known = None
             known = known or sum_known(run, settings, labels, sums.moments.origin)
+            known = known._replace(pinned=names)
         _write_fit(run, settings, fit, count, sums, held, known)
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
@@ -258,6 +273,8 @@ def _fingerprint_features(run: RunDirectory, settings: EmSettings) -> str:
     extract = read_record(run, "extract")
     own = [extract.settings.get(name) for name in ("backbone", "precision", "size")]
     own += [extract.facts.get(name) for name in ("weights_digest", "backbone_version")]
+    if settings.fine:
+        own.append(read_record(run, f"views/{settings.view}").facts["side"])
     head = None if settings.head is None else read_record(run, f"head/{settings.head}").digest
     return fingerprint(extract.version, own, head)
 
@@ -351,6 +368,8 @@ def _write_fit(
         "logits": fit.logits,
         "features": "features" if settings.head is None else f"codes/{settings.head}",
     }
+    if settings.fine:
+        attributes["view"] = settings.view
     if fit.others:
         # arrays that are scored as classifiers, too, by their names in the metrics
         attributes["others"] = dict(fit.others)

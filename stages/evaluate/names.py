@@ -21,7 +21,7 @@ from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory, Subject
 from pipeline.run.evaluation import Part, format_names, format_part
 from pipeline.run.ledger import Ledger
-from pipeline.storage.arrays import open_arrays, take_rows
+from pipeline.storage.arrays import take_rows
 from pipeline.storage.files import (
     fingerprint,
     read_json,
@@ -153,7 +153,7 @@ def _carry_classes(given: Mapping[Part, str], agreement: NDArray[np.int64]) -> C
 def _compare(artefacts: Artefacts, old: Classifier) -> NDArray[np.int64]:
     """Count the positions of a sample of windows that clusters of two fits share."""
     agreement = np.zeros((2**8, 2**8), np.int64)
-    views = open_arrays(artefacts.features, ["clean", "mirror"])
+    views = artefacts.open_views()
     both = {"old": old, "new": artefacts.classifiers[MAIN]}
     if old.prototypes.shape[1] != views["clean"].shape[-1]:
         return agreement

@@ -24,12 +24,11 @@ from torch import Tensor
 from pipeline.datasets.definition import IGNORE
 from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import ImageError, RunError, UsageError
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import CLEAN, RunDirectory
 from pipeline.run.frames import BatchStream, count_threads, map_ahead, read_gaps
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import Manifest
 from pipeline.run.status import fingerprint_ids
-from pipeline.storage.arrays import open_arrays
 from pipeline.storage.files import fingerprint
 from stages.artefacts import (
     Artefacts,
@@ -337,7 +336,7 @@ def read_labelled(
 ) -> LabelledWindows:
     """Read the labels of some windows; those of an unreadable label map have none."""
     manifest = artefacts.manifest
-    arrays = open_arrays(artefacts.features, ["clean", "mirror"])
+    arrays = artefacts.open_views()
     rows, columns = arrays["clean"].shape[1:3]
     points = (rows * POINTS, columns * POINTS)
     chosen: dict[int, list[int]] = {}
@@ -415,6 +414,8 @@ def fingerprint_probe(run: RunDirectory, settings: EvaluateSettings, manifest: M
     _, attributes = read_group_of(run, settings.subject)
     store = find_features(run, attributes)
     source = "extract" if store == run.features else f"encode/{store.stem}"
+    if (view := attributes.get("view", CLEAN)) != CLEAN:
+        source = f"views/{view}"
     windows = list_training_windows(manifest, settings.linear_probe_sample)
     images = {manifest.windows[index].image for index in windows}
     return fingerprint(

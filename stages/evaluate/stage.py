@@ -27,7 +27,7 @@ from pipeline.run.by_hand import (
 )
 from pipeline.run.confidence import CERTAIN, confidence_file, find_least, is_map, require_names
 from pipeline.run.corrections import Corrections
-from pipeline.run.directory import RunDirectory, Subject, choose_subject
+from pipeline.run.directory import FINE, RunDirectory, Subject, choose_subject
 from pipeline.run.evaluation import (
     LEFT_OUT,
     LEFT_OUT_NAME,
@@ -140,6 +140,8 @@ from stages.scores import (
 
 # In a shard's result: pixels that are left out because they are not sure, and pixels.
 _UNSURE = "unsure"
+# Of the inputs of a fit, those that are labelled, too: codes, or the fine view.
+_LABELLED = ("encode/", f"views/{FINE}")
 # In a shard's result: which palette its label maps have, nothing while it is the clusters' own.
 _PALETTE = "palette"
 
@@ -153,11 +155,11 @@ class Evaluate(SubjectStage[EvaluateSettings]):
     settings_class = EvaluateSettings
 
     def inputs(self, run: RunDirectory, settings: EvaluateSettings) -> list[str]:
-        """Return ``extract`` and the fit, or the head and its codes."""
+        """Return ``extract``, the fit or head, and what it labels instead of the clean features."""
         subject = settings.subject
         made = inspect_stage(run, subject.key).record
-        codes = [key for key in made.inputs if key.startswith("encode/")] if made else []
-        return list(dict.fromkeys([*subject.inputs, *codes]))
+        own = [] if made is None else [key for key in made.inputs if key.startswith(_LABELLED)]
+        return list(dict.fromkeys([*subject.inputs, *own]))
 
     def resolve(self, run: RunDirectory, settings: EvaluateSettings) -> EvaluateSettings:
         """Name the fit, the splits and the CRF backend, which ``auto`` takes for the device."""
@@ -485,9 +487,10 @@ def _bind_names(artefacts: Artefacts, fit: str, screen: Screen) -> None:
 
 
 def _describe_numbers(run: RunDirectory, subject: Subject, record: StageRecord) -> dict[str, Any]:
-    """Say what the label maps hold beside, or instead of, clusters, and what labels were seen."""
-    used = read_group_of(run, subject)[1].get("labels_used")
-    said = {NUMBERS: record.facts.get(NUMBERS), "labels_used": used}
+    """Say what the label maps hold beside, or instead of, clusters, of what, and labels seen."""
+    made = read_group_of(run, subject)[1]
+    said = {name: made.get(name) for name in ("view", "labels_used")}
+    said[NUMBERS] = record.facts.get(NUMBERS)
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from pipeline.dataset_names import DATASET_NAMES, needs_root
 from pipeline.errors import UsageError
 from pipeline.images.reading import MAX_PIXELS, Reading, check_bands, check_range
+from pipeline.run.directory import FINE
 from pipeline.settings import LocalPlace, Place, StageSettings, execution_setting, setting
 
 
@@ -112,7 +113,9 @@ class ExtractSettings(StageSettings):
 
 
 _KINDS = ("photometric", "jittered")
-_GRAMMAR = re.compile("clean" + "".join(rf"(,{kind}(?::([1-9][0-9]*))?)?" for kind in _KINDS))
+_GRAMMAR = re.compile(
+    r"clean(,fine:([1-9][0-9]*))?" + "".join(rf"(,{k}(?::([1-9][0-9]*))?)?" for k in _KINDS)
+)
 
 
 class ViewSettings(StageSettings):
@@ -124,8 +127,9 @@ class ViewSettings(StageSettings):
 
     views: str = setting(
         "clean",
-        "clean, or clean,photometric[:N]: also N photometrically augmented views of every window; "
-        "clean,photometric,jittered[:N]: also N views as HP augments them",
+        "clean, or after it, in this order: fine:PX, every window at PX pixels a side, read anew "
+        "from the photograph; photometric[:N], N photometrically augmented views of every window; "
+        "jittered[:N], N views as HP augments them",
     )
     crops: Literal["none", "five"] = setting(
         "none", "five: also the window's five half-size crops, at twice its scale"
@@ -139,7 +143,7 @@ class ViewSettings(StageSettings):
     @classmethod
     def list_artefacts(cls, name: str) -> list[str]:
         """Return the arrays of a part."""
-        arrays = [name, f"{name}_mirror"] if name.startswith("photometric") else [name]
+        arrays = [name, f"{name}_mirror"] if name.startswith(("photometric", FINE)) else [name]
         arrays = [f"crop_{n}" for n in range(1, 6)] if name == "crops" else arrays
         return [f"features.zarr/{a}" for a in arrays]
 
@@ -152,9 +156,12 @@ class ViewSettings(StageSettings):
     @property
     def parts(self) -> list[PartSettings]:
         """What is run one by one, each under a ledger key of its own."""
-        parts = [
+        counts = parse_views(self.views)
+        side = counts.pop(FINE)
+        parts = [PartSettings(part=FINE, side=side)] if side else []
+        parts += [
             PartSettings(part=f"{kind}_{number}", seed=self.seed)
-            for kind, count in parse_views(self.views).items()
+            for kind, count in counts.items()
             for number in range(1, count + 1)
         ]
         if self.crops == "five":
@@ -169,20 +176,26 @@ class PartSettings(StageSettings):
 
     version: ClassVar[int] = ViewSettings.version
 
-    part: str = setting(..., "photometric_N, jittered_N, crops or mixing")
+    part: str = setting(..., "fine, photometric_N, jittered_N, crops or mixing")
     seed: int = setting(0, "names the augmentations", ge=0)
+    side: int | None = setting(None, "of a picture of the part fine, pixels", ge=1)
+
+    def output_settings(self) -> dict[str, Any]:
+        """Return what changes the arrays; parts of before there was a side stay as they are."""
+        values = super().output_settings()
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_views(views: str) -> dict[str, int]:
-    """Return how many views of each kind are meant: 1 where a kind has no number."""
+    """Return how many views of each kind are meant, 1 where a kind has no number; fine's pixels."""
     match = _GRAMMAR.fullmatch(views)
     if match is None:
         raise UsageError(
-            f"--views {views!r}: give clean, or after it photometric, jittered, or both in this "
-            "order, as in clean,photometric,jittered:N with a whole number N of at least 1."
+            f"--views {views!r}: give clean, or after it fine:PX, photometric, jittered, or more "
+            "in this order, as in clean,fine:518,jittered:N with whole numbers of at least 1."
         )
     groups = match.groups()
     return {
         kind: int(number or 1) if asked else 0
-        for kind, asked, number in zip(_KINDS, groups[::2], groups[1::2], strict=True)
+        for kind, asked, number in zip((FINE, *_KINDS), groups[::2], groups[1::2], strict=True)
     }

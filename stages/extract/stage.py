@@ -417,25 +417,24 @@ class Views(Stage[PartSettings]):
         if not isinstance(settings, ViewSettings):
             return
         extract = require_fresh(run, "extract")
-        if settings.attention:
-            describe_backbone(extract.facts["backbone"]).check_attention()
+        for part in settings.parts:
+            _check_part(part, extract.facts)
         resolved = settings.model_dump(mode="json")
         given = {name: resolved[name] for name in resolved if name in settings.model_fields_set}
         run.write_settings(self.name, resolved, given)
-        shape = [len(read_manifest(run).windows), *extract.facts["grid"]]
+        windows, grid = len(read_manifest(run).windows), extract.facts["grid"]
         wanted = {self.key(part) for part in settings.parts}
         keys = [f"{self.name}/{name}" for name in run.names(self.name)]
         # a version before this kept a ledger for all parts, beside theirs
         keys += [self.name] if run.has_been_run(self.name) else []
         for key in keys:
             with run.lock(key, wait=wait):
-                _put_away(run, key, shape, dropped=key not in wanted)
+                _put_away(run, key, windows, grid, dropped=key not in wanted)
 
     def plan(self, run: RunDirectory, settings: PartSettings, screen: Screen) -> Plan:
         """Plan one shard for every shard of features."""
         extract = read_record(run, "extract")
-        if settings.part == "mixing":
-            describe_backbone(extract.facts["backbone"]).check_attention()
+        _check_part(settings, extract.facts)
         part, manifest = open_part(settings), read_manifest(run)
         seed = settings.seed if isinstance(part, Photometric) else None
         shards = []
@@ -445,9 +444,12 @@ class Views(Stage[PartSettings]):
             # shard cannot tell from its gap
             used = [w.index - rows.start for w in manifest.usable_windows(rows.start, rows.stop)]
             source = fingerprint(print_, used)
-            made = fingerprint(self.name, self.version, settings.part, seed, source)
+            side = [] if part.side is None else [part.side]
+            made = fingerprint(self.name, self.version, settings.part, seed, *side, source)
             shards.append(ShardPlan(made, len(rows) * part.pictures))
         facts: dict[str, Any] = {"arrays": list(part.arrays)}
+        if part.side is not None:
+            facts |= {"side": part.side, "grid": part.count_positions(extract.facts)}
         old = Ledger(run.state(self.key(settings))).read_stage()
         if old is not None and "dropped" in old.facts:
             facts["dropped"] = True
@@ -466,6 +468,7 @@ class Views(Stage[PartSettings]):
         rows = shard_ranges(len(manifest.windows), size)[shard]
         blocks = part.allocate(extract.facts, len(rows))
         how = make_settings(ExtractSettings, "extract", run.read_settings("extract"))
+        how = how.replace(size=part.side or how.size)
         backbone = load_backbone(how, extract.facts["weights_digest"])
         usable = manifest.usable_windows(rows.start, rows.stop)
         for numbers, found in compute_part(part, backbone, manifest, usable, how.batch_size):
@@ -488,7 +491,24 @@ class Views(Stage[PartSettings]):
         return [f"views: {settings.part.replace('_', ' ')} of every window in {run.features}"]
 
 
-def _put_away(run: RunDirectory, key: str, shape: list[int], *, dropped: bool) -> None:
+def _check_part(settings: PartSettings, facts: Mapping[str, Any]) -> None:
+    """Refuse what the backbone of the run cannot give."""
+    backbone = describe_backbone(facts["backbone"])
+    if settings.part == "mixing":
+        backbone.check_attention()
+    if (side := settings.side) is None:
+        return
+    patch, size = facts["patch"], facts["size"]
+    if side % patch or side <= size:
+        nearest = -(-max(side, size + 1) // patch) * patch
+        raise UsageError(
+            f"--views clean,fine:{side}: the fine view needs a multiple of the patch of {patch} "
+            f"pixels above the windows' {size}, such as fine:{nearest}."
+        )
+    backbone.check_size(side)
+
+
+def _put_away(run: RunDirectory, key: str, windows: int, grid: list[int], *, dropped: bool) -> None:
     """Mark whether a part is asked for; remove one that is not, and would be of no use later."""
     ledger = Ledger(run.state(key))
     record = ledger.read_stage()
@@ -499,6 +519,7 @@ def _put_away(run: RunDirectory, key: str, shape: list[int], *, dropped: bool) -
         remove_file(ledger.file(None))
         return
     arrays = [run.features / name for name in record.facts["arrays"]]
+    shape = [windows, *record.facts.get("grid", grid)]
     whole = record.finished and len(ledger.list_shards()) == len(record.shards)
     if dropped and not (whole and all(_fits(array, shape) for array in arrays)):
         # before the arrays: what a ledger names and is not there counts as lost

@@ -1,8 +1,8 @@
 """Views of windows: their features and those of their mirror images, and what else is cached.
 
-Views that are computed together are a part: the clean ones, which every run has, photometrically
-augmented ones, crops, or the mixing of neighbours. Features that are not finite are found, put into
-words, and laid to the image or to the backbone.
+Views that are computed together are a part: the clean ones, which every run has, finer ones,
+photometrically augmented ones, crops, or the mixing of neighbours. Features that are not finite are
+found, put into words, and laid to the image or to the backbone.
 
 An augmentation leaves every position in its place. The photometric one is a Gaussian blur, always;
 then, at even odds, colour jitter or greyscale (PriMaPs-EM: Hahn et al., TMLR 2024). The jittered
@@ -29,6 +29,7 @@ from torch import Tensor
 from pipeline.compute.memory import compute_halving
 from pipeline.errors import ImageError, RunError, WeightsError
 from pipeline.images.windows import Window
+from pipeline.run.directory import FINE
 from pipeline.run.frames import read_windows
 from pipeline.run.manifest import Manifest
 from pipeline.storage.arrays import ArraySpec
@@ -196,8 +197,12 @@ class Part:
 
     # what each array holds, by its name
     arrays: Mapping[str, str]
+    # the axes of a position, which have one length wherever they have one name
+    axes: ClassVar[tuple[str, str]] = ("row", "column")
     # the last axis of the arrays, and its length where that is not the number of channels
     axis: ClassVar[tuple[str, int | None]] = ("channel", None)
+    # of a picture in pixels, where it is not that of a window
+    side: int | None = None
     # of every window, mirror images not counted
     pictures: ClassVar[int] = 1
     # images that are decoded ahead; None: two batches
@@ -206,14 +211,18 @@ class Part:
     def lay_out(self, facts: Mapping[str, Any]) -> dict[str, ArraySpec]:
         """Lay out the arrays, float16 [window, row, column, channel], by their names."""
         name, length = self.axis
-        shape = (*facts["grid"], length or facts["channels"])
-        dims = ("window", "row", "column", name)
+        shape = (*self.count_positions(facts), length or facts["channels"])
+        dims = ("window", *self.axes, name)
         return {
             array: ArraySpec(
                 shape, dims, "float16", compress=False, attributes={"long_name": text, "units": "1"}
             )
             for array, text in self.arrays.items()
         }
+
+    def count_positions(self, facts: Mapping[str, Any]) -> list[int]:
+        """Return the rows and columns of the positions of a picture."""
+        return facts["grid"] if self.side is None else [self.side // facts["patch"]] * 2
 
     def allocate(self, facts: Mapping[str, Any], windows: int) -> dict[str, np.ndarray]:
         """Allocate the rows of some windows, all 0."""
@@ -243,6 +252,28 @@ class Clean(Part):
         "clean": "last-block features after the final norm",
         "mirror": "the same of the horizontally mirrored window, in mirrored columns",
     }
+
+
+class Fine(Part):
+    """The windows, read from the photographs at more pixels, and their mirror images."""
+
+    arrays: Mapping[str, str] = {
+        FINE: "features of the windows at more pixels a side",
+        f"{FINE}_mirror": "the same of the horizontally mirrored window, in mirrored columns",
+    }
+    axes = (f"{FINE}_row", f"{FINE}_column")
+
+    def __init__(self, side: int) -> None:
+        self.side: int = side
+
+    def place(self, window: Window) -> list[Window]:
+        """Place the window on its image as it is resized for it, to half a pixel."""
+        left, top, width, height = (
+            round(length * self.side / window.size)
+            for length in (window.left, window.top, window.width, window.height)
+        )
+        window = replace(window, left=left, top=top, width=width, height=height)
+        return [replace(window, size=self.side)]
 
 
 class Photometric(Part):
@@ -380,6 +411,9 @@ def open_part(settings: PartSettings) -> Part:
         return Crops()
     if settings.part == "mixing":
         return Mixing()
+    if settings.part == FINE:
+        assert settings.side is not None
+        return Fine(settings.side)
     kind, _, number = settings.part.rpartition("_")
     return {"photometric": Photometric, "jittered": Jittered}[kind](int(number), settings.seed)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from pipeline.errors import UsageError, count_of
-from pipeline.run.directory import DEFAULT_NAME, RunDirectory, Subject
+from pipeline.run.directory import DEFAULT_NAME, FINE, RunDirectory, Subject
 from pipeline.run.ledger import list_sources
 from pipeline.settings import StageSettings, choose_class, option_name
 from stages.clustering import UNUSED
@@ -120,7 +120,7 @@ def describe_facts(
         ("weights", str(facts["weights_source"])),
         ("window", f"{facts['size']} px, {facts['grid'][0]} x {facts['grid'][1]} positions"),
         ("named classes" if named else "clusters", str(metrics["classes"])),
-        ("made by", maker),
+        ("made by", maker + (", on the fine view" if metrics.get("view") == FINE else "")),
         ("CRF", str(metrics["crf"])),
     ]
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from pipeline.errors import DatasetError, RunError, UsageError, WeightsError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
+from stages.artefacts import open_artefacts
 from tests.scenes import FAST_EM, Invoke, draw_scene, list_times
 from workflows import prediction
 from workflows.export.job import export_run
@@ -143,6 +144,47 @@ def test_prototypes_of_codes(
     file = call_export(run, tmp_path / "codes.safetensors", **{option: name})
     predict(photographs, tmp_path / "out", prototypes=file, weights=weights)
     assert read_maps(tmp_path / "out") == read_maps(run / labels / "all")
+
+
+@pytest.fixture(scope="module")
+def on_the_fine_view(
+    tmp_path_factory: pytest.TempPathFactory, invoke: Invoke, scenes: Path
+) -> Path:
+    """A run whose photographs hold several windows, and two fits that label its fine view."""
+    run = tmp_path_factory.mktemp("fine") / "run"
+    options = ["--dataset", "folder", "--root", scenes / "photographs", "--no-progress"]
+    options += ["--backbone", "handcrafted", "--size", 48, "--frame", "whole"]
+    invoke("extract", run, *options, "--views", "clean,fine:72")
+    invoke("masks", run, "--crf", "none", "--no-progress")
+    robust = ("--method", "robust", "--classes", 3, "--clusters", 6, "--fine")
+    invoke("em", run, "--name", "joined", *robust, "--no-progress")
+    fast = ("--method", "kmeans", "--classes", 3, "--fine", *FAST_EM)
+    invoke("em", run, "--name", "kmeans", *fast, "--no-progress")
+    names = run / "corrections/names-joined.yaml"
+    names.parent.mkdir()
+    names.write_text("0: left\n1: right\n2: left\n")
+    return run
+
+
+@pytest.mark.parametrize("name", ["joined", "kmeans"])
+def test_prototypes_of_the_fine_view(
+    predict: Predict,
+    invoke: Invoke,
+    photographs: Path,
+    on_the_fine_view: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    run = on_the_fine_view
+    invoke("evaluate", run, "--em", name, "--crf", "none", "--no-progress")
+    file = call_export(run, tmp_path / "fine.safetensors", em=name)
+    predict(photographs, tmp_path / "out", prototypes=file)
+    wanted = read_maps(run / f"labels-{name}" / "all")
+    assert read_maps(tmp_path / "out") == wanted
+    # labelled as coarsely they are others
+    artefacts = open_artefacts(RunDirectory(run), name, gain=1.0)
+    assert artefacts.open_views()["clean"].shape[1:3] == (9, 9)
+    assert artefacts.grid == (6, 6)
 
 
 def test_other_weights_are_refused(

@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import RunError, UsageError
 from pipeline.images.reading import PERCENTILES, Taking
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import CLEAN, RunDirectory
 from pipeline.run.evaluation import open_evaluation
 from pipeline.run.ledger import read_record
 from pipeline.run.manifest import read_manifest
@@ -72,6 +72,8 @@ class PrototypeFacts(BaseModel, frozen=True, extra="forbid"):
     std: _Floats
     precision: Literal["float32", "bfloat16"]
     size: int = Field(ge=1, le=16384)
+    # of the pictures whose features are labelled, where they are finer than the windows
+    side: int | None = Field(default=None, ge=1, le=16384)
     frame: Literal["whole", "centre"]
     overlap: float = Field(ge=0, lt=1)
     bands: str | None = Field(default=None, max_length=100)
@@ -120,7 +122,7 @@ def export_prototypes(
 
 
 def _unsaid(facts: PrototypeFacts) -> set[str]:
-    return {name for name in ("bands", "range") if getattr(facts, name) is None}
+    return {name for name in ("bands", "range", "side") if getattr(facts, name) is None}
 
 
 def _describe_reading(run: RunDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _gather(
     evaluation = open_evaluation(run, em, head, SETTINGS)
     subject, settings, look = evaluation.subject, evaluation.record.settings, evaluation.look()
     artefacts = open_evaluated(run, evaluation.record)
-    classifier = artefacts.classifiers[MAIN]
+    classifier, view = artefacts.classifiers[MAIN], artefacts.view
     tensors = {"prototypes": _array(classifier.prototypes)}
     if classifier.bias is not None:
         tensors["bias"] = _array(classifier.bias)
@@ -158,6 +160,7 @@ def _gather(
         std=backbone.std,
         **{n: made.facts[n] for n in ("backbone", "weights_digest", "patch", "channels")},
         **{n: made.settings[n] for n in ("precision", "size", "frame", "overlap")},
+        side=None if view == CLEAN else read_record(run, f"views/{view}").facts["side"],
         **_describe_reading(run, made.settings),
         logits="cosine" if classifier.logits == "cosine" else "inner product",
         gain=classifier.gain,

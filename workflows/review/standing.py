@@ -18,7 +18,7 @@ from pipeline.images.windows import Window
 from pipeline.run.corrections import NOT_SAID
 from pipeline.run.evaluation import Part, choose_look
 from pipeline.run.frames import count_threads, map_ahead
-from pipeline.storage.arrays import open_arrays, read_rows
+from pipeline.storage.arrays import read_rows
 from pipeline.storage.files import checksum, fingerprint
 from stages.artefacts import Artefacts
 from stages.evaluate.naming import find_naming
@@ -111,7 +111,7 @@ class Sample:
 def read_sample(artefacts: Artefacts) -> Sample:
     """Read windows that are spread evenly over all images, as many as fit the memory for them."""
     windows = artefacts.manifest.usable_windows()
-    views = open_arrays(artefacts.features, ["clean", "mirror"])
+    views = artefacts.open_views()
     each = 2 * math.prod(views["clean"].shape[1:])
     most = max(1, min(SAMPLE_WINDOWS, SAMPLE_BYTES // each))
     chosen = [windows[i] for i in sample_evenly(len(windows), most)]

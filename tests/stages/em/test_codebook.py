@@ -61,7 +61,7 @@ def fit(size: int, team: Team | None = None, piece: int = 12) -> tuple[Codebook,
     pieces = cut(*draw(), piece)
     book = make_codebook(pieces, pieces, size, 0, team or Team())
     asked: Any = {"classes": CLASSES, "seed": 0, "clusterings": 20, "shrinkage": 0.1}
-    found = fit_robust(pieces, pieces, pieces, codebook=size, team=team or Team(), **asked)
+    found = fit_robust(*[pieces] * 4, codebook=size, team=team or Team(), **asked)
     return book, found
 
 

@@ -133,7 +133,7 @@ def test_a_feature_of_zero_length_has_no_cosine() -> None:
 @pytest.mark.parametrize("proposals", ["none", "all", "last"])
 def test_the_robust_fit_is_finite_or_one_sentence(kind: str, proposals: str) -> None:
     piece = HeldPiece(make_features(kind, 3, 0), make_proposals(proposals, 3), np.arange(3), 3)
-    pieces = [piece], [piece], [piece]
+    pieces = [[piece]] * 4
     chosen: Any = {"classes": 2, "seed": 0, "clusterings": 10, "shrinkage": 0.0, "codebook": 9}
     if proposals != "all":
         held = {"none": 0, "last": 1}[proposals]

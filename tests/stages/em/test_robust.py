@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from stages.discriminants import GAINS
+from stages.discriminants import GAINS, Moments, find_discriminant
 from stages.em import robust, sums
 from stages.em.codebook import pool_units
 from stages.em.pieces import FitBatch
@@ -72,13 +72,13 @@ def draw_windows(
 
 
 def serve(features: Tensor, proposals: Tensor, size: int = 4, piece: int = 64) -> Any:
-    """Give all windows, the draw of them, and the sample, in pieces."""
+    """Give all windows, the draw of them, all as labelled, and the sample, in pieces."""
     windows = np.arange(len(features))
     pieces = [
         HeldPiece(features, proposals, windows[low : low + piece], size)
         for low in range(0, len(windows), piece)
     ]
-    return pieces, pieces, pieces
+    return pieces, pieces, pieces, pieces
 
 
 def predict(fit: RobustFit, features: Tensor) -> Tensor:
@@ -113,6 +113,27 @@ def test_positions_outside_proposals_are_not_learned_from_but_are_counted() -> N
     # only through the mean of the window, which moves no proposal to another group here
     torch.testing.assert_close(changed.groups, fit.groups)
     assert float(fit.usage.sum()) == pytest.approx(1)
+
+
+def test_the_classifier_is_that_of_the_view_that_is_labelled() -> None:
+    features, proposals, truth = draw_windows(24, 3, 4)
+    # four positions for every one, and what they look like is no more what it was
+    finer = features.repeat_interleave(2, 1).repeat_interleave(2, 2).flip(-1) - 2
+    asked = make_settings(3, clusterings=20)
+    coarse = fit_robust(*serve(features, proposals), **asked)
+    # what is clustered, and then what is labelled
+    fit = fit_robust(*serve(features, proposals)[:2], *serve(finer, proposals)[2:], **asked)
+    assert torch.equal(fit.sums.clusters, coarse.sums.clusters)
+    torch.testing.assert_close(fit.sums.moments.count, 4 * coarse.sums.moments.count)
+    assert_one_to_one(predict(fit, finer)[:, ::2, 1::2], truth)
+    # the discriminants of the same positions, summed at once
+    points = finer.double().flatten(0, 2)
+    moments = Moments.make_empty(points.mean(dim=0), 3)
+    moments.add(points, predict(fit, finer).flatten())
+    found = find_discriminant(moments, shrinkage=asked["shrinkage"])
+    # what all classes share depends on the origin, and decides nothing
+    made, right = (w - w.mean(dim=0) for w in (fit.prototypes, fit.sums.gain * found.weight))
+    torch.testing.assert_close(made.double(), right, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_by_hand() -> None:
@@ -203,9 +224,9 @@ def test_a_reader_without_proposals_is_refused() -> None:
     features, _, _ = draw_windows(3, 3, 0)
     with pytest.raises(ValueError, match="needs proposals"):
         piece = NoProposals(features, features, np.arange(3), 3)
-        fit_robust([piece], [piece], [piece], **make_settings(3))
+        fit_robust(*[[piece]] * 4, **make_settings(3))
     with pytest.raises(ValueError, match="needs batches"):
-        fit_robust([], [], [], **make_settings(3))
+        fit_robust(*[[]] * 4, **make_settings(3))
 
 
 def test_classes_come_by_falling_size() -> None:

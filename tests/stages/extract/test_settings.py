@@ -10,18 +10,22 @@ from stages.extract.settings import ViewSettings, parse_views
 
 
 @pytest.mark.parametrize(
-    ("views", "photometric", "jittered"),
+    ("views", "fine", "photometric", "jittered"),
     [
-        ("clean", 0, 0),
-        ("clean,photometric", 1, 0),
-        ("clean,photometric:1", 1, 0),
-        ("clean,photometric:10", 10, 0),
-        ("clean,jittered", 0, 1),
-        ("clean,photometric:2,jittered:3", 2, 3),
+        ("clean", 0, 0, 0),
+        ("clean,photometric", 0, 1, 0),
+        ("clean,photometric:1", 0, 1, 0),
+        ("clean,photometric:10", 0, 10, 0),
+        ("clean,jittered", 0, 0, 1),
+        ("clean,photometric:2,jittered:3", 0, 2, 3),
+        ("clean,fine:518", 518, 0, 0),
+        ("clean,fine:518,photometric:2,jittered:3", 518, 2, 3),
     ],
 )
-def test_the_number_of_augmented_views(views: str, photometric: int, jittered: int) -> None:
-    assert parse_views(views) == {"photometric": photometric, "jittered": jittered}
+def test_the_number_of_augmented_views(
+    views: str, fine: int, photometric: int, jittered: int
+) -> None:
+    assert parse_views(views) == {"fine": fine, "photometric": photometric, "jittered": jittered}
     assert ViewSettings(views=views).views == views
 
 
@@ -40,6 +44,10 @@ def test_the_number_of_augmented_views(views: str, photometric: int, jittered: i
         "clean,photometric,photometric",
         "clean,jittered,photometric",
         "clean, photometric",
+        "clean,fine",
+        "clean,fine:0",
+        "fine:518",
+        "clean,photometric,fine:518",
         "clean\n",
     ],
 )

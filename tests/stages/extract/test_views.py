@@ -34,7 +34,7 @@ from pipeline.run.ledger import StageRecord, inspect_stage, read_record, require
 from pipeline.run.manifest import read_manifest
 from pipeline.run.runner import run_stage
 from pipeline.storage.arrays import open_arrays, read_rows
-from stages.artefacts import list_views
+from stages.artefacts import list_views, open_pair
 from stages.extract import backbones, stage, views
 from stages.extract.handcrafted import CHANNELS, compute_features
 from stages.extract.settings import ExtractSettings, ViewSettings
@@ -44,6 +44,7 @@ from stages.extract.views import (
     JITTERED,
     Augmentation,
     Crops,
+    Fine,
     augment,
     draw_augmentation,
     neighbour_table,
@@ -336,6 +337,59 @@ def test_the_boxes_of_the_crops_by_hand() -> None:
         (36, 16, 68, 48),
     ]
     assert {(c.index, c.image, c.size, c.width, c.height) for c in crops} == {(7, 3, 32, 94, 64)}
+
+
+def test_the_box_of_a_finer_window_by_hand() -> None:
+    window = Window(7, 3, left=54, top=0, size=322, width=429, height=322)
+    (finer,) = Fine(518).place(window)
+    # 54 * 518 / 322 = 86.9, 429 * 518 / 322 = 690.1
+    assert finer == Window(7, 3, left=87, top=0, size=518, width=690, height=518)
+
+
+def test_the_fine_view_is_read_from_the_photographs_at_its_side(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", range(2))
+    run = extract(tmp_path / "run", pictures, frame="whole")
+    side = 5 * SIZE // 4
+    (record,) = view(run, ViewSettings(views=f"clean,fine:{side}")).values()
+    assert record.facts == {
+        "arrays": ["fine", "fine_mirror"],
+        "side": side,
+        "grid": [side // 8] * 2,
+    }
+    manifest, arrays = read_manifest(run), open_pair(run.features, "fine")
+    for window in manifest.windows:
+        image = manifest.images[window.image]
+        scale = side / SIZE
+        frame = read_frame(
+            manifest.root, image, round(window.width * scale), round(window.height * scale)
+        )
+        left, top = round(window.left * scale), round(window.top * scale)
+        pixels = as_images(frame[top : top + side, left : left + side])
+        assert pixels.shape[-2:] == (side, side)
+        compare(np.asarray(arrays["clean"][window.index]), pixels)
+        compare(np.asarray(arrays["mirror"][window.index]), pixels.flip(-1))
+    # all arrays are still opened as one
+    assert set(xarray.open_zarr(run.features, consolidated=True).sizes) >= {"row", "fine_row"}
+
+
+def test_a_fine_view_that_is_none_is_refused_before_anything_is_put_away(
+    tmp_path: Path, pictures: Path
+) -> None:
+    run = extract(tmp_path / "run", pictures)
+    view(run, ViewSettings(views="clean,fine:40"))
+    times = list_times(run, "fine")
+    for side in (SIZE, 41, 24):
+        with pytest.raises(UsageError, match=rf"fine:{side}: .* patch of 8 .* such as fine:\d+\.$"):
+            view(run, ViewSettings(views=f"clean,fine:{side}"))
+    assert list_times(run, "fine") == times
+    # of another side it is another view
+    view(run, ViewSettings(views="clean,fine:48"))
+    assert open_pair(run.features, "fine")["clean"].shape[1:3] == (6, 6)
+    # put away and asked for again it is there without work
+    times = list_times(run, "fine")
+    view(run, ViewSettings(views="clean,photometric"))
+    view(run, ViewSettings(views="clean,fine:48"))
+    assert list_times(run, "fine") == times
 
 
 def test_arrays_hold_what_their_names_say(tmp_path: Path, pictures: Path) -> None:
