@@ -69,9 +69,9 @@ def open_said(run: RunDirectory, settings: EmSettings) -> Corrections | None:
     return Corrections(run) if source == CORRECTIONS else open_labels(run, parse_place(source))
 
 
-def name_known(run: RunDirectory, settings: EmSettings) -> tuple[str, ...]:
-    """Name the classes of which something may be known."""
-    if (corrections := open_said(run, settings)) is not None:
+def name_known(run: RunDirectory, corrections: Corrections | None) -> tuple[str, ...]:
+    """Name the classes of which something may be known, by corrections or by a split."""
+    if corrections is not None:
         return corrections.said_names()
     manifest = read_manifest(run)
     return tuple(manifest.open_dataset().class_names(manifest.labels))
@@ -102,7 +102,7 @@ def fingerprint_known(run: RunDirectory, settings: EmSettings) -> str | None:
             f"--labels-from {source}: no split {split!r}"
             f"{did_you_mean(split, manifest.splits)}; there are {', '.join(manifest.splits)}."
         )
-    if not name_known(run, settings):
+    if not name_known(run, None):
         raise UsageError(f"--labels-from {source}: the dataset does not name its classes.")
     return fingerprint(fingerprint_labels(manifest, (split,)), fingerprint_classes(manifest))
 
@@ -154,7 +154,8 @@ def read_labels(
     run: RunDirectory, settings: EmSettings, view: str = CLEAN, *, proposals: bool
 ) -> Labels:
     """Read what is known at a view's grid; of proposals, too, if wanted and there are any."""
-    names, manifest = name_known(run, settings), read_manifest(run)
+    corrections, manifest = open_said(run, settings), read_manifest(run)
+    names = name_known(run, corrections)
     store = find_store(run, settings)
     rows, columns = open_pair(store, view)["clean"].shape[1:3]
     # a click is on a position of the clean view, whichever is labelled
@@ -166,7 +167,8 @@ def read_labels(
         table = np.memmap(file, np.uint8, "w+", shape=shape)
     count = np.zeros(256, np.int64)
     grids = Grids((rows, columns), (clicked[0], clicked[1]))
-    for own, labels in _read_known(run, settings, names, grids, proposals, left_out):
+    read = _read_known(run, settings, corrections, names, grids, proposals, left_out)
+    for own, labels in read:
         # 255 is nothing, and becomes 0
         table[own] = labels + np.uint8(1)
         count += np.bincount(table[own, :cells].ravel(), minlength=256)
@@ -225,6 +227,7 @@ class Grids(NamedTuple):
 def _read_known(
     run: RunDirectory,
     settings: EmSettings,
+    corrections: Corrections | None,
     names: tuple[str, ...],
     grids: Grids,
     proposals: bool,
@@ -236,7 +239,7 @@ def _read_known(
     ``left_out`` is told.
     """
     manifest, source = read_manifest(run), str(settings.labels_from)
-    dataset, corrections = manifest.open_dataset(), open_said(run, settings)
+    dataset = manifest.open_dataset()
     masks = open_arrays(run.masks, ["proposals"])["proposals"] if run.masks.is_dir() else None
     unreadable: list[tuple[str, ImageError]] = []
 

@@ -117,6 +117,8 @@ OTHERS: dict[str, dict[str, object]] = {
         "momentum_every": 2,
         "momentum": 0.5,
         "clusterings": 3,
+        "codebook": None,  # counts where proposals are summed
+        "fine": None,  # the run has no finer view
         "shrinkage": 0.2,
         "device": "cpu",
     },
