@@ -21,6 +21,7 @@ FITS: dict[str, tuple[object, ...]] = {
     "primaps": QUICK,
     "kmeans": ("--method", "kmeans", *QUICK),
     "robust": ("--method", "robust", "--clusters", 5, *QUICK),
+    "fine": ("--method", "robust", "--fine", *QUICK),
     "on-hp": ("--head", "hp", *FAST_EM, "--no-progress"),
     "told": ("--method", "robust", "--labels-from", "split:train", *QUICK),
 }
@@ -43,7 +44,8 @@ def run(tmp_path: Path, invoke: Invoke) -> Path:
         *("extract", run, "--dataset", "folder", "--root", tmp_path / "photographs"),
         *("--labels", tmp_path / "labels", "--split", "train", "--split", "val"),
         *("--backbone", MODEL, "--weights", tmp_path / "weights.safetensors", "--size", 64),
-        *("--views", "clean,photometric", "--crops", "five", "--attention", "--no-progress"),
+        *("--views", "clean,fine:96,photometric,jittered", "--crops", "five", "--attention"),
+        "--no-progress",
     )
     invoke("masks", run, "--crf", "none", "--no-progress")
     for method in ("stego", "hp"):
