@@ -17,6 +17,7 @@ from pipeline.run.manifest import read_manifest
 from pipeline.storage.arrays import read_group
 from stages.em.labels import read_labels
 from stages.em.settings import EmSettings
+from stages.evaluate import names
 from tests.end_to_end.conftest import Invoke, hash_tree, write_scenes
 from tests.end_to_end.test_staleness import make_run, read_status
 from workflows.review.session import Review
@@ -183,13 +184,18 @@ def test_names_follow_by_their_classes(run: Path, invoke: Invoke) -> None:
     assert same.mean() > 0.8
 
 
-def test_names_between_a_new_fit_and_its_evaluation_are_told(run: Path, invoke: Invoke) -> None:
+def test_names_between_a_new_fit_and_its_evaluation_are_told(
+    run: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_names(run, NAMES)
     output = invoke("evaluate", run, QUIET).output
     assert "stale: the names, or what is known of the clusters, have changed" in output
     invoke("em", run, "--clusters", 6, "--seed", 4, QUIET)
     write_names(run, NAMES + "4: right\n")
+    compare, compared = names._compare, []
+    monkeypatch.setattr(names, "_compare", lambda *two: compared.append(two) or compare(*two))
     output = invoke("evaluate", run, QUIET).output
+    assert len(compared) == 1, "what an evaluation is planned by it ends by"
     assert "was written after em/default was made anew" in " ".join(output.split())
 
 
