@@ -66,7 +66,11 @@ def open_said(run: RunDirectory, settings: EmSettings) -> Corrections | None:
     source = str(settings.labels_from)
     if source.startswith(SPLIT):
         return None
-    return Corrections(run) if source == CORRECTIONS else open_labels(run, parse_place(source))
+    if source == CORRECTIONS:
+        return Corrections(run)
+    if not (folder := parse_place(source)).is_dir():
+        raise UsageError(f"--labels-from {source}: there is no such folder.")
+    return open_labels(run, folder)
 
 
 def name_known(run: RunDirectory, corrections: Corrections | None) -> tuple[str, ...]:

@@ -267,5 +267,7 @@ def test_labels_that_a_fit_cannot_learn_from_are_told(invoke: Invoke, tmp_path: 
     output = invoke("em", run, *fit[:-2], tmp_path / "data/labels", QUIET).output
     assert "5 images of which something is known" in output
     assert "1 file of it of no image of the run are left out" in output
+    output = invoke("em", run, *fit[:-2], tmp_path / "nowhere", QUIET, code=2).output
+    assert "there is no such folder" in output
     folder = read_group(run / "em.zarr", "default")[0]
     np.testing.assert_array_equal(folder["known_count"], split["known_count"])
