@@ -83,6 +83,12 @@ SYSTEMS = (
     System("primaps-hp", "PriMaPs-EM on it", head="hp", em={}),
     System("robust", "robust", em={"method": "robust"}),
     System("linear", "linear probe (labels of train)", em={}, scores="linear_probe"),
+    System(
+        "discriminants",
+        "linear discriminants (labels of train)",
+        em={},
+        scores="linear_discriminants",
+    ),
 )
 NAMES = tuple(system.name for system in SYSTEMS)
 

@@ -28,6 +28,9 @@ from stages.crf.settings import CrfSettings
 MAIN = "momentum_prototypes"
 RUNNING = "running_prototypes"
 PROBE = "linear_probe"
+DISCRIMINANTS = "linear_discriminants"
+# Those that learn from labels: they predict classes, which nothing is matched to.
+SUPERVISED = (PROBE, DISCRIMINANTS)
 LOGITS = ("inner product", "cosine")
 # The bias of a class that was never seen, in place of minus infinity, which interpolation would
 # turn into NaN.

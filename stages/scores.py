@@ -34,6 +34,7 @@ _BLOCK = 2048
 OTHERS = {
     "running_prototypes": "running prototypes",
     "linear_probe": "linear probe",
+    "linear_discriminants": "linear discriminants",
     "corrected": "after correction",
 }
 

@@ -32,7 +32,7 @@ from pipeline.storage.files import decode_table, remove_file
 from pipeline.storage.places import REQUESTS, find_files
 from stages.calibration import LEVELS, count_levels
 from stages.intervals import Resampling, draw_weights
-from stages.labelling import PROBE, RUNNING, Labelling
+from stages.labelling import RUNNING, SUPERVISED, Labelling
 from stages.scores import (
     MAX_CLASSES,
     UNMATCHED,
@@ -50,7 +50,7 @@ from stages.scores import (
 PLAIN, REFINED = "plain", "crf"
 # the final labels after what a person said of an image, where something is said
 CORRECTED = "corrected"
-_KINDS = (PLAIN, REFINED, RUNNING, PROBE)
+_KINDS = (PLAIN, REFINED, RUNNING, *SUPERVISED)
 _PAIRS, _COUNTS = "pairs_", "counts_"
 # how sure the final labels are: codes of stages.calibration.count_levels, and how often
 _LEVELS, _PIXELS = "levels", "level_pixels"
@@ -307,7 +307,7 @@ def summarise(
     """Turn counts into what ``metrics.json`` says of a split, in per cent.
 
     Classes without a name, up to the largest label, are numbered. Of the ``others`` that were
-    scored the linear probe predicts classes, which are not matched; all others predict as many
+    scored the supervised predict classes, which are not matched; all others predict as many
     clusters as the labels have. What is ``named`` is the class that a person says, or
     ``UNMATCHED``, and is not matched; what is ``said`` of images alone is so after correction.
     Scores are None where no image has labels, or none was refined: nothing is made up.
@@ -329,7 +329,7 @@ def summarise(
     for kind, confusion in confusions.items():
         assignment = None
         clusters, classes = tally.clusters, len(names)
-        if kind == PROBE:
+        if kind in SUPERVISED:
             # a class that is only predicted has an IoU of 0, too
             predicted = np.flatnonzero(confusion.any(axis=1))
             clusters = classes = max(classes, int(predicted.max(initial=-1)) + 1)

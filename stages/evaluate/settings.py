@@ -12,7 +12,7 @@ from pipeline.settings import execution_setting, setting
 class EvaluateSettings(SubjectSettings):
     """What is labelled, and how it is refined."""
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     stage_class: ClassVar[str] = "stages.evaluate.stage:Evaluate"
 
     splits: tuple[str, ...] = setting(
@@ -43,8 +43,8 @@ class EvaluateSettings(SubjectSettings):
     )
     linear_probe: bool = setting(
         False,
-        "score a linear classifier trained on the labels of the split train, too: the supervised "
-        "upper bound",
+        "score two linear classifiers trained on the labels of the split train, too: logistic "
+        "regression to its optimum, and discriminants",
     )
     linear_probe_sample: int = setting(
         1024, "windows that the linear probe is trained on, at most; drawn, always the same", ge=1

@@ -61,7 +61,6 @@ from pipeline.run.status import (
 from pipeline.storage.files import (
     checksum,
     fingerprint,
-    note_file,
     note_writes,
     write_bytes,
     write_json,
@@ -72,7 +71,6 @@ from stages.artefacts import (
     classifier_file,
     fingerprint_image,
     label_file,
-    read_classifier,
     read_group_of,
     write_classifier,
 )
@@ -114,12 +112,13 @@ from stages.evaluate.naming import (
 )
 from stages.evaluate.probe import (
     fingerprint_probe,
+    has_trained,
     list_training_windows,
     open_named,
     open_with_probe,
     probe_file,
     read_trained,
-    train_linear_probe,
+    train_supervised,
 )
 from stages.evaluate.settings import EvaluateSettings
 from stages.labelling import (
@@ -183,7 +182,7 @@ class Evaluate(SubjectStage[EvaluateSettings]):
         extract = read_record(run, "extract")
         made = {key: read_record(run, key).digest for key in self.inputs(run, settings)[1:]}
         probe = fingerprint_probe(run, settings, manifest) if settings.linear_probe else None
-        if probe and read_classifier(probe_file(run, settings), probe) is None:
+        if probe and not has_trained(run, settings, probe):
             screen.note("evaluate: a linear probe is trained on the labels first")
         if changed := describe_new_classes(manifest):
             screen.warn(f"evaluate: {changed}")
@@ -271,13 +270,13 @@ class Evaluate(SubjectStage[EvaluateSettings]):
             write_classifier(file, plan.facts[OWN], naming.classifier, {})
         if not settings.linear_probe:
             return
-        file, print_ = probe_file(run, settings), plan.facts["linear_probe"]
-        if read_classifier(file, print_) is not None:
-            note_file(file)
+        print_ = plan.facts["linear_probe"]
+        if has_trained(run, settings, print_):
             return
         windows = list_training_windows(artefacts.manifest, settings.linear_probe_sample)
         device = resolve_device(settings.device)
-        write_classifier(file, print_, *train_linear_probe(artefacts, windows, device))
+        for name, trained in train_supervised(artefacts, windows, device).items():
+            write_classifier(probe_file(run, settings, name), print_, *trained)
 
     def compute(self, run: RunDirectory, settings: EvaluateSettings, shard: int) -> dict[str, Any]:
         """Label the images of one block of windows, and count."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import zarr
 from scipy.sparse import csr_array
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -25,12 +26,14 @@ from stages.evaluate.probe import (
     DECAYS,
     NEVER,
     POINTS,
+    SHRINKAGE,
     Batches,
     LabelledWindows,
     LinearProbe,
     choose_linear_probe,
     count_labels,
     differentiate,
+    fit_discriminants,
     fit_linear_probe,
     list_training_windows,
     measure_accuracy,
@@ -142,6 +145,37 @@ def test_it_is_the_solution_of_scikit_learn() -> None:
     np.testing.assert_allclose(probe.weight, oracle.coef_ / spread, atol=2e-5)
 
 
+def test_by_its_own_tolerance_it_is_at_the_optimum_wherever_it_starts() -> None:
+    features, counts = make_data(noise=3.0)
+    read = split(features, counts)
+    first = fit_linear_probe(read, 3, decay=1.0)
+    for decay in (0.1, 1e-3):
+        # a fit that starts where another decay ended must not stop there
+        warm = fit_linear_probe(read, 3, decay=decay, start=first)
+        best = fit_linear_probe(read, 3, decay=decay, tolerance=1e-14)
+        assert warm.loss == pytest.approx(best.loss, rel=1e-4)
+        assert abs(predict(warm, features) - predict(best, features)).max() < 2e-3
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_discriminants_are_those_of_scikit_learn(points: int) -> None:
+    features, counts = make_data(noise=3.0, points=points)
+    counts[1] = 0  # not labelled
+    weight, bias = fit_discriminants(split(features, counts)(), 3)
+    cells = counts.unflatten(3, (3, points)).unflatten(2, (4, points)).sum(dim=(3, 5))
+    cells = cells.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+    values, known = features.reshape(-1, 5).numpy(), cells.any(axis=1)
+    within = LinearDiscriminantAnalysis(solver="lsqr", store_covariance=True)
+    within.fit(values[known], cells[known].argmax(axis=1))
+    shrunk = (1 - SHRINKAGE) * within.covariance_
+    shrunk += SHRINKAGE * np.trace(within.covariance_) / 5 * np.eye(5)
+    oracle = within.means_ @ np.linalg.inv(shrunk)
+    logits = values @ oracle.T - (oracle * within.means_).sum(axis=1) / 2 + np.log(within.priors_)
+    ours = values @ weight.numpy().T + bias.numpy()
+    # up to what all classes of a position have in common
+    np.testing.assert_allclose(ours - ours[:, :1], logits - logits[:, :1], atol=1e-5)
+
+
 @pytest.mark.parametrize("points", [1, 2])
 def test_separable_classes_are_told_apart(points: int) -> None:
     features, _ = make_data(noise=0.01)
@@ -215,7 +249,7 @@ def test_channels_are_measured_over_labelled_pixels() -> None:
 
 def test_a_class_that_was_never_seen_never_wins() -> None:
     probe = LinearProbe(torch.ones(2, 4), torch.tensor([-3.0, 5.0]), 0.1, 1.0, 3)
-    weight, bias = spread_classes(probe, np.array([1, 4]))
+    weight, bias = spread_classes(probe.weight, probe.bias, np.array([1, 4]))
     assert weight.shape == (5, 4)
     assert bias.tolist() == [NEVER, -3, NEVER, NEVER, 5]
     assert (weight[[0, 2, 3]] == 0).all()
