@@ -23,7 +23,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality import BACKBONE, SEEDS, WEIGHTS, replace_table
+from benchmarks.quality import (
+    BACKBONE,
+    SEEDS,
+    WEIGHTS,
+    Material,
+    list_materials,
+    replace_table,
+)
 from pipeline.compute.scheduler import Execution
 from pipeline.datasets.definition import IGNORE
 from pipeline.errors import DatasetError, PipelineError
@@ -54,23 +61,7 @@ PER_IMAGE = 2
 CORRECTED = 4
 # A label map is a byte.
 CLUSTERS = 254
-_HERE = Path(__file__).parent
-_PAGE = _HERE.parent / "docs" / "naming.md"
-
-
-@dataclass(frozen=True)
-class Material:
-    """A data set: what ``--dataset`` and ``--root`` take, and how many classes are asked for."""
-
-    dataset: str
-    root: Path
-    classes: int | None = None
-
-
-def list_materials(shared: Path) -> dict[str, Material]:
-    """List the samples; MSRC has no definition of its own in the product."""
-    names = {"camvid": "camvid", "cocostuff": "cocostuff", "msrc": str(_HERE / "msrc.yaml")}
-    return {name: Material(each, shared / "datasets" / name) for name, each in names.items()}
+_PAGE = Path(__file__).parent.parent / "docs" / "naming.md"
 
 
 @dataclass(frozen=True)

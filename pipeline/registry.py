@@ -44,6 +44,11 @@ class Registry(Mapping[str, T], Generic[T]):
                 found.setdefault(entry.name, []).append(entry)
         return found
 
+    def add(self, name: str, place: str) -> None:
+        """Add a variant, ``module:attribute``, for this process alone."""
+        self._ours[name] = EntryPoint(name, place, self.group)
+        self.__dict__.pop("_entries", None)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

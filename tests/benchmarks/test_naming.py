@@ -17,11 +17,11 @@ from benchmarks.naming import (
     Score,
     Shown,
     average_present,
-    list_materials,
     run_seed,
     summarise,
     tabulate,
 )
+from benchmarks.quality import list_materials
 from pipeline.datasets.definition import read_definition
 from pipeline.run.corrections import Corrections
 from pipeline.run.directory import RunDirectory
