@@ -19,16 +19,20 @@ from torch import Tensor
 
 from pipeline.compute.scheduler import INLINE, Team
 from pipeline.run.frames import count_threads, map_ahead
-from stages.em.pieces import one_thread
+from stages.em.pieces import add_in_order, one_thread
 from stages.em.sums import PROPOSALS, Assigned, Piece, over_batches, sum_units
 
 # Proposals of the draw, for every centroid, and passes over them.
-_EACH = 16
+_EACH = 8
 _PASSES = 5
 # Of the context, the share that is taken off a proposal before it is compared: the mean of what the
 # clusterings by agreement take off.
 _CONTEXT = 0.5
-# Rows of a product at a time: its result has as many columns as there are centroids.
+# Principal axes in which proposals are compared with centroids; what the others add is noise to
+# them, and costs as much.
+_AXES = 96
+# Rows of a product at a time: its result has as many columns as there are centroids. At 4,096 it is
+# just so large that its memory is given back when it is freed.
 _ROWS = 2048
 
 
@@ -90,32 +94,50 @@ def make_codebook(
     team
         Who computes; the result is the same.
     """
-    parts, drawn = [], 0
+    parts: list[Units] = []
+    points: list[Tensor] = []
+    drawn, total = 0, torch.zeros((), dtype=torch.float64)
     for part in team.stream(_pool_piece, draw):
-        parts.append(part)
         drawn += len(part.number)
+        # of many, points of half the bytes are enough, and their sum
+        parts = [*parts, part] if drawn <= size else []
+        points.append(part.find_directions())
+        total = total + part.feature.sum(dim=0)
         if drawn >= _EACH * size:
             break
-    if not parts:
+    if not points:
         raise ValueError("a fit needs batches")
+    if drawn <= size:
+        return _take_all(parts)
+    axes = find_axes(points)
+    seen = torch.cat([F.normalize(part @ axes, dim=1) for part in points])
+    del points
+    centroids = find_centroids(seen, size, seed)
+    found = team.stream(_assign_piece, pieces, axes, centroids)
+    return gather_codebook(found, size, total / drawn)
+
+
+def _take_all(parts: Sequence[Units]) -> Codebook:
     units = Units(*(torch.cat(same) for same in zip(*parts, strict=True)))
-    del parts
     order = units.number.argsort()
     units = Units(*(values[order] for values in units))
+    own = torch.arange(len(order))
     origin = units.feature.mean(dim=0)
-    if len(units.number) <= size:
-        number = torch.arange(len(units.number))
-        return Codebook(*units[1:], torch.ones_like(number), origin, Assigned(units[0], number))
-    centroids = find_centroids(units.find_directions(), size, seed)
-    del units
-    found = team.stream(_assign_piece, pieces, centroids)
-    return gather_codebook(found, len(centroids), origin)
+    assigned = Assigned(units.number, own)
+    return Codebook(units.feature, units.context, torch.ones_like(own), origin, assigned)
+
+
+def find_axes(points: Sequence[Tensor]) -> Tensor:
+    """Find the first principal axes of points in parts, float32 [channel, axis], orthonormal."""
+    with one_thread():
+        vectors = torch.linalg.eigh(add_in_order([part.T @ part for part in points]).double())[1]
+    return vectors.flip(1)[:, :_AXES].float()
 
 
 def find_centroids(points: Tensor, size: int, seed: int) -> Tensor:
-    """Cluster drawn points, float32 [point, channel] of unit length, by spherical K-means.
+    """Cluster drawn points, float32 [point, axis] of unit length, by spherical K-means.
 
-    It starts from some of the points. Gives as many centroids, float32 [centroid, channel].
+    It starts from some of the points. Gives as many centroids, float32 [centroid, axis].
     """
     generator = np.random.default_rng([seed, size])
     rows = np.sort(generator.choice(len(points), size, replace=False))
@@ -155,9 +177,9 @@ class Found(NamedTuple):
     context: Tensor
 
 
-def assign_units(units: Units, centroids: Tensor) -> Found:
+def assign_units(units: Units, axes: Tensor, centroids: Tensor) -> Found:
     """Assign proposals to their nearest centroids, and sum them."""
-    unit = find_nearest(units.find_directions(), centroids)
+    unit = find_nearest(units.find_directions() @ axes, centroids)
     both = torch.cat([units.feature, units.context], dim=1)
     occur, count, total = sum_units(both, unit)
     return Found(Assigned(units.number, unit), occur, count, *total.tensor_split(2, dim=1))
@@ -191,10 +213,10 @@ def _pool_piece(piece: Piece) -> Units:
     return Units(*(torch.cat(same) for same in zip(*parts, strict=True)))
 
 
-def _assign_piece(piece: Piece, centroids: Tensor) -> Found:
+def _assign_piece(piece: Piece, axes: Tensor, centroids: Tensor) -> Found:
     def assign(features: Tensor, number: Tensor) -> Found:
-        return assign_units(pool_units(features, number), centroids)
+        return assign_units(pool_units(features, number), axes, centroids)
 
-    assigned, sums = _gather(over_batches(piece, assign), len(centroids), centroids.shape[1])
+    assigned, sums = _gather(over_batches(piece, assign), len(centroids), len(axes))
     occur = sums[0].nonzero()[:, 0]
     return Found(assigned, occur, *(total[occur] for total in sums))

@@ -41,7 +41,7 @@ from stages.em.sums import Assigned
 Kept = tuple[NDArray[Any], tuple[str, ...]]
 CLASS_AXES = ("class", "channel")
 # Windows whose sums are added up before others', and windows that are drawn at a time.
-PIECE, DRAWN = 1024, 256
+PIECE, DRAWN = 1024, 128
 
 
 @dataclass(frozen=True)

@@ -262,9 +262,9 @@ def _warn_of_few(warn: Callable[[str], object], key: str, units: int, settings: 
     classes = settings.classes
     if isinstance(classes, int) and units < LEAST_UNITS * classes:
         warn(
-            f"{key}: {units} proposals are few for {classes} classes: with fewer than "
-            f"{LEAST_UNITS} for each, chance decides what is a class; give more images, or fewer "
-            "--classes."
+            f"{key}: {units} proposals, or groups of them, are few for {classes} classes: with "
+            f"fewer than {LEAST_UNITS} for each, chance decides what is a class; give more images, "
+            "a larger --codebook, or fewer --classes."
         )
 
 

@@ -16,11 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
 
 from pipeline.compute import scheduler
+from pipeline.storage.arrays import read_group
 from tests.end_to_end.conftest import FAST_EM, Invoke, hash_tree
 
 ARTEFACTS = ("features.zarr", "masks.zarr", "em.zarr", "labels")
@@ -111,6 +113,14 @@ def test_workers_that_are_killed_and_come_change_no_byte(
     assert saboteur.in_time == len(several)
     invoke("evaluate", run, "--no-progress", *there)
     assert_same(run, finished)
+    # sums over positions, and a codebook
+    fit = "em", run, "--classes", 3, "--clusters", 6, "--method", "robust", "--codebook", 9
+    invoke(*fit, "--name", "there", "--no-progress", *there)
+    invoke(*fit, "--name", "here", "--no-progress")
+    here, at_workers = (read_group(run / "em.zarr", name)[0] for name in ("here", "there"))
+    assert here.keys() == at_workers.keys() > {"moments_unit", "held_scatter"}
+    for name, values in here.items():
+        np.testing.assert_array_equal(at_workers[name], values, name)
 
 
 DEADLY = """

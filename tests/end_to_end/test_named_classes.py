@@ -96,6 +96,16 @@ def test_a_part_has_a_name_of_its_own(run: Path, invoke: Invoke) -> None:
     assert (read_maps(run) != before).any()
     write_names(run, "0: left\n1: right\n0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0: right\n")
     assert "has no part 0.0" in invoke("evaluate", run, QUIET, code=1).output
+    # of groups of proposals, too, and with how sure it is
+    (run / "corrections/names.yaml").unlink()
+    invoke("em", run, "--codebook", 9, QUIET)
+    invoke("evaluate", run, QUIET)
+    clusters = read_group(run / "em.zarr", "default")[0]["moments_cluster"]
+    largest = int(np.bincount(clusters).argmax())
+    assert len(clusters) <= 9
+    write_names(run, f"{largest}: left\n{largest}.1: right\n")
+    invoke("evaluate", run, "--confidence", QUIET)
+    assert read_metrics(run)["label_names"] == ["left", "right"]
 
 
 @pytest.mark.parametrize("method", ["kmeans", "primaps"])

@@ -93,8 +93,9 @@ def test_every_proposal_counts_in_the_mean_of_its_nearest_centroid() -> None:
     for mean, values in ((book.feature, units.feature), (book.context, units.context)):
         torch.testing.assert_close(mean, members.T @ values / book.weight[:, None])
     # that they are the nearest, of centroids found by the same draw
-    centroids = find_centroids(units.find_directions(), 20, 0).double()
-    nearest = (units.find_directions().double() @ centroids.T).argmax(dim=1)
+    points = units.find_directions()
+    centroids = find_centroids(points, 20, 0).double()
+    nearest = (points.double() @ centroids.T).argmax(dim=1)
     np.testing.assert_array_equal(nearest.unique(return_inverse=True)[1], unit)
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.evaluate.naming import _sort_names, extend_classifier, match_names
+from stages.evaluate.naming import (
+    _name_clicked,
+    _sort_names,
+    extend_classifier,
+    match_names,
+)
 from stages.labelling import Classifier, classify
 from stages.scores import UNMATCHED, match_clusters
 
@@ -14,6 +19,21 @@ from stages.scores import UNMATCHED, match_clusters
 def test_names_come_in_the_order_of_the_classes_and_each_once() -> None:
     names = ["car", "ignore", "road", "moss", "car", "sky"]
     assert _sort_names(names, ["sky", "road", "car"]) == ["sky", "road", "car", "moss", "ignore"]
+
+
+def test_a_click_names_the_proposal_or_the_group_that_it_is_in() -> None:
+    named, proposals = (
+        ["sky", "road"],
+        np.array([256 * 2 + 1, 256 * 2 + 3, 256 * 5 + 1, 256 * 9 + 2]),
+    )
+    # one that is no unit's, one whose name nothing has, then two of one group
+    clicked = {(2, 2): "sky", (9, 3): "sky", (5, 1): "moss", (2, 1): "road", (9, 2): "sky"}
+    arrays = {"moments_proposal": proposals}
+    assert _name_clicked(arrays, clicked, named) == {0: 1, 3: 0}
+    arrays["moments_unit"] = np.array([1, 0, 0, 1], np.int32)
+    # of as many each the last that was said
+    assert _name_clicked(arrays, clicked, named) == {1: 0}
+    assert _name_clicked(arrays, clicked | {(2, 3): "road", (5, 1): "road"}, named) == {0: 1, 1: 0}
 
 
 @pytest.mark.parametrize("logits", ["inner product", "cosine"])

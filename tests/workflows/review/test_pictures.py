@@ -9,7 +9,8 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.manifest import read_manifest
 from stages.artefacts import open_artefacts
 from stages.known import read_said
-from workflows.review.pictures import Pictures
+from stages.parts import Tree
+from workflows.review.pictures import Pictures, Units, choose_of_units
 
 
 def test_a_click_means_the_proposal_that_is_shown(run: RunDirectory) -> None:
@@ -33,3 +34,23 @@ def test_a_click_means_the_proposal_that_is_shown(run: RunDirectory) -> None:
     shown = said.draw(*size)
     assert (shown[drawn == drawn[y, x]] == 0).all()
     assert shown[y, x] != NOT_SAID
+
+
+def test_the_proposals_of_groups_are_shown() -> None:
+    totals = np.array([[9.0, 1.0], [0.0, 9.0], [8.0, 0.0]])
+    # the first group has three proposals, the last two; of two images each
+    proposals = 256 * np.array([0, 1, 1, 2, 3, 3]) + np.array([1, 1, 2, 1, 1, 2])
+    units = Units(
+        Tree(np.array([[0, 2], [1, 3]]), np.array([0, 1, 0])),
+        proposals,
+        np.array([0, 1, 0, 0, 2, 2]),
+        np.array([1.0, 1.0, 1.0]),
+        totals,
+    )
+    rows = units.tree.find_units((0,))
+    assert rows.tolist() == [0, 2]
+    typical, doubtful = choose_of_units(units, rows, np.arange(4), 0)
+    shown = [*typical, *doubtful]
+    found = sorted((int(part["window"]), int(part["number"])) for part in shown)
+    assert found == [(0, 1), (1, 2), (2, 1), (3, 1), (3, 2)]
+    assert {int(part["cluster"]) for part in shown} == {0}
