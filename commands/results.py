@@ -486,6 +486,7 @@ def select(
     metavar="VALUE",
     help="value of the label maps that is in no score, repeatable; 255 and -1 never are",
 )
+@what("--boundaries", is_flag=True, help="score boundaries, too: F within 2 and 5 pixels")
 @PROGRESS
 @AS_JSON
 @VERBOSE
@@ -495,6 +496,7 @@ def score(
     crop: str,
     resize: str,
     ignore: tuple[int, ...],
+    boundaries: bool,
     progress: bool,
     as_json: bool,
     **source: Any,
@@ -506,7 +508,7 @@ def score(
     from workflows.scoring import Rules, describe_doubts, describe_scores, score_folder
 
     screen = Screen(progress=progress)
-    rules = Rules(matching, crop, resize, ignore)
+    rules = Rules(matching, crop, resize, ignore, boundaries)
     result = score_folder(predictions, rules=rules, screen=screen, **source)
     for line in describe_doubts(result):
         screen.warn(line)

@@ -20,6 +20,8 @@ from stages.intervals import Resampling, draw_weights
 
 UNMATCHED = -1
 MAX_CLASSES = 255
+# Pixels within which a boundary is found.
+WIDTHS = (2, 5)
 MATCHINGS = ("one-to-one", "many-to-one", "none")
 # What a labelled pixel without a prediction is predicted as: 255 would leave it out of the scores.
 NOTHING = 256
@@ -255,6 +257,59 @@ def compare_maps(
 
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def count_boundaries(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Count how many pixels of boundaries lie near a boundary of the other map.
+
+    Takes uint8 [y, x]. A pixel is of a boundary where its right or lower neighbour has another
+    number, whatever the numbers mean. Those as near to a pixel that ``truth`` ignores are left out.
+    Gives int64 [width, map, count]: within each of ``WIDTHS``, of the prediction and of the truth,
+    pixels near the other's and all (Csurka et al., "What is a good evaluation measure for semantic
+    segmentation?", 2013, but for the classes).
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    known = truth != IGNORE
+    edges = [_find_edges(values, known) for values in (prediction, truth)]
+
+    def measure(there: NDArray[np.bool_]) -> NDArray[np.float64]:
+        # without one pixel there is no distance to it
+        far = np.full(there.shape, np.inf)
+        return distance_transform_edt(~there) if there.any() else far
+
+    nothing = measure(~known)
+    away = [measure(edge) for edge in edges]
+    found = np.zeros((len(WIDTHS), 2, 2), np.int64)
+    for number, width in enumerate(WIDTHS):
+        for own, edge in enumerate(edges):
+            counted = edge & (nothing > width)
+            near = counted & (away[1 - own] <= width)
+            found[number, own] = np.count_nonzero(near), np.count_nonzero(counted)
+    return found
+
+
+def _find_edges(values: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    edges = np.zeros(values.shape, np.bool_)
+    edges[:, :-1] |= (values[:, :-1] != values[:, 1:]) & known[:, :-1] & known[:, 1:]
+    edges[:-1] |= (values[:-1] != values[1:]) & known[:-1] & known[1:]
+    return edges
+
+
+def score_boundaries(counts: NDArray[np.int64]) -> dict[str, float | None]:
+    """Score sums of :func:`count_boundaries`: width in pixels -> F in per cent.
+
+    F is the harmonic mean of the shares of the prediction's and of the truth's boundaries that lie
+    near the other's; None where either has none.
+    """
+    found: dict[str, float | None] = {}
+    for width, ((ours, all_ours), (theirs, all_theirs)) in zip(WIDTHS, counts, strict=True):
+        if not all_ours or not all_theirs:
+            found[str(width)] = None
+            continue
+        right, seen = ours / all_ours, theirs / all_theirs
+        found[str(width)] = to_percent(2 * right * seen / (right + seen) if right + seen else 0)
+    return found
 
 
 def summarise_maps(

@@ -35,7 +35,7 @@ CONTRACT = {
     "select": ("--images", "--proposals", "--split", "--out"),
     "score": (
         *("--predictions", "--labels", "--dataset", "--root", "--split", "--matching", "--crop"),
-        *("--resize", "--ignore", "--json", "-v"),
+        *("--resize", "--ignore", "--boundaries", "--json", "-v"),
     ),
     "status": ("--json", "-v"),
     "verify": ("--repair", "--label-free", "--images", "--json", "--workers", "--scheduler", "-v"),

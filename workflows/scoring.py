@@ -30,8 +30,10 @@ from pipeline.storage.places import find_files
 from stages.scores import (
     MATCHINGS,
     compare_maps,
+    count_boundaries,
     put_first,
     read_numbers,
+    score_boundaries,
     show_miou,
     summarise_maps,
 )
@@ -50,6 +52,7 @@ class Rules:
     crop: str = "none"
     resize: str = "none"
     ignore: Collection[int] = ()
+    boundaries: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,15 @@ def score_folder(
     pixels = {task.split: LabelCounts() for task in tasks}
     work = partial(_compare, source, rules)
     threads = count_threads()
+    edges: dict[str, Any] = dict.fromkeys(found, 0)
     with screen.count("score", len(tasks), "images") as counter:
-        for task, (images, counts) in zip(
+        for task, (images, counts, near) in zip(
             tasks, map_ahead(work, pairs, threads, 2 * threads), strict=True
         ):
             # as evaluate draws images for its intervals
             found[task.split][f"{task.split}/{task.id}"] = images
             pixels[task.split].add(counts)
+            edges[task.split] += near
             counter.advance()
     told = source.definition.tells_ignore or IGNORE in rules.ignore
     for split, counts in pixels.items():
@@ -99,6 +104,7 @@ def score_folder(
     blocks = {
         split: {
             **summarise_maps(images, rules.matching, names),
+            **({"boundary_f": score_boundaries(edges[split])} if rules.boundaries else {}),
             "label_pixels": pixels[split].dump(),
         }
         for split, images in found.items()
@@ -117,6 +123,9 @@ def describe_scores(result: Mapping[str, Any]) -> Iterator[str]:
         if block["matching"] != "none":
             how = f"{count_of(block['classes'], 'clusters')} matched {block['matching']}"
         yield f"{split}: accuracy {block['accuracy']:.1f}, mIoU {show_miou(block)} ({many}, {how})"
+        for width, value in block.get("boundary_f", {}).items():
+            shown = "none: one of the maps has no boundary" if value is None else f"{value:.1f}"
+            yield f"{split}: boundary F within {width} px {shown}"
         if left_out := LabelCounts.parse(block["label_pixels"]).describe():
             yield f"{split}: {left_out}"
     rows = [(each["name"], each["iou"]) for each in result["per_class"] if each["iou"] is not None]
@@ -226,14 +235,16 @@ def _pair(predictions: Path, tasks: Sequence[Task], screen: Screen) -> list[tupl
     others = sorted({file for files in there.values() for file in files} - set(taken))
     if others:
         many = count_of(len(others), "files")
-        screen.warn(f"{many} in {predictions} belong to no label map (first: {others[0]}).")
+        screen.warn(
+            f"{many} in {predictions} belong to no image that is scored (first: {others[0]})."
+        )
     return pairs
 
 
 def _compare(
     source: Dataset, rules: Rules, pair: tuple[Task, Path]
-) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], LabelCounts]:
-    """Compare one prediction with its label map."""
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], LabelCounts, NDArray[np.int64] | int]:
+    """Compare one prediction with its label map: classes, values, and boundaries if wanted."""
     task, file = pair
     known = _read(task.label, lambda path: _read_truth(source, path, rules.ignore))
     left_out = rules.ignore if rules.matching == "none" else ()
@@ -253,7 +264,9 @@ def _compare(
     else:
         told = _fit(told, known.raw.shape, file, task.label, rules.resize)
     left, top, right, bottom = box
-    return compare_maps(told, known.classes[top:bottom, left:right]), known.count(box)
+    truth = known.classes[top:bottom, left:right]
+    near = count_boundaries(told, truth) if rules.boundaries else 0
+    return compare_maps(told, truth), known.count(box), near
 
 
 def _fit(

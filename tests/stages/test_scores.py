@@ -17,12 +17,14 @@ from pipeline.datasets.definition import IGNORE
 from stages.scores import (
     UNMATCHED,
     Part,
+    count_boundaries,
     count_confusion,
     list_parts,
     match_clusters,
     pair_clusters,
     score,
     score_assignment,
+    score_boundaries,
 )
 
 
@@ -186,6 +188,33 @@ def test_nothing_is_made_up(truth: np.ndarray | None, classes: list[int | None] 
 def test_an_image_without_labels_has_no_parts() -> None:
     assert list_parts(np.full((2, 2), 255, np.uint8), None, None) == []
     assert list_parts(np.full((2, 2), 254, np.uint8), None, None) == [Part(254, 100.0, None)]
+
+
+def test_boundaries_by_hand_and_by_every_distance() -> None:
+    truth = np.zeros((9, 20), np.uint8)
+    truth[:, 10:] = 4
+    ours = np.full((9, 20), 7, np.uint8)
+    ours[:, 13:] = 2  # three pixels to the right
+    assert score_boundaries(count_boundaries(ours, truth)) == {"2": 0.0, "5": 100.0}
+    ours[:, 2:] = np.where(ours[:, 2:] == 7, 1, ours[:, 2:])  # and one that is nowhere
+    assert count_boundaries(ours, truth)[1].tolist() == [[9, 18], [9, 9]]
+    truth[:, :7] = IGNORE  # near what is ignored nothing is counted
+    assert count_boundaries(ours, truth)[0].tolist() == [[0, 9], [0, 9]]
+    assert score_boundaries(count_boundaries(ours, np.zeros_like(truth)))["2"] is None
+
+    generator = np.random.default_rng(0)
+    ours, truth = generator.integers(0, 2, (2, 12, 11)).astype(np.uint8)
+    edges = []
+    for values in (ours, truth):
+        padded = np.pad(values, ((0, 1), (0, 1)), mode="edge")
+        edge = (padded[:-1, :-1] != padded[1:, :-1]) | (padded[:-1, :-1] != padded[:-1, 1:])
+        edges.append(np.argwhere(edge))
+    apart = np.linalg.norm(edges[0][:, None] - edges[1], axis=2)
+    wanted = [
+        [[(apart.min(1) <= w).sum(), len(edges[0])], [(apart.min(0) <= w).sum(), len(edges[1])]]
+        for w in (2, 5)
+    ]
+    assert count_boundaries(ours, truth).tolist() == wanted
 
 
 def test_the_public_score_on_arrays() -> None:

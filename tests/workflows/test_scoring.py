@@ -157,6 +157,13 @@ def test_what_is_no_prediction_is_named(
         score(ours, {"a.png": TRUTH})
 
 
+def test_boundaries_are_scored_where_they_are_asked_for(score: Score) -> None:
+    truth = np.repeat(TRUTH[:, :4], 4, axis=0).repeat(4, axis=1)
+    maps = {"a.png": truth + 3}, {"a.png": truth}
+    assert "boundary_f" not in score(*maps)
+    assert score(*maps, boundaries=True)["boundary_f"] == {"2": 100.0, "5": 100.0}
+
+
 def test_values_that_no_class_has_are_not_scored(score: Score, tmp_path: Path) -> None:
     theirs = {"a.npy": np.array([[0, 300]])}
     ours = {"a.npy": np.array([[0, 1]])}
