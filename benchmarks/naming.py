@@ -331,9 +331,11 @@ def run_seed(bench: Bench, seed: int, scores: dict[str, Score]) -> None:
 
     bench.unsay()
     budget = NAMES * bench.classes
-    bench.fit(f"matched-{seed}", seed)
-    add(K_ONLY, 0, bench.evaluate(f"matched-{seed}"))
-    flat, name = f"flat-{seed}", f"named-{seed}"
+    # names of a fit that is replaced would be carried over to the new one
+    of = f"{seed}-fine" if bench.fine else f"{seed}"
+    matched, flat, name, painted = (f"{k}-{of}" for k in ("matched", "flat", "named", "painted"))
+    bench.fit(matched, seed)
+    add(K_ONLY, 0, bench.evaluate(matched))
     most, few = (min(each * bench.classes, bench.units, CLUSTERS) for each in (NAMES, START))
     bench.fit(flat, seed, clusters=most)
     artefacts = bench.open(flat)
@@ -351,7 +353,6 @@ def run_seed(bench: Bench, seed: int, scores: dict[str, Score]) -> None:
         bench.write_names(name, person.names)
         add(FULL if share == 1 else f"{share:g}", len(person.names), bench.evaluate(name))
     bench.paint(artefacts, seed)
-    painted = f"painted-{seed}"
     begun = perf_counter()
     bench.fit(painted, seed, clusters=few, labels_from="corrections")
     fitted = perf_counter() - begun
