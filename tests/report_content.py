@@ -156,6 +156,7 @@ def _make_card(cluster: int, *, labels: bool, crf: bool) -> ClusterCard:
         nearest=(cluster + 1) % 4,
         similarity=0.25,
         cutouts=cutouts,
+        stability=90.0 - 30 * cluster,
     )
 
 

@@ -197,6 +197,8 @@ class Method(ABC):
         settings of these names say.
     shares_work
         Whether it computes with the team of its task; if not, one worker makes the whole fit.
+    is_quick
+        Whether it may be fitted to halves, too, to tell how stable it is; its fit saves nothing.
     pins
         Whether what is known keeps its clusters in every step; if not, it joins them afterwards.
     """
@@ -206,6 +208,7 @@ class Method(ABC):
     needs_start: ClassVar[bool] = False
     has_student: ClassVar[bool] = False
     shares_work: ClassVar[bool] = False
+    is_quick: ClassVar[bool] = False
     pins: ClassVar[bool] = False
 
     def count_epochs(self, settings: EmSettings) -> int:

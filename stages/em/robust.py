@@ -273,6 +273,7 @@ class Robust(Method):
     """The robust fit, in float64 on the processor, whatever the device."""
 
     shares_work = True
+    is_quick = True
 
     def count_epochs(self, settings: EmSettings) -> int:
         """Return 1: nothing is learned in steps."""

@@ -119,6 +119,11 @@ class EmSettings(StageSettings):
     shrinkage: float = setting(
         0.1, "share of the identity in the discriminants' covariance (robust)", ge=0, le=1
     )
+    stability: bool = setting(
+        False,
+        "fit two halves of the sample, too, and say which clusters both find: twice the time "
+        "(robust, without --clusters)",
+    )
     device: str = execution_setting("auto", "auto, cpu, cuda or cuda:N")
 
     @classmethod
@@ -138,6 +143,8 @@ class EmSettings(StageSettings):
             unset.add("codebook")
         if not self.fine:
             unset.add("fine")
+        if not self.stability:
+            unset.add("stability")
         return {name: value for name, value in values.items() if name not in unset}
 
     @property

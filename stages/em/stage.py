@@ -38,6 +38,7 @@ from stages.em.clusters import count_clusters, hold_proposals, sum_clusters
 from stages.em.labels import Known, describe_known, fingerprint_known, read_labels, sum_known
 from stages.em.methods import CLASS_AXES, Fit, Method, Sums, Task
 from stages.em.settings import METHODS, EmSettings
+from stages.em.stability import measure_stability
 from stages.em.start import ClassCount, estimate_classes
 
 FEATURES = "features"
@@ -92,6 +93,12 @@ class Em(Training[EmSettings]):
                 f"--fine: there is no fine view; run `primaps-pipe extract {run.quoted} --views "
                 "clean,fine:PX` first, such as fine:518."
             )
+        quick = get_method(settings).is_quick and not settings.joins_clusters
+        if settings.stability and not quick:
+            raise UsageError(
+                f"--stability: halves are not fitted by --method {settings.method}, nor with "
+                "--clusters or --labels-from; take --method robust alone, or leave it out."
+            )
         return settings.replace(
             splits=read_manifest(run.require()).choose_splits(settings.splits),
             classes=_choose_classes(run, settings),
@@ -115,6 +122,8 @@ class Em(Training[EmSettings]):
         if not windows:
             raise RunError(f"em: no usable image in the splits {', '.join(settings.splits)}.")
         epochs = get_method(settings).count_epochs(settings)
+        if settings.stability:
+            epochs *= 3
         # those that are added come after them: `select` offers them first
         facts = {"method": settings.method, "images": len(manifest.images)}
         plan = self.plan_one(run, settings, windows, epochs, facts)
@@ -214,6 +223,14 @@ class Em(Training[EmSettings]):
             pinned,
         )
         fit = method.fit(task)
+        warnings: list[str] = []
+        if settings.stability:
+            announce(say="stability")
+            try:
+                attributes = measure_stability(method, task, fit).describe()
+                fit = replace(fit, attributes={**fit.attributes, **attributes})
+            except UsageError as error:
+                warnings.append(f"{self.key(settings)}: two halves cannot be compared: {error}")
         sums, held = None, None
         if settings.joins_clusters:
             origin = None if known is None else known.moments.origin
@@ -229,7 +246,7 @@ class Em(Training[EmSettings]):
         _write_fit(run, settings, fit, count, sums, held, known)
         found = fit.found if known is None else f"{fit.found}, {describe_known(known)}"
         result = {"found": found, "usage": list(fit.usage[-1]), "device": fit.device}
-        warnings = [] if known is None else list(known.left_out)
+        warnings += [] if known is None else known.left_out
         if fit.units is not None:
             _warn_of_few(warnings.append, self.key(settings), fit.units, settings)
         if count is not None:

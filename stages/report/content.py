@@ -21,7 +21,7 @@ from pipeline.run.frames import count_threads, map_ahead, resize_labels
 from pipeline.run.ledger import Ledger, read_record
 from pipeline.run.manifest import Image
 from stages import SETTINGS
-from stages.artefacts import Artefacts, open_evaluated, read_group_of
+from stages.artefacts import OWN, Artefacts, open_evaluated, read_group_of
 from stages.clustering import list_unused, warn_of_unused
 from stages.labelling import MAIN, take_clusters
 from stages.report.certainty import show_certainty
@@ -42,10 +42,12 @@ from stages.report.plots import draw_scores, draw_series, draw_usage
 from stages.report.settings import ReportSettings
 from stages.report.typical import Cutout, gather_typical
 from stages.report.words import (
+    STABLE,
     count_effectively,
     describe_facts,
     describe_repeatability,
     describe_scores,
+    describe_stability,
     describe_unusual,
     find_version,
     is_number,
@@ -106,7 +108,8 @@ class GalleryItem:
 class ClusterCard:
     """What is known of one cluster; shares, IoU and similarity where there are any.
 
-    ``first`` is the first cluster of its name, under which images list it.
+    ``first`` is the first cluster of its name, under which images list it; ``stability``, in per
+    cent, is that of ``stages.em.stability``.
     """
 
     cluster: int
@@ -120,6 +123,12 @@ class ClusterCard:
     nearest: int | None = None
     similarity: float | None = None
     cutouts: Sequence[Cutout] = ()
+    stability: float | None = None
+
+    @property
+    def comes_and_goes(self) -> bool:
+        """Whether two halves of the images hardly agree on it."""
+        return self.stability is not None and self.stability < STABLE
 
     @property
     def label(self) -> str:
@@ -154,21 +163,31 @@ def build_content(run: RunDirectory, settings: ReportSettings) -> Content:
     found = {} if made is None else made.result
     usage = found.get("usage", ())
     said = list(found.get("warnings", ()))
-    if "clusters" not in read_group_of(run, subject)[1]:
+    arrays, attributes = read_group_of(run, subject)
+    # the clusters of the fit, or classes that were made of them
+    own = OWN not in evaluation.record.facts
+    if "clusters" not in attributes:
         warn_of_unused(said.append, subject.key, usage)
     if weak := describe_weak(metrics, given):
         said.append(f"{weak}.")
     return {
         "title": f"Pseudo-labels: {run.path.name}",
         "notice": "" if facts["weights_digest"] else _HANDCRAFTED,
-        "facts": describe_facts(facts, metrics, manifest.dataset, str(manifest.root)),
+        "facts": [
+            *describe_facts(facts, metrics, manifest.dataset, str(manifest.root)),
+            *describe_stability(attributes),
+        ],
         "settings_yaml": shorten_settings(text, run.settings_file),
         "commands": list_commands(run, key, SETTINGS),
         "metrics": metrics,
         "gallery": gallery,
-        "curves": draw_fit(*read_group_of(run, subject), look.colours),
+        "curves": draw_fit(arrays, attributes, look.colours),
         "clusters": make_cards(
-            metrics, look, artefacts.classifiers[MAIN].prototypes.float().numpy(), cutouts
+            metrics,
+            look,
+            artefacts.classifiers[MAIN].prototypes.float().numpy(),
+            cutouts,
+            attributes.get("cluster_stability", ()) if own else (),
         ),
         "certainty": show_certainty(metrics),
         "warnings": [
@@ -378,6 +397,7 @@ def make_cards(
     look: ClusterLook,
     prototypes: NDArray[np.float32],
     cutouts: Mapping[int, Sequence[Cutout]],
+    stability: Sequence[float] = (),
 ) -> list[ClusterCard]:
     """Gather what is known of every cluster, by the matching of one split."""
     nearest = find_nearest(prototypes)
@@ -399,6 +419,7 @@ def make_cards(
             nearest=None if nearest is None else int(nearest[0][cluster]),
             similarity=None if nearest is None else float(nearest[1][cluster]),
             cutouts=cutouts.get(cluster, ()),
+            stability=100 * stability[cluster] if cluster < len(stability) else None,
         )
         for cluster, (name, colour, label) in enumerate(
             zip(look.names, look.colours, classes, strict=True)

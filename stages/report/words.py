@@ -128,6 +128,20 @@ def describe_facts(
     ]
 
 
+# A cluster of which two halves share less, in per cent, comes and goes.
+STABLE = 50.0
+
+
+def describe_stability(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say how far fits on two halves of the images agree, where it was measured."""
+    if "stability" not in attributes:
+        return []
+    agreement, clusters = 100 * attributes["stability"], attributes["cluster_stability"]
+    unsure = sum(100 * value < STABLE for value in clusters)
+    told = f"two halves agree by {format_percent(agreement)} beyond chance"
+    return [("stability", f"{told}, {unsure} of {len(clusters)} clusters come and go")]
+
+
 def describe_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Put the figures of an image into words, those that there are."""
     return [(title, format_percent(scores[n])) for n, title in _IMAGE_FIGURES if n in scores]

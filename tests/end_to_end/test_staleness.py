@@ -119,6 +119,7 @@ OTHERS: dict[str, dict[str, object]] = {
         "clusterings": 3,
         "codebook": None,  # counts where proposals are summed
         "fine": None,  # the run has no finer view
+        "stability": None,  # of a fit by the robust method
         "shrinkage": 0.2,
         "device": "cpu",
     },

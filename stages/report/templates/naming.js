@@ -10,7 +10,8 @@
   function write() {
     // a text of JSON is one of YAML, whatever is in it
     return fields.filter(function (field) { return field.value.trim(); }).map(function (field) {
-      return field.dataset.cluster + ": " + JSON.stringify(field.value.trim()) + "\n";
+      var note = field.dataset.note ? "  # " + field.dataset.note : "";
+      return field.dataset.cluster + ": " + JSON.stringify(field.value.trim()) + note + "\n";
     });
   }
 

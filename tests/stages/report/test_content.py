@@ -258,6 +258,13 @@ def test_a_card_has_the_figures_of_its_own_cluster() -> None:
     assert [card.nearest for card in cards] == [2, 2, 1]
     assert [len(card.cutouts) for card in cards] == [0, 0, 1]
     assert len({card.colour for card in cards}) == 3
+    assert not any(card.comes_and_goes for card in cards)
+    cards = make_cards(BLOCK, look, PROTOTYPES, {}, [0.75, 0.49, 0.5])
+    assert [(c.stability, c.comes_and_goes) for c in cards] == [
+        (75, False),
+        (49, True),
+        (50, False),
+    ]
 
 
 def test_without_crf_there_is_one_iou() -> None:

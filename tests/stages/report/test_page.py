@@ -168,9 +168,11 @@ def test_classes_come_in_their_order_with_their_clusters():
     for html in (render_report(content), render_report(shuffled)):
         text = Page(html).text
         rows = (
-            "sky cluster 0 Show in gallery Pixels 40.0 % IoU 51.2 % IoU without CRF 31.2 % Nearest",
+            "sky cluster 0 Show in gallery Pixels 40.0 % IoU 51.2 % IoU without CRF 31.2 % "
+            "Stability 90.0 %",
             "field cluster 1 Show in gallery Pixels 35.0 % IoU 52.2 % IoU without CRF 32.2 %",
-            "road cluster 2 Show in gallery Pixels 24.9 % IoU – IoU without CRF –",
+            "road cluster 2 Show in gallery Pixels 24.9 % IoU – IoU without CRF – "
+            "Stability 30.0 %, comes and goes",
             "cluster 3 no class Show in gallery Pixels 0.05 % IoU – IoU without CRF –",
         )
         positions = [text.index(row) for row in rows]
