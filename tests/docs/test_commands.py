@@ -52,7 +52,6 @@ RUN_PAGES: dict[str, str | None] = {
     "docs/results/python.md": OWN,
     "docs/results/terminal.md": OWN,
     "docs/run-directory.md": OWN,
-    "docs/downstream.md": None,
     "docs/troubleshooting.md": OWN,
 }
 
@@ -66,6 +65,7 @@ NOT_RUN = {
     "primaps-pipe verify runs/demo --label-free": "tests/workflows/test_label_free.py does it",
     "primaps-pipe score --predictions theirs": "tests/workflows/test_scoring.py has such folders",
     "primaps-pipe correct runs/mine --from colleague": "tests/workflows/correct has two people",
+    "primaps-pipe evaluate runs/camvid --em named-0": "a fit of benchmarks.naming: minutes",
     "python -m": "benchmarks take minutes: their --help is run, and has the options",
     "primaps-pipe correct runs/mine --from ~/Downloads": "tests/workflows/correct has such files",
     "primaps-pipe correct runs/mine --from ~/exports/from-fiftyone": "a database, for FiftyOne",
