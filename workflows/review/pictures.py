@@ -96,9 +96,11 @@ def choose_of_units(
 
     Gives entries of ``PART``; ``image_of`` is the image of every window, int64 [window].
     """
-    means = units.totals[rows] / units.counts[rows, None]
+    # a proposal of the clean view may hold no position of a finer one
+    counts = np.maximum(units.counts[rows], 1)
+    means = units.totals[rows] / counts[:, None]
     # relative to what all have in common, which says nothing of which are near
-    middle = units.totals[rows].sum(axis=0) / units.counts[rows].sum()
+    middle = units.totals[rows].sum(axis=0) / counts.sum()
     norms = np.linalg.norm(means, axis=1) * np.linalg.norm(middle)
     similarity = means @ middle / np.where(norms > 0, norms, 1)
     mine = np.flatnonzero(np.isin(units.rows, rows))

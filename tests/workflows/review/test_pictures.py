@@ -54,3 +54,16 @@ def test_the_proposals_of_groups_are_shown() -> None:
     found = sorted((int(part["window"]), int(part["number"])) for part in shown)
     assert found == [(0, 1), (1, 2), (2, 1), (3, 1), (3, 2)]
     assert {int(part["cluster"]) for part in shown} == {0}
+
+
+def test_a_proposal_without_a_position_is_the_least_typical() -> None:
+    units = Units(
+        Tree(np.array([[0, 1], [3, 2]]), np.zeros(3, int)),
+        256 * np.arange(3) + 1,
+        np.arange(3),
+        np.array([2.0, 2.0, 0.0]),
+        np.array([[4.0, 1.0], [4.0, 0.0], [0.0, 0.0]]),
+    )
+    typical, _ = choose_of_units(units, np.arange(3), np.arange(3), 0)
+    assert typical["window"].tolist()[-1] == 2
+    assert np.isfinite(typical["similarity"]).all()
