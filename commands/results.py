@@ -163,7 +163,7 @@ def status(run: Path, as_json: bool) -> None:
         Exits with 1 where something is damaged.
     primaps-pipe verify runs/demo --repair
         Computes again what is, and nothing else.
-    primaps-pipe verify runs/demo --label-free
+    primaps-pipe verify runs/camvid --label-free
         Proves that no label reaches what is made without them.
     """,
 )

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from pipeline.compute.signals import watch_signals
+from pipeline.compute.signals import Stopped, Watch, watch_signals
 from pipeline.errors import (
     MemoryShortError,
     PipelineError,
@@ -173,34 +173,29 @@ class Verb(click.Command):
         events = self.events and ctx.params["as_json"]
         if verbose:
             logging.basicConfig(level=logging.INFO)
-        with watch_signals() as watch:
-            try:
-                super().invoke(ctx)
-                sys.stdout.flush()
-            except (click.exceptions.ClickException, click.exceptions.Exit):
-                raise
-            except (Exception, KeyboardInterrupt) as error:
-                # what a signal breaks off may come up as any error
-                if isinstance(error, KeyboardInterrupt) or watch.number is not None:
-                    text, code = f"{watch.reason}; the same command goes on from here.", watch.code
-                elif isinstance(error, BrokenPipeError):
-                    _leave_pipe()
-                elif (shortage := _find_shortage(error)) is not None:
-                    text, code = str(shortage), 1
-                elif isinstance(error, PipelineError):
-                    text, code = str(error), 2 if isinstance(error, UsageError) else 1
-                else:
-                    text = f"unexpected {type(error).__name__}: {error}; -v shows where."
-                    code = 1
-                # the terminal may be gone, or whoever read what was printed
-                with suppress(OSError):
-                    if verbose:
-                        traceback.print_exc()
-                    click.echo(f"{PROGRAM}: {show_controls(text)}", err=True)
-                with suppress(OSError):
-                    if events:
-                        print_event("error", message=text, exit_code=code)
-                sys.exit(code)
+        try:
+            with watch_signals() as watch:
+                try:
+                    super().invoke(ctx)
+                    sys.stdout.flush()
+                except (click.exceptions.ClickException, click.exceptions.Exit):
+                    raise
+                except (Exception, KeyboardInterrupt) as error:
+                    self._end(*_explain(error, watch), verbose=verbose, events=events)
+        except Stopped as error:
+            # on the threshold: signals were watched for already, or still
+            self._end(*_explain(error, Watch(error.number)), verbose=verbose, events=events)
+
+    def _end(self, text: str, code: int, *, verbose: bool, events: bool) -> NoReturn:
+        # the terminal may be gone, or whoever read what was printed
+        with suppress(OSError):
+            if verbose:
+                traceback.print_exc()
+            click.echo(f"{PROGRAM}: {show_controls(text)}", err=True)
+        with suppress(OSError):
+            if events:
+                print_event("error", message=text, exit_code=code)
+        sys.exit(code)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write examples, arguments, and the options by section."""
@@ -224,6 +219,20 @@ class Verb(click.Command):
             if record is not None:
                 sections.setdefault(find_section(param), {})[record[0]] = record[1]
         return {name: sections[name] for name in sort_sections(sections)}
+
+
+def _explain(error: BaseException, watch: Watch) -> tuple[str, int]:
+    """Return the sentence that an error ends a command with, and the exit code."""
+    # what a signal breaks off may come up as any error
+    if isinstance(error, KeyboardInterrupt) or watch.number is not None:
+        return f"{watch.reason}; the same command goes on from here.", watch.code
+    if isinstance(error, BrokenPipeError):
+        _leave_pipe()
+    if (shortage := _find_shortage(error)) is not None:
+        return str(shortage), 1
+    if isinstance(error, PipelineError):
+        return str(error), 2 if isinstance(error, UsageError) else 1
+    return f"unexpected {type(error).__name__}: {error}; -v shows where.", 1
 
 
 def _find_shortage(error: BaseException) -> MemoryShortError | None:

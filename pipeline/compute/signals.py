@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def watch_signals() -> Iterator[Watch]:
             watch.number, watch.since = number, time.monotonic()
             if watch.deferred:
                 return
+            # one that a library had just made, and that nobody will wait for now
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise Stopped(number)
         if time.monotonic() - watch.since > _TOGETHER_S:
             _leave(number, frame)

@@ -62,7 +62,7 @@ NOT_RUN = {
     "primaps-pipe extract runs/mine --workers 4": "tests/end_to_end/test_cluster.py runs workers",
     'primaps-pipe "$stage" "$RUN"': "a SLURM job: tests/end_to_end/test_cluster.py has a cluster",
     "primaps-pipe extract s3://": "tests/object_store runs a stage in a store of its own",
-    "primaps-pipe verify runs/demo --label-free": "tests/workflows/test_label_free.py does it",
+    "primaps-pipe verify runs/camvid --label-free": "tests/workflows/test_label_free.py does it",
     "primaps-pipe score --predictions theirs": "tests/workflows/test_scoring.py has such folders",
     "primaps-pipe correct runs/mine --from colleague": "tests/workflows/correct has two people",
     "primaps-pipe evaluate runs/camvid --em named-0": "a fit of benchmarks.naming: minutes",

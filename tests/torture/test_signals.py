@@ -8,10 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cli import main
+from commands import verbs
 from pipeline.compute import signals
 from tests.torture.server import REPOSITORY
 from tests.torture.stops import (
@@ -139,3 +144,19 @@ def test_a_reader_that_goes_away_gets_no_traceback(
     os.close(write)
     assert ended.stderr == ""
     assert ended.returncode in (1, 141)
+
+
+def test_a_signal_on_the_threshold_of_the_watch_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextmanager
+    def watch() -> Iterator[signals.Watch]:
+        raise signals.Stopped(signal.SIGHUP)
+        yield
+
+    monkeypatch.setattr(verbs, "watch_signals", watch)
+    result = CliRunner().invoke(main, ["status", str(tmp_path)])
+    assert result.exit_code == 129
+    assert result.output == (
+        "primaps-pipe: stopped by SIGHUP; the same command goes on from here.\n"
+    )
