@@ -23,7 +23,7 @@ from pipeline.storage.files import checksum
 
 DRAWS = 1000
 # Images whose pixels are laid out by class at a time.
-_BLOCK = 2048
+BLOCK = 2048
 LEVEL = 95
 # How often an image counts, by 16 random bits: the quantiles of the Poisson distribution.
 _STEPS = 2**16
@@ -83,14 +83,15 @@ class Resampling:
     @property
     def interval(self) -> list[float] | None:
         """The interval of the mIoU, in per cent; None of fewer than two images."""
-        return None if self.miou is None else measure_interval(self.miou)
+        draws = self.miou
+        return None if draws is None else measure_interval(draws)
 
 
 def resample_table(table: pa.Table, split: str) -> Resampling:
     """Draw the images of a split anew, from rows of ``images.parquet``."""
     drawn = Resampling()
-    for start in range(0, len(table), _BLOCK):
-        part = table.slice(start, _BLOCK).combine_chunks()
+    for start in range(0, len(table), BLOCK):
+        part = table.slice(start, BLOCK).combine_chunks()
         counts = np.zeros((2, len(part), IGNORE))
         lists = part["classes"].combine_chunks()
         row = np.repeat(np.arange(len(part)), pc.list_value_length(lists).to_numpy())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.datasets.definition import IGNORE
 from pipeline.datasets.labels import LabelCounts
 from pipeline.errors import count_of
-from stages.intervals import Resampling, draw_weights
+from stages.intervals import BLOCK, Resampling, draw_weights
 
 UNMATCHED = -1
 MAX_CLASSES = 255
@@ -30,8 +30,6 @@ _IGNORED = (IGNORE, -1, 65535)
 # A cluster whose IoU with its class is lower, in per cent, is hardly that class: it is said.
 WEAK_IOU = 20.0
 _MOST_LISTED = 6
-# Images whose pixels are laid out by class at a time.
-_BLOCK = 2048
 # What may be scored beside the labels, by its name in ``metrics.json``.
 OTHERS = {
     "running_prototypes": "running prototypes",
@@ -361,8 +359,8 @@ def summarise_maps(
 
 def _resample(images: Mapping[str, Pairs], matched: NDArray[np.int64]) -> list[float] | None:
     drawn, names = Resampling(), list(images)
-    for start in range(0, len(names), _BLOCK):
-        block = names[start : start + _BLOCK]
+    for start in range(0, len(names), BLOCK):
+        block = names[start : start + BLOCK]
         number = np.repeat(np.arange(len(block)), [len(images[name][0]) for name in block])
         pairs, counts = (np.concatenate([images[name][i] for name in block]) for i in (0, 1))
         shape = (len(block), MAX_CLASSES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,19 @@ def write_scenes(folder: Path, count: int, *, width: int = 130, height: int = 10
             path = folder / kind / f"part {number % 2}" / f"scene {number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(path)
+
+
+def write_split_scenes(folder: Path, counts: Mapping[str, int]) -> Path:
+    """Write so many scenes of every split; return the table that lists them with their labels."""
+    rows = ["image,label,split"]
+    for split, count in counts.items():
+        write_scenes(folder / split, count)
+        for n in range(count):
+            place = f"part {n % 2}/scene {n}.png"
+            rows.append(f"{split}/photographs/{place},{split}/labels/{place},{split}")
+    table = folder / "list.csv"
+    table.write_text("\n".join(rows) + "\n")
+    return table
 
 
 def hash_tree(folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from stages.artefacts import list_photometric, open_pair
 from stages.em.labels import Labels, find_store
 from stages.em.pieces import GROUP, FitBatch, Pins
 from stages.em.settings import METHODS, EmSettings
+from stages.labelling import average_views
 
 _BLOCK = 256
 _FOR_SUMS = {"mirror", "proposals"}
@@ -155,7 +156,7 @@ class Cache:
 
 def _average(batch: Batch) -> FitBatch:
     found = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
-    mean = (found["clean"].float() + found["mirror"].float().flip(2)) / 2
+    mean = average_views(found["clean"].float(), found["mirror"].float())
     return FitBatch(mean, found.get("proposals"))
 
 

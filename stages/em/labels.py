@@ -36,7 +36,9 @@ from stages.artefacts import open_pair
 from stages.discriminants import Moments
 from stages.em.pieces import Pins
 from stages.em.settings import CORRECTIONS, SPLIT, EmSettings
+from stages.em.sums import PROPOSALS
 from stages.known import label_grid, label_proposals, read_said
+from stages.labelling import average_views
 
 
 class Known(NamedTuple):
@@ -111,10 +113,6 @@ def fingerprint_known(run: RunDirectory, settings: EmSettings) -> str | None:
     return fingerprint(fingerprint_labels(manifest, (split,)), fingerprint_classes(manifest))
 
 
-# Proposals are numbered by a byte.
-_NUMBERS = 256
-
-
 @dataclass(frozen=True)
 class Labels:
     """What is known of the windows of a run, by position of the grid of a view and by proposal.
@@ -149,7 +147,7 @@ class Labels:
 
         A number is 256 x row of the window + that of the proposal.
         """
-        window, own = (each.numpy() for each in (number // _NUMBERS, number % _NUMBERS))
+        window, own = (each.numpy() for each in (number // PROPOSALS, number % PROPOSALS))
         known = self.table[window, self.grid[0] * self.grid[1] + own]
         return torch.from_numpy(self.clusters[known]).long()
 
@@ -165,7 +163,7 @@ def read_labels(
     # a click is on a position of the clean view, whichever is labelled
     clicked = open_pair(store, CLEAN)["clean"].shape[1:3]
     cells, left_out, found = rows * columns, list[str](), list[slice]()
-    shape = len(manifest.windows), cells + _NUMBERS
+    shape = len(manifest.windows), cells + PROPOSALS
     with TemporaryFile() as file:
         # where nothing is written, it takes no space
         table = np.memmap(file, np.uint8, "w+", shape=shape)
@@ -207,7 +205,7 @@ def sum_known(
             torch.from_numpy(read_rows(arrays[view], rows.start, rows.stop)).double()
             for view in ("clean", "mirror")
         )
-        features = ((clean + mirror.flip(2)) / 2).flatten(0, 2)
+        features = average_views(clean, mirror).flatten(0, 2)
         if moments is None:
             middle = features.mean(dim=0) if origin is None else origin
             moments = Moments.make_empty(middle, len(labels.names))

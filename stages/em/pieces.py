@@ -158,11 +158,13 @@ class Pins(NamedTuple):
     def refine(self, rows: int, columns: int) -> Pins:
         """Give every position of another grid what is known of the one that its centre is in."""
         there = self.positions.shape[1:]
-        y, x = (
-            ((torch.arange(count) + 0.5) * (own / count)).long()
-            for count, own in zip((rows, columns), there, strict=True)
-        )
+        y, x = (find_centres(*each) for each in zip((rows, columns), there, strict=True))
         return self._replace(positions=self.positions[:, y[:, None], x])
+
+
+def find_centres(count: int, length: int) -> Tensor:
+    """Find where the centres of so many equal cells lie among ``length`` others, int64 [cell]."""
+    return ((torch.arange(count) + 0.5) * (length / count)).long()
 
 
 @dataclass(frozen=True)

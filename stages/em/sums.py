@@ -20,7 +20,7 @@ from pipeline.compute.scheduler import INLINE, Team
 from pipeline.run.frames import count_threads, map_ahead
 from stages.calibration import FOLDS, MOST, HeldOut, scatter_folds
 from stages.discriminants import GAINS, Discriminant, Moments, measure_gains
-from stages.em.pieces import FitBatch, one_thread
+from stages.em.pieces import FitBatch, find_centres, one_thread
 
 # Proposals are numbered by a byte.
 PROPOSALS = 256
@@ -75,8 +75,7 @@ def read_positions(batch: FitBatch) -> tuple[Tensor, Tensor]:
         raise ValueError("the robust fit needs proposals")
     rows, columns = batch.features.shape[1:3]
     height, width = batch.proposals.shape[1:]
-    y = ((torch.arange(rows) + 0.5) * (height / rows)).long()
-    x = ((torch.arange(columns) + 0.5) * (width / columns)).long()
+    y, x = find_centres(rows, height), find_centres(columns, width)
     proposals = batch.proposals.cpu()[:, y[:, None], x].long()
     return batch.features.cpu().double().flatten(1, 2), proposals.flatten(1)
 

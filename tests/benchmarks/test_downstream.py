@@ -26,7 +26,7 @@ from benchmarks.downstream import (
 )
 from benchmarks.students import Decoder, Recipe, UNet, draw_pixels, segmentation_loss, shape_rate
 from pipeline import Run
-from tests.scenes import FAST_EM, Invoke, write_scenes
+from tests.scenes import FAST_EM, Invoke, write_split_scenes
 
 SHORT = Recipe(2, 1e-3)
 
@@ -34,17 +34,10 @@ SHORT = Recipe(2, 1e-3)
 @pytest.fixture(scope="module")
 def scenes_run(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Run:
     folder = tmp_path_factory.mktemp("downstream")
-    for split, count in (("train", 4), ("val", 2)):
-        write_scenes(folder / split, count)
-    rows = ["image,label,split"]
-    for split, count in (("train", 4), ("val", 2)):
-        for n in range(count):
-            place = f"part {n % 2}/scene {n}.png"
-            rows.append(f"{split}/photographs/{place},{split}/labels/{place},{split}")
-    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    table = write_split_scenes(folder, {"train": 4, "val": 2})
     run = folder / "run"
     options = ("--backbone", "handcrafted", "--size", 64, "--frame", "centre", "--no-progress")
-    invoke("extract", run, "--dataset", f"list:{folder / 'list.csv'}", *options)
+    invoke("extract", run, "--dataset", f"list:{table}", *options)
     invoke("masks", run, "--crf", "none", "--no-progress")
     invoke("em", run, "--classes", 3, *FAST_EM, "--no-progress")
     invoke("evaluate", run, "--crf", "none", "--no-progress")

@@ -22,7 +22,7 @@ from benchmarks.resample import (
 from pipeline.errors import UsageError
 from pipeline.run.directory import RunDirectory
 from stages.em.methods import Fit
-from tests.scenes import Invoke, write_scenes
+from tests.scenes import Invoke, write_split_scenes
 
 FILE = """
 from stages.em.robust import Robust
@@ -36,16 +36,10 @@ class Other(Robust):
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Sample:
     folder = tmp_path_factory.mktemp("resample")
-    rows = ["image,label,split"]
-    for split, count in (("train", 8), ("val", 3)):
-        write_scenes(folder / split, count)
-        for n in range(count):
-            place = f"part {n % 2}/scene {n}.png"
-            rows.append(f"{split}/photographs/{place},{split}/labels/{place},{split}")
-    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    table = write_split_scenes(folder, {"train": 8, "val": 3})
     path, quiet = folder / "run", "--no-progress"
     options = ("--backbone", "handcrafted", "--size", 64, "--frame", "centre", quiet)
-    invoke("extract", path, "--dataset", f"list:{folder / 'list.csv'}", *options)
+    invoke("extract", path, "--dataset", f"list:{table}", *options)
     invoke("masks", path, "--crf", "none", quiet)
     return Sample(RunDirectory(path), 3)
 

@@ -13,22 +13,16 @@ from click.testing import CliRunner
 from benchmarks import selection
 from benchmarks.selection import ALONE, NAMED, ONE_BY_ONE, Person, Row, Split, read_split, tabulate
 from pipeline import Run
-from tests.scenes import Invoke, write_scenes
+from tests.scenes import Invoke, write_split_scenes
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Run:
     folder = tmp_path_factory.mktemp("selection")
-    rows = ["image,label,split"]
-    for split, count in (("train", 5), ("val", 2)):
-        write_scenes(folder / split, count)
-        for n in range(count):
-            place = f"part {n % 2}/scene {n}.png"
-            rows.append(f"{split}/photographs/{place},{split}/labels/{place},{split}")
-    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    table = write_split_scenes(folder, {"train": 5, "val": 2})
     path = folder / "run"
     options = ("--backbone", "handcrafted", "--size", 64, "--frame", "centre", "--no-progress")
-    invoke("extract", path, "--dataset", f"list:{folder / 'list.csv'}", *options)
+    invoke("extract", path, "--dataset", f"list:{table}", *options)
     invoke("masks", path, "--crf", "none", "--no-progress")
     return Run(path)
 

@@ -13,7 +13,7 @@ from pipeline.errors import RunError
 from pipeline.progress import Screen
 from pipeline.run.directory import RunDirectory
 from tests.scenes import FAST_EM, Invoke, hash_tree, write_scenes
-from workflows.label_free import prove_label_free
+from workflows.label_free import GIVEN, PERMUTED, REMOVED, SHIFTED, find_leaks, prove_label_free
 
 MODEL = "test_vit"
 QUICK = (*FAST_EM, "--no-progress", "--classes", 3)
@@ -80,3 +80,16 @@ def test_a_run_without_labels_proves_nothing(tmp_path: Path, invoke: Invoke, sce
     invoke("extract", run, "--dataset", "folder", "--root", scenes / "photographs", *more)
     with pytest.raises(RunError, match="no image with a label map"):
         prove_label_free(RunDirectory(run), 4, Screen(progress=False))
+
+
+def test_what_is_there_with_labels_alone_leaks() -> None:
+    same = {"em.zarr/fit": {"a": "1"}}
+    results = {
+        GIVEN: same | {"em.zarr/other": {"b": "1"}},
+        PERMUTED: same | {"em.zarr/other": {"b": "2"}},
+        SHIFTED: {"em.zarr/fit": {"a": "2"}},
+        REMOVED: same,
+    }
+    counts, leaks = find_leaks(results)
+    assert counts == {"em.zarr/fit": 1, "em.zarr/other": 1}
+    assert leaks == {"em.zarr/fit": [SHIFTED], "em.zarr/other": [GIVEN, PERMUTED]}
