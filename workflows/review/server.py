@@ -338,7 +338,7 @@ def serve_review(
             where = run.corrections
             screen.note(f"review: ended; what you said is in {where}")
         finally:
-            review.closed = True
+            review.close()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -353,7 +353,8 @@ async def _serve(
     application = make_application(review, token, port, pool)
     server = HTTPServer(application, max_body_size=_LARGEST_BODY, max_buffer_size=_LARGEST_BODY)
     server.add_sockets(sockets)
-    threading.Thread(target=review.look, daemon=True).start()
+    # no daemon: one that is within torch when the process ends takes it down
+    threading.Thread(target=review.look).start()
     address = f"http://{HOST}:{port}/#{token}"
     screen.result(f"review: {address}", address=address)
     # a program that reads it from a pipe waits for it

@@ -99,14 +99,19 @@ class Review:
         self.closed = False
 
     def look(self) -> None:
-        """Read what clusters and the panel are shown by, and keep the panel up to date; for ever.
+        """Read what clusters and the panel are shown by, and keep the panel up to date.
 
-        For a thread of its own: what it reads takes seconds.
+        For a thread of its own, until the review is closed: what it reads takes seconds.
         """
         self._try(self.look_once)
-        while True:
+        while not self.closed:
             self._wanted.wait()
             self._try(self._measure)
+
+    def close(self) -> None:
+        """End :meth:`look`, when it has done what it is at."""
+        self.closed = True
+        self._wanted.set()
 
     def _try(self, look: Callable[[], None]) -> None:
         try:
@@ -128,6 +133,8 @@ class Review:
         with self._changing("examples"):
             self._sample, self._facts = sample, facts
         self._measure()
+        if self.closed:
+            return
         examples = self.pictures.find_examples()
         with self._changing("examples"):
             self._examples = examples

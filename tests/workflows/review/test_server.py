@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,6 +101,15 @@ def visit(run: RunDirectory) -> Callable[..., None]:
         asyncio.run(main())
 
     return serve
+
+
+def test_a_review_that_is_closed_looks_no_more(run: RunDirectory) -> None:
+    review = Review(run, None, None)
+    looking = threading.Thread(target=review.look, daemon=True)
+    looking.start()
+    review.close()
+    looking.join(20)
+    assert not looking.is_alive()
 
 
 def test_the_token_is_needed_for_all_that_is_of_the_run(visit: Callable[..., None]) -> None:
